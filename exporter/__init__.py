@@ -1,0 +1,1 @@
+"""Prune ONNX models."""

@@ -1,0 +1,111 @@
+"""What a pruned graph costs: multiply-accumulates and parameters, as a function of how many units each group keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.graph import is_parameter
+from exporter.groups import Groups
+from exporter.slots import Axis, Fixed, Ids
+
+Keep = NDArray[np.int64]
+
+
+class CostModel:
+    """Costs of a graph for any choice of widths.
+
+    An axis is a sum of segments: positions that depend on the same groups. A segment's size shrinks with the share each
+    of its groups keeps, so an axis of heads and head dimensions shrinks with both.
+    """
+
+    def __init__(self, groups: Groups) -> None:
+        self.groups = groups
+        self.widths: Keep = np.array([g.width for g in groups], np.int64)
+        self._axis_number: dict[int, int] = {}
+        self._arrays: list[Ids] = []  # keeps the arrays alive, so that their id() stays theirs
+        self._counts: list[int] = []
+        self._members: list[tuple[int, ...]] = []
+        self._owners: list[int] = []
+        self.constant_axes: list[tuple[str, int, int]] = []
+        work = [(w.factor, [self._axis(a) for a in w.axes]) for w in groups.analysis.work]
+        parameters = self._parameters()
+        self._depth = max((len(m) for m in self._members), default=1)
+        padded = [m + (len(self.widths),) * (self._depth - len(m)) for m in self._members]
+        self._segment_groups = np.array(padded, np.int64).reshape(-1, self._depth)
+        self._segment_counts = np.array(self._counts, np.float64)
+        self._segment_axis = np.array(self._owners, np.int64)
+        self._work = _Terms(work, len(self._arrays))
+        self._weights = _Terms(parameters, len(self._arrays))
+
+    def macs(self, keep: Sequence[int] | Keep) -> float:
+        """Multiply-accumulates when group ``g`` keeps ``keep[g]`` units, under the graph's binding."""
+        return self._work.total(self.axis_sizes(keep))
+
+    def parameters(self, keep: Sequence[int] | Keep) -> float:
+        """Number of parameters when group ``g`` keeps ``keep[g]`` units."""
+        return self._weights.total(self.axis_sizes(keep))
+
+    def axis_sizes(self, keep: Sequence[int] | Keep) -> NDArray[np.float64]:
+        """Surviving size of every axis the model knows, shape (axes,)."""
+        share = np.append(np.asarray(keep, np.float64) / np.maximum(self.widths, 1), 1.0)
+        segments = self._segment_counts * share[self._segment_groups].prod(1)
+        return np.bincount(self._segment_axis, segments, minlength=len(self._arrays))
+
+    def members(self, axis: int) -> list[tuple[int, tuple[int, ...]]]:
+        """(size, groups) of the segments of an axis."""
+        return [
+            (c, m) for c, m, o in zip(self._counts, self._members, self._owners, strict=True) if o == axis
+        ]
+
+    def _axis(self, ids: Axis) -> int:
+        assert not isinstance(ids, Fixed)
+        if id(ids) in self._axis_number:
+            return self._axis_number[id(ids)]
+        number = self._axis_number[id(ids)] = len(self._arrays)
+        self._arrays.append(ids)
+        group, _ = self.groups.units(ids)
+        rows, counts = np.unique(-np.sort(-group, axis=1), axis=0, return_counts=True)
+        for row, count in zip(rows, counts, strict=True):
+            self._counts.append(int(count))
+            self._members.append(tuple(int(g) for g in row if g >= 0))
+            self._owners.append(number)
+        return number
+
+    def _parameters(self) -> list[tuple[int, list[int]]]:
+        terms = []
+        seen: set[str] = set()
+        graph = self.groups.graph
+        for key, axes in self.groups.analysis.axes.items():
+            name = key[0]
+            if name not in graph.constants or name in seen or not is_parameter(graph.constants[name]):
+                continue
+            seen.add(name)
+            factor = 1
+            live = []
+            for k, axis in enumerate(axes):
+                if isinstance(axis, Fixed):
+                    factor *= axis.size
+                else:
+                    live.append(self._axis(axis))
+                    self.constant_axes.append((name, k, live[-1]))
+            terms.append((factor, live))
+        for name, tensor in graph.constants.items():
+            if name not in seen and name in graph.users and is_parameter(tensor):
+                terms.append((int(np.prod(tensor.dims, dtype=np.int64)), []))
+        return terms
+
+
+class _Terms:
+    """A sum of factors times products of axis sizes."""
+
+    def __init__(self, terms: Sequence[tuple[int, Sequence[int]]], axes: int) -> None:
+        depth = max((len(a) for _, a in terms), default=0)
+        self._factors = np.array([f for f, _ in terms], np.float64)
+        self._axes = np.array([list(a) + [axes] * (depth - len(a)) for _, a in terms], np.int64).reshape(-1, depth)
+
+    def total(self, sizes: NDArray[np.float64]) -> float:
+        padded = np.append(sizes, 1.0)
+        return float((self._factors * padded[self._axes].prod(1)).sum())

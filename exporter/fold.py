@@ -1,0 +1,225 @@
+"""Fold static shape arithmetic, so that what a Reshape or Expand needs to know is a constant that a cut can update.
+
+Only shape arithmetic is folded: integer tensors and whatever is computed from a Shape or Size. Weights are never
+touched. A scale such as ``sqrt(head_dim)`` computed from a shape becomes the constant it was, which is what the trained
+network uses, however many head dimensions are later removed.
+
+A target with several dynamic elements is put together anew: its numbers become constants of their own, an axis that
+keeps its size is copied, and what is left is read where its symbol comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto
+
+from exporter.shapes import Dims, Inferred, attributes_of
+from exporter.values import Dim, Vector, is_standard
+
+FreshName = Callable[[str], str]
+
+_TARGETS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Tile": 1, "Resize": 3}
+"""Operators that read a shape, and the input that holds it."""
+
+
+@dataclass
+class Folded:
+    """A graph's nodes after folding, and the initializers that came with it."""
+
+    nodes: list[NodeProto] = field(default_factory=list)
+    initializers: list[TensorProto] = field(default_factory=list)
+
+
+def fold(
+    nodes: Sequence[NodeProto], constants: set[str], outputs: set[str], found: Inferred, fresh: FreshName
+) -> Folded:
+    """Fold the shape arithmetic of a graph.
+
+    Args:
+        nodes: in topological order; kept nodes may be rewired in place.
+        constants: names of initializers and Constant outputs.
+        outputs: names of the graph outputs.
+        found: what inference with dynamic axes as symbols found.
+        fresh: makes an unused tensor name.
+
+    Returns:
+        The nodes that remain and the initializers to add.
+    """
+    maker = _Maker(found, fresh)
+    result: list[NodeProto] = []
+    gone: list[bool] = []
+    for node in nodes:
+        folds = _folds(node, outputs, found)
+        at = _TARGETS.get(node.op_type) if is_standard(node) else None
+        if not folds and at is not None and len(node.input) > at:
+            name = node.input[at]
+            elements = _canonical(node, at, found) if name and name not in constants | set(found.known) else None
+            if elements is not None:
+                node.input[at] = maker.vector(elements, f"{node.output[0]}.shape")
+                _allow_copies(node, elements)
+                result.extend(maker.nodes)
+                gone.extend([False] * len(maker.nodes))
+                maker.nodes.clear()
+        result.append(node)
+        gone.append(folds)
+    live = _live(result, gone, outputs)
+    kept = [node for node, keep in zip(result, live, strict=True) if keep]
+    needed = {n for node in kept for n in reads(node)}
+    arithmetic = [
+        onnx.numpy_helper.from_array(np.ascontiguousarray(found.known[name]), name)
+        for node, folds in zip(result, gone, strict=True)
+        if folds
+        for name in node.output
+        if name in needed
+    ]
+    return Folded(kept, [*arithmetic, *(t for t in maker.constants if t.name in needed)])
+
+
+def _folds(node: NodeProto, outputs: set[str], found: Inferred) -> bool:
+    known = all(not n or (n in found.known and n in found.arithmetic) for n in node.output)
+    return known and bool(node.output) and node.op_type != "Constant" and not outputs.intersection(node.output)
+
+
+class _Maker:
+    """Makes the nodes and constants of a target that is put together anew."""
+
+    def __init__(self, found: Inferred, fresh: FreshName) -> None:
+        self.found = found
+        self.fresh = fresh
+        self.constants: list[TensorProto] = []
+        self.nodes: list[NodeProto] = []
+        self._symbols: dict[str, str] = {}
+
+    def vector(self, elements: Vector, wish: str) -> str:
+        """Name of a tensor that holds the elements; numbers next to each other share one constant."""
+        if all(isinstance(e, int) for e in elements):
+            return self.constant(elements, wish)
+        pieces: list[str] = []
+        run: list[Dim] = []
+        for element in elements:
+            if isinstance(element, int):
+                run.append(element)
+                continue
+            if run:
+                pieces.append(self.constant(run, f"{wish}.part"))
+                run = []
+            pieces.append(self.symbol(element))
+        if run:
+            pieces.append(self.constant(run, f"{wish}.part"))
+        name = self.fresh(wish)
+        self.nodes.append(onnx.helper.make_node("Concat", pieces, [name], axis=0))
+        return name
+
+    def constant(self, values: Sequence[Dim], wish: str) -> str:
+        name = self.fresh(wish)
+        self.constants.append(onnx.numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
+    def symbol(self, symbol: str) -> str:
+        """Name of a one-element tensor with the number behind a symbol."""
+        if symbol in self._symbols:
+            return self._symbols[symbol]
+        origin = self.found.origins[symbol]
+        vector, index = origin.tensor, origin.element
+        if origin.axis is not None:
+            vector, index = self.fresh(f"{origin.tensor}.shape"), origin.axis
+            self.nodes.append(onnx.helper.make_node("Shape", [origin.tensor], [vector]))
+        name = self.fresh(f"{origin.tensor}.size{index}")
+        if origin.axis is None and not self.found.dims.get(vector):
+            self.nodes.append(onnx.helper.make_node("Reshape", [vector, self.constant([1], f"{name}.one")], [name]))
+        else:
+            at = self.constant([int(index or 0)], f"{name}.index")
+            self.nodes.append(onnx.helper.make_node("Gather", [vector, at], [name], axis=0))
+        self._symbols[symbol] = name
+        return name
+
+
+def _canonical(node: NodeProto, at: int, found: Inferred) -> Vector | None:
+    """Elements of a target put together anew, or None to leave it as it is."""
+    target, source = found.vector(node.input[at]), found.dims.get(node.input[0])
+    out = found.dims.get(node.output[0])
+    if target is None or source is None or (node.op_type == "Reshape" and out is None):
+        return None
+    elements: Vector | None = target
+    if node.op_type == "Reshape":
+        elements = _reshape_elements(target, source, out or ())
+    elif node.op_type == "Expand":
+        elements = _expand_elements(target, source)
+    if elements is None or any(isinstance(e, str) and e not in found.origins for e in elements):
+        return None
+    constant = all(isinstance(e, int) for e in elements)
+    return elements if constant or any(isinstance(e, int) and e > 1 for e in elements) else None
+
+
+def _reshape_elements(target: Vector, source: Dims, out: Dims) -> Vector | None:
+    if len(target) != len(out) or 0 in out:
+        return None
+    elements: list[Dim] = []
+    for i, (asked, size) in enumerate(zip(target, out, strict=True)):
+        if isinstance(size, int):
+            elements.append(size)
+        elif i < len(source) and source[i] == size:
+            elements.append(0)
+        else:
+            elements.append(-1 if asked == -1 else size)
+    if -1 not in elements:
+        symbols = [i for i, e in enumerate(elements) if isinstance(e, str)]
+        # leave the result of arithmetic to the reshape, rather than the size of an axis, which is cheap to read
+        symbols.sort(key=lambda i: not str(elements[i]).startswith("="))
+        if symbols:
+            elements[symbols[0]] = -1
+    return tuple(elements)
+
+
+def _expand_elements(target: Vector, source: Dims) -> Vector:
+    elements: list[Dim] = []
+    lead = len(target) - len(source)
+    for i, asked in enumerate(target):
+        own = source[i - lead] if i >= lead else 1
+        # broadcasting: an element is one or the axis's own size, and where the axis is longer than one it keeps it
+        keeps = asked == own or (isinstance(asked, str) and isinstance(own, int) and own > 1)
+        elements.append(1 if keeps else asked)
+    return tuple(elements)
+
+
+def _allow_copies(node: NodeProto, elements: Vector) -> None:
+    """A zero in a target put together here copies the axis's size."""
+    if node.op_type == "Reshape" and 0 in elements and attributes_of(node).get("allowzero", 0):
+        for attribute in node.attribute:
+            if attribute.name == "allowzero":
+                attribute.i = 0
+
+
+def _live(nodes: Sequence[NodeProto], folded: Sequence[bool], roots: set[str]) -> list[bool]:
+    """Mark the nodes that a graph output still needs."""
+    wanted = set(roots)
+    live = [False] * len(nodes)
+    for i in range(len(nodes) - 1, -1, -1):
+        if not folded[i] and any(n in wanted for n in nodes[i].output):
+            live[i] = True
+            wanted |= reads(nodes[i])
+    return live
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Names a node reads, those its subgraphs read from outside included."""
+    names = {n for n in node.input if n}
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            names |= captured_names(graph)
+    return names
+
+
+def captured_names(graph: onnx.GraphProto) -> set[str]:
+    """Names a subgraph reads from the graphs around it."""
+    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    own |= {t.values.name for t in graph.sparse_initializer}
+    used: set[str] = {v.name for v in graph.output}
+    for node in graph.node:
+        used |= reads(node)
+        own.update(node.output)
+    return used - own

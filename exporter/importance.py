@@ -1,0 +1,137 @@
+"""Importance: one number per unit of a group, higher means keep."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.errors import UsageError
+from exporter.graph import Graph
+from exporter.groups import Groups, Span
+
+Scores = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How to score.
+
+    Attributes:
+        consumers: add the weights that read a unit to those that produce it.
+        seed: for ``random``.
+    """
+
+    consumers: bool = False
+    seed: int = 0
+
+
+Scorer = Callable[[Groups, ScoreOptions], Scores]
+
+SCORERS: dict[str, Scorer] = {}
+
+
+def scorer(name: str) -> Callable[[Scorer], Scorer]:
+    """Register a scorer."""
+
+    def register(function: Scorer) -> Scorer:
+        SCORERS[name] = function
+        return function
+
+    return register
+
+
+def score(groups: Groups, by: str = "l2", *, consumers: bool = False, seed: int = 0) -> Scores:
+    """Score every unit of every group.
+
+    Args:
+        groups: as ``find_groups`` returned them.
+        by: ``l1``, ``l2`` (magnitude: the norm of all parameters a unit owns; Li et al., "Pruning filters for efficient
+            ConvNets", ICLR 2017) or ``random``.
+        consumers: count the weights that read a unit too, not only those that produce it.
+        seed: for ``random``.
+
+    Returns:
+        For each group name an array of shape (width,); higher means keep.
+
+    Raises:
+        UsageError: there is no scorer of that name.
+    """
+    if by not in SCORERS:
+        raise UsageError(f"there is no score '{by}'. Choose from: {', '.join(SCORERS)}.")
+    return SCORERS[by](groups, ScoreOptions(consumers, seed))
+
+
+def normalised(scores: Mapping[str, NDArray[np.float64]]) -> Scores:
+    """Scores divided by their group's mean, so that units of different groups can be ranked together.
+
+    Raw magnitudes cannot: they grow with a layer's fan-in and differ between kinds of layers by orders of magnitude, so a
+    global threshold would empty whole layers. Relative to the mean of its group, a score says how much a unit matters
+    among those that could stand in for it. (Torch-Pruning's ``mean`` normaliser does the same.)
+    """
+    result: Scores = {}
+    for name, values in scores.items():
+        mean = float(np.mean(values)) if values.size else 0.0
+        result[name] = values / mean if mean > 0 else np.ones_like(values)
+    return result
+
+
+@scorer("l1")
+def l1(groups: Groups, options: ScoreOptions) -> Scores:
+    """Sum of |w| over the parameters a unit owns."""
+    return _magnitude(groups, options, np.abs)
+
+
+@scorer("l2")
+def l2(groups: Groups, options: ScoreOptions) -> Scores:
+    """Square root of the sum of w^2 over the parameters a unit owns."""
+    return {name: np.sqrt(values) for name, values in _magnitude(groups, options, np.square).items()}
+
+
+@scorer("random")
+def random(groups: Groups, options: ScoreOptions) -> Scores:
+    """Uniform on (0, 1), fixed by the seed and the group's name."""
+    return {
+        g.name: np.random.default_rng([options.seed, zlib.crc32(g.name.encode())]).random(g.width) for g in groups
+    }
+
+
+def _magnitude(
+    groups: Groups, options: ScoreOptions, power: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+) -> Scores:
+    """Sum of ``power(w)`` over the parameters of each unit; every constant is read once."""
+    produced: Scores = {g.name: np.zeros(g.width) for g in groups}
+    consumed: Scores = {g.name: np.zeros(g.width) for g in groups}
+    by_tensor: dict[str, dict[int, list[tuple[str, Span]]]] = {}
+    for group in groups:
+        for span in _owned(groups.graph, group.parameters):
+            by_tensor.setdefault(span.tensor, {}).setdefault(span.axis, []).append((group.name, span))
+    for tensor, axes in by_tensor.items():
+        values = groups.graph.array(tensor)
+        if values.dtype.kind not in "fiu" and values.dtype.itemsize > 2:
+            continue
+        magnitude = power(values.astype(np.float32, copy=False))
+        for axis, spans in axes.items():
+            others = tuple(k for k in range(magnitude.ndim) if k != axis)
+            along = magnitude.sum(axis=others, dtype=np.float64)
+            for name, span in spans:
+                here = span.units >= 0
+                np.add.at((consumed if span.contracted else produced)[name], span.units[here], along[here])
+    if options.consumers:
+        return {name: produced[name] + consumed[name] for name in produced}
+    # a unit that no constant produces is judged by what reads it
+    return {name: values if values.any() else consumed[name] for name, values in produced.items()}
+
+
+def _owned(graph: Graph, spans: tuple[Span, ...]) -> list[Span]:
+    """Spans that count: one per tensor and axis, without the running statistics of batch normalisation."""
+    chosen: dict[tuple[str, int], Span] = {}
+    for span in spans:
+        users = graph.users.get(span.tensor, [])
+        if all(node.op == "BatchNormalization" and i >= 3 for node, i in users):
+            continue
+        chosen.setdefault((span.tensor, span.axis), span)
+    return list(chosen.values())

@@ -1,0 +1,242 @@
+"""Model files: read an ONNX file into a graph, write a graph so that a reader never sees half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import google.protobuf.message
+import onnx
+from onnx import ModelProto, TensorProto
+
+from exporter import functions, tensors
+from exporter.errors import ModelError, UsageError
+from exporter.graph import Graph, Source, opsets_of
+from exporter.normalise import normalise
+
+OLDEST_OPSET = 7
+OLDEST_IR = 3
+EXTERNAL_BYTES = 1_500_000_000
+"""A model whose weights exceed this is written with external data: protobuf stops at 2 GB."""
+_EXTERNAL_TENSOR_BYTES = 1024
+_ALIGNMENT = 64
+
+
+def load(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] | None = None) -> Graph:
+    """Read an ONNX file.
+
+    Args:
+        path: the ``.onnx`` file; external data is mapped from its folder.
+        shapes: concrete input shapes by name, for inputs with dynamic axes. The analysis, the cost model and the proof
+            use them; the written file stays dynamic. Default: batch 2, images 224 x 224, sequences of 16.
+
+    Returns:
+        The normalised graph.
+
+    Raises:
+        ModelError: not an ONNX file, truncated, too old, invalid, or its external data is missing or out of bounds.
+        UsageError: no such file, or it cannot be read.
+    """
+    file = Path(path)
+    data = _read_bytes(file)
+    model = _parse(data, file)
+    digest = hashlib.sha256(data)
+    size = len(data)
+    del data
+    for tensor in model.graph.initializer:
+        if tensors.is_external(tensor):
+            tensors.external_file(tensor, file.parent)
+    for name in sorted(_external_files(model, file.parent)):
+        size += (file.parent / name).stat().st_size
+    return normalise(model, file.parent, Source(file, size, digest.hexdigest()), shapes)
+
+
+def from_model(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Graph:
+    """Describe a model that is already in memory (its own copy is taken; external data is not supported).
+
+    Raises:
+        ModelError: as for ``load``.
+    """
+    data = model.SerializeToString(deterministic=True)
+    copy = _parse(data, None)
+    return normalise(copy, Path(), Source(None, len(data), hashlib.sha256(data).hexdigest()), shapes)
+
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{file}: no such file.") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _parse(data: bytes, file: Path | None) -> ModelProto:
+    name = file if file is not None else "the model"
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except google.protobuf.message.DecodeError:
+        raise ModelError(
+            f"{name} is not an ONNX file, or it is truncated ({len(data):,} bytes read).\n"
+            "Check it with: python -m onnx.checker FILE, or export it again."
+        ) from None
+    if not model.graph.node or not model.opset_import:
+        raise ModelError(
+            f"{name} holds no ONNX graph ({len(data):,} bytes read).\n"
+            "It may be another kind of file, an ONNX Runtime .ort file, or truncated. Export the model to ONNX again."
+        )
+    opset = opsets_of(model).get("", None)
+    if opset is not None and opset < OLDEST_OPSET:
+        raise ModelError(
+            f"{name} uses operator set {opset}; {OLDEST_OPSET} is the oldest supported.\n"
+            "Bring it up to date with onnx.version_converter.convert_version(model, 13)."
+        )
+    if model.ir_version < OLDEST_IR:
+        raise ModelError(f"{name} has IR version {model.ir_version}; {OLDEST_IR} is the oldest supported.")
+    return model
+
+
+def save(graph: Graph, path: str | os.PathLike[str]) -> int:
+    """Write a graph atomically: under a temporary name beside ``path``, checked, flushed, then renamed.
+
+    Metadata, documentation strings, operator-set domains, function definitions and names are kept. External data is
+    used when the source had it or the weights exceed 1.5 GB; its file is named after its content, so that a reader
+    never sees a new model with old data. The same graph always gives the same bytes.
+
+    Args:
+        graph: as ``rewrite`` or ``load`` returned it.
+        path: the file to write or replace.
+
+    Returns:
+        Bytes written, external data included.
+
+    Raises:
+        UsageError: the folder does not exist or cannot be written.
+        ModelError: the model does not pass ``onnx.checker``; nothing is written.
+    """
+    target = Path(path)
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    functions.restore(model, graph.calls)
+    weights = sum(tensors.nbytes(t) for t in model.graph.initializer)
+    external = weights > EXTERNAL_BYTES or any(tensors.is_external(t) for t in graph.model.graph.initializer)
+    try:
+        replaced = _external_files_of(target)
+        data_file = _write_external(model, graph.folder, target) if external else None
+        payload = model.SerializeToString(deterministic=True)
+        with _temporary(target) as temporary:
+            temporary.write_bytes(payload)
+            _check(temporary, external, target)
+            _flush(temporary)
+            temporary.replace(target)
+        _flush(target.parent)
+        written = len(payload) + (data_file.stat().st_size if data_file else 0)
+        for old in replaced - {data_file} - _external_paths(graph):
+            old.unlink(missing_ok=True)
+        return written
+    except OSError as error:
+        raise UsageError(
+            f"{target} cannot be written: {error.strerror or error}.\nChoose another path with -o, or make room there."
+        ) from error
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check(file: Path, external: bool, target: Path) -> None:
+    try:
+        # a full check copies the weights into C++; with external data the checker would look for it under this name
+        onnx.checker.check_model(str(file) if external else file.read_bytes(), full_check=True)
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+    except onnx.shape_inference.InferenceError as error:
+        reason = str(error).strip().splitlines()[0]
+    else:
+        return
+    raise ModelError(
+        f"the model to be written to {target} does not pass the ONNX checker: {reason}\nNothing was written."
+    )
+
+
+def _write_external(model: ModelProto, folder: Path, target: Path) -> Path:
+    """Move large initializers of ``model`` into one data file beside ``target``; returns that file."""
+    digest = hashlib.sha256()
+    with _temporary(target.with_suffix(".data")) as temporary:
+        offset = 0
+        with temporary.open("wb") as stream:
+            for tensor in model.graph.initializer:
+                if tensors.nbytes(tensor) < _EXTERNAL_TENSOR_BYTES and not tensors.is_external(tensor):
+                    continue
+                if tensor.data_type == TensorProto.STRING:
+                    continue
+                data = onnx.numpy_helper.from_array(tensors.read(tensor, folder)).raw_data
+                padding = -offset % _ALIGNMENT
+                stream.write(bytes(padding))
+                stream.write(data)
+                digest.update(data)
+                offset += padding
+                _point_outside(tensor, offset, len(data))
+                offset += len(data)
+        name = f"{target.stem}-{digest.hexdigest()[:12]}.data"
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = name
+        final = target.parent / name
+        _flush(temporary)
+        temporary.replace(final)
+    return final
+
+
+def _point_outside(tensor: TensorProto, offset: int, length: int) -> None:
+    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"):
+        tensor.ClearField(name)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", ""), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+
+
+def _external_files(model: ModelProto, folder: Path) -> set[Path]:
+    return {tensors.external_file(t, folder)[0] for t in model.graph.initializer if tensors.is_external(t)}
+
+
+def _external_paths(graph: Graph) -> set[Path]:
+    return _external_files(graph.model, graph.folder)
+
+
+def _external_files_of(target: Path) -> set[Path]:
+    """Data files that this program wrote for the model now at ``target``, to be removed once it is replaced."""
+    if not target.is_file():
+        return set()
+    try:
+        return {
+            f
+            for f in _external_files(_parse(target.read_bytes(), target), target.parent)
+            if f.name.startswith(f"{target.stem}-") and f.suffix == ".data"
+        }
+    except ModelError:
+        return set()

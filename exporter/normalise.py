@@ -1,0 +1,312 @@
+"""From a model as it stands in a file to a graph the analysis can read: functions inlined, shape arithmetic folded,
+dynamic axes bound, every shape inferred."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto
+
+from exporter import functions, tensors
+from exporter.branches import take_known_branches
+from exporter.errors import ModelError
+from exporter.fold import fold, reads
+from exporter.graph import Graph, Source, constant_of, make_nodes, opsets_of
+from exporter.shapes import Dims, Inferred, infer
+from exporter.values import LIMIT, Known
+from runtime import feeds
+from runtime.backends import SessionOptions, TensorSpec, open_session
+from runtime.errors import RunError
+
+Constants = Mapping[str, tuple[int, Dims, Known | None]]
+
+_MEASURE_RUNS = 2
+_SMALL_FLOATS = 16
+_NAMELESS = ("?", "None", "-1")
+"""Symbols some exporters give to every unnamed axis; equal ones need not be equal in size."""
+
+
+def normalise(
+    model: ModelProto, folder: Path, source: Source, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Graph:
+    """Normalise a model in place and describe it.
+
+    Args:
+        model: owned by the caller, changed here.
+        folder: where its external data lies.
+        source: what the model was read from.
+        shapes: concrete input shapes by name, for dynamic axes.
+
+    Raises:
+        ModelError: the graph is not a valid ONNX graph.
+        BadRequest: ``shapes`` does not fit the inputs.
+    """
+    calls = functions.inline(model)
+    opsets = opsets_of(model)
+    _check_graph(model)
+    signature = input_specs(model)
+    static = infer(model.graph.node, opsets, _inputs(signature, None), _constants(model, folder))
+    while take_known_branches(model, static):
+        static = infer(model.graph.node, opsets, _inputs(signature, None), _constants(model, folder))
+    _fold(model, static)
+    constants = _constants(model, folder)
+    binding, bound, measured = _bind(model, folder, signature, constants, shapes or {})
+    ranks = {name: tuple(f"{name}:{axis}" for axis in range(len(dims))) for name, dims in measured.items()}
+    static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks)
+    return Graph(
+        model=model,
+        folder=folder,
+        source=source,
+        nodes=make_nodes(model.graph.node, opsets),
+        constants=_constant_tensors(model),
+        inferred=bound,
+        static=static,
+        binding=binding.symbols,
+        feed_shapes=binding.shapes,
+        calls=calls,
+    )
+
+
+def input_specs(model: ModelProto) -> list[TensorSpec]:
+    """Signature of the inputs a caller must feed (those without a default among the initializers)."""
+    defaults = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
+    specs = []
+    for value in model.graph.input:
+        if value.name in defaults:
+            continue
+        kind = value.type.tensor_type
+        shape: list[int | str | None] = []
+        for dim in kind.shape.dim:
+            positive = dim.HasField("dim_value") and dim.dim_value >= 0
+            named = dim.dim_param if dim.dim_param not in _NAMELESS else ""
+            shape.append(dim.dim_value if positive else named or f"{value.name}:{len(shape)}")
+        dtype = None
+        if value.type.HasField("tensor_type") and kind.HasField("shape"):
+            try:
+                dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+            except KeyError:
+                dtype = None
+        specs.append(TensorSpec(value.name, dtype, tuple(shape)))
+    return specs
+
+
+def _inputs(
+    signature: list[TensorSpec], shapes: Mapping[str, tuple[int, ...]] | None
+) -> dict[str, tuple[int, Dims] | onnx.TypeProto]:
+    found: dict[str, tuple[int, Dims] | onnx.TypeProto] = {}
+    for spec in signature:
+        if spec.dtype is None:
+            found[spec.name] = onnx.TypeProto()
+            continue
+        dims = shapes[spec.name] if shapes else spec.shape
+        found[spec.name] = (onnx.helper.np_dtype_to_tensor_dtype(spec.dtype), dims)
+    return found
+
+
+def _constant_tensors(model: ModelProto) -> dict[str, TensorProto]:
+    found = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        tensor = constant_of(node)
+        if tensor is not None:
+            found[node.output[0]] = tensor
+    return found
+
+
+def _constants(model: ModelProto, folder: Path) -> Constants:
+    found: dict[str, tuple[int, Dims, Known | None]] = {}
+    for name, tensor in _constant_tensors(model).items():
+        size = 1
+        for d in tensor.dims:
+            size *= d
+        integer = tensor.data_type in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+        small = size <= (LIMIT if integer else _SMALL_FLOATS)
+        values = tensors.read(tensor, folder) if small and tensor.data_type != TensorProto.STRING else None
+        found[name] = (tensor.data_type, tuple(tensor.dims), values)
+    return found
+
+
+def _check_graph(model: ModelProto) -> None:
+    """Refuse what would make every later step guess: duplicate names, cycles, dangling inputs."""
+    graph = model.graph
+    defined = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    defined |= {t.values.name for t in graph.sparse_initializer}
+    for node in graph.node:
+        for name in node.output:
+            if name and name in defined:
+                raise ModelError(f"tensor '{name}' is defined twice; the graph is not valid ONNX. Export it again.")
+            if name:
+                defined.add(name)
+    for node in graph.node:
+        unknown = [n for n in node.input if n and n not in defined]
+        if unknown:
+            raise ModelError(
+                f"node {node.op_type} '{node.name}' reads '{unknown[0]}', which nothing defines; "
+                "the graph is not valid ONNX. Export it again."
+            )
+    undefined = [v.name for v in graph.output if v.name not in defined]
+    if undefined:
+        raise ModelError(f"graph output '{undefined[0]}' is defined by no node. Export the model again.")
+    _sort(model)
+
+
+def _sort(model: ModelProto) -> None:
+    """Put the nodes into topological order, in place, keeping the present order where it is one already."""
+    nodes = list(model.graph.node)
+    ready = {v.name for v in model.graph.input} | {t.name for t in model.graph.initializer} | {""}
+    ready |= {t.values.name for t in model.graph.sparse_initializer}
+    made = {name for node in nodes for name in node.output}
+    needs = []
+    in_order = True
+    for node in nodes:
+        names = set(node.input) | (reads(node) & made)
+        needs.append(names)
+        in_order &= names <= ready
+        ready.update(node.output)
+    if in_order:
+        return
+    ready -= made
+    order: list[NodeProto] = []
+    waiting = {i: names - ready for i, names in enumerate(needs)}
+    blocked_by: dict[str, list[int]] = {}
+    for i, names in waiting.items():
+        for name in names:
+            blocked_by.setdefault(name, []).append(i)
+    stack = [i for i in reversed(range(len(nodes))) if not waiting[i]]
+    while stack:
+        i = stack.pop()
+        order.append(nodes[i])
+        for name in nodes[i].output:
+            for j in blocked_by.get(name, ()):
+                waiting[j].discard(name)
+                if not waiting[j]:
+                    stack.append(j)
+    if len(order) != len(nodes):
+        stuck = next(nodes[i] for i, names in waiting.items() if names)
+        raise ModelError(f"the graph has a cycle through {stuck.op_type} '{stuck.name}'; it is not valid ONNX.")
+    replace_nodes(model, order)
+
+
+def _fold(model: ModelProto, static: Inferred) -> None:
+    """Fold static shape arithmetic in place, and drop what nothing reads any more."""
+    outputs = {v.name for v in model.graph.output}
+    constants = set(_constant_tensors(model))
+    folded = fold(list(model.graph.node), constants, outputs, static, fresh_names(model))
+    replace_nodes(model, folded.nodes)
+    model.graph.initializer.extend(folded.initializers)
+    used = {n for node in model.graph.node for n in reads(node)} | outputs | {v.name for v in model.graph.input}
+    for tensor in [t for t in model.graph.initializer if t.name not in used]:
+        model.graph.initializer.remove(tensor)
+
+
+def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+    """Make ``nodes`` the nodes of the model's graph, in place; they may be nodes of it."""
+    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def fresh_names(model: ModelProto) -> Callable[[str], str]:
+    """Return a function that makes tensor names no part of the model uses yet."""
+    taken = {v.name for v in model.graph.input} | {t.name for t in model.graph.initializer}
+    for node in model.graph.node:
+        taken.update(node.output)
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                taken.update(name for inner in graph.node for name in inner.output)
+
+    def fresh(wish: str) -> str:
+        name, n = wish, 1
+        while name in taken:
+            name, n = f"{wish}.{n}", n + 1
+        taken.add(name)
+        return name
+
+    return fresh
+
+
+def _bind(
+    model: ModelProto,
+    folder: Path,
+    signature: list[TensorSpec],
+    constants: Constants,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[feeds.Binding, Inferred, dict[str, Dims]]:
+    """Bind dynamic axes with the first profile whose shapes work out.
+
+    Where onnx cannot infer a shape (an operator it does not know, control flow), real runs tell it; where the model
+    does not run under any profile either, the profile with the fewest unknowns is kept.
+    """
+    best: tuple[int, feeds.Binding, Inferred] | None = None
+    opsets = opsets_of(model)
+    tensor_inputs = [s for s in signature if s.dtype is not None]
+    for profile in feeds.PROFILES:
+        binding = feeds.bind(tensor_inputs, shapes, profile)
+        if best is not None and binding.shapes == best[1].shapes:
+            continue
+        inputs = _inputs(signature, binding.shapes)
+        found = infer(model.graph.node, opsets, inputs, constants)
+        if found.failed and not _has_empty(found):
+            measured = _measure(model, folder, binding, found)
+            if measured:
+                return binding, infer(model.graph.node, opsets, inputs, constants, measured), measured
+        failures = len(found.failed) + _has_empty(found)
+        if best is None or failures < best[0]:
+            best = (failures, binding, found)
+        if failures == 0:
+            break
+    assert best is not None
+    return best[1], best[2], {}
+
+
+def _has_empty(found: Inferred) -> bool:
+    return any(isinstance(d, int) and d <= 0 for dims in found.dims.values() for d in dims)
+
+
+def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inferred) -> dict[str, Dims]:
+    """Shapes of the tensors inference gave up on, read off real runs; those that differ between runs are left out.
+
+    Returns an empty dict where the model does not run.
+    """
+    unknown = [n for node in model.graph.node for n in node.output if n and not bound.is_fixed(n)]
+    unknown = [n for n in unknown if n not in bound.types or bound.types[n].HasField("tensor_type")]
+    probe = ModelProto()
+    probe.CopyFrom(model)
+    present = {v.name for v in probe.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in unknown if n not in present)
+    try:
+        session = open_session(serialize_with_data(probe, folder), options=SessionOptions(optimize=False))
+        allowed = feeds.constraints(model.graph)
+        runs = [
+            session.run(feeds.seeded(session.inputs, binding.shapes, seed, allowed)) for seed in range(_MEASURE_RUNS)
+        ]
+    except (RunError, ModelError, ValueError):
+        return {}
+    measured: dict[str, Dims] = {}
+    for name in unknown:
+        shapes = {np.shape(run[name]) for run in runs}
+        if len(shapes) == 1 and isinstance(runs[0][name], (np.ndarray, np.generic)):
+            measured[name] = shapes.pop()
+    return measured
+
+
+def serialize_with_data(model: ModelProto, folder: Path) -> bytes:
+    """Bytes of the model with its external data inside.
+
+    Raises:
+        ValueError: beyond the 2 GB a protobuf message can hold.
+    """
+    external = [t for t in model.graph.initializer if tensors.is_external(t)]
+    if external:
+        inside = ModelProto()
+        inside.CopyFrom(model)
+        for tensor in inside.graph.initializer:
+            if tensors.is_external(tensor):
+                values = tensors.read(tensor, folder)
+                tensor.ClearField("external_data")
+                tensor.ClearField("data_location")
+                tensors.assign(tensor, values)
+        model = inside
+    return model.SerializeToString(deterministic=True)

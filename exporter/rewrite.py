@@ -1,0 +1,200 @@
+"""Carry out a plan: take the kept indices of every constant, and update the numbers in the file that count them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, ValueInfoProto
+
+from exporter import tensors
+from exporter.edits import check_fits
+from exporter.graph import Graph, Source
+from exporter.normalise import fresh_names, normalise, replace_nodes
+from exporter.plan import AxisTake, ConstantTake, GatherEdit, Plan, SizeEdit
+
+_CONSTANT_FIELDS = ("value", "value_int", "value_ints", "value_float", "value_floats")
+
+
+def rewrite(graph: Graph, plan: Plan) -> Graph:
+    """Carry out a plan.
+
+    Args:
+        graph: the graph the plan was made for; it stays as it is.
+        plan: as ``make_plan`` returned it, or read from a file.
+
+    Returns:
+        The pruned graph. It is not proved yet: see ``verify``.
+
+    Raises:
+        UsageError: the plan was made for another model.
+    """
+    check_fits(plan, graph)
+    model = _without_constants(graph.model)
+    nodes = {next((o for o in n.output if o), ""): n for n in model.graph.node}
+    _rewire_clones(plan, nodes)
+    for name, take in plan.take.items():
+        _take_constant(graph, model, nodes, name, take)
+    for tensor in graph.model.graph.initializer:
+        if tensor.name not in plan.take:
+            model.graph.initializer.add().CopyFrom(tensor)
+    _edit_sizes(graph, model, nodes, plan.sizes)
+    _replace_by_gathers(model, plan.gathers)
+    _resize_declared(model, plan)
+    source = Source(None, 0, graph.source.sha256)
+    pruned = normalise(model, graph.folder, source, graph.feed_shapes)
+    pruned.calls = graph.calls
+    return pruned
+
+
+def _without_constants(model: ModelProto) -> ModelProto:
+    """A copy of everything but the initializers, which are large and about to be cut."""
+    copy = ModelProto()
+    for field, value in model.ListFields():
+        if field.name == "graph":
+            continue
+        if hasattr(value, "extend"):
+            getattr(copy, field.name).extend(value)
+        elif field.message_type is not None:
+            getattr(copy, field.name).CopyFrom(value)
+        else:
+            setattr(copy, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name == "initializer":
+            continue
+        if hasattr(value, "extend"):
+            getattr(copy.graph, field.name).extend(value)
+        else:
+            setattr(copy.graph, field.name, value)
+    return copy
+
+
+def _rewire_clones(plan: Plan, nodes: Mapping[str, NodeProto]) -> None:
+    for name, take in plan.take.items():
+        for key, index in take.uses:
+            nodes[key].input[index] = name
+
+
+def _take_constant(
+    graph: Graph, model: ModelProto, nodes: Mapping[str, NodeProto], name: str, take: ConstantTake
+) -> None:
+    origin = graph.constants[take.clone_of or name]
+    in_node = nodes.get(name) if take.clone_of is None and name in graph.producer else None
+    if in_node is not None:
+        if take.axes:
+            values = _taken(graph, origin.name if take.clone_of else name, take.axes)
+            attribute = next(a for a in in_node.attribute if a.name in _CONSTANT_FIELDS)
+            tensors.assign(attribute.t, values)
+        return
+    tensor = model.graph.initializer.add()
+    if not take.axes and take.clone_of is None:
+        tensor.CopyFrom(origin)
+        return
+    tensor.data_type = origin.data_type
+    tensor.doc_string = origin.doc_string
+    tensor.metadata_props.extend(origin.metadata_props)
+    tensor.name = name
+    tensors.assign(tensor, _taken(graph, take.clone_of or name, take.axes))
+
+
+def _taken(graph: Graph, name: str, axes: Mapping[int, AxisTake]) -> tensors.Array:
+    values = graph.array(name)
+    # the axis that loses most first: the others then copy less
+    for axis, take in sorted(axes.items(), key=lambda item: len(item[1].keep) / item[1].size):
+        values = np.take(values, take.keep, axis=axis)
+    return values
+
+
+def _edit_sizes(
+    graph: Graph, model: ModelProto, nodes: Mapping[str, NodeProto], edits: tuple[SizeEdit, ...]
+) -> None:
+    """Write new sizes; a constant gets a private copy, since other nodes may read the old one."""
+    fresh = fresh_names(model)
+    for edit in edits:
+        node = nodes[edit.node]
+        if edit.attribute is not None:
+            kept = [a for a in node.attribute if a.name != edit.attribute]
+            if len(kept) == len(node.attribute):
+                node.attribute.append(onnx.helper.make_attribute(edit.attribute, _plain(edit.value)))
+            for attribute in node.attribute:
+                if attribute.name == edit.attribute:
+                    attribute.CopyFrom(onnx.helper.make_attribute(edit.attribute, _plain(edit.value)))
+            continue
+        assert edit.input is not None and isinstance(edit.value, tuple)
+        while len(node.input) <= edit.input:
+            node.input.append("")
+        old = node.input[edit.input]
+        dtype = np.int64
+        shape: tuple[int, ...] = (len(edit.value),)
+        if old:
+            present = graph.constants[old]
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(present.data_type)
+            shape = tuple(present.dims)
+        name = fresh(old or f"{edit.node}.sizes")
+        values = np.array(edit.value, dtype).reshape(shape)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        node.input[edit.input] = name
+        if node.op_type == "Split":
+            kept = [a for a in node.attribute if a.name != "num_outputs"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+
+
+def _plain(value: tuple[int, ...] | int) -> list[int] | int:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _replace_by_gathers(model: ModelProto, edits: tuple[GatherEdit, ...]) -> None:
+    """Put one Gather in place of the last node of each selection; nodes nothing reads any more go."""
+    if not edits:
+        return
+    fresh = fresh_names(model)
+    by_result = {edit.result: edit for edit in edits}
+    inside = {key for edit in edits for key in edit.nodes}
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        key = next((o for o in node.output if o), "")
+        edit = by_result.get(key)
+        if edit is None:
+            nodes.append(node)
+            continue
+        indices = fresh(f"{edit.result}.indices")
+        values = np.array(edit.indices, np.int64)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, indices))
+        gather = onnx.helper.make_node("Gather", [edit.source, indices], [edit.result], node.name, axis=edit.axis)
+        gather.doc_string = node.doc_string
+        gather.metadata_props.extend(node.metadata_props)
+        nodes.append(gather)
+    outputs = {v.name for v in model.graph.output}
+    dead = inside - set(by_result)
+    while True:  # a chain of several nodes dies from its end
+        read = {name for node in nodes for name in node.input} | outputs
+        kept = [n for n in nodes if not (n.output and n.output[0] in dead and n.output[0] not in read)]
+        if len(kept) == len(nodes):
+            break
+        nodes = kept
+    replace_nodes(model, nodes)
+
+
+def _resize_declared(model: ModelProto, plan: Plan) -> None:
+    """Bring declared shapes of inner tensors, and of inputs that have a default, up to date; drop those of no tensor."""
+    made = {name for node in model.graph.node for name in node.output}
+    made |= {t.name for t in model.graph.initializer}
+    for stale in [v for v in model.graph.value_info if v.name not in made]:
+        model.graph.value_info.remove(stale)
+    for annotation in [a for a in model.graph.quantization_annotation if a.tensor_name not in made]:
+        model.graph.quantization_annotation.remove(annotation)
+    sizes = {name: {axis: len(t.keep) for axis, t in axes.items()} for name, axes in plan.hide.items()}
+    sizes |= {name: {axis: len(t.keep) for axis, t in take.axes.items()} for name, take in plan.take.items() if take.axes}
+    for value in (*model.graph.value_info, *model.graph.input):
+        for axis, size in sizes.get(value.name, {}).items():
+            _declare(value, axis, size)
+
+
+def _declare(value: ValueInfoProto, axis: int, size: int) -> None:
+    dims = value.type.tensor_type.shape.dim
+    if axis < len(dims):
+        dims[axis].Clear()
+        dims[axis].dim_value = size
+

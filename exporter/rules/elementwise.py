@@ -1,0 +1,73 @@
+"""Operators that work element by element: output slot = input slot, and the operands' slots are tied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exporter.rules.registry import Site, rule
+from exporter.slots import ONE, Axis, Fixed, SlotError
+
+
+def broadcast(site: Site, operands: Sequence[Sequence[Axis]], sizes: Sequence[int]) -> list[Axis]:
+    """Tie operands under numpy broadcasting and return the slots of the result.
+
+    Axes are matched from the right. An axis of size one meets every slot of the others and is tied to none.
+    """
+    result: list[Axis] = []
+    rank = len(sizes)
+    for k, size in enumerate(sizes):
+        present = [o[k - rank + len(o)] for o in operands if k - rank + len(o) >= 0]
+        wide = [a for a in present if a.size != 1]
+        for axis in present:
+            site.mention(axis)
+        if any(a.size != size for a in wide):
+            raise SlotError(f"operands of sizes {[a.size for a in wide]} do not broadcast to {size}")
+        if not wide:
+            result.append(Fixed(size, ONE))
+            continue
+        # an operand with ids of its own carries on; a Fixed one would hide the ids behind it
+        lead = next((a for a in wide if not isinstance(a, Fixed)), wide[0])
+        for axis in wide:
+            site.tie(lead, axis)
+        result.append(lead)
+    return result
+
+
+@rule(
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos",
+    "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu",
+    "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
+    "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+    "com.microsoft::FastGelu", "com.microsoft::Gelu", "com.microsoft::QuickGelu",
+)
+def unary(site: Site) -> None:
+    """y[i] = f(x[i])."""
+    axes = site.axes(0)
+    if site.has(1):  # FastGelu's bias, along the last axis
+        axes = broadcast(site, [axes, site.axes(1)], site.out_shape(0))
+    site.give(0, axes)
+
+
+@rule("Clip", "CastLike")
+def first_only(site: Site) -> None:
+    """y[i] = f(x[i]; scalars)."""
+    site.give(0, site.axes(0))
+
+
+@rule("Dropout")
+def dropout(site: Site) -> None:
+    """Identity in a deployed model; the mask has x's slots."""
+    for o in range(2):
+        if site.has_output(o):
+            site.give(o, site.axes(0))
+
+
+@rule(
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
+    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
+    "com.microsoft::BiasGelu",
+)
+def n_ary(site: Site) -> None:
+    """y[i] = f(a[i], b[i], ...) with broadcasting: the operands' slots are tied."""
+    operands = [site.axes(i) for i in range(len(site.node.inputs)) if site.has(i)]
+    site.give(0, broadcast(site, operands, site.out_shape(0)))

@@ -1,0 +1,398 @@
+"""Shapes, types and shape arithmetic of every tensor, in one pass over the nodes.
+
+The pass runs twice: once with dynamic axes as symbols (what it finds then holds for every input size) and once with
+every dynamic axis bound to a number (what the analysis and the cost model use). Per-node type inference is onnx's own;
+what this adds is the interplay of shapes and values that a whole-graph inference loses. An axis whose size onnx cannot
+tell gets a symbol of its own, so that it can still be recognised where it turns up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+from onnx import NodeProto, TensorProto, TypeProto
+
+from exporter.values import LIMIT, Dim, Known, Vector, evaluate, evaluate_vector, is_standard
+
+Dims = tuple[Dim, ...]
+
+_INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+_LONGEST_VECTOR = 64
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the number behind a symbol can be read: the size of an axis of a tensor, or an element of a vector."""
+
+    tensor: str
+    axis: int | None = None
+    element: int | None = None
+
+
+@dataclass
+class Inferred:
+    """What one pass found, by tensor name. A name that is missing from ``dims`` has no known rank.
+
+    Attributes:
+        dims: shape; a symbol for an axis whose size only a run knows.
+        dtype: ``TensorProto.DataType`` number.
+        known: values of small tensors that are the same in every run.
+        vectors: integer vectors with symbols among their elements.
+        arithmetic: names of known tensors that are shape arithmetic (not small weights).
+        origins: where each symbol's number can be read.
+        failed: nodes whose outputs could not be inferred.
+        types: onnx types.
+    """
+
+    dims: dict[str, Dims] = field(default_factory=dict)
+    dtype: dict[str, int] = field(default_factory=dict)
+    known: dict[str, Known] = field(default_factory=dict)
+    vectors: dict[str, Vector] = field(default_factory=dict)
+    arithmetic: set[str] = field(default_factory=set)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    failed: list[NodeProto] = field(default_factory=list)
+    types: dict[str, TypeProto] = field(default_factory=dict)
+
+    def set_type(self, name: str, proto: TypeProto) -> None:
+        """Record the type of a tensor; sequences and optionals are kept as types without dims."""
+        self.types[name] = proto
+        if not proto.HasField("tensor_type"):
+            return
+        tensor = proto.tensor_type
+        self.dtype[name] = tensor.elem_type
+        if not tensor.HasField("shape"):
+            return
+        for axis, dim in enumerate(tensor.shape.dim):
+            if not dim.HasField("dim_value") and not dim.dim_param:
+                dim.dim_param = f"{name}:{axis}"
+        self.dims[name] = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
+        self._remember(name)
+
+    def set_tensor(self, name: str, dtype: int, dims: Sequence[Dim]) -> None:
+        """Record a tensor's type and shape."""
+        self.types[name] = onnx.helper.make_tensor_type_proto(dtype, list(dims))
+        self.dtype[name] = dtype
+        self.dims[name] = tuple(dims)
+        self._remember(name)
+
+    def _remember(self, name: str) -> None:
+        for axis, dim in enumerate(self.dims[name]):
+            if isinstance(dim, str):
+                self.origins.setdefault(dim, Origin(name, axis=axis))
+
+    def is_fixed(self, name: str) -> bool:
+        """Say whether the size of every axis is a number."""
+        return name in self.dims and all(isinstance(d, int) for d in self.dims[name])
+
+    def vector(self, name: str) -> Vector | None:
+        """Elements of an integer vector or scalar: numbers and symbols; None where it is not one."""
+        if name in self.vectors:
+            return self.vectors[name]
+        value = self.known.get(name)
+        if value is not None and value.ndim <= 1 and value.dtype.kind in "iub":
+            return tuple(int(v) for v in value.ravel())
+        dims = self.dims.get(name)
+        if value is not None or dims is None or len(dims) > 1 or self.dtype.get(name) not in _INTEGERS:
+            return None
+        length = dims[0] if dims else 1
+        if not isinstance(length, int) or not 0 < length <= _LONGEST_VECTOR:
+            return None
+        return self.set_vector(name, (None,) * length)
+
+    def set_vector(self, name: str, elements: Sequence[Dim | None]) -> Vector:
+        """Record a vector; an element that is None gets a symbol."""
+        whole: list[Dim] = []
+        for i, element in enumerate(elements):
+            if element is None:
+                element = f"={name}[{i}]"
+                self.origins.setdefault(element, Origin(name, element=i))
+            whole.append(element)
+        self.vectors[name] = tuple(whole)
+        return self.vectors[name]
+
+
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """Attributes of a node as Python values; strings decoded."""
+    result = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        result[attribute.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return result
+
+
+def infer(
+    nodes: Iterable[NodeProto],
+    opsets: Mapping[str, int],
+    inputs: Mapping[str, tuple[int, Dims] | TypeProto],
+    constants: Mapping[str, tuple[int, Dims, Known | None]],
+    measured: Mapping[str, Dims] | None = None,
+) -> Inferred:
+    """Infer every tensor of a graph.
+
+    Args:
+        nodes: in topological order.
+        opsets: operator-set version by domain ("" for the standard one).
+        inputs: graph inputs, (dtype, dims) or a non-tensor type.
+        constants: (dtype, dims, values or None if large) of initializers and Constant nodes.
+        measured: shapes taken from a real run, used for tensors that onnx cannot infer.
+
+    Returns:
+        Everything found; failures are recorded, never raised.
+    """
+    found = Inferred()
+    for name, described in inputs.items():
+        if isinstance(described, TypeProto):
+            found.types[name] = described
+        else:
+            found.set_tensor(name, *described)
+    for name, (dtype, dims, value) in constants.items():
+        found.set_tensor(name, dtype, dims)
+        if value is not None:
+            found.known[name] = value
+            if dtype in _INTEGERS:
+                found.arithmetic.add(name)
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    for node in nodes:
+        if node.op_type != "Constant":
+            _step(node, opsets, imports, found, measured or {})
+    return found
+
+
+def _step(
+    node: NodeProto,
+    opsets: Mapping[str, int],
+    imports: list[onnx.OperatorSetIdProto],
+    found: Inferred,
+    measured: Mapping[str, Dims],
+) -> None:
+    attributes = attributes_of(node)
+    _known_values(node, attributes, found)
+    _types(node, attributes, opsets, imports, found, measured)
+    _vector_values(node, attributes, found)
+
+
+def _types(
+    node: NodeProto,
+    attributes: dict[str, Any],
+    opsets: Mapping[str, int],
+    imports: list[onnx.OperatorSetIdProto],
+    found: Inferred,
+    measured: Mapping[str, Dims],
+) -> None:
+    special = _SPECIAL.get(node.op_type) if is_standard(node) else None
+    if special is not None:
+        dims, dtype = special(attributes, list(node.input), found), _dtype_of_special(node, attributes, found)
+        if dims is not None and dtype is not None:
+            found.set_tensor(node.output[0], dtype, dims)
+            return
+    outputs = _onnx_inference(node, opsets, imports, found)
+    missing = False
+    for name in node.output:
+        if not name:
+            continue
+        if name in outputs:
+            found.set_type(name, outputs[name])
+        if name in found.known and name not in found.dims:
+            value = found.known[name]
+            found.set_tensor(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        if name in measured and (name not in found.dims or not found.is_fixed(name) and _numbers(measured[name])):
+            found.set_tensor(name, found.dtype.get(name, TensorProto.FLOAT), measured[name])
+        missing |= name not in found.dims
+    if missing:
+        found.failed.append(node)
+
+
+def _numbers(dims: Dims) -> bool:
+    return all(isinstance(d, int) for d in dims)
+
+
+def _onnx_inference(
+    node: NodeProto, opsets: Mapping[str, int], imports: list[onnx.OperatorSetIdProto], found: Inferred
+) -> Mapping[str, TypeProto]:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if domain not in opsets:
+        return {}
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets[domain], domain)
+    except onnx.defs.SchemaError:
+        return {}
+    types = {n: found.types[n] for n in node.input if n in found.types}
+    data = {n: onnx.numpy_helper.from_array(found.known[n], n) for n in set(node.input) if _is_data(n, found)}
+    try:
+        return onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=imports)
+    except Exception:  # onnx raises several kinds here; an uninferred node is recorded, and frozen later
+        return {}
+
+
+def _is_data(name: str, found: Inferred) -> bool:
+    return name in found.known and found.known[name].size <= LIMIT and name in found.types
+
+
+def _known_values(node: NodeProto, attributes: dict[str, Any], found: Inferred) -> None:
+    """Evaluate a node of shape arithmetic whose inputs are all known."""
+    names = list(node.input)
+    if node.op_type in ("Shape", "Size") and is_standard(node):
+        if found.is_fixed(names[0]):
+            whole = np.array(found.dims[names[0]], np.int64)
+            part = whole[attributes.get("start", 0) : attributes.get("end", len(whole))]
+            found.known[node.output[0]] = part if node.op_type == "Shape" else np.asarray(np.prod(whole))
+            found.arithmetic.add(node.output[0])
+        return
+    if not any(n in found.arithmetic for n in names):
+        return
+    inputs = [found.known.get(n) if n else None for n in names]
+    if any(v is None for v, n in zip(inputs, names, strict=True) if n):
+        return
+    for name, value in zip(node.output, evaluate(node, attributes, inputs) or (), strict=False):
+        if name:
+            found.known[name] = value
+            found.arithmetic.add(name)
+
+
+def _vector_values(node: NodeProto, attributes: dict[str, Any], found: Inferred) -> None:
+    """Carry integer vectors with symbols through a node."""
+    if len(node.output) != 1 or node.output[0] in found.known or not is_standard(node):
+        return
+    output, names = node.output[0], list(node.input)
+    if found.dtype.get(output) not in _INTEGERS or len(found.dims.get(output, (0, 0))) > 1:
+        return
+    if node.op_type == "Shape":
+        dims = found.dims.get(names[0])
+        if dims is not None:
+            found.set_vector(output, dims[attributes.get("start", 0) : attributes.get("end", len(dims))])
+        return
+    known = [found.known.get(n) if n else None for n in names]
+    elements = evaluate_vector(node, attributes, [found.vector(n) if n else None for n in names], known)
+    if elements is None or len(elements) > LIMIT:
+        return
+    numbers = [e for e in elements if isinstance(e, int)]
+    if len(numbers) < len(elements):
+        found.set_vector(output, elements)
+        return
+    shape = tuple(d for d in found.dims[output] if isinstance(d, int))
+    if int(np.prod(shape)) == len(numbers):
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(found.dtype[output])
+        found.known[output] = np.array(numbers, dtype).reshape(shape)
+        found.arithmetic.add(output)
+
+
+def _dtype_of_special(node: NodeProto, attributes: dict[str, Any], found: Inferred) -> int | None:
+    if node.op_type == "ConstantOfShape":
+        fill = attributes.get("value")
+        return fill.data_type if fill is not None else int(TensorProto.FLOAT)
+    return found.dtype.get(node.input[0])
+
+
+def _reshape(attributes: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+    """Output shape of Reshape where symbols are involved (None: onnx handles it)."""
+    target = found.vector(names[1]) if len(names) > 1 else None
+    source = found.dims.get(names[0])
+    if target is None or source is None or all(isinstance(d, int) for d in (*target, *source)):
+        return None
+    out: list[Dim] = []
+    rest = None
+    for i, element in enumerate(target):
+        if element == -1:
+            rest = i
+        elif element == 0 and not attributes.get("allowzero", 0) and i < len(source):
+            element = source[i]
+        out.append(element)
+    if rest is not None:
+        quotient = _quotient(source, [d for d in out if d != -1])
+        out[rest] = quotient if quotient is not None else f"{names[0]}~{names[1]}:{rest}"
+    return tuple(out)
+
+
+def _quotient(whole: Sequence[Dim], part: Sequence[Dim]) -> Dim | None:
+    """Product of ``whole`` divided by product of ``part``, where that is a number or a single symbol."""
+    symbols = [d for d in whole if isinstance(d, str)]
+    for d in part:
+        if isinstance(d, str):
+            if d not in symbols:
+                return None
+            symbols.remove(d)
+    above = int(np.prod([d for d in whole if isinstance(d, int)], dtype=np.int64))
+    below = int(np.prod([d for d in part if isinstance(d, int)], dtype=np.int64))
+    if below <= 0 or above % below:
+        return None
+    if not symbols:
+        return above // below
+    return symbols[0] if len(symbols) == 1 and above == below else None
+
+
+def _expand(attributes: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+    target, source = found.vectors.get(names[1]), found.dims.get(names[0])
+    if target is None or source is None:
+        return None
+    rank = max(len(target), len(source))
+    padded_source = (1,) * (rank - len(source)) + source
+    padded_target = (1,) * (rank - len(target)) + target
+    out: list[Dim] = []
+    for axis, (have, want) in enumerate(zip(padded_source, padded_target, strict=True)):
+        if isinstance(have, int):
+            out.append(want if have == 1 else have)
+        elif want in (1, have):
+            out.append(have)
+        else:
+            out.append(want if isinstance(want, int) else f"{names[0]}^{names[1]}:{axis}")
+    return tuple(out)
+
+
+def _constant_of_shape(attributes: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+    return found.vectors.get(names[0])
+
+
+def _tile(attributes: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+    repeats, source = (found.vector(names[1]) if len(names) > 1 else None), found.dims.get(names[0])
+    if repeats is None or source is None or len(repeats) != len(source):
+        return None
+    out: list[Dim] = []
+    for axis, (d, r) in enumerate(zip(source, repeats, strict=True)):
+        if isinstance(d, int) and isinstance(r, int):
+            out.append(d * r)
+        else:
+            out.append(d if r == 1 else r if d == 1 else f"{names[0]}*{names[1]}:{axis}")
+    return tuple(out)
+
+
+def _slice(attributes: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+    """A table cut to the length of the input, ``table[:seq]``, has that length.
+
+    Where the input is longer than the table, the slice is shorter than the input and whatever follows fails anyway.
+    """
+    source = found.dims.get(names[0])
+    if source is None or len(names) < 3 or names[2] not in found.vectors:
+        return None
+    known = [found.vector(n) if n else None for n in names[1:]]
+    starts, ends = known[0], known[1]
+    axes = known[2] if len(known) > 2 and known[2] is not None else tuple(range(len(ends or ())))
+    steps = known[3] if len(known) > 3 and known[3] is not None else (1,) * len(axes)
+    if starts is None or ends is None or not len(starts) == len(ends) == len(axes) == len(steps):
+        return None
+    out = list(source)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if not isinstance(axis, int) or start != 0 or step != 1:
+            return None
+        size = source[axis]
+        if isinstance(end, int):
+            if not isinstance(size, int):
+                return None
+            end = max(0, min(end if end >= 0 else end + size, size))
+        elif end.startswith("=") or not (isinstance(size, int) or size == end):
+            return None
+        out[axis] = end
+    return tuple(out)
+
+
+_SPECIAL: dict[str, Callable[[dict[str, Any], list[str], Inferred], Dims | None]] = {
+    "Reshape": _reshape,
+    "Expand": _expand,
+    "ConstantOfShape": _constant_of_shape,
+    "Tile": _tile,
+    "Slice": _slice,
+}

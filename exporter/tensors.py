@@ -1,0 +1,114 @@
+"""Constant tensors of a model file: read them from the file or from external data, write them back."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from exporter.errors import ModelError
+
+Array = NDArray[np.generic]
+
+_PACKED = frozenset(
+    getattr(TensorProto, name)
+    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+    if hasattr(TensorProto, name)
+)
+
+
+def is_external(tensor: TensorProto) -> bool:
+    """Say whether the tensor's bytes lie in a file beside the model."""
+    return tensor.HasField("data_location") and tensor.data_location == TensorProto.EXTERNAL
+
+
+def external_file(tensor: TensorProto, folder: Path) -> tuple[Path, int, int | None]:
+    """Return (path, offset, length) of an external tensor, or refuse it.
+
+    A model is untrusted input, so the location must be a relative path to a regular file that lies
+    inside the model's folder after every link is followed.
+
+    Raises:
+        ModelError: the location is missing, leaves the folder, or the file is absent or too short.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    where = f"initializer '{tensor.name}' keeps its data in '{location}'"
+    root = folder.resolve()
+    path = (root / location).resolve()
+    if not location or not path.is_relative_to(root):
+        raise ModelError(
+            f"{where}, which is outside the model's folder {root}.\n"
+            "Such a path could read any file of this machine, so it is refused. "
+            "Put the data file beside the model and name it by a relative path."
+        )
+    if not path.is_file():
+        raise ModelError(f"{where}, but there is no such file in {root}.\nCopy the data file beside the model.")
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries["length"]) if "length" in entries else None
+    except ValueError:
+        raise ModelError(f"{where} with an offset or length that is not a number.") from None
+    size = path.stat().st_size
+    if offset < 0 or offset + max(length or 0, 0) > size or (length is not None and length < 0):
+        raise ModelError(
+            f"{where} at bytes {offset}..{offset + (length or 0)}, but the file has {size} bytes.\n"
+            "The data file is truncated or belongs to another model; copy it again."
+        )
+    return path, offset, length
+
+
+def read(tensor: TensorProto, folder: Path) -> Array:
+    """Return the tensor's values, shape ``tensor.dims``; external data is mapped, not read.
+
+    Raises:
+        ModelError: the bytes are missing, or their number does not fit the declared shape.
+    """
+    try:
+        if not is_external(tensor):
+            return numpy_helper.to_array(tensor)
+        path, offset, length = external_file(tensor, folder)
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        count = math.prod(tensor.dims)
+        if tensor.data_type in _PACKED:
+            length = length if length is not None else (count * dtype_bits(tensor.data_type) + 7) // 8
+            inline = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            inline.raw_data = np.memmap(path, np.uint8, "r", offset, (length,)).tobytes()
+            return numpy_helper.to_array(inline)
+        if length is not None and length != count * dtype.itemsize:
+            raise ValueError(f"{length} bytes for {count} elements of {dtype}")
+        if count == 0:
+            return np.zeros(tuple(tensor.dims), dtype)
+        mapped = np.memmap(path, np.uint8, "r", offset, (count * dtype.itemsize,))
+        return mapped.view(dtype).reshape(tuple(tensor.dims))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"initializer '{tensor.name}' {list(tensor.dims)} cannot be read: {error}.\nThe file is damaged; export or copy it again."
+        ) from error
+
+
+def dtype_bits(data_type: int) -> int:
+    """Bits one element takes in a file."""
+    if data_type in _PACKED:
+        return 2 if TensorProto.DataType.Name(data_type).endswith("2") else 4
+    return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type)).itemsize) * 8
+
+
+def nbytes(tensor: TensorProto) -> int:
+    """Bytes the tensor's values take in a file, from its type and shape alone."""
+    if tensor.data_type == TensorProto.STRING:
+        return sum(len(item) for item in tensor.string_data)
+    return (math.prod(tensor.dims) * dtype_bits(tensor.data_type) + 7) // 8
+
+
+def assign(tensor: TensorProto, values: Array) -> None:
+    """Replace the tensor's values in place; its name, documentation and metadata stay."""
+    fresh = numpy_helper.from_array(np.ascontiguousarray(values))
+    fresh.data_type = tensor.data_type
+    fresh.name = tensor.name
+    fresh.doc_string = tensor.doc_string
+    fresh.metadata_props.extend(tensor.metadata_props)
+    tensor.CopyFrom(fresh)

@@ -1,0 +1,270 @@
+"""Evaluate shape arithmetic: the few small integer nodes exporters put in front of Reshape, Slice and Expand.
+
+Two levels of knowledge. A *known* tensor is a small numpy array. A *vector* is an integer tensor of rank one (or a scalar,
+as a vector of one) whose elements are numbers or symbols. A symbol stands for a number only a run knows: the size of an
+axis, by name, or, with a leading ``=``, the result of arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+LIMIT = 4096
+"""Elements of the largest tensor treated as shape arithmetic."""
+
+Known = NDArray[np.generic]
+Dim = int | str
+Vector = tuple[Dim, ...]
+Attributes = Mapping[str, Any]
+
+_UNPREDICTABLE = frozenset(
+    {
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Multinomial",
+        "Bernoulli",
+        "Dropout",
+    }
+)
+
+
+def _integer_division(a: Known, b: Known) -> Known:
+    """ONNX Div: truncates toward zero on integers."""
+    if np.issubdtype(a.dtype, np.integer):
+        wide = np.asarray(np.trunc(np.true_divide(a, b)))
+        return wide.astype(a.dtype)
+    return np.asarray(np.true_divide(a, b))
+
+
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Div": _integer_division,
+    "Min": lambda *xs: np.minimum.reduce(np.broadcast_arrays(*xs)),
+    "Max": lambda *xs: np.maximum.reduce(np.broadcast_arrays(*xs)),
+    "Equal": np.equal,
+    "Greater": np.greater,
+    "Less": np.less,
+    "GreaterOrEqual": np.greater_equal,
+    "LessOrEqual": np.less_equal,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+    "Not": np.logical_not,
+    "Neg": np.negative,
+    "Abs": np.abs,
+    "Floor": np.floor,
+    "Ceil": np.ceil,
+    "Sqrt": np.sqrt,
+    "Where": np.where,
+    "Identity": lambda x: x,
+}
+
+
+def is_standard(node: onnx.NodeProto) -> bool:
+    """Say whether a node's operator belongs to the standard set."""
+    return node.domain in ("", "ai.onnx")
+
+
+def evaluate(node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Known | None]) -> list[Known] | None:
+    """Run one node on known inputs.
+
+    Returns:
+        The outputs, or None where the node cannot be evaluated here (unknown domain, subgraph, random, too large).
+    """
+    if not is_standard(node) or node.op_type in _UNPREDICTABLE:
+        return None
+    if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            results = _evaluate(node, attributes, inputs)
+    except Exception:  # a node that fails here fails, or is handled, at run time; folding is only an optimisation
+        return None
+    if results is None or any(r.size > LIMIT for r in results):
+        return None
+    return results
+
+
+def _evaluate(
+    node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Known | None]
+) -> list[Known] | None:
+    op, x = node.op_type, inputs[0] if inputs else None
+    if x is None:
+        return _reference(node, inputs)
+    if op in _ELEMENTWISE:
+        return [np.asarray(_ELEMENTWISE[op](*inputs))]
+    if op == "Gather":
+        return [np.asarray(np.take(x, _need(inputs[1]).astype(np.int64), axis=attributes.get("axis", 0)))]
+    if op == "Cast":
+        return [x.astype(onnx.helper.tensor_dtype_to_np_dtype(attributes["to"]))]
+    if op == "Concat":
+        return [np.concatenate([_need(i) for i in inputs], axis=attributes["axis"])]
+    if op in ("Squeeze", "Unsqueeze"):
+        axes = inputs[1].tolist() if len(inputs) > 1 and inputs[1] is not None else attributes.get("axes")
+        if op == "Unsqueeze":
+            return [np.expand_dims(x, tuple(axes or ()))]
+        return [np.squeeze(x, tuple(axes) if axes is not None else None)]
+    if op == "Shape":
+        return [np.array(x.shape, np.int64)[attributes.get("start", 0) : attributes.get("end", x.ndim)]]
+    if op == "ConstantOfShape":
+        return _constant_of_shape(attributes, x)
+    if op in ("Expand", "Tile", "Range", "Pad", "Resize", "OneHot") and not _small_result(op, inputs):
+        return None
+    return _reference(node, inputs)
+
+
+def _constant_of_shape(attributes: Attributes, shape: Known) -> list[Known] | None:
+    dims = [int(d) for d in shape.ravel()]
+    if any(d < 0 for d in dims) or np.prod(dims, dtype=np.float64) > LIMIT:
+        return None
+    fill = attributes.get("value")
+    value = onnx.numpy_helper.to_array(fill).reshape(()) if fill is not None else np.float32(0)
+    return [np.full(dims, value)]
+
+
+def _small_result(op: str, inputs: Sequence[Known | None]) -> bool:
+    """Bound the size of a result before it is made: models are untrusted."""
+    if op == "Range":
+        start, limit, delta = (float(_need(i)) for i in inputs)
+        return delta != 0 and abs((limit - start) / delta) <= LIMIT
+    if op in ("Expand", "Tile"):
+        x, how = _need(inputs[0]), _need(inputs[1])
+        return float(np.prod(np.maximum(how, 1), dtype=np.float64)) * x.size <= LIMIT
+    return False
+
+
+def _reference(node: onnx.NodeProto, inputs: Sequence[Known | None]) -> list[Known] | None:
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {name: value for name, value in zip(node.input, inputs, strict=False) if name}
+    results = ReferenceEvaluator(node).run(None, feeds)
+    return [np.asarray(r) for r in results] if all(isinstance(r, (np.ndarray, np.generic)) for r in results) else None
+
+
+def _need(value: Known | None) -> Known:
+    if value is None:
+        raise ValueError("a required input is missing")
+    return value
+
+
+# -- vectors with symbols ---------------------------------------------------------------------------------------
+
+_Element = Dim | None
+
+
+def evaluate_vector(
+    node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Vector | None], known: Sequence[Known | None]
+) -> tuple[_Element, ...] | None:
+    """Run one node on integer vectors with symbols.
+
+    Args:
+        node: the node; data movement, element-wise arithmetic and products are handled.
+        attributes: its attributes.
+        inputs: vector of every input (None: not a vector).
+        known: full value of every input (None: not fully known).
+
+    Returns:
+        Elements of the single output, None for one that needs a symbol of its own; or None where nothing can be said.
+    """
+    if not is_standard(node) or not inputs or any(i is None for i in inputs[:1]):
+        return None
+    op, first = node.op_type, inputs[0]
+    assert first is not None
+    if op == "Concat":
+        return None if any(i is None for i in inputs) else tuple(e for i in inputs if i is not None for e in i)
+    if op in ("Identity", "Cast", "Squeeze", "Unsqueeze"):
+        return first
+    if op == "Reshape":
+        target = known[1]
+        return first if target is not None and target.size <= 1 else None
+    if op == "ReduceProd":
+        return _product(first)
+    if op == "Gather":
+        indices = known[1]
+        if indices is None or indices.ndim > 1:
+            return None
+        places = [int(i) for i in indices.ravel()]
+        return tuple(first[i] for i in places) if all(-len(first) <= i < len(first) for i in places) else None
+    if op == "Slice":
+        return _slice(attributes, first, known)
+    if op in _VECTOR_ELEMENTWISE:
+        operands = [i for i in inputs if i is not None]
+        size = max(len(o) for o in operands)
+        if len(operands) != len(inputs) or any(len(o) not in (1, size) for o in operands):
+            return None
+        return tuple(_VECTOR_ELEMENTWISE[op](*(o[i % len(o)] for o in operands)) for i in range(size))
+    return None
+
+
+def _product(elements: Vector) -> tuple[_Element, ...]:
+    """The elements multiplied, as a vector of one."""
+    whole = int(np.prod([e for e in elements if isinstance(e, int)], dtype=np.int64))
+    rest = [e for e in elements if isinstance(e, str)]
+    if not rest:
+        return (whole,)
+    return (rest[0],) if len(rest) == 1 and whole == 1 else (None,)
+
+
+def _slice(attributes: Attributes, first: Vector, known: Sequence[Known | None]) -> Vector | None:
+    if "starts" in attributes:
+        starts, ends, steps = attributes["starts"], attributes["ends"], [1]
+    else:
+        if len(known) < 3 or known[1] is None or known[2] is None:
+            return None
+        starts, ends = known[1].tolist(), known[2].tolist()
+        steps = known[4].tolist() if len(known) > 4 and known[4] is not None else [1]
+    if len(starts) != 1 or steps[0] == 0:
+        return None
+    start, end, step = int(starts[0]), int(ends[0]), int(steps[0])
+    if step < 0 and end < -len(first):
+        return first[start::step]
+    return first[start:end:step]
+
+
+def _arithmetic(op: str) -> Callable[[Dim, Dim], _Element]:
+    neutral = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}[op]
+
+    def apply(a: Dim, b: Dim) -> _Element:
+        if isinstance(a, int) and isinstance(b, int):
+            return None if op == "Div" and b == 0 else int(_ELEMENTWISE[op](np.int64(a), np.int64(b)))
+        if b == neutral:
+            return a
+        if a == neutral and op in ("Add", "Mul"):
+            return b
+        if a == b and op in ("Sub", "Div"):
+            return 0 if op == "Sub" else 1
+        return None
+
+    return apply
+
+
+def _equal(a: Dim, b: Dim) -> _Element:
+    if a == b:
+        return 1
+    if isinstance(a, int) and isinstance(b, int):
+        return 0
+    negative = any(isinstance(v, int) and v < 0 for v in (a, b))
+    # the size of an axis is never negative; the result of arithmetic may be
+    size = any(isinstance(v, str) and not v.startswith("=") for v in (a, b))
+    return 0 if negative and size else None
+
+
+def _where(condition: Dim, a: Dim, b: Dim) -> _Element:
+    if isinstance(condition, int):
+        return a if condition else b
+    return a if a == b else None
+
+
+_VECTOR_ELEMENTWISE: dict[str, Callable[..., _Element]] = {
+    **{op: _arithmetic(op) for op in ("Add", "Sub", "Mul", "Div")},
+    "Equal": _equal,
+    "Where": _where,
+}

@@ -1,0 +1,362 @@
+"""Prove that a pruned graph equals its masked original, in ONNX Runtime, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from exporter.edits import check_fits
+from exporter.errors import GoalError, ModelError
+from exporter.graph import Graph
+from exporter.masked import masked_original
+from exporter.normalise import serialize_with_data
+from exporter.plan import AxisTake, Plan
+from runtime import feeds
+from runtime.backends import Session, SessionOptions, open_session
+from runtime.errors import RunError
+
+TOLERANCE = 1e-3
+"""Largest accepted difference, relative to the signal, in 32-bit floating point."""
+
+_LOOSER = {np.dtype(np.float16): 10.0}
+_PROBE_ELEMENTS = 1 << 25
+_LONGEST_SYMBOL = 64
+
+Array = NDArray[np.generic]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a proof found. All errors are relative to the signal: the standard deviation of the dense output.
+
+    Attributes:
+        error: largest difference between the pruned graph and the masked original, over outputs and runs.
+        outputs: the same per output.
+        tolerance: what was accepted.
+        change: how far the pruned outputs moved away from the dense ones; tiny where the outputs do not react to the cut.
+        probes: number of inner tensors compared as well, where outputs alone would prove too little.
+        runs: number of input sets.
+        shapes: input shapes of each run.
+        warnings: what the reader should know.
+    """
+
+    error: float
+    outputs: Mapping[str, float]
+    tolerance: float
+    change: float
+    probes: int
+    runs: int
+    shapes: tuple[Mapping[str, tuple[int, ...]], ...]
+    warnings: tuple[str, ...] = ()
+
+
+def verify(
+    pruned: Graph,
+    graph: Graph,
+    plan: Plan,
+    *,
+    tolerance: float | None = None,
+    runs: int = 3,
+    inputs: Sequence[feeds.Feeds] = (),
+    progress: Progress | None = None,
+) -> Proof:
+    """Prove a pruned graph.
+
+    The masked original is built from the dense graph and the plan alone. Both run in ONNX Runtime with graph optimisation
+    off, on seeded inputs; one run uses other sizes for dynamic axes. Where the outputs do not react to the cut, or are not
+    floating-point numbers, inner tensors are compared too. The dense graph is checked against the file it came from, and
+    the result is loaded once more with default optimisation.
+
+    Args:
+        pruned: as ``rewrite`` returned it.
+        graph: the dense graph.
+        plan: what was carried out.
+        tolerance: largest accepted difference relative to the signal; default 1e-3, ten times that in float16.
+        runs: number of seeded input sets.
+        inputs: recorded inputs to use instead.
+        progress: called with a line before each step.
+
+    Returns:
+        What was found.
+
+    Raises:
+        GoalError: they differ; the text says where.
+        ModelError: ONNX Runtime does not run the model.
+        UsageError: the plan is for another model.
+    """
+    check_fits(plan, graph)
+    return _Prover(pruned, graph, plan, tolerance, progress or (lambda _: None)).prove(runs, list(inputs))
+
+
+class _Prover:
+    def __init__(
+        self, pruned: Graph, graph: Graph, plan: Plan, tolerance: float | None, progress: Progress
+    ) -> None:
+        self.pruned, self.graph, self.plan, self.progress = pruned, graph, plan, progress
+        self.tolerance = tolerance if tolerance is not None else TOLERANCE * self._looser()
+        self.warnings: list[str] = []
+
+    def _looser(self) -> float:
+        kinds = {np.dtype(onnx.helper.tensor_dtype_to_np_dtype(t.data_type)) for t in self.graph.constants.values()
+                 if t.data_type != onnx.TensorProto.STRING and len(t.dims) > 1}
+        return max((_LOOSER.get(k, 1.0) for k in kinds), default=1.0)
+
+    def prove(self, runs: int, recorded: list[feeds.Feeds]) -> Proof:
+        self.progress("running the dense model")
+        dense_model = serialize_with_data(self.graph.model, self.graph.folder)
+        dense = _open(dense_model, "the model")
+        sets = recorded or list(self._feed_sets(dense, runs))
+        references = [_run(dense, f, "the model") for f in sets]
+        self._check_normalised(sets[0], references[0])
+        self.progress("building the masked original")
+        masked_model = masked_original(self.graph, self.plan)
+        masked = _open(masked_model.SerializeToString(), "the masked original")
+        pruned_model = serialize_with_data(self.pruned.model, self.pruned.folder)
+        session = _open(pruned_model, "the pruned model")
+        self._check_signature(dense, session)
+        errors: dict[str, float] = {}
+        change = 0.0
+        for number, (feed, reference) in enumerate(zip(sets, references, strict=True), 1):
+            self.progress(f"comparing with the masked original, {number} of {len(sets)}")
+            want, got = _run(masked, feed, "the masked original"), _run(session, feed, "the pruned model")
+            for name in want:
+                scale = _signal(reference[name])
+                errors[name] = max(errors.get(name, 0.0), difference(got[name], want[name], scale))
+                change = max(change, difference(got[name], reference[name], scale))
+        inexact = [n for n in errors if not _is_float(references[0][n])]
+        probes = 0
+        wrong = max(errors.values(), default=0.0) > self.tolerance
+        if wrong or inexact or change <= self.tolerance:
+            probes = self._compare_inside(masked_model, sets[0], wrong and not inexact)
+            errors = {n: e for n, e in errors.items() if n not in inexact} or {"(inner tensors)": self.inner_error}
+        worst = max(errors.values(), default=0.0)
+        if worst > self.tolerance:
+            raise GoalError(self._failure(errors))
+        if change <= self.tolerance:
+            self.warnings.append("the outputs do not react to the cut on these inputs; inner tensors were compared")
+        self._check_optimised(pruned_model, dense_model, session, dense, sets[0])
+        shapes = tuple({n: v.shape for n, v in f.items()} for f in sets)
+        return Proof(worst, errors, self.tolerance, change, probes, len(sets), shapes, tuple(self.warnings))
+
+    # -- inputs -------------------------------------------------------------------------------------------------
+
+    def _feed_sets(self, dense: Session, runs: int) -> Iterator[feeds.Feeds]:
+        allowed = feeds.constraints(self.graph.model.graph)
+        shapes = dict(self.graph.feed_shapes)
+        for seed in range(max(runs - 1, 1)):
+            yield feeds.seeded(dense.inputs, shapes, seed, allowed)
+        if runs < 2:
+            return
+        other = self._other_shapes()
+        feed = feeds.seeded(dense.inputs, other, runs - 1, allowed)
+        try:
+            dense.run(feed)
+        except RunError:
+            feed = feeds.seeded(dense.inputs, shapes, runs - 1, allowed)
+        yield feed
+
+    def _other_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The same shapes with every short dynamic axis one longer: a number baked in where it should not be shows."""
+        longer = {s: n + 1 for s, n in self.graph.binding.items() if n <= _LONGEST_SYMBOL}
+        result = {}
+        for name, shape in self.graph.feed_shapes.items():
+            declared = self.graph.static.dims.get(name, ())
+            result[name] = tuple(longer.get(str(d), n) for d, n in zip(declared, shape, strict=True))
+        return result
+
+    # -- the other checks ---------------------------------------------------------------------------------------
+
+    def _check_normalised(self, feed: feeds.Feeds, reference: dict[str, Array]) -> None:
+        """The graph as analysed must do what the file does."""
+        path = self.graph.source.path
+        if path is None:
+            return
+        original = _open_file(path)
+        outputs = _run(original, feed, str(path))
+        for name, want in outputs.items():
+            error = difference(reference[name], want, _signal(want))
+            if error > self.tolerance:
+                raise GoalError(
+                    f"output '{name}' of the model changed while it was being read (relative error {error:.2g}); "
+                    "this is a defect of Secateur, please report it with the model. Nothing was written."
+                )
+
+    def _check_signature(self, dense: Session, session: Session) -> None:
+        before = [(t.name, t.dtype) for t in (*dense.inputs, *dense.outputs)]
+        after = [(t.name, t.dtype) for t in (*session.inputs, *session.outputs)]
+        if before != after:
+            raise GoalError(f"the pruned model's inputs and outputs differ from the original's: {before} became {after}.")
+
+    def _check_optimised(
+        self, pruned_model: bytes, dense_model: bytes, session: Session, dense: Session, feed: feeds.Feeds
+    ) -> None:
+        """Load the result as users will. ONNX Runtime's own optimiser is wrong on some graphs; then say so."""
+        self.progress("loading the result with default optimisation")
+        try:
+            optimised = open_session(pruned_model).run(feed)
+        except RunError as error:
+            if self._refuses_dense(dense_model, feed):
+                self.warnings.append("ONNX Runtime's default optimisation fails on this model, pruned or not")
+                return
+            raise GoalError(f"the pruned model runs only without graph optimisation: {error}") from error
+        plain = _run(session, feed, "the pruned model")
+        for name, want in plain.items():
+            if not _is_float(want):
+                continue
+            if difference(optimised[name], want, _signal(want)) <= max(self.tolerance, 1e-2):
+                continue
+            reference = _run(dense, feed, "the model")[name]
+            try:
+                other = open_session(dense_model).run(feed)[name]
+            except RunError:
+                other = reference
+            if difference(other, reference, _signal(reference)) > self.tolerance:
+                self.warnings.append(f"ONNX Runtime's optimisation changes output '{name}', of the dense model too")
+                continue
+            raise GoalError(
+                f"output '{name}' of the pruned model changes when ONNX Runtime optimises the graph, that of the dense "
+                "model does not. Nothing was written."
+            )
+
+    def _refuses_dense(self, dense_model: bytes, feed: feeds.Feeds) -> bool:
+        try:
+            open_session(dense_model).run(feed)
+        except RunError:
+            return True
+        return False
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _compare_inside(self, masked_model: onnx.ModelProto, feed: feeds.Feeds, locate: bool) -> int:
+        """Compare inner tensors, in the order of the graph; the first that differs is where the cut went wrong."""
+        names = self._probes()
+        self.progress(f"comparing {len(names)} inner tensors")
+        pruned_model = onnx.load_model_from_string(serialize_with_data(self.pruned.model, self.pruned.folder))
+        want = _run(_open(_with_outputs(masked_model, names), "the masked original"), feed, "the masked original")
+        got = _run(_open(_with_outputs(pruned_model, names), "the pruned model"), feed, "the pruned model")
+        self.inner_error = 0.0
+        for name in names:
+            kept = take_axes(want[name], self.plan.hide.get(name, {}))
+            error = difference(got[name], kept, _signal(kept))
+            self.inner_error = max(self.inner_error, error)
+            if error > self.tolerance:
+                node = self.graph.producer[name]
+                raise GoalError(
+                    f"the pruned model differs from the masked original, first at {node.label}: tensor '{name}', "
+                    f"relative error {error:.3g} (accepted: {self.tolerance:g}). Nothing was written.\n"
+                    "If the plan is Secateur's own this is a defect; keep the layer with --keep "
+                    f"'{node.proto.name or name}' and report it with the model."
+                )
+        return len(names)
+
+    def _probes(self) -> list[str]:
+        """Floating-point tensors both graphs have, in the order of the graph, up to a bound on memory."""
+        chosen: list[str] = []
+        outputs = set(self.graph.outputs)
+        total = 0
+        for node in self.graph.nodes:
+            for name in node.outputs:
+                shape = self.graph.shape(name) if name else None
+                kind = self.graph.inferred.dtype.get(name)
+                if shape is None or kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+                    continue
+                if name in outputs or name not in self.pruned.producer or name in self.graph.constants:
+                    continue
+                total += int(np.prod(shape))
+                if total > _PROBE_ELEMENTS:
+                    return chosen
+                chosen.append(name)
+        return chosen
+
+    inner_error = 0.0
+
+    def _failure(self, errors: Mapping[str, float]) -> str:
+        name = max(errors, key=lambda n: errors[n])
+        return (
+            f"the pruned model differs from the masked original: output '{name}', relative error {errors[name]:.3g} "
+            f"(accepted: {self.tolerance:g}). Nothing was written.\n"
+            "If the plan is Secateur's own this is a defect; please report it with the model."
+        )
+
+
+def difference(got: Array, want: Array, scale: float) -> float:
+    """Largest difference relative to ``scale``; infinite where shapes, NaNs or infinities do not match."""
+    got, want = np.asarray(got), np.asarray(want)
+    if got.shape != want.shape:
+        return float("inf")
+    if not _is_float(want):
+        return float(np.mean(got != want)) if want.size else 0.0
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(b)
+    same = np.where(finite, np.isfinite(a), (a == b) | (np.isnan(a) & np.isnan(b)))
+    if not same.all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    return float(np.abs(a[finite] - b[finite]).max() / scale)
+
+
+def _signal(values: Array) -> float:
+    """Standard deviation of the finite values; their largest magnitude where they do not vary; 1 where all are zero."""
+    if not _is_float(values) or values.size == 0:
+        return 1.0
+    wide = np.asarray(values, np.float64)
+    wide = wide[np.isfinite(wide)]
+    if not wide.size:
+        return 1.0
+    spread, largest = float(wide.std()), float(np.abs(wide).max())
+    return spread if spread > 1e-9 * largest else largest or 1.0
+
+
+def _is_float(values: Array) -> bool:
+    return np.asarray(values).dtype.kind == "f"
+
+
+def take_axes(values: Array, axes: Mapping[int, AxisTake]) -> Array:
+    """The kept part of a tensor."""
+    for axis, take in axes.items():
+        values = np.take(values, take.keep, axis=axis)
+    return values
+
+
+def _open(model: bytes, what: str) -> Session:
+    try:
+        return open_session(model, options=SessionOptions(optimize=False))
+    except RunError as error:
+        raise ModelError(_cannot_run(what, error)) from error
+
+
+def _open_file(path: object) -> Session:
+    try:
+        return open_session(str(path), options=SessionOptions(optimize=False))
+    except RunError as error:
+        raise ModelError(_cannot_run(str(path), error)) from error
+
+
+def _run(session: Session, feed: feeds.Feeds, what: str) -> dict[str, Array]:
+    try:
+        return session.run(feed)
+    except RunError as error:
+        raise ModelError(_cannot_run(what, error)) from error
+
+
+def _cannot_run(what: str, error: RunError) -> str:
+    return (
+        f"{what} cannot be proved: {error}\n"
+        "Give sizes its dynamic axes accept with --shape NAME:1x3x224x224, recorded inputs with --inputs FILE.npz, "
+        "or skip the proof with --no-verify at your own risk."
+    )
+
+
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    """The model with only these tensors as outputs."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    return probe.SerializeToString()

@@ -1,0 +1,1 @@
+"""Run ONNX models: open them on a backend, feed them, time them. Never changes a model."""

@@ -1,0 +1,250 @@
+"""Inputs for a model: sizes for its dynamic axes, and seeded or recorded values that it accepts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from runtime.backends import TensorSpec
+from runtime.errors import BadRequest
+
+Array = NDArray[np.generic]
+Feeds = dict[str, Array]
+
+_BATCH = re.compile(r"batch|^n$|^bs$|^b$", re.IGNORECASE)
+_IMAGE_AXES = 2
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes to try for dynamic axes: batch, image height and width, anything else (sequence, samples)."""
+
+    batch: int
+    image: int
+    other: int
+
+
+PROFILES = (
+    Profile(2, 224, 16),
+    Profile(1, 224, 16),
+    Profile(2, 320, 512),
+    Profile(1, 640, 512),
+    Profile(1, 224, 16000),
+    Profile(1, 64, 8),
+)
+"""Tried in this order until the model's shapes work out. Two in the batch shows what one would hide."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Concrete shapes of all inputs, and the size taken for every dynamic axis by its symbol."""
+
+    shapes: dict[str, tuple[int, ...]]
+    symbols: dict[str, int]
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Read ``name:1x3x224x224`` options.
+
+    Raises:
+        BadRequest: not of that form, or a size below one.
+    """
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition(":")
+        parts = sizes.lower().split("x") if sizes else []
+        if not name or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+            raise BadRequest(f"--shape {text}: expected NAME:1x3x224x224, sizes of at least 1.")
+        shapes[name] = tuple(int(p) for p in parts)
+    return shapes
+
+
+def bind(
+    inputs: Sequence[TensorSpec], requested: Mapping[str, tuple[int, ...]], profile: Profile = PROFILES[0]
+) -> Binding:
+    """Choose a size for every dynamic axis.
+
+    Args:
+        inputs: the model's signature.
+        requested: whole shapes by input name; they win.
+        profile: sizes for the axes nobody requested. Equal symbols get equal sizes; a symbol such as ``past + seq`` is
+            the sum of its parts.
+
+    Raises:
+        BadRequest: a requested shape names no input, or contradicts the signature.
+    """
+    known = {spec.name: spec for spec in inputs}
+    symbols: dict[str, int] = {}
+    for name, shape in requested.items():
+        if name not in known:
+            raise BadRequest(f"--shape {name}: the model has no such input. Inputs: {', '.join(known) or 'none'}.")
+        spec = known[name]
+        if len(spec.shape) != len(shape):
+            raise BadRequest(f"--shape {name}: {len(shape)} axes given, the model declares {_show(spec)}.")
+        for axis, (declared, size) in enumerate(zip(spec.shape, shape, strict=True)):
+            if isinstance(declared, int) and declared != size:
+                raise BadRequest(f"--shape {name}: axis {axis} is fixed to {declared} in {_show(spec)}, not {size}.")
+            if not isinstance(declared, int) and symbols.setdefault(_symbol(spec, axis), size) != size:
+                raise BadRequest(f"--shape {name}: '{declared}' is {symbols[_symbol(spec, axis)]} in another input.")
+    shapes = {}
+    for spec in inputs:
+        sizes = []
+        for axis, declared in enumerate(spec.shape):
+            if isinstance(declared, int) and declared >= 0:
+                sizes.append(declared)
+                continue
+            symbol = _symbol(spec, axis)
+            if symbol not in symbols:
+                symbols[symbol] = _sum(symbol, symbols, profile) or _default(spec, axis, symbol, profile)
+            sizes.append(symbols[symbol])
+        shapes[spec.name] = tuple(sizes)
+    return Binding(shapes, symbols)
+
+
+def _symbol(spec: TensorSpec, axis: int) -> str:
+    declared = spec.shape[axis]
+    return declared if isinstance(declared, str) and declared else f"{spec.name}:{axis}"
+
+
+def _show(spec: TensorSpec) -> str:
+    return f"{spec.name}[{', '.join('?' if d is None else str(d) for d in spec.shape)}]"
+
+
+def _sum(symbol: str, symbols: dict[str, int], profile: Profile) -> int | None:
+    parts = [p.strip() for p in symbol.split("+")]
+    if len(parts) < 2:
+        return None
+    return sum(int(p) if p.isdigit() else symbols.setdefault(p, profile.other) for p in parts)
+
+
+def _default(spec: TensorSpec, axis: int, symbol: str, profile: Profile) -> int:
+    rank = len(spec.shape)
+    if _BATCH.search(symbol) or (axis == 0 and rank > 1):
+        return profile.batch
+    floating = spec.dtype is not None and spec.dtype.kind == "f"
+    if rank == _IMAGE_AXES + 2 and floating:
+        channels_last = isinstance(spec.shape[3], int) and spec.shape[3] <= 4
+        if axis in ((1, 2) if channels_last else (2, 3)) and "past" not in spec.name:
+            return profile.image
+    return profile.other
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What an integer input may hold: values below ``limit``, or one of ``choices``."""
+
+    limit: int | None = None
+    choices: tuple[int, ...] = field(default=())
+
+
+_MOVES = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand", "Slice"})
+
+
+def constraints(graph: onnx.GraphProto) -> dict[str, Constraint]:
+    """Find what values integer inputs may take, from how the graph uses them.
+
+    An input that selects rows of a constant table must stay below its size; one that is compared with constants takes
+    those values.
+    """
+    sizes = {t.name: tuple(t.dims) for t in graph.initializer}
+    values = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            sizes[node.output[0]] = tuple(node.attribute[0].t.dims)
+            values[node.output[0]] = node.attribute[0].t
+    origin = {v.name: v.name for v in graph.input}
+    limits: dict[str, int] = {}
+    choices: dict[str, set[int]] = {}
+    for node in graph.node:
+        first = node.input[0] if node.input else ""
+        if node.op_type in _MOVES and first in origin:
+            origin[node.output[0]] = origin[first]
+        elif node.op_type == "Gather" and node.input[1] in origin and first in sizes:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            name = origin[node.input[1]]
+            limits[name] = min(limits.get(name, sizes[first][axis]), sizes[first][axis])
+        elif node.op_type == "Equal":
+            for one, other in ((0, 1), (1, 0)):
+                if node.input[one] in origin and node.input[other] in values:
+                    compared = onnx.numpy_helper.to_array(values[node.input[other]])
+                    if compared.dtype.kind in "iuf" and compared.size <= 4096:
+                        choices.setdefault(origin[node.input[one]], set()).update(int(v) for v in compared.ravel())
+    return {
+        name: Constraint(limits.get(name), tuple(sorted(choices.get(name, ()))))
+        for name in set(limits) | set(choices)
+    }
+
+
+def seeded(
+    inputs: Sequence[TensorSpec],
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    allowed: Mapping[str, Constraint] | None = None,
+) -> Feeds:
+    """Make one set of inputs.
+
+    Floating-point inputs are standard normal; integers follow ``allowed`` and are ones where nothing is known of them
+    (a mask, a length, a flag); booleans are true.
+
+    Raises:
+        BadRequest: an input is not a numeric tensor.
+    """
+    rng = np.random.default_rng(seed)
+    feeds: Feeds = {}
+    for spec in inputs:
+        shape = shapes[spec.name]
+        if spec.dtype is None or spec.dtype.kind not in "fiub":
+            raise BadRequest(f"input '{spec.name}' is not a numeric tensor; give recorded values with --inputs.")
+        if spec.dtype.kind == "f":
+            feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+            continue
+        constraint = (allowed or {}).get(spec.name, Constraint())
+        if constraint.limit is not None:
+            values = rng.integers(0, max(constraint.limit, 1), shape)
+        elif constraint.choices:
+            values = rng.choice(np.array(constraint.choices), shape)
+        else:
+            values = np.ones(shape)
+        feeds[spec.name] = np.asarray(values).astype(spec.dtype)
+    return feeds
+
+
+def recorded(path: Path, inputs: Sequence[TensorSpec], limit: int = 64) -> list[Feeds]:
+    """Read recorded inputs: an ``.npz`` keyed by input name, samples along the leading axis.
+
+    Args:
+        path: the file.
+        inputs: the model's signature; a fixed leading axis decides how many samples go into one run.
+        limit: most runs to return.
+
+    Raises:
+        BadRequest: not such a file, an input is missing, or the sample counts differ.
+    """
+    try:
+        archive = np.load(path, allow_pickle=False)
+        arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadRequest(f"{path} is not a readable .npz of arrays: {error}") from error
+    missing = [spec.name for spec in inputs if spec.name not in arrays]
+    if missing:
+        raise BadRequest(f"{path} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}.")
+    counts = {spec.name: len(arrays[spec.name]) for spec in inputs}
+    if len(set(counts.values())) > 1:
+        raise BadRequest(f"{path}: the numbers of samples differ: {counts}.")
+    runs = []
+    for i in range(min(limit, min(counts.values(), default=0))):
+        feeds: Feeds = {}
+        for spec in inputs:
+            sample = arrays[spec.name][i]
+            if sample.ndim == len(spec.shape) - 1:
+                sample = sample[None]
+            dtype = spec.dtype if spec.dtype is not None else sample.dtype
+            feeds[spec.name] = np.ascontiguousarray(sample, dtype=dtype)
+        runs.append(feeds)
+    return runs
