@@ -34,7 +34,7 @@ class CostModel:
         parameters = self._parameters()
         self._depth = max((len(m) for m in self._members), default=1)
         padded = [m + (len(self.widths),) * (self._depth - len(m)) for m in self._members]
-        self._segment_groups = np.array(padded, np.int64).reshape(-1, self._depth)
+        self._segment_groups = np.array(padded, np.int64).reshape(len(padded), self._depth)
         self._segment_counts = np.array(self._counts, np.float64)
         self._segment_axis = np.array(self._owners, np.int64)
         self._work = _Terms(work, len(self._arrays))
@@ -104,7 +104,7 @@ class _Terms:
     def __init__(self, terms: Sequence[tuple[int, Sequence[int]]], axes: int) -> None:
         depth = max((len(a) for _, a in terms), default=0)
         self._factors = np.array([f for f, _ in terms], np.float64)
-        self._axes = np.array([list(a) + [axes] * (depth - len(a)) for _, a in terms], np.int64).reshape(-1, depth)
+        self._axes = np.array([list(a) + [axes] * (depth - len(a)) for _, a in terms], np.int64).reshape(len(terms), depth)
 
     def total(self, sizes: NDArray[np.float64]) -> float:
         padded = np.append(sizes, 1.0)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import UsageError
-from exporter.graph import Graph
+from exporter.graph import Graph, Node
 from exporter.groups import Groups
 from exporter.plan import AxisTake, ConstantTake, Fingerprint, GatherEdit, Plan, PlannedGroup, SizeEdit
+from exporter.rules.site import find_slot
+from exporter.shuffles import Shuffle, move
 from exporter.slots import Axis, Fixed, Ids, Slot
 
 Mask = NDArray[np.bool_]
@@ -27,6 +30,7 @@ def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any]) -
         options: how the choice was made, recorded in the plan.
     """
     alive = _Alive(groups, list(keep))
+    moved = _shuffles(groups, alive)
     return Plan(
         model=fingerprint(groups.graph),
         options=options,
@@ -41,9 +45,9 @@ def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any]) -
             for g, k in zip(groups, keep, strict=True)
         ),
         take=_takes(groups, alive),
-        hide=_hidden(groups, alive),
-        sizes=_sizes(groups, alive),
-        gathers=_gathers(groups, alive),
+        hide=_hidden(groups, alive) | moved.hide,
+        sizes=_sizes(groups, alive, moved.sizes),
+        gathers=(*_gathers(groups, alive), *moved.gathers),
     )
 
 
@@ -121,7 +125,7 @@ def _hidden(groups: Groups, alive: _Alive) -> dict[str, dict[int, AxisTake]]:
     return result
 
 
-def _sizes(groups: Groups, alive: _Alive) -> tuple[SizeEdit, ...]:
+def _sizes(groups: Groups, alive: _Alive, more: Sequence[tuple[Slot, int]]) -> tuple[SizeEdit, ...]:
     """New values of every vector or number of the file that counts slots, where any changes."""
     graph = groups.graph
     wanted: dict[tuple[str, int | None, str | None], dict[int | None, int]] = {}
@@ -135,10 +139,14 @@ def _sizes(groups: Groups, alive: _Alive) -> tuple[SizeEdit, ...]:
         defaults[place] = slot.default or defaults.get(place)
         if left != resize.ids.size:
             changed.add(place)
+    for slot, left in more:
+        place = (slot.node, slot.input, slot.attribute)
+        wanted.setdefault(place, {})[slot.element] = left
+        changed.add(place)
     edits = []
     for place in sorted(changed, key=lambda p: (graph.producer[p[0]].index, p[1] or 0, p[2] or "")):
         node, index, attribute = place
-        present = _present(graph, Slot(node, index, attribute, default=defaults[place]))
+        present = _present(graph, Slot(node, index, attribute, default=defaults.get(place)))
         if present is None:
             edits.append(SizeEdit(node, index, attribute, wanted[place][None]))
             continue
@@ -163,7 +171,7 @@ def _present(graph: Graph, slot: Slot) -> list[int] | None:
     return list(slot.default or ())
 
 
-def _gathers(groups: Groups, alive: _Alive) -> tuple[GatherEdit, ...]:
+def _gathers(groups: Groups, alive: _Alive) -> list[GatherEdit]:
     edits = []
     for take in groups.analysis.facts.takes:
         source, result = alive.mask(take.source_ids), alive.mask(take.result_ids)
@@ -171,8 +179,90 @@ def _gathers(groups: Groups, alive: _Alive) -> tuple[GatherEdit, ...]:
             continue
         place = {int(s): i for i, s in enumerate(take.source_ids[source])}
         indices = tuple(place[int(s)] for s in take.result_ids[result])
-        edits.append(GatherEdit(take.nodes, take.source, take.result, take.axis, indices))
-    return tuple(edits)
+        edits.append(GatherEdit((take.node,), take.source, take.result, take.axis, indices))
+    return edits
+
+
+@dataclass
+class _Moved:
+    """Edits of the chains of data movement that are analysed as one selection."""
+
+    hide: dict[str, dict[int, AxisTake]] = field(default_factory=dict)
+    sizes: list[tuple[Slot, int]] = field(default_factory=list)
+    gathers: list[GatherEdit] = field(default_factory=list)
+
+
+def _shuffles(groups: Groups, alive: _Alive) -> _Moved:
+    moved = _Moved()
+    for shuffle in groups.analysis.shuffles:
+        axes = groups.analysis.axes[shuffle.source,]
+        cut = alive.axes(axes)
+        if not cut:
+            continue
+        resized = _carry(groups.graph, shuffle, cut)
+        if resized is not None:
+            moved.hide |= resized.hide
+            moved.sizes += resized.sizes
+            continue
+        kept = cut[shuffle.axis].keep if shuffle.axis in cut else tuple(range(axes[shuffle.axis].size))
+        place = {old: new for new, old in enumerate(kept)}
+        indices = tuple(place[i] for i in shuffle.indices.tolist() if i in place)
+        keys = tuple(n.key for n in shuffle.nodes)
+        moved.gathers.append(GatherEdit(keys, shuffle.source, shuffle.result, shuffle.axis, indices))
+    return moved
+
+
+def _carry(graph: Graph, shuffle: Shuffle, cut: Mapping[int, AxisTake]) -> _Moved | None:
+    """Carry a cut through a chain by giving its reshapes new sizes; None where what is left is no grid."""
+    shape = graph.shape(shuffle.source)
+    assert shape is not None
+    mask: Mask = np.ones(shape, bool)
+    for axis, take in cut.items():
+        gone = np.setdiff1d(np.arange(take.size), take.keep)
+        mask[(slice(None),) * axis + (gone,)] = False
+    moved = _Moved()
+    for node in shuffle.nodes:
+        after = move(graph, node, mask)
+        if after is None:
+            return None
+        kept = [after.any(tuple(a for a in range(after.ndim) if a != k)) for k in range(after.ndim)]
+        sizes = [int(k.sum()) for k in kept]
+        if int(after.sum()) != int(np.prod(sizes)) or 0 in sizes:
+            return None
+        if node.op == "Reshape" and not _resize_target(graph, node, sizes, moved):
+            return None
+        if node.op == "Gather" and not _whole_along(mask, _axis(node, mask.ndim)):
+            return None
+        if node is not shuffle.nodes[-1]:
+            taken = {k: AxisTake(m.size, tuple(int(i) for i in np.flatnonzero(m))) for k, m in enumerate(kept) if not m.all()}
+            if taken:
+                moved.hide[node.outputs[0]] = taken
+        mask = after
+    return moved
+
+
+def _axis(node: Node, rank: int) -> int:
+    return int(node.attributes.get("axis", 0)) % rank
+
+
+def _whole_along(mask: Mask, axis: int) -> bool:
+    """Say whether a grid of kept positions keeps every index of an axis."""
+    return bool(mask.any(tuple(a for a in range(mask.ndim) if a != axis)).all())
+
+
+def _resize_target(graph: Graph, node: Node, sizes: Sequence[int], moved: _Moved) -> bool:
+    """Give a Reshape inside a chain its new sizes; False where one of them is computed at run time."""
+    target, before = graph.static.vector(node.inputs[1]), graph.shape(node.outputs[0])
+    if target is None or before is None:
+        return False
+    for k, (element, old, new) in enumerate(zip(target, before, sizes, strict=True)):
+        if old == new or element in (-1, 0):
+            continue
+        slot = find_slot(graph, node, 1, k)
+        if slot is None:
+            return False
+        moved.sizes.append((slot, new))
+    return True
 
 
 def fingerprint(graph: Graph) -> Fingerprint:

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.graph import Graph, Node, is_parameter
-from exporter.rules import RULES
-from exporter.rules.registry import Analysis, Site
-from exporter.shuffles import Shuffle, find_shuffles
-from exporter.slots import ONE, Axis, Fixed, Ids, Reason, SlotError, Take
+from exporter.analysis import analyse
+from exporter.graph import Graph, is_parameter
+from exporter.naming import kind_of, names_of, place_of
+from exporter.rules.site import Analysis
+from exporter.slots import ONE, Axis, Fixed, Ids, Reason
 from exporter.solve import Solution, solve
+from exporter.spans import Span
 
 KERNEL = "kernel window"
-
-
-@dataclass(frozen=True)
-class Span:
-    """One axis that a group spans.
-
-    Attributes:
-        tensor: name of the tensor.
-        axis: the axis.
-        use: for a constant whose uses may part, (node key, input index) of this use; else None.
-        units: for every position of the axis the unit that sits there, or -1; shape (size,).
-        constant: whether the tensor is a constant of the file.
-        contracted: whether a node sums over this axis of a constant (the unit's consumer side).
-    """
-
-    tensor: str
-    axis: int
-    use: tuple[str, int] | None
-    units: Ids
-    constant: bool
-    contracted: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,92 +121,6 @@ def find_groups(graph: Graph) -> Groups:
     return _collect(graph, analysis, solution)
 
 
-def analyse(graph: Graph) -> Analysis:
-    """State the facts of every node."""
-    analysis = Analysis(graph)
-    for name in graph.inputs:
-        shape = graph.shape(name)
-        if shape is not None:
-            why = Reason("graph input", f"input '{name}'")
-            analysis.axes[name,] = [Fixed(s, why) for s in shape]
-    shuffles = find_shuffles(graph)
-    inside = {n.index for s in shuffles for n in s.nodes}
-    ends: dict[int, list[Shuffle]] = {}
-    for shuffle in shuffles:
-        ends.setdefault(shuffle.nodes[0].index, []).append(shuffle)
-    for node in graph.nodes:
-        if node.op == "Constant" and node.key in graph.constants:
-            continue
-        if node.index not in inside:
-            _apply(analysis, node)
-        for shuffle in ends.get(node.index, ()):
-            _apply_shuffle(analysis, shuffle)
-    for name in graph.outputs:
-        _freeze_all(analysis, name, Reason("graph output", f"output '{name}'"))
-    return analysis
-
-
-def _apply(analysis: Analysis, node: Node) -> None:
-    """Run the rule of one node; freeze everything it touches where there is none or it does not apply."""
-    site = Site(analysis, node)
-    checkpoint = len(analysis.facts.resizes), len(analysis.facts.takes), len(analysis.work)
-    try:
-        if node.op not in RULES:
-            kind = "control flow is not analysed" if node.captured or _has_graph(node) else f"no rule for {node.op}"
-            raise SlotError(kind)
-        RULES[node.op](site)
-    except SlotError as error:
-        del analysis.facts.resizes[checkpoint[0] :], analysis.facts.takes[checkpoint[1] :], analysis.work[checkpoint[2] :]
-        why = Reason(str(error), node.label)
-        for i, name in enumerate(node.inputs):
-            if name and name in analysis.graph.constants and analysis.graph.shape(name) is not None:
-                for axis in site.axes(i):
-                    analysis.facts.freeze(axis, why)
-            elif name:
-                _freeze_all(analysis, name, why)
-        for o, name in enumerate(node.outputs):
-            if name:
-                site.leave(o, str(error))
-    else:
-        site.close()
-    for name in node.captured:
-        _freeze_all(analysis, name, Reason("read inside a subgraph", node.label))
-
-
-def _has_graph(node: Node) -> bool:
-    return any(a.HasField("g") or a.graphs for a in node.proto.attribute)
-
-
-def _apply_shuffle(analysis: Analysis, shuffle: Shuffle) -> None:
-    axes = list(analysis.axes[shuffle.source,])
-    whole = axes[shuffle.axis]
-    if isinstance(whole, Fixed):
-        axes[shuffle.axis] = Fixed(len(shuffle.indices), whole.why)
-    else:
-        axes[shuffle.axis] = whole[shuffle.indices]
-        keys = tuple(n.key for n in shuffle.nodes)
-        take = Take(keys, shuffle.source, shuffle.result, shuffle.axis, whole, whole[shuffle.indices])
-        analysis.facts.takes.append(take)
-    analysis.axes[shuffle.result,] = axes
-
-
-def _freeze_all(analysis: Analysis, name: str, why: Reason) -> None:
-    if name in analysis.graph.constants:
-        # a constant that is read whole: every use of it stays as it is
-        shape = analysis.graph.shape(name)
-        for key in [k for k in analysis.axes if k[0] == name]:
-            for axis in analysis.axes[key]:
-                analysis.facts.freeze(axis, why)
-        if shape is not None and (name,) not in analysis.axes:
-            analysis.axes[name,] = [Fixed(s, why if s > 1 else ONE) for s in shape]
-        return
-    for axis in analysis.axes.get((name,), ()):
-        analysis.facts.freeze(axis, why)
-
-
-# -- grouping ---------------------------------------------------------------------------------------------------
-
-
 def _collect(graph: Graph, analysis: Analysis, solution: Solution) -> Groups:
     """Group units by the axes they span, counting how often."""
     keys: list[tuple[tuple[Any, ...], int]] = []
@@ -264,7 +158,7 @@ def _collect(graph: Graph, analysis: Analysis, solution: Solution) -> Groups:
     sizes = np.diff(np.r_[begins, sorted_groups.size])
     unit_of[units[order]] = np.arange(sorted_groups.size) - np.repeat(begins, sizes)
     groups.groups = _describe(groups, keys, arrays, owner, parts, column_owner, classes, sizes)
-    _drop_idle(groups)
+    _finish(groups)
     return groups
 
 
@@ -300,8 +194,8 @@ def _describe(
         spans[number].append(Span(key[0], axis, uses.get(key), here, constant, constant and side))
     partners = _partners(groups, parts)
     roles = {role: _groups_at(groups, ids) for role, ids in analysis.roles.items()}
-    names = _names(groups, spans)
-    kinds = [_kind(graph, n, spans[n], partners[n], roles, analysis) for n in range(len(sizes))]
+    kinds = [kind_of(graph, n, spans[n], partners[n], roles) for n in range(len(sizes))]
+    names = names_of(graph, spans, kinds)
     return [
         Group(names[n], kinds[n], int(sizes[n]), tuple(spans[n]), tuple(names[m] for m in sorted(partners[n])))
         for n in range(len(sizes))
@@ -325,73 +219,17 @@ def _groups_at(groups: Groups, arrays: list[Ids]) -> set[int]:
     return {int(g) for g in np.unique(group) if g >= 0}
 
 
-def _kind(
-    graph: Graph, n: int, spans: list[Span], partners: set[int], roles: dict[str, set[int]], analysis: Analysis
-) -> str:
-    """What the field calls these units, from what the nodes around them do."""
-    if n in roles.get("batch", ()):
-        return "heads"
-    if n in roles.get("inner", ()):
-        return "head_dims"
-    operators = {u.op for s in spans for u, _ in graph.users.get(s.tensor, ()) if s.constant}
-    if partners and n in roles.get("conv_group", ()):
-        return "conv_groups"
-    if partners and n in roles.get("norm_group", ()):
-        return "norm_groups"
-    if any(op.rpartition("::")[2] in ("Conv", "ConvTranspose", "ConvInteger", "FusedConv") for op in operators):
-        return "channels"
-    joins = sum(1 for s in spans if not s.constant and _is_join(graph, s.tensor))
-    return "hidden" if joins else "neurons"
-
-
-def _is_join(graph: Graph, tensor: str) -> bool:
-    """Say whether a tensor adds two activations: a residual stream runs through it."""
-    node = graph.producer.get(tensor)
-    return node is not None and node.op == "Add" and all(i not in graph.constants for i in node.inputs)
-
-
-def _names(groups: Groups, spans: list[list[Span]]) -> list[str]:
-    """Name each group after the constant that produces it first, else after the first tensor."""
-    graph = groups.graph
-    names: list[str] = []
-    taken: set[str] = set()
-    for mine in spans:
-        producing = [s for s in mine if s.constant and not s.contracted]
-        matrices = [s for s in producing if graph.shape(s.tensor) is not None and len(graph.shape(s.tensor) or ()) > 1]
-        chosen = min(matrices or producing or mine, key=lambda s: _first_use(graph, s))
-        name = _short(chosen.tensor)
-        wish, k = name, 2
-        while wish in taken:
-            wish, k = f"{name}#{k}", k + 1
-        taken.add(wish)
-        names.append(wish)
-    return names
-
-
-def _first_use(graph: Graph, span: Span) -> int:
-    if span.use is not None:
-        return graph.producer[span.use[0]].index
-    users = graph.users.get(span.tensor, ())
-    return min((u.index for u, _ in users), default=len(graph.nodes))
-
-
-def _short(tensor: str) -> str:
-    for suffix in (".weight", "_weight", ".kernel", "/kernel:0", ":0"):
-        if tensor.endswith(suffix) and len(tensor) > len(suffix):
-            return tensor[: -len(suffix)]
-    return tensor
-
-
-def _drop_idle(groups: Groups) -> None:
-    """Leave out groups of one unit, of which none may go, and groups that own no parameter."""
-    idle = [n for n, g in enumerate(groups.groups) if g.width == 1 or (not g.parameters and not g.partners)]
-    if not idle:
-        return
+def _finish(groups: Groups) -> None:
+    """Leave out groups of one unit, of which none may go, and groups that own no parameter; put the rest in order."""
+    kept = [n for n, g in enumerate(groups.groups) if g.width > 1 and (g.parameters or g.partners)]
+    kept.sort(key=lambda n: place_of(groups.graph, groups.groups[n].spans))
     renumber = np.full(len(groups.groups) + 1, -1, np.int64)
-    kept = [n for n in range(len(groups.groups)) if n not in set(idle)]
     renumber[kept] = np.arange(len(kept))
     groups.group_of[:] = renumber[groups.group_of]
-    groups.groups = [groups.groups[n] for n in kept]
+    present = {groups.groups[n].name for n in kept}
+    groups.groups = [
+        replace(groups.groups[n], partners=tuple(p for p in groups.groups[n].partners if p in present)) for n in kept
+    ]
 
 
 def _frozen(groups: Groups) -> list[Frozen]:

@@ -24,15 +24,19 @@ EXTERNAL_BYTES = 1_500_000_000
 """A model whose weights exceed this is written with external data: protobuf stops at 2 GB."""
 _EXTERNAL_TENSOR_BYTES = 1024
 _ALIGNMENT = 64
+_IR_WITH_FREE_INITIALIZERS = 4
 
 
-def load(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] | None = None) -> Graph:
+def load(
+    path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] | None = None, *, profile: int = 0
+) -> Graph:
     """Read an ONNX file.
 
     Args:
         path: the ``.onnx`` file; external data is mapped from its folder.
         shapes: concrete input shapes by name, for inputs with dynamic axes. The analysis, the cost model and the proof
             use them; the written file stays dynamic. Default: batch 2, images 224 x 224, sequences of 16.
+        profile: first of ``runtime.feeds.PROFILES`` to try for dynamic axes without a shape.
 
     Returns:
         The normalised graph.
@@ -52,7 +56,7 @@ def load(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] | N
             tensors.external_file(tensor, file.parent)
     for name in sorted(_external_files(model, file.parent)):
         size += (file.parent / name).stat().st_size
-    return normalise(model, file.parent, Source(file, size, digest.hexdigest()), shapes)
+    return normalise(model, file.parent, Source(file, size, digest.hexdigest()), shapes, profile)
 
 
 def from_model(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Graph:
@@ -123,6 +127,8 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> int:
     model = ModelProto()
     model.CopyFrom(graph.model)
     functions.restore(model, graph.calls)
+    if model.ir_version < _IR_WITH_FREE_INITIALIZERS:
+        _declare_as_inputs(model)
     weights = sum(tensors.nbytes(t) for t in model.graph.initializer)
     external = weights > EXTERNAL_BYTES or any(tensors.is_external(t) for t in graph.model.graph.initializer)
     try:
@@ -143,6 +149,15 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> int:
         raise UsageError(
             f"{target} cannot be written: {error.strerror or error}.\nChoose another path with -o, or make room there."
         ) from error
+
+
+def _declare_as_inputs(model: ModelProto) -> None:
+    """Before IR version 4 every initializer is also declared as an input, those made here included."""
+    declared = {v.name for v in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name not in declared:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            model.graph.input.append(value)
 
 
 @contextlib.contextmanager

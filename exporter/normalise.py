@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from exporter import functions, tensors
 from exporter.branches import take_known_branches
+from exporter.copies import candidates, replace_copies
 from exporter.errors import ModelError
 from exporter.fold import fold, reads
 from exporter.graph import Graph, Source, constant_of, make_nodes, opsets_of
@@ -30,7 +31,11 @@ _NAMELESS = ("?", "None", "-1")
 
 
 def normalise(
-    model: ModelProto, folder: Path, source: Source, shapes: Mapping[str, tuple[int, ...]] | None = None
+    model: ModelProto,
+    folder: Path,
+    source: Source,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    profile: int = 0,
 ) -> Graph:
     """Normalise a model in place and describe it.
 
@@ -39,6 +44,7 @@ def normalise(
         folder: where its external data lies.
         source: what the model was read from.
         shapes: concrete input shapes by name, for dynamic axes.
+        profile: first of the profiles to try for the others.
 
     Raises:
         ModelError: the graph is not a valid ONNX graph.
@@ -53,7 +59,14 @@ def normalise(
         static = infer(model.graph.node, opsets, _inputs(signature, None), _constants(model, folder))
     _fold(model, static)
     constants = _constants(model, folder)
-    binding, bound, measured = _bind(model, folder, signature, constants, shapes or {})
+    binding, bound, measured = _bind(model, folder, signature, constants, shapes or {}, profile)
+    if binding.symbols and candidates(model.graph.node, static):
+        longer = feeds.bind([s for s in signature if s.dtype is not None], _longer(signature, binding))
+        other = infer(model.graph.node, opsets, _inputs(signature, longer.shapes), constants)
+        if replace_copies(model, static, (bound, other)):
+            _fold(model, static)
+            constants = _constants(model, folder)
+            bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured)
     ranks = {name: tuple(f"{name}:{axis}" for axis in range(len(dims))) for name, dims in measured.items()}
     static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks)
     return Graph(
@@ -233,6 +246,7 @@ def _bind(
     signature: list[TensorSpec],
     constants: Constants,
     shapes: Mapping[str, tuple[int, ...]],
+    first: int,
 ) -> tuple[feeds.Binding, Inferred, dict[str, Dims]]:
     """Bind dynamic axes with the first profile whose shapes work out.
 
@@ -242,7 +256,7 @@ def _bind(
     best: tuple[int, feeds.Binding, Inferred] | None = None
     opsets = opsets_of(model)
     tensor_inputs = [s for s in signature if s.dtype is not None]
-    for profile in feeds.PROFILES:
+    for profile in feeds.PROFILES[first:]:
         binding = feeds.bind(tensor_inputs, shapes, profile)
         if best is not None and binding.shapes == best[1].shapes:
             continue
@@ -259,6 +273,15 @@ def _bind(
             break
     assert best is not None
     return best[1], best[2], {}
+
+
+def _longer(signature: list[TensorSpec], binding: feeds.Binding) -> dict[str, tuple[int, ...]]:
+    """The bound shapes with every dynamic axis one longer."""
+    return {
+        spec.name: tuple(n + isinstance(d, str) for d, n in zip(spec.shape, binding.shapes[spec.name], strict=True))
+        for spec in signature
+        if spec.dtype is not None
+    }
 
 
 def _has_empty(found: Inferred) -> bool:

@@ -23,6 +23,7 @@ _CONV_ALIGN = 16
 _MATMUL_ALIGN = 8
 _DIVISOR = 4
 _FEW = 4
+_MANY = 8
 _GLOBAL_FLOOR = 0.1
 _BISECTIONS = 40
 
@@ -80,7 +81,7 @@ def make_plan(
     """
     budget = _budget(ratio, macs, params)
     _check(scope, align, min_width)
-    chosen = _eligible(groups, granularity, keep, only)
+    chosen = _eligible(groups, granularity, keep, only, align)
     widths = _Widths(groups, chosen, scores, scope, align, min_width)
     counts = widths.for_budget(budget)
     masks = [_top(scores[g.name], int(n)) for g, n in zip(groups, counts, strict=True)]
@@ -117,10 +118,10 @@ def _top(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
 
 
 def _eligible(
-    groups: Groups, granularity: Sequence[str] | None, keep: Sequence[str], only: Sequence[str]
+    groups: Groups, granularity: Sequence[str] | None, keep: Sequence[str], only: Sequence[str], align: int | str
 ) -> list[int]:
     if granularity is None:
-        chosen = _one_per_product(groups)
+        chosen = _one_per_product(groups, align)
     else:
         unknown = [k for k in granularity if k not in KINDS]
         if unknown:
@@ -147,15 +148,28 @@ def _nothing(groups: Groups, granularity: Sequence[str] | None, keep: Sequence[s
     )
 
 
-def _one_per_product(groups: Groups) -> list[int]:
-    """All groups, but one of those that multiply to an axis: cutting two would cut the axis twice."""
+def _one_per_product(groups: Groups, align: int | str) -> list[int]:
+    """All groups, but one of those that multiply to an axis: cutting two would cut the axis twice.
 
-    def rank(group: Group) -> int:
+    Heads go before head dimensions, and of heads those that span most (KV groups before query heads). Within the groups
+    of a grouped convolution a channel goes before a whole group, unless alignment forbids it; the groups of a group
+    normalisation go before the channels within, which leaves the statistics of those that stay as they were.
+    """
+
+    def rank(group: Group) -> tuple[int, int, int]:
         if group.kind == "heads":
-            return 0
-        if group.kind in ("conv_groups", "norm_groups"):
-            return 1 if group.width >= _FEW else 3
-        return 4 if group.kind == "head_dims" else 2
+            order = 0
+        elif group.kind == "head_dims":
+            order = 4
+        elif not group.partners:
+            order = 1
+        elif group.kind == "norm_groups":
+            order = 1 if group.width >= _FEW else 3
+        elif group.kind == "conv_groups":
+            order = 3
+        else:
+            order = 2 if len(_allowed(groups, group, align, 1, "local")) > 1 else 4
+        return order, -len(group.parameters), -group.width
 
     chosen: set[str] = set()
     for group in sorted(groups, key=rank):
@@ -247,7 +261,9 @@ class _Widths:
             else:
                 wanted = self.dense[n] * (1 - cut)
             options = self.allowed[n]
-            nearest = np.argmin(np.abs(options - wanted) - 1e-9 * options)  # of two equally near, the wider
+            # of two equally near the narrower, but a group of few units rounds up
+            bias = 1e-9 if self.dense[n] >= _MANY else -1e-9
+            nearest = np.argmin(np.abs(options - wanted) + bias * options)
             counts[n] = options[nearest]
         return self._repair(counts)
 

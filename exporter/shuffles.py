@@ -1,17 +1,22 @@
 """Chains of reshapes and transposes that only reorder one axis: a channel shuffle, an even/odd split.
 
 Read as reshapes they would couple channels in a grid, and a few of them in a row couple all channels of a stage. What
-they do is ``take(x, indices, axis)``, so that is how they are analysed; after a cut they become one Gather.
+they do is ``take(x, indices, axis)``, so that is how they are analysed. After a cut that leaves a grid the reshapes stay,
+with new sizes; after any other they become one Gather.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.graph import Graph, Node
 from exporter.slots import Ids
+
+T = TypeVar("T", bound=np.generic)
 
 _MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Gather", "Slice"})
 _LONGEST = 8
@@ -24,7 +29,6 @@ class Shuffle:
 
     Attributes:
         nodes: the chain, in order; the first reads ``source``, the last writes ``result``.
-        branch: how many of the first nodes other shuffles share.
     """
 
     nodes: tuple[Node, ...]
@@ -62,12 +66,13 @@ def _leaves(graph: Graph, start: Node) -> list[Shuffle]:
     numbers = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
     leaves: list[Shuffle] = []
     for path in _paths(graph, start):
-        moved: Ids | None = numbers
+        moved = numbers
         best: Shuffle | None = None
         for depth, node in enumerate(path):
-            moved = _move(graph, node, moved)
-            if moved is None:
+            after = move(graph, node, moved)
+            if after is None:
                 break
+            moved = after
             axis_indices = _as_take(moved, shape)
             if axis_indices is not None:
                 axis, indices = axis_indices
@@ -107,18 +112,17 @@ def _could_be_take(graph: Graph, shape: tuple[int, ...] | None, last: Node) -> b
     return sum(a != b for a, b in zip(shape, after, strict=True)) <= 1
 
 
-def _move(graph: Graph, node: Node, value: Ids | None) -> Ids | None:
-    """Carry element numbers through one movement node; None if it depends on anything but constants."""
+def move(graph: Graph, node: Node, value: NDArray[T]) -> NDArray[T] | None:
+    """Carry an array through one movement node; None if the node depends on anything but constants."""
     shape = graph.shape(node.outputs[0])
-    if value is None or shape is None:
+    if shape is None:
         return None
     if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"):
         return value.reshape(shape) if value.size == int(np.prod(shape)) else None
     if node.op == "Transpose":
         return np.transpose(value, node.attributes.get("perm", list(range(value.ndim))[::-1]))
-    known = graph.static
     if node.op == "Gather":
-        indices = known.known.get(node.inputs[1])
+        indices = graph.static.known.get(node.inputs[1])
         if indices is None:
             return None
         return np.asarray(np.take(value, indices.astype(np.int64), axis=node.attributes.get("axis", 0)))

@@ -101,12 +101,9 @@ class Resize:
 
 @dataclass(frozen=True)
 class Take:
-    """``result`` is ``source`` with ``indices`` taken along ``axis``; ``nodes`` (keys) do that in the file.
+    """``result`` is ``source`` with ``indices`` taken along ``axis`` by one node; a cut renews the indices."""
 
-    After a cut the nodes are replaced by one Gather (or their index constant is renewed when they are one).
-    """
-
-    nodes: tuple[str, ...]
+    node: str
     source: str
     result: str
     axis: int

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from exporter.rules.elementwise import broadcast
-from exporter.rules.registry import Site, rule
+from exporter.rules.registry import rule
+from exporter.rules.site import Site
 from exporter.slots import ONE, Axis, Fixed, SlotError
 
 

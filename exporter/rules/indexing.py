@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from exporter.rules.registry import Site, rule
+from exporter.rules.registry import rule
+from exporter.rules.site import Site
 from exporter.slots import ONE, Axis, Fixed, SlotError
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from exporter.rules.elementwise import broadcast
-from exporter.rules.registry import Site, rule
+from exporter.rules.registry import rule
+from exporter.rules.site import Site
 from exporter.slots import SlotError
 
 

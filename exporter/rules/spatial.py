@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from exporter.rules.registry import Site, rule
+from exporter.rules.registry import rule
+from exporter.rules.site import Site
 from exporter.slots import Axis, Fixed, SlotError
 
 

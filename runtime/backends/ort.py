@@ -77,7 +77,10 @@ class OrtSession:
         run, alive = self._session.run_with_iobinding, dict(feeds)
 
         def call(_alive: object = alive) -> None:  # the binding points into these arrays
-            run(binding)
+            try:
+                run(binding)
+            except Exception as error:
+                raise RunError(f"ONNX Runtime failed to run the model: {_first_line(error)}") from error
 
         return call
 

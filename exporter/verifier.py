@@ -30,6 +30,10 @@ Array = NDArray[np.generic]
 Progress = Callable[[str], None]
 
 
+class CannotRun(ModelError):
+    """ONNX Runtime does not run the dense model on the inputs chosen."""
+
+
 @dataclass(frozen=True)
 class Proof:
     """What a proof found. All errors are relative to the signal: the standard deviation of the dense output.
@@ -111,7 +115,7 @@ class _Prover:
         dense_model = serialize_with_data(self.graph.model, self.graph.folder)
         dense = _open(dense_model, "the model")
         sets = recorded or list(self._feed_sets(dense, runs))
-        references = [_run(dense, f, "the model") for f in sets]
+        references = [self._run_dense(dense, f) for f in sets]
         self._check_normalised(sets[0], references[0])
         self.progress("building the masked original")
         masked_model = masked_original(self.graph, self.plan)
@@ -142,6 +146,12 @@ class _Prover:
         self._check_optimised(pruned_model, dense_model, session, dense, sets[0])
         shapes = tuple({n: v.shape for n, v in f.items()} for f in sets)
         return Proof(worst, errors, self.tolerance, change, probes, len(sets), shapes, tuple(self.warnings))
+
+    def _run_dense(self, dense: Session, feed: feeds.Feeds) -> dict[str, Array]:
+        try:
+            return dense.run(feed)
+        except RunError as error:
+            raise CannotRun(_cannot_run("the model", error)) from error
 
     # -- inputs -------------------------------------------------------------------------------------------------
 

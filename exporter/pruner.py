@@ -1,0 +1,233 @@
+"""Prune a file: load, analyse, plan, rewrite, prove, save."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.cost import CostModel
+from exporter.edits import check_fits
+from exporter.errors import UsageError
+from exporter.graph import Graph
+from exporter.groups import Groups, find_groups
+from exporter.importance import score as score_groups
+from exporter.model_file import load, save
+from exporter.plan import Plan
+from exporter.planner import make_plan
+from exporter.rewriter import rewrite
+from exporter.verifier import CannotRun, Proof, verify
+from runtime import feeds
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Size of a model: parameters, multiply-accumulates of one run under the binding, bytes of its file (None: unknown)."""
+
+    parameters: int
+    macs: int
+    file_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``prune`` did.
+
+    Attributes:
+        plan: what was cut.
+        groups: the analysis behind it.
+        before, after: totals; after a dry run the file size is unknown.
+        proof: what the proof found; None where it was skipped.
+        output: the file written; None after a dry run.
+        seconds: wall time of the whole call.
+        warnings: what the reader should know.
+    """
+
+    plan: Plan
+    groups: Groups
+    before: Totals
+    after: Totals
+    proof: Proof | None
+    output: Path | None
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def prune(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    score: str = "l2",
+    consumers: bool = False,
+    scope: str = "local",
+    align: int | str = "auto",
+    min_width: int = 1,
+    granularity: Sequence[str] | None = None,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    plan: Plan | None = None,
+    dry_run: bool = False,
+    prove: bool = True,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Prune an ONNX file and prove the result before writing it.
+
+    Args:
+        model: the file to prune; it is not changed unless ``output`` names it too.
+        output: the file to write. May be left out for a dry run.
+        ratio, macs, params: the budget, exactly one; see ``make_plan``. None of them with ``plan``.
+        score: see ``score``.
+        consumers: count the weights that read a unit too.
+        scope, align, min_width, granularity, keep, only: see ``make_plan``.
+        plan: carry out this plan instead of making one.
+        dry_run: stop after planning.
+        prove: prove the result equal to its masked original before writing it. Without, errors in the analysis would go
+            unnoticed.
+        shapes: concrete shapes of inputs with dynamic axes, used for the cost model and the proof.
+        inputs: ``.npz`` of recorded inputs for the proof, keyed by input name, samples along the leading axis.
+        seed: for random scores.
+        progress: called with a line before each step that may take time.
+
+    Returns:
+        The plan, totals before and after, and the proof.
+
+    Raises:
+        UsageError: an option is out of range, the plan is for another model, or ``output`` cannot be written.
+        ModelError: the file cannot be read, has nothing to prune, or does not run in ONNX Runtime.
+        GoalError: the budget cannot be reached, or the proof failed. Nothing is written in any of these cases.
+    """
+    started = time.perf_counter()
+    step = progress or (lambda _: None)
+    _check_output(output, dry_run)
+    if plan is not None and any(v is not None for v in (ratio, macs, params)):
+        raise UsageError("--plan already says what to keep; leave out --ratio, --macs and --params.")
+    wanted = dict(shapes or (plan.model.shapes if plan is not None else {}))
+    for attempt in range(len(feeds.PROFILES)):
+        step("reading and analysing the model")
+        graph = load(model, wanted, profile=attempt)
+        groups = find_groups(graph)
+        warnings: list[str] = []
+        if plan is not None:
+            warnings += [w for w in (check_fits(plan, graph),) if w]
+            chosen = plan
+        else:
+            step("scoring units and choosing widths")
+            scores = score_groups(groups, score, consumers=consumers, seed=seed)
+            options = _options(ratio, macs, params, score, consumers, scope, align, min_width, granularity, keep, only, seed)
+            chosen = make_plan(
+                groups,
+                scores,
+                ratio=ratio,
+                macs=macs,
+                params=params,
+                scope=scope,
+                align=align,
+                min_width=min_width,
+                granularity=granularity,
+                keep=keep,
+                only=only,
+                options=options,
+            )
+        before = totals(graph, groups)
+        if dry_run:
+            return Result(chosen, groups, before, _predicted(groups, chosen), None, None, _since(started), tuple(warnings))
+        step("rewriting the graph")
+        pruned = rewrite(graph, chosen)
+        proof = None
+        if prove:
+            recorded = feeds.recorded(Path(inputs), _specs(graph)) if inputs is not None else ()
+            try:
+                proof = verify(pruned, graph, chosen, inputs=recorded, progress=step)
+            except CannotRun:
+                # sizes taken for dynamic axes may be too small for the model: try others, unless the user gave them
+                if wanted or not graph.binding or attempt == len(feeds.PROFILES) - 1:
+                    raise
+                continue
+            warnings += proof.warnings
+        else:
+            warnings.append("not proved: --no-verify")
+        assert output is not None
+        step("writing the result")
+        written = save(pruned, output)
+        after = totals(pruned, find_groups(pruned))
+        after = Totals(after.parameters, after.macs, written)
+        return Result(chosen, groups, before, after, proof, Path(output), _since(started), tuple(warnings))
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def totals(graph: Graph, groups: Groups) -> Totals:
+    """Parameters, multiply-accumulates and file size of a graph as it is."""
+    cost = CostModel(groups)
+    return Totals(graph.parameters, round(cost.macs(cost.widths)), graph.source.size or None)
+
+
+def _predicted(groups: Groups, plan: Plan) -> Totals:
+    cost = CostModel(groups)
+    kept = {g.name: len(g.keep) for g in plan.groups}
+    counts = [kept.get(g.name, g.width) for g in groups]
+    return Totals(round(cost.parameters(counts)), round(cost.macs(counts)), None)
+
+
+def _check_output(output: str | os.PathLike[str] | None, dry_run: bool) -> None:
+    """Find out before the work whether its result could be written."""
+    if output is None:
+        if not dry_run:
+            raise UsageError("say where to write the result with -o OUT.onnx, or try --dry-run.")
+        return
+    folder = Path(output).absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{output} cannot be written: there is no folder {folder}.")
+    if Path(output).is_dir():
+        raise UsageError(f"{output} is a folder; name a file with -o OUT.onnx.")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{output} cannot be written: no permission to write in {folder}.")
+
+
+def _options(
+    ratio: float | None,
+    macs: float | None,
+    params: float | None,
+    score: str,
+    consumers: bool,
+    scope: str,
+    align: int | str,
+    min_width: int,
+    granularity: Sequence[str] | None,
+    keep: Sequence[str],
+    only: Sequence[str],
+    seed: int,
+) -> dict[str, object]:
+    """The options that made a plan, for its record."""
+    budget = {"ratio": ratio, "macs": macs, "params": params}
+    return {
+        **{k: v for k, v in budget.items() if v is not None},
+        "score": score,
+        "consumers": consumers,
+        "scope": scope,
+        "align": align,
+        "min_width": min_width,
+        "granularity": list(granularity) if granularity is not None else None,
+        "keep": list(keep),
+        "only": list(only),
+        "seed": seed,
+    }
+
+
+def _specs(graph: Graph) -> list[feeds.TensorSpec]:
+    from exporter.normalise import input_specs
+
+    return input_specs(graph.model)
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started

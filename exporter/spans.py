@@ -1,0 +1,28 @@
+"""A span: one axis of one tensor that a group of units touches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporter.slots import Ids
+
+
+@dataclass(frozen=True)
+class Span:
+    """One axis that a group spans.
+
+    Attributes:
+        tensor: name of the tensor.
+        axis: the axis.
+        use: for a constant whose uses may part, (node key, input index) of this use; else None.
+        units: for every position of the axis the unit that sits there, or -1; shape (size,).
+        constant: whether the tensor is a constant of the file.
+        contracted: whether a node sums over this axis of a constant (the unit's consumer side).
+    """
+
+    tensor: str
+    axis: int
+    use: tuple[str, int] | None
+    units: Ids
+    constant: bool
+    contracted: bool
