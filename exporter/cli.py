@@ -212,7 +212,7 @@ def _prune(options: argparse.Namespace) -> int:
     )
     if options.save_plan:
         result.plan.save(options.save_plan)
-    latency = _measure(options, result.groups.graph.feed_shapes) if options.measure and result.output else None
+    latency = _measure(options, result.groups.graph.binding.shapes) if options.measure and result.output else None
     if options.json:
         _write_json(options.json, report.prune_json(result, latency))
     if options.json != "-":

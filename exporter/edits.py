@@ -21,19 +21,23 @@ from exporter.slots import Axis, Fixed, Ids, Slot
 Mask = NDArray[np.bool_]
 
 
-def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any]) -> Plan:
+def complete(
+    groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any], notes: Sequence[str] = ()
+) -> Plan:
     """Work out every edit.
 
     Args:
         groups: the analysis.
         keep: for each group which units stay, shape (width,).
         options: how the choice was made, recorded in the plan.
+        notes: what the reader should know of it, recorded too.
     """
     alive = _Alive(groups, list(keep))
     moved = _shuffles(groups, alive)
     return Plan(
         model=fingerprint(groups.graph),
         options=options,
+        notes=tuple(notes),
         groups=tuple(
             PlannedGroup(
                 g.name,
@@ -275,7 +279,7 @@ def fingerprint(graph: Graph) -> Fingerprint:
     for name, tensor in sorted(graph.constants.items()):
         digest.update(f"{name}:{tensor.data_type}:{list(tensor.dims)};".encode())
     name = graph.source.path.name if graph.source.path is not None else ""
-    return Fingerprint(name, graph.source.sha256, digest.hexdigest(), dict(graph.feed_shapes))
+    return Fingerprint(name, graph.source.sha256, digest.hexdigest(), dict(graph.binding.shapes))
 
 
 def check_fits(plan: Plan, graph: Graph) -> str | None:

@@ -17,6 +17,7 @@ from exporter.fold import reads
 from exporter.functions import Calls
 from exporter.shapes import Inferred, attributes_of
 from exporter.tensors import Array
+from runtime.feeds import Binding
 
 _CACHED_BYTES = 1 << 16
 
@@ -77,8 +78,7 @@ class Graph:
         constants: initializers and outputs of Constant nodes.
         inferred: shapes, types and values with every dynamic axis bound.
         static: the same with dynamic axes as symbols: what holds for every input size.
-        binding: size taken for each dynamic axis of the inputs, by symbol.
-        feed_shapes: concrete shape of every graph input under the binding.
+        binding: concrete input shapes, and the size taken for each dynamic axis.
         calls: local function calls that were inlined.
     """
 
@@ -89,8 +89,7 @@ class Graph:
     constants: dict[str, TensorProto]
     inferred: Inferred
     static: Inferred
-    binding: dict[str, int]
-    feed_shapes: dict[str, tuple[int, ...]]
+    binding: Binding
     calls: Calls = field(default_factory=Calls)
 
     def __post_init__(self) -> None:

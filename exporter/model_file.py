@@ -124,31 +124,52 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> int:
         ModelError: the model does not pass ``onnx.checker``; nothing is written.
     """
     target = Path(path)
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    functions.restore(model, graph.calls)
-    if model.ir_version < _IR_WITH_FREE_INITIALIZERS:
-        _declare_as_inputs(model)
+    model = _finished(graph)
     weights = sum(tensors.nbytes(t) for t in model.graph.initializer)
     external = weights > EXTERNAL_BYTES or any(tensors.is_external(t) for t in graph.model.graph.initializer)
+    data_file: Path | None = None
+    kept = _external_files(graph.model, graph.folder)
     try:
         replaced = _external_files_of(target)
-        data_file = _write_external(model, graph.folder, target) if external else None
-        payload = model.SerializeToString(deterministic=True)
         with _temporary(target) as temporary:
-            temporary.write_bytes(payload)
-            _check(temporary, external, target)
-            _flush(temporary)
-            temporary.replace(target)
+            if external:
+                model = _copy(model)
+                data_file = _write_external(model, graph.folder, target)
+            written = temporary.write_bytes(model.SerializeToString(deterministic=True))
+            try:
+                _check(temporary, target)
+                _flush(temporary)
+                temporary.replace(target)
+            except BaseException:
+                if data_file is not None and data_file not in replaced | kept:
+                    data_file.unlink(missing_ok=True)
+                raise
         _flush(target.parent)
-        written = len(payload) + (data_file.stat().st_size if data_file else 0)
-        for old in replaced - {data_file} - _external_paths(graph):
+        for old in replaced - {data_file} - kept:
             old.unlink(missing_ok=True)
-        return written
+        return written + (data_file.stat().st_size if data_file else 0)
     except OSError as error:
         raise UsageError(
             f"{target} cannot be written: {error.strerror or error}.\nChoose another path with -o, or make room there."
         ) from error
+
+
+def _finished(graph: Graph) -> ModelProto:
+    """The model as it goes into a file; the graph's own where nothing needs to change."""
+    old = graph.model.ir_version < _IR_WITH_FREE_INITIALIZERS
+    if not graph.calls.nodes and not old:
+        return graph.model
+    model = _copy(graph.model)
+    functions.restore(model, graph.calls)
+    if old:
+        _declare_as_inputs(model)
+    return model
+
+
+def _copy(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def _declare_as_inputs(model: ModelProto) -> None:
@@ -182,19 +203,15 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _check(file: Path, external: bool, target: Path) -> None:
+def _check(file: Path, target: Path) -> None:
+    """Full check by onnx, read from the file so that no second copy of the weights is made here."""
     try:
-        # a full check copies the weights into C++; with external data the checker would look for it under this name
-        onnx.checker.check_model(str(file) if external else file.read_bytes(), full_check=True)
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(str(file), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
-    except onnx.shape_inference.InferenceError as error:
-        reason = str(error).strip().splitlines()[0]
-    else:
-        return
-    raise ModelError(
-        f"the model to be written to {target} does not pass the ONNX checker: {reason}\nNothing was written."
-    )
+        raise ModelError(
+            f"the model to be written to {target} does not pass the ONNX checker: {reason}\nNothing was written."
+        ) from error
 
 
 def _write_external(model: ModelProto, folder: Path, target: Path) -> Path:
@@ -237,10 +254,6 @@ def _point_outside(tensor: TensorProto, offset: int, length: int) -> None:
 
 def _external_files(model: ModelProto, folder: Path) -> set[Path]:
     return {tensors.external_file(t, folder)[0] for t in model.graph.initializer if tensors.is_external(t)}
-
-
-def _external_paths(graph: Graph) -> set[Path]:
-    return _external_files(graph.model, graph.folder)
 
 
 def _external_files_of(target: Path) -> set[Path]:

@@ -77,8 +77,7 @@ def normalise(
         constants=_constant_tensors(model),
         inferred=bound,
         static=static,
-        binding=binding.symbols,
-        feed_shapes=binding.shapes,
+        binding=binding,
         calls=calls,
     )
 

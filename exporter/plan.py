@@ -112,6 +112,7 @@ class Plan:
     Attributes:
         model: the model it is for.
         options: how it was made, for the reader.
+        notes: what the reader should know of the choice.
         groups: every group of the model, those kept whole included.
         take: every constant of the model, by its name in the pruned file.
         hide: kept indices of every cut activation, by tensor and axis.
@@ -121,6 +122,7 @@ class Plan:
 
     model: Fingerprint
     options: Mapping[str, Any]
+    notes: tuple[str, ...]
     groups: tuple[PlannedGroup, ...]
     take: Mapping[str, ConstantTake]
     hide: Mapping[str, Mapping[int, AxisTake]]
@@ -139,6 +141,7 @@ class Plan:
                 "shapes": {k: list(v) for k, v in self.model.shapes.items()},
             },
             "options": dict(self.options),
+            "notes": list(self.notes),
             "groups": [
                 {
                     "name": g.name,
@@ -239,9 +242,10 @@ def _size_to_json(size: SizeEdit) -> dict[str, Any]:
 
 
 def _dump(document: Mapping[str, Any]) -> str:
-    """Indented JSON with lists of numbers on one line."""
+    """Indented JSON with short lists, of numbers or of a name and a number, on one line."""
     text = json.dumps(document, indent=1, ensure_ascii=False)
-    return re.sub(r"\[\s*(-?\d+(?:,\s*-?\d+)*)\s*\]", lambda m: "[" + re.sub(r"\s+", "", m.group(1)) + "]", text) + "\n"
+    text = re.sub(r"\[\s*(-?\d+(?:,\s*-?\d+)*)\s*\]", lambda m: "[" + re.sub(r"\s+", "", m.group(1)) + "]", text)
+    return re.sub(r'\[\s*("(?:[^"\\]|\\.)*"),\s*(\d+)\s*\]', r"[\1, \2]", text) + "\n"
 
 
 def _read(document: dict[str, Any]) -> Plan:
@@ -254,6 +258,7 @@ def _read(document: dict[str, Any]) -> Plan:
             {str(k): _ints(v) for k, v in model["shapes"].items()},
         ),
         options=dict(document["options"]),
+        notes=tuple(str(n) for n in document["notes"]),
         groups=tuple(_read_group(g) for g in document["groups"]),
         take={str(name): _read_constant(t) for name, t in document["take"].items()},
         hide={str(name): _read_axes(axes) for name, axes in document["hide"].items()},

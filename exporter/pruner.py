@@ -26,7 +26,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Totals:
-    """Size of a model: parameters, multiply-accumulates of one run under the binding, bytes of its file (None: unknown)."""
+    """Size of a model: parameters, multiply-accumulates per sample, bytes of its file (None: unknown).
+
+    Where the batch is dynamic, ``macs`` is the work of one run divided by the batch size taken.
+    """
 
     parameters: int
     macs: int
@@ -138,6 +141,7 @@ def prune(
                 only=only,
                 options=options,
             )
+        warnings += chosen.notes
         before = totals(graph, groups)
         if dry_run:
             return Result(chosen, groups, before, _predicted(groups, chosen), None, None, _since(started), tuple(warnings))
@@ -150,7 +154,7 @@ def prune(
                 proof = verify(pruned, graph, chosen, inputs=recorded, progress=step)
             except CannotRun:
                 # sizes taken for dynamic axes may be too small for the model: try others, unless the user gave them
-                if wanted or not graph.binding or attempt == len(feeds.PROFILES) - 1:
+                if wanted or not graph.binding.symbols or attempt == len(feeds.PROFILES) - 1:
                     raise
                 continue
             warnings += proof.warnings
@@ -168,14 +172,14 @@ def prune(
 def totals(graph: Graph, groups: Groups) -> Totals:
     """Parameters, multiply-accumulates and file size of a graph as it is."""
     cost = CostModel(groups)
-    return Totals(graph.parameters, round(cost.macs(cost.widths)), graph.source.size or None)
+    return Totals(graph.parameters, round(cost.macs(cost.widths) / graph.binding.batch), graph.source.size or None)
 
 
 def _predicted(groups: Groups, plan: Plan) -> Totals:
     cost = CostModel(groups)
     kept = {g.name: len(g.keep) for g in plan.groups}
     counts = [kept.get(g.name, g.width) for g in groups]
-    return Totals(round(cost.parameters(counts)), round(cost.macs(counts)), None)
+    return Totals(round(cost.parameters(counts)), round(cost.macs(counts) / groups.graph.binding.batch), None)
 
 
 def _check_output(output: str | os.PathLike[str] | None, dry_run: bool) -> None:

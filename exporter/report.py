@@ -115,7 +115,7 @@ def inspect_text(graph: Graph, groups: Groups, before: Totals) -> str:
     prunable = prunable_parameters(groups)
     name = graph.source.path.name if graph.source.path is not None else "model"
     size = f", {quantity(before.file_bytes)}B" if before.file_bytes else ""
-    binding = ", ".join(f"{k}={v}" for k, v in graph.binding.items())
+    binding = ", ".join(f"{k}={v}" for k, v in graph.binding.symbols.items())
     lines = [
         f"{name}: {quantity(before.parameters)} parameters, {quantity(before.macs)} MACs{size}, {len(graph.nodes)} nodes",
         *([f"dynamic axes, sizes taken: {binding}"] if binding else []),
@@ -326,7 +326,7 @@ def _model_json(graph: Graph) -> dict[str, Any]:
         "sha256": graph.source.sha256,
         "opsets": dict(graph.opsets),
         "nodes": len(graph.nodes),
-        "shapes": {k: list(v) for k, v in graph.feed_shapes.items()},
+        "shapes": {k: list(v) for k, v in graph.binding.shapes.items()},
     }
 
 

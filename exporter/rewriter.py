@@ -45,7 +45,7 @@ def rewrite(graph: Graph, plan: Plan) -> Graph:
     _replace_by_gathers(model, plan.gathers)
     _resize_declared(model, plan)
     source = Source(None, 0, graph.source.sha256)
-    pruned = normalise(model, graph.folder, source, graph.feed_shapes)
+    pruned = normalise(model, graph.folder, source, graph.binding.shapes)
     pruned.calls = graph.calls
     return pruned
 

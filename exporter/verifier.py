@@ -157,7 +157,7 @@ class _Prover:
 
     def _feed_sets(self, dense: Session, runs: int) -> Iterator[feeds.Feeds]:
         allowed = feeds.constraints(self.graph.model.graph)
-        shapes = dict(self.graph.feed_shapes)
+        shapes = dict(self.graph.binding.shapes)
         for seed in range(max(runs - 1, 1)):
             yield feeds.seeded(dense.inputs, shapes, seed, allowed)
         if runs < 2:
@@ -172,9 +172,9 @@ class _Prover:
 
     def _other_shapes(self) -> dict[str, tuple[int, ...]]:
         """The same shapes with every short dynamic axis one longer: a number baked in where it should not be shows."""
-        longer = {s: n + 1 for s, n in self.graph.binding.items() if n <= _LONGEST_SYMBOL}
+        longer = {s: n + 1 for s, n in self.graph.binding.symbols.items() if n <= _LONGEST_SYMBOL}
         result = {}
-        for name, shape in self.graph.feed_shapes.items():
+        for name, shape in self.graph.binding.shapes.items():
             declared = self.graph.static.dims.get(name, ())
             result[name] = tuple(longer.get(str(d), n) for d, n in zip(declared, shape, strict=True))
         return result

@@ -43,10 +43,17 @@ PROFILES = (
 
 @dataclass(frozen=True)
 class Binding:
-    """Concrete shapes of all inputs, and the size taken for every dynamic axis by its symbol."""
+    """Concrete shapes of all inputs.
+
+    Attributes:
+        shapes: by input name.
+        symbols: size taken for every dynamic axis, by its symbol.
+        batch: size taken for the batch axis, where the model has a dynamic one; else 1.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     symbols: dict[str, int]
+    batch: int = 1
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -101,10 +108,15 @@ def bind(
                 continue
             symbol = _symbol(spec, axis)
             if symbol not in symbols:
-                symbols[symbol] = _sum(symbol, symbols, profile) or _default(spec, axis, symbol, profile)
+                symbols[symbol] = _sum(symbol, symbols, profile) or _default(spec, axis, profile)
             sizes.append(symbols[symbol])
         shapes[spec.name] = tuple(sizes)
-    return Binding(shapes, symbols)
+    batches = {_symbol(s, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and _is_batch(s, k)}
+    return Binding(shapes, symbols, symbols[batches.pop()] if len(batches) == 1 else 1)
+
+
+def _is_batch(spec: TensorSpec, axis: int) -> bool:
+    return bool(_BATCH.search(_symbol(spec, axis))) or (axis == 0 and len(spec.shape) > 1)
 
 
 def _symbol(spec: TensorSpec, axis: int) -> str:
@@ -123,9 +135,9 @@ def _sum(symbol: str, symbols: dict[str, int], profile: Profile) -> int | None:
     return sum(int(p) if p.isdigit() else symbols.setdefault(p, profile.other) for p in parts)
 
 
-def _default(spec: TensorSpec, axis: int, symbol: str, profile: Profile) -> int:
+def _default(spec: TensorSpec, axis: int, profile: Profile) -> int:
     rank = len(spec.shape)
-    if _BATCH.search(symbol) or (axis == 0 and rank > 1):
+    if _is_batch(spec, axis):
         return profile.batch
     floating = spec.dtype is not None and spec.dtype.kind == "f"
     if rank == _IMAGE_AXES + 2 and floating:

@@ -1,0 +1,188 @@
+"""Decide how many units each group keeps: budgets, local and global ranking, and widths the device likes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.cost import CostModel
+from exporter.errors import GoalError
+from exporter.groups import Group, Groups
+from exporter.importance import Scores, normalised
+
+_CONV_ALIGN = 16
+_MATMUL_ALIGN = 8
+_DIVISOR = 4
+_MANY = 8
+_GLOBAL_FLOOR = 0.1
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What to reach: ``ratio`` of the units removed, or at most a share of the dense ``macs`` or ``params`` left."""
+
+    kind: str
+    value: float
+
+
+class Widths:
+    """Chooses how many units each group keeps."""
+
+    def __init__(
+        self,
+        groups: Groups,
+        chosen: Sequence[int],
+        scores: Scores,
+        scope: str,
+        align: int | str,
+        min_width: int,
+        relax: int = 1,
+    ) -> None:
+        self.groups = groups
+        self.cost = CostModel(groups)
+        self.dense = self.cost.widths
+        self.chosen = list(chosen)
+        self.scope = scope
+        self.auto = align == "auto"
+        self.allowed = {n: allowed_widths(groups, groups.groups[n], align, min_width, scope, relax) for n in self.chosen}
+        relative = normalised(scores)
+        self.sorted_scores = {n: -np.sort(-relative[groups.groups[n].name]) for n in self.chosen}
+        self.all_scores = np.sort(np.concatenate([self.sorted_scores[n] for n in self.chosen]))
+        self.divisible = [
+            axis for _, _, axis in self.cost.constant_axes if self.cost.axis_sizes(self.dense)[axis] % _DIVISOR == 0
+        ]
+
+    def for_budget(self, budget: Budget) -> NDArray[np.int64]:
+        """Widths that meet the budget, as close to it as alignment allows."""
+        if budget.kind == "ratio":
+            return self.at(budget.value)
+        measure = self.cost.macs if budget.kind == "macs" else self.cost.parameters
+        target = budget.value * measure(self.dense)
+        lowest = measure(self.at(1.0))
+        if lowest > target:
+            raise GoalError(
+                f"--{budget.kind} {budget.value:g} cannot be reached: with every group at its smallest width "
+                f"{lowest / measure(self.dense):.3f} is left.\n"
+                "Lower --align or --min-width, widen --granularity, or ask for more to be left."
+            )
+        low, high = 0.0, 1.0
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            if measure(self.at(middle)) <= target:
+                high = middle
+            else:
+                low = middle
+        return self._fill(self.at(high), self.at(low), measure, target)
+
+    def at(self, cut: float) -> NDArray[np.int64]:
+        """Widths when a share ``cut`` of all units goes (1: as much as the limits allow)."""
+        counts = self.dense.copy()
+        threshold = -math.inf
+        if self.scope == "global":
+            place = min(int(round(cut * self.all_scores.size)), self.all_scores.size)
+            threshold = self.all_scores[place] if place < self.all_scores.size else math.inf
+        for n in self.chosen:
+            if self.scope == "global":
+                wanted = float((self.sorted_scores[n] >= threshold).sum())
+            else:
+                wanted = self.dense[n] * (1 - cut)
+            options = self.allowed[n]
+            # of two equally near the narrower, but a group of few units rounds up
+            bias = 1e-9 if self.dense[n] >= _MANY else -1e-9
+            nearest = np.argmin(np.abs(options - wanted) + bias * options)
+            counts[n] = options[nearest]
+        return self._repair(counts)
+
+    def _repair(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Widen groups until every weight axis is divisible by 4 again that was so before."""
+        if not self.auto:
+            return counts
+        for _ in range(8):
+            sizes = np.rint(self.cost.axis_sizes(counts)).astype(np.int64)
+            broken = [axis for axis in self.divisible if sizes[axis] % _DIVISOR]
+            if not broken:
+                break
+            for axis in dict.fromkeys(broken):
+                self._widen(axis, counts)
+        return counts
+
+    def _widen(self, axis: int, counts: NDArray[np.int64]) -> None:
+        """Give the widest single group on an axis the few units that make it divisible."""
+        size = int(np.rint(self.cost.axis_sizes(counts)[axis]))
+        candidates = [
+            (self.dense[m[0]], m[0], c // self.dense[m[0]])
+            for c, m in self.cost.members(axis)
+            if len(m) == 1 and m[0] in self.allowed
+        ]
+        for _, n, per_unit in sorted(candidates, reverse=True):
+            for more in range(1, _DIVISOR):
+                if (size + more * per_unit) % _DIVISOR == 0 and counts[n] + more <= self.dense[n]:
+                    counts[n] += more
+                    return
+
+    def _fill(
+        self, counts: NDArray[np.int64], wider: NDArray[np.int64], measure: object, target: float
+    ) -> NDArray[np.int64]:
+        """Spend what is left of the budget, one step of one group at a time, most important units first."""
+        assert callable(measure)
+        open_ = set(self.chosen)
+        while open_:
+            best: tuple[float, int, NDArray[np.int64]] | None = None
+            for n in list(open_):
+                later = self.allowed[n][self.allowed[n] > counts[n]]
+                if not later.size:
+                    open_.discard(n)
+                    continue
+                trial = counts.copy()
+                trial[n] = later[0]
+                trial = self._repair(trial)
+                if measure(trial) > target:
+                    open_.discard(n)
+                    continue
+                gain = self._gain(n, int(counts[n]), int(later[0]), int(wider[n]))
+                if best is None or gain > best[0]:
+                    best = gain, n, trial
+            if best is None:
+                break
+            counts = best[2]
+        return counts
+
+    def _gain(self, n: int, now: int, then: int, wanted: int) -> float:
+        if self.scope == "global":
+            return float(self.sorted_scores[n][now:then].mean())
+        return (wanted - now) / self.dense[n]
+
+
+def allowed_widths(
+    groups: Groups, group: Group, align: int | str, min_width: int, scope: str, relax: int = 1
+) -> NDArray[np.int64]:
+    """Widths a group may have, ascending; its own is always one. ``relax`` divides automatic alignment."""
+    step = _step(groups, group, align, relax)
+    floor = max(min_width, math.ceil(_GLOBAL_FLOOR * group.width) if scope == "global" else 1)
+    first = max(step, -(-floor // step) * step)
+    options = [*range(first, group.width, step), group.width]
+    return np.array(options, np.int64)
+
+
+def _step(groups: Groups, group: Group, align: int | str, relax: int) -> int:
+    """Units by which a group's width may change, so that the axes it is laid out on stay aligned.
+
+    A head of 64 columns is aligned whatever the number of heads; a channel counts for one.
+    """
+    if align == "auto":
+        wanted = max((_CONV_ALIGN if _touches_conv(groups, group) else _MATMUL_ALIGN) // relax, _DIVISOR)
+    else:
+        wanted = int(align)
+    counts = [np.bincount(s.units[s.units >= 0], minlength=group.width).max() for s in group.parameters]
+    step = wanted // math.gcd(wanted, int(min(counts, default=1)))
+    return step if group.width >= step else math.gcd(group.width, step)
+
+
+def _touches_conv(groups: Groups, group: Group) -> bool:
+    users = groups.graph.users
+    return any("Conv" in node.op for s in group.parameters for node, _ in users.get(s.tensor, ()))
