@@ -59,11 +59,19 @@ class Node:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a graph came from: file (None for a model made in memory), its size in bytes and SHA-256."""
+    """Where a graph came from.
+
+    Attributes:
+        path: the file; None for a model made in memory or rewritten.
+        size: bytes of the file, external data included; 0 for a rewritten graph.
+        sha256: of the file.
+        origin: for a rewritten graph, the file it was cut from.
+    """
 
     path: Path | None
     size: int
     sha256: str
+    origin: Path | None = None
 
 
 @dataclass(eq=False)

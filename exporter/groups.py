@@ -179,13 +179,13 @@ def _describe(
     sizes: Ids,
 ) -> list[Group]:
     graph, analysis = groups.graph, groups.analysis
-    pairs = np.unique(np.stack([groups.group_of[classes], column_owner], 1), axis=0)
+    codes = np.unique(groups.group_of[classes] * len(arrays) + column_owner)
     contracted = np.zeros(analysis.facts.count, bool)
     for ids in analysis.contracted:
         contracted[ids] = True
     uses: dict[tuple[Any, ...], tuple[str, int]] = {k: u for u, k in analysis.use.items() if len(k) == 3}
     spans: list[list[Span]] = [[] for _ in sizes]
-    for number, place in pairs:
+    for number, place in zip(*np.divmod(codes, len(arrays)), strict=True):
         (key, axis), ids = keys[place], arrays[place]
         group, unit = groups.units(ids)
         here = np.where(group == number, unit, -1).max(1)

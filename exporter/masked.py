@@ -66,6 +66,7 @@ class _Masker:
         self.cut: dict[str, Cut] = dict(plan.hide)
         self.cut |= {name: take.axes for name, take in plan.take.items() if take.axes and take.clone_of is None}
         self.by_use: dict[tuple[str, int], Cut] = {use: t.axes for t in plan.take.values() for use in t.uses}
+        self.behind: dict[str, gs.Tensor] = {}  # the tensor behind a gate
         self.nodes: list[gs.Node] = []
         self.after: list[gs.Node] = []
         self.count = 0
@@ -92,7 +93,8 @@ class _Masker:
         if i >= len(node.inputs) or not node.inputs[i].name:
             return {}
         key = next((o.name for o in node.outputs if o.name), "")
-        return self.by_use.get((key, i), self.cut.get(node.inputs[i].name, {}))
+        tensor = self.behind.get(node.inputs[i].name, node.inputs[i])
+        return self.by_use.get((key, i), self.cut.get(tensor.name, {}))
 
     def rank(self, tensor: gs.Tensor) -> int:
         return len(self.source.inferred.dims[tensor.name])
@@ -103,12 +105,13 @@ class _Masker:
     def hide(self, node: gs.Node, i: int, axes: Sequence[int], neutral: float | gs.Tensor = 0.0) -> float:
         """Put a gate on the cut ones of some axes of an input; returns the share of slots that stay."""
         cut = self.cut_of(node, i)
-        tensor = node.inputs[i]
+        tensor = self.behind.get(node.inputs[i].name, node.inputs[i])
         rank = self.rank(tensor)
         share = 1.0
         for axis in {a % rank for a in axes}:
             if axis in cut:
                 node.inputs[i] = self.gated(node.inputs[i], tensor, mask_of(cut[axis], axis, rank), neutral)
+                self.behind[node.inputs[i].name] = tensor
                 share *= len(cut[axis].keep) / cut[axis].size
         return share
 

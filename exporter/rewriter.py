@@ -44,7 +44,7 @@ def rewrite(graph: Graph, plan: Plan) -> Graph:
     _edit_sizes(graph, model, nodes, plan.sizes)
     _replace_by_gathers(model, plan.gathers)
     _resize_declared(model, plan)
-    source = Source(None, 0, graph.source.sha256)
+    source = Source(None, 0, graph.source.sha256, graph.source.path or graph.source.origin)
     pruned = normalise(model, graph.folder, source, graph.binding.shapes)
     pruned.calls = graph.calls
     return pruned

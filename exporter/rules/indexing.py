@@ -28,7 +28,10 @@ def gather(site: Site) -> None:
     if isinstance(whole, Fixed):
         chosen = [Fixed(s, whole.why if s > 1 else ONE) for s in shape]
     elif len(shape) == 0:
-        site.freeze(whole[values.astype(np.int64).reshape(1)], "selected by itself")
+        place = int(values) % whole.size
+        site.freeze(whole[place : place + 1], "selected by itself")
+        if place:
+            site.resize(1, 0, whole[:place])  # its index is the number of slots that survive before it
         chosen = []
     elif len(shape) == 1:
         picked = whole[values.astype(np.int64)]
