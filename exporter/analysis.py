@@ -44,7 +44,11 @@ def _apply(analysis: Analysis, node: Node) -> None:
             raise SlotError(kind)
         RULES[node.op](site)
     except SlotError as error:
-        del analysis.facts.resizes[checkpoint[0] :], analysis.facts.takes[checkpoint[1] :], analysis.work[checkpoint[2] :]
+        del (
+            analysis.facts.resizes[checkpoint[0] :],
+            analysis.facts.takes[checkpoint[1] :],
+            analysis.work[checkpoint[2] :],
+        )
         why = Reason(str(error), node.label)
         for i, name in enumerate(node.inputs):
             if name and name in analysis.graph.constants and analysis.graph.shape(name) is not None:

@@ -150,7 +150,8 @@ def _add_prune(commands: Any) -> None:
         "--scope",
         default="local",
         choices=("local", "global"),
-        help="the same share of every group (default), or all units ranked together by score relative to their group's mean",
+        help="the same share of every group (default), or all units ranked together by their score relative to the mean "
+        "of their group",
     )
     choice.add_argument(
         "--align",
@@ -227,9 +228,7 @@ def _align(text: str) -> int | str:
         return text
 
 
-def _measure(
-    options: argparse.Namespace, shapes: dict[str, tuple[int, ...]]
-) -> tuple[Latency, Latency, Ratio]:
+def _measure(options: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> tuple[Latency, Latency, Ratio]:
     from runtime.latency import bench, compare
 
     dense, pruned = bench([options.model, options.output], shapes=shapes, progress=_Progress(options.quiet))
@@ -243,7 +242,9 @@ def _add_verify(commands: Any) -> None:
     parser.add_argument("original", metavar="ORIGINAL", type=Path, help="the model before pruning")
     parser.add_argument("pruned", metavar="PRUNED", type=Path, help="the model after pruning")
     parser.add_argument("--plan", metavar="P.json", type=Path, required=True, help="what was removed")
-    parser.add_argument("--tolerance", type=float, metavar="T", help="accepted difference relative to the signal (1e-3)")
+    parser.add_argument(
+        "--tolerance", type=float, metavar="T", help="accepted difference relative to the signal (1e-3)"
+    )
     parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="recorded inputs, by input name")
     _add_json(parser)
 
@@ -258,9 +259,7 @@ def _verify(options: argparse.Namespace) -> int:
     graph = load(options.original, shapes)
     pruned = load(options.pruned, shapes)
     inputs = recorded(options.inputs, input_specs(graph.model)) if options.inputs else ()
-    proof = verify(
-        pruned, graph, plan, tolerance=options.tolerance, inputs=inputs, progress=_Progress(options.quiet)
-    )
+    proof = verify(pruned, graph, plan, tolerance=options.tolerance, inputs=inputs, progress=_Progress(options.quiet))
     if options.json:
         _write_json(options.json, {"version": report.JSON_VERSION, "proof": report.proof_json(proof)})
     if options.json != "-":

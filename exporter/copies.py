@@ -1,7 +1,7 @@
 """Gathers that copy: a flattened tensor read back in order, by indices that are computed from the batch size.
 
-PyTorch's exporter writes ``as_strided`` this way (a mean over the image followed by a layer normalisation, in ConvNeXt and
-Swin). Read as a Gather by data it would freeze the axis; what it does is a Reshape, so that is what it becomes.
+PyTorch's exporter writes ``as_strided`` this way (a mean over the image followed by a layer normalisation, in ConvNeXt
+and Swin). Read as a Gather by data it would freeze the axis; what it does is a Reshape, so that is what it becomes.
 """
 
 from __future__ import annotations

@@ -52,13 +52,11 @@ class CostModel:
         """Surviving size of every axis the model knows, shape (axes,)."""
         share = np.append(np.asarray(keep, np.float64) / np.maximum(self.widths, 1), 1.0)
         segments = self._segment_counts * share[self._segment_groups].prod(1)
-        return np.bincount(self._segment_axis, segments, minlength=len(self._arrays))
+        return np.bincount(self._segment_axis, segments, minlength=len(self._arrays)).astype(np.float64)
 
     def members(self, axis: int) -> list[tuple[int, tuple[int, ...]]]:
         """(size, groups) of the segments of an axis."""
-        return [
-            (c, m) for c, m, o in zip(self._counts, self._members, self._owners, strict=True) if o == axis
-        ]
+        return [(c, m) for c, m, o in zip(self._counts, self._members, self._owners, strict=True) if o == axis]
 
     def _axis(self, ids: Axis) -> int:
         assert not isinstance(ids, Fixed)
@@ -104,7 +102,9 @@ class _Terms:
     def __init__(self, terms: Sequence[tuple[int, Sequence[int]]], axes: int) -> None:
         depth = max((len(a) for _, a in terms), default=0)
         self._factors = np.array([f for f, _ in terms], np.float64)
-        self._axes = np.array([list(a) + [axes] * (depth - len(a)) for _, a in terms], np.int64).reshape(len(terms), depth)
+        self._axes = np.array([list(a) + [axes] * (depth - len(a)) for _, a in terms], np.int64).reshape(
+            len(terms), depth
+        )
 
     def total(self, sizes: NDArray[np.float64]) -> float:
         padded = np.append(sizes, 1.0)

@@ -21,9 +21,7 @@ from exporter.slots import Axis, Fixed, Ids, Slot
 Mask = NDArray[np.bool_]
 
 
-def complete(
-    groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any], notes: Sequence[str] = ()
-) -> Plan:
+def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any], notes: Sequence[str] = ()) -> Plan:
     """Work out every edit.
 
     Args:
@@ -238,7 +236,9 @@ def _carry(graph: Graph, shuffle: Shuffle, cut: Mapping[int, AxisTake]) -> _Move
         if node.op == "Gather" and not _whole_along(mask, _axis(node, mask.ndim)):
             return None
         if node is not shuffle.nodes[-1]:
-            taken = {k: AxisTake(m.size, tuple(int(i) for i in np.flatnonzero(m))) for k, m in enumerate(kept) if not m.all()}
+            taken = {
+                k: AxisTake(m.size, tuple(int(i) for i in np.flatnonzero(m))) for k, m in enumerate(kept) if not m.all()
+            }
             if taken:
                 moved.hide[node.outputs[0]] = taken
         mask = after

@@ -155,9 +155,7 @@ def _rename(node: NodeProto, names: dict[str, str], prefix: str, values: Mapping
     node.attribute.extend(attributes)
 
 
-def _rename_graph(
-    graph: GraphProto, names: dict[str, str], prefix: str, values: Mapping[str, AttributeProto]
-) -> None:
+def _rename_graph(graph: GraphProto, names: dict[str, str], prefix: str, values: Mapping[str, AttributeProto]) -> None:
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         value.name = names.setdefault(value.name, prefix + value.name)
     for node in graph.node:

@@ -138,9 +138,7 @@ class Graph:
     @property
     def parameters(self) -> int:
         """Number of elements in all constants that nodes use, counted once each; shape arithmetic excluded."""
-        return sum(
-            math.prod(t.dims) for name, t in self.constants.items() if name in self.users and is_parameter(t)
-        )
+        return sum(math.prod(t.dims) for name, t in self.constants.items() if name in self.users and is_parameter(t))
 
 
 def is_parameter(tensor: TensorProto) -> bool:
@@ -181,8 +179,9 @@ def constant_of(node: NodeProto) -> TensorProto | None:
         return None
     attribute = node.attribute[0]
     if attribute.name == "value":
-        return attribute.t
-    value = onnx.helper.get_attribute_value(attribute)
+        value: TensorProto = attribute.t
+        return value
+    plain = onnx.helper.get_attribute_value(attribute)
     kinds: dict[str, Any] = {
         "value_int": np.int64,
         "value_ints": np.int64,
@@ -191,7 +190,8 @@ def constant_of(node: NodeProto) -> TensorProto | None:
     }
     if attribute.name not in kinds:
         return None
-    tensor = onnx.numpy_helper.from_array(np.array(value, kinds[attribute.name]))
+    tensor = onnx.numpy_helper.from_array(np.array(plain, kinds[attribute.name]))
     del node.attribute[:]
     node.attribute.append(onnx.helper.make_attribute("value", tensor))
-    return node.attribute[0].t
+    made: TensorProto = node.attribute[0].t
+    return made

@@ -157,7 +157,7 @@ def _collect(graph: Graph, analysis: Analysis, solution: Solution) -> Groups:
     begins = np.r_[0, np.flatnonzero(np.diff(sorted_groups)) + 1]
     sizes = np.diff(np.r_[begins, sorted_groups.size])
     unit_of[units[order]] = np.arange(sorted_groups.size) - np.repeat(begins, sizes)
-    groups.groups = _describe(groups, keys, arrays, owner, parts, column_owner, classes, sizes)
+    groups.groups = _describe(groups, keys, arrays, parts, column_owner, classes, sizes)
     _finish(groups)
     return groups
 
@@ -172,7 +172,6 @@ def _describe(
     groups: Groups,
     keys: list[tuple[tuple[Any, ...], int]],
     arrays: list[Ids],
-    owner: Ids,
     parts: Ids,
     column_owner: Ids,
     classes: Ids,
@@ -245,9 +244,7 @@ def _frozen(groups: Groups) -> list[Frozen]:
     return rows
 
 
-def _frozen_axis(
-    groups: Groups, name: str, k: int, axis: Axis, why: NDArray[np.int32], root: Ids
-) -> Iterator[Frozen]:
+def _frozen_axis(groups: Groups, name: str, k: int, axis: Axis, why: NDArray[np.int32], root: Ids) -> Iterator[Frozen]:
     if isinstance(axis, Fixed):
         if axis.why != ONE and axis.why.text != KERNEL:
             yield Frozen(name, k, axis.size, axis.size, axis.why)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from exporter.errors import UsageError
 from exporter.graph import Graph
-from exporter.groups import Groups, Span
+from exporter.groups import Groups
+from exporter.spans import Span
 
 Scores = dict[str, NDArray[np.float64]]
 
@@ -68,9 +69,9 @@ def score(groups: Groups, by: str = "l2", *, consumers: bool = False, seed: int 
 def normalised(scores: Mapping[str, NDArray[np.float64]]) -> Scores:
     """Scores divided by their group's mean, so that units of different groups can be ranked together.
 
-    Raw magnitudes cannot: they grow with a layer's fan-in and differ between kinds of layers by orders of magnitude, so a
-    global threshold would empty whole layers. Relative to the mean of its group, a score says how much a unit matters
-    among those that could stand in for it. (Torch-Pruning's ``mean`` normaliser does the same.)
+    Raw magnitudes cannot: they grow with a layer's fan-in and differ between kinds of layers by orders of magnitude,
+    so a global threshold would empty whole layers. Relative to the mean of its group, a score says how much a unit
+    matters among those that could stand in for it. (Torch-Pruning's ``mean`` normaliser does the same.)
     """
     result: Scores = {}
     for name, values in scores.items():
@@ -94,9 +95,7 @@ def l2(groups: Groups, options: ScoreOptions) -> Scores:
 @scorer("random")
 def random(groups: Groups, options: ScoreOptions) -> Scores:
     """Uniform on (0, 1), fixed by the seed and the group's name."""
-    return {
-        g.name: np.random.default_rng([options.seed, zlib.crc32(g.name.encode())]).random(g.width) for g in groups
-    }
+    return {g.name: np.random.default_rng([options.seed, zlib.crc32(g.name.encode())]).random(g.width) for g in groups}
 
 
 def _magnitude(

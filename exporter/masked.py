@@ -77,7 +77,8 @@ class _Masker:
         for node in surgeon.nodes:
             self.visit(node)
         surgeon.nodes = self.nodes
-        return gs.export_onnx(surgeon, do_type_check=False)
+        masked: onnx.ModelProto = gs.export_onnx(surgeon, do_type_check=False)
+        return masked
 
     # -- one node -----------------------------------------------------------------------------------------------
 
@@ -203,7 +204,7 @@ def _einsum(masker: _Masker, node: gs.Node) -> bool:
     return True
 
 
-def _axes(masker: _Masker, node: gs.Node, default: Sequence[int]) -> list[int]:
+def _axes(node: gs.Node, default: Sequence[int]) -> list[int]:
     if "axes" in node.attrs:
         return list(node.attrs["axes"])
     if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
@@ -214,7 +215,7 @@ def _axes(masker: _Masker, node: gs.Node, default: Sequence[int]) -> list[int]:
 
 
 def _reduce(masker: _Masker, node: gs.Node) -> bool:
-    axes = _axes(masker, node, range(masker.rank(node.inputs[0])))
+    axes = _axes(node, range(masker.rank(node.inputs[0])))
     share = masker.hide(node, 0, axes, _SUMMED[node.op])
     if node.op == "ReduceMean" and share < 1:
         dtype = masker.dtype(node.outputs[0])
@@ -296,9 +297,7 @@ def _group_norm(masker: _Masker, node: gs.Node) -> bool:
     x, scale, bias = node.inputs[:3]
     groups = int(node.attrs["num_groups"])
     inner = cut.size // groups
-    mask = np.zeros(cut.size, bool)
-    mask[list(cut.keep)] = True
-    mask = mask.reshape(groups, inner)
+    mask = np.isin(np.arange(cut.size), cut.keep).reshape(groups, inner)
     mask[~mask.any(1)] = True
     dtype = masker.dtype(x)
     rescale = masker.constant((inner / mask.sum(1)).astype(dtype).reshape(1, groups, 1, 1))

@@ -206,8 +206,8 @@ def _flush(path: Path) -> None:
 def _check(file: Path, target: Path, source: Source) -> None:
     """Full check by onnx, read from the file so that no second copy of the weights is made here.
 
-    Some files that run well fail it from the start (a wrong declared shape, an operator onnx does not know); a fault the
-    original has too is not held against the result.
+    Some files that run well fail it from the start (a wrong declared shape, an operator onnx does not know); a fault
+    the original has too is not held against the result.
     """
     fault = _fault(file)
     if fault is None:

@@ -14,9 +14,7 @@ _MADE_UP = re.compile(r"^(val_|onnx::|node_|const_|Constant@|W__|unsqueeze|expan
 _SUFFIX = re.compile(r"[./_](weight|kernel|bias|in_proj_bias|w|b|ReadVariableOp|quantized)$|(_weight_quantized|:0)$")
 
 
-def kind_of(
-    graph: Graph, number: int, spans: Sequence[Span], partners: set[int], roles: Mapping[str, set[int]]
-) -> str:
+def kind_of(graph: Graph, number: int, spans: Sequence[Span], partners: set[int], roles: Mapping[str, set[int]]) -> str:
     """What the field calls the units of a group, from what the nodes around them do.
 
     Args:

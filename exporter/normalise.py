@@ -114,7 +114,8 @@ def _inputs(
             found[spec.name] = onnx.TypeProto()
             continue
         dims = shapes[spec.name] if shapes else spec.shape
-        found[spec.name] = (onnx.helper.np_dtype_to_tensor_dtype(spec.dtype), dims)
+        symbols = tuple(d if d is not None else f"{spec.name}:{k}" for k, d in enumerate(dims))
+        found[spec.name] = (onnx.helper.np_dtype_to_tensor_dtype(spec.dtype), symbols)
     return found
 
 
@@ -331,4 +332,4 @@ def serialize_with_data(model: ModelProto, folder: Path) -> bytes:
                 tensor.ClearField("data_location")
                 tensors.assign(tensor, values)
         model = inside
-    return model.SerializeToString(deterministic=True)
+    return bytes(model.SerializeToString(deterministic=True))

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,9 @@ class Plan:
         except (json.JSONDecodeError, RecursionError) as error:
             raise UsageError(f"{name} is not JSON: {error}.") from None
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise UsageError(f"{name} is not a Secateur plan. Make one with: secateur prune MODEL -o OUT --save-plan P.json")
+            raise UsageError(
+                f"{name} is not a Secateur plan. Make one with: secateur prune MODEL -o OUT --save-plan P.json"
+            )
         if document.get("version") != VERSION:
             raise UsageError(
                 f"{name} has plan version {document.get('version')}; this program reads version {VERSION}. "
@@ -265,7 +268,11 @@ def _read(document: dict[str, Any]) -> Plan:
         sizes=tuple(_read_size(s) for s in document["sizes"]),
         gathers=tuple(
             GatherEdit(
-                tuple(str(n) for n in g["nodes"]), str(g["source"]), str(g["result"]), _int(g["axis"]), _ints(g["indices"])
+                tuple(str(n) for n in g["nodes"]),
+                str(g["source"]),
+                str(g["result"]),
+                _int(g["axis"]),
+                _ints(g["indices"]),
             )
             for g in document["gathers"]
         ),
@@ -318,6 +325,6 @@ def _ints(values: Any) -> tuple[int, ...]:
 
 def _kept(values: Any, size: int) -> tuple[int, ...]:
     kept = _ints(values)
-    if not kept or kept[0] < 0 or kept[-1] >= size or any(a >= b for a, b in zip(kept, kept[1:], strict=False)):
+    if not kept or kept[0] < 0 or kept[-1] >= size or any(a >= b for a, b in pairwise(kept)):
         raise ValueError(f"kept indices must be ascending, within 0..{size - 1}, and not empty")
     return kept

@@ -153,7 +153,8 @@ def _nothing(groups: Groups, granularity: Sequence[str] | None, keep: Sequence[s
     present = sorted({g.kind for g in groups})
     narrowed = [name for name, value in (("--granularity", granularity), ("--keep", keep), ("--only", only)) if value]
     return (
-        f"{' and '.join(narrowed)} leave no group to prune. This model has {len(groups)} groups: {', '.join(present)}.\n"
+        f"{' and '.join(narrowed)} leave no group to prune. "
+        f"This model has {len(groups)} groups, of kind {', '.join(present)}.\n"
         "List them with: secateur inspect MODEL"
     )
 

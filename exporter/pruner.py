@@ -15,6 +15,7 @@ from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.importance import score as score_groups
 from exporter.model_file import load, save
+from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.planner import make_plan
 from exporter.rewriter import rewrite
@@ -126,7 +127,9 @@ def prune(
         else:
             step("scoring units and choosing widths")
             scores = score_groups(groups, score, consumers=consumers, seed=seed)
-            options = _options(ratio, macs, params, score, consumers, scope, align, min_width, granularity, keep, only, seed)
+            options = _options(
+                ratio, macs, params, score, consumers, scope, align, min_width, granularity, keep, only, seed
+            )
             chosen = make_plan(
                 groups,
                 scores,
@@ -144,12 +147,14 @@ def prune(
         warnings += chosen.notes
         before = totals(graph, groups)
         if dry_run:
-            return Result(chosen, groups, before, _predicted(groups, chosen), None, None, _since(started), tuple(warnings))
+            return Result(
+                chosen, groups, before, _predicted(groups, chosen), None, None, _since(started), tuple(warnings)
+            )
         step("rewriting the graph")
         pruned = rewrite(graph, chosen)
         proof = None
         if prove:
-            recorded = feeds.recorded(Path(inputs), _specs(graph)) if inputs is not None else ()
+            recorded = feeds.recorded(Path(inputs), input_specs(graph.model)) if inputs is not None else ()
             try:
                 proof = verify(pruned, graph, chosen, inputs=recorded, progress=step)
             except CannotRun:
@@ -225,12 +230,6 @@ def _options(
         "only": list(only),
         "seed": seed,
     }
-
-
-def _specs(graph: Graph) -> list[feeds.TensorSpec]:
-    from exporter.normalise import input_specs
-
-    return input_specs(graph.model)
 
 
 def _since(started: float) -> float:

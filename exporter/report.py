@@ -117,7 +117,8 @@ def inspect_text(graph: Graph, groups: Groups, before: Totals) -> str:
     size = f", {quantity(before.file_bytes)}B" if before.file_bytes else ""
     binding = ", ".join(f"{k}={v}" for k, v in graph.binding.symbols.items())
     lines = [
-        f"{name}: {quantity(before.parameters)} parameters, {quantity(before.macs)} MACs{size}, {len(graph.nodes)} nodes",
+        f"{name}: {quantity(before.parameters)} parameters, {quantity(before.macs)} MACs{size}, "
+        f"{len(graph.nodes)} nodes",
         *([f"dynamic axes, sizes taken: {binding}"] if binding else []),
         "",
         groups_table(groups) if len(groups) else "no group of units can be removed",
@@ -176,7 +177,10 @@ def _achieved(result: Result) -> list[str]:
         if isinstance(target, float) and old:
             short = target - new / old
             if short > 0.02 * target:
-                return [f"--{kind} {target:g}: {new / old:.3f} is left, {short:.3f} less than allowed: alignment leaves no width between"]
+                return [
+                    f"--{kind} {target:g}: {new / old:.3f} is left, {short:.3f} less than allowed: "
+                    "alignment leaves no width between"
+                ]
     return []
 
 
@@ -220,7 +224,9 @@ def bench_text(results: Sequence[Latency], ratios: Sequence[Ratio]) -> str:
             str(r.samples.size),
         ]
         if ratios:
-            row.append("" if i == 0 else f"{ratios[i - 1].value:.3f} ({ratios[i - 1].low:.3f} .. {ratios[i - 1].high:.3f})")
+            row.append(
+                "" if i == 0 else f"{ratios[i - 1].value:.3f} ({ratios[i - 1].low:.3f} .. {ratios[i - 1].high:.3f})"
+            )
         rows.append(row)
     shapes = "; ".join(f"{k} {'x'.join(map(str, v))}" for k, v in results[0].shapes.items())
     threads = f"{results[0].threads} threads" if results[0].threads else "default threads"

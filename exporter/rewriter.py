@@ -108,9 +108,7 @@ def _taken(graph: Graph, name: str, axes: Mapping[int, AxisTake]) -> tensors.Arr
     return values
 
 
-def _edit_sizes(
-    graph: Graph, model: ModelProto, nodes: Mapping[str, NodeProto], edits: tuple[SizeEdit, ...]
-) -> None:
+def _edit_sizes(graph: Graph, model: ModelProto, nodes: Mapping[str, NodeProto], edits: tuple[SizeEdit, ...]) -> None:
     """Write new sizes; a constant gets a private copy, since other nodes may read the old one."""
     fresh = fresh_names(model)
     for edit in edits:
@@ -123,18 +121,16 @@ def _edit_sizes(
                 if attribute.name == edit.attribute:
                     attribute.CopyFrom(onnx.helper.make_attribute(edit.attribute, _plain(edit.value)))
             continue
-        assert edit.input is not None and isinstance(edit.value, tuple)
+        assert edit.input is not None
+        assert isinstance(edit.value, tuple)
         while len(node.input) <= edit.input:
             node.input.append("")
         old = node.input[edit.input]
-        dtype = np.int64
-        shape: tuple[int, ...] = (len(edit.value),)
+        values: tensors.Array = np.array(edit.value, np.int64)
         if old:
             present = graph.constants[old]
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(present.data_type)
-            shape = tuple(present.dims)
+            values = values.astype(onnx.helper.tensor_dtype_to_np_dtype(present.data_type)).reshape(tuple(present.dims))
         name = fresh(old or f"{edit.node}.sizes")
-        values = np.array(edit.value, dtype).reshape(shape)
         model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
         node.input[edit.input] = name
         if node.op_type == "Split":
@@ -195,7 +191,7 @@ def _selection(model: ModelProto, edit: GatherEdit, old: NodeProto, fresh: Fresh
 
 
 def _resize_declared(model: ModelProto, plan: Plan) -> None:
-    """Bring declared shapes of inner tensors, and of inputs that have a default, up to date; drop those of no tensor."""
+    """Bring declared shapes of inner tensors, and of inputs with a default, up to date; drop those of no tensor."""
     made = {name for node in model.graph.node for name in node.output}
     made |= {t.name for t in model.graph.initializer}
     for stale in [v for v in model.graph.value_info if v.name not in made]:
@@ -203,7 +199,9 @@ def _resize_declared(model: ModelProto, plan: Plan) -> None:
     for annotation in [a for a in model.graph.quantization_annotation if a.tensor_name not in made]:
         model.graph.quantization_annotation.remove(annotation)
     sizes = {name: {axis: len(t.keep) for axis, t in axes.items()} for name, axes in plan.hide.items()}
-    sizes |= {name: {axis: len(t.keep) for axis, t in take.axes.items()} for name, take in plan.take.items() if take.axes}
+    sizes |= {
+        name: {axis: len(t.keep) for axis, t in take.axes.items()} for name, take in plan.take.items() if take.axes
+    }
     for value in (*model.graph.value_info, *model.graph.input):
         for axis, size in sizes.get(value.name, {}).items():
             _declare(value, axis, size)
@@ -214,4 +212,3 @@ def _declare(value: ValueInfoProto, axis: int, size: int) -> None:
     if axis < len(dims):
         dims[axis].Clear()
         dims[axis].dim_value = size
-

@@ -200,7 +200,7 @@ def _types(
         if name in found.known and name not in found.dims:
             value = found.known[name]
             found.set_tensor(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-        if name in measured and (name not in found.dims or not found.is_fixed(name) and _numbers(measured[name])):
+        if name in measured and (name not in found.dims or (not found.is_fixed(name) and _numbers(measured[name]))):
             found.set_tensor(name, found.dtype.get(name, TensorProto.FLOAT), measured[name])
         missing |= name not in found.dims
     if missing:
@@ -325,7 +325,7 @@ def _quotient(whole: Sequence[Dim], part: Sequence[Dim]) -> Dim | None:
     return symbols[0] if len(symbols) == 1 and above == below else None
 
 
-def _expand(attributes: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+def _expand(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
     target, source = found.vectors.get(names[1]), found.dims.get(names[0])
     if target is None or source is None:
         return None
@@ -343,11 +343,11 @@ def _expand(attributes: dict[str, Any], names: list[str], found: Inferred) -> Di
     return tuple(out)
 
 
-def _constant_of_shape(attributes: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+def _constant_of_shape(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
     return found.vectors.get(names[0])
 
 
-def _tile(attributes: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+def _tile(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
     repeats, source = (found.vector(names[1]) if len(names) > 1 else None), found.dims.get(names[0])
     if repeats is None or source is None or len(repeats) != len(source):
         return None
@@ -360,7 +360,7 @@ def _tile(attributes: dict[str, Any], names: list[str], found: Inferred) -> Dims
     return tuple(out)
 
 
-def _slice(attributes: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+def _slice(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
     """A table cut to the length of the input, ``table[:seq]``, has that length.
 
     Where the input is longer than the table, the slice is shorter than the input and whatever follows fails anyway.

@@ -1,8 +1,8 @@
 """Chains of reshapes and transposes that only reorder one axis: a channel shuffle, an even/odd split.
 
 Read as reshapes they would couple channels in a grid, and a few of them in a row couple all channels of a stage. What
-they do is ``take(x, indices, axis)``, so that is how they are analysed. After a cut that leaves a grid the reshapes stay,
-with new sizes; after any other they become one Gather.
+they do is ``take(x, indices, axis)``, so that is how they are analysed. After a cut that leaves a grid the reshapes
+stay, with new sizes; after any other they become one Gather.
 """
 
 from __future__ import annotations
@@ -144,6 +144,5 @@ def _as_take(moved: Ids, shape: tuple[int, ...]) -> tuple[int, Ids] | None:
         indices = (line // strides[axis]) % shape[axis]
         whole = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
         if np.array_equal(np.take(whole, indices, axis=axis), moved):
-            if (indices != np.arange(shape[axis])[: len(indices)]).any() or len(indices) != shape[axis]:
-                return axis, indices
+            return axis, indices
     return None

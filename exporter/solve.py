@@ -34,8 +34,8 @@ class Solution:
 
     Attributes:
         root: class of every slot, shape (slots,): the smallest slot id in it.
-        parts: for every slot id that is a class, the classes it is made of, shape (slots, k), padded with -1: itself for
-            a unit, its factors for a derived class, nothing for a frozen one.
+        parts: for every slot id that is a class, the classes it is made of, shape (slots, k), padded with -1: itself
+            for a unit, its factors for a derived class, nothing for a frozen one.
         why: number of the reason for which a class is frozen, shape (slots,); ``NOT_FROZEN`` otherwise.
     """
 
@@ -92,7 +92,7 @@ class _Solver:
         return bool(free.any())
 
     def frozen(self, ids: Ids) -> NDArray[np.bool_]:
-        return self.why[self.root[ids]] != _NONE
+        return np.asarray(self.why[self.root[ids]] != _NONE)
 
     # -- products -----------------------------------------------------------------------------------------------
 
@@ -234,7 +234,9 @@ class _Solver:
         if not left or not right:
             return
         pieces = {(k, m): common_part(a[:, k], b[:, m]) for k in left for m in right}
-        if not (_is_grid(a, left, right, pieces) and _is_grid(b, right, left, {(m, k): v for (k, m), v in pieces.items()})):
+        if not (
+            _is_grid(a, left, right, pieces) and _is_grid(b, right, left, {(m, k): v for (k, m), v in pieces.items()})
+        ):
             return
         fine: dict[tuple[int, int], Ids] = {}
         for (k, m), labels in pieces.items():
@@ -364,9 +366,7 @@ def common_part(a: Ids, b: Ids) -> Ids:
     return np.unique(roots[u], return_inverse=True)[1].astype(np.int64)
 
 
-def _is_grid(
-    columns: Ids, mine: Sequence[int], others: Sequence[int], pieces: dict[tuple[int, int], Ids]
-) -> bool:
+def _is_grid(columns: Ids, mine: Sequence[int], others: Sequence[int], pieces: dict[tuple[int, int], Ids]) -> bool:
     """Say whether every column of ``mine`` is exactly the grid of its common parts with the other side."""
     for k in mine:
         labels = np.stack([pieces[k, m] for m in others], 1)
@@ -395,4 +395,4 @@ def _equal_rows(a: Ids, b: Ids) -> NDArray[np.bool_]:
     def pad(rows: Ids) -> Ids:
         return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
 
-    return (pad(a) == pad(b)).all(1)
+    return np.asarray((pad(a) == pad(b)).all(1))

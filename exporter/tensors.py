@@ -86,22 +86,24 @@ def read(tensor: TensorProto, folder: Path) -> Array:
         return mapped.view(dtype).reshape(tuple(tensor.dims))
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"initializer '{tensor.name}' {list(tensor.dims)} cannot be read: {error}.\nThe file is damaged; export or copy it again."
+            f"initializer '{tensor.name}' {list(tensor.dims)} cannot be read: {error}.\n"
+            "The file is damaged; export or copy it again."
         ) from error
 
 
 def dtype_bits(data_type: int) -> int:
     """Bits one element takes in a file."""
     if data_type in _PACKED:
-        return 2 if TensorProto.DataType.Name(data_type).endswith("2") else 4
+        return 2 if str(TensorProto.DataType.Name(data_type)).endswith("2") else 4
     return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type)).itemsize) * 8
 
 
 def nbytes(tensor: TensorProto) -> int:
     """Bytes the tensor's values take in a file, from its type and shape alone."""
     if tensor.data_type == TensorProto.STRING:
-        return sum(len(item) for item in tensor.string_data)
-    return (math.prod(tensor.dims) * dtype_bits(tensor.data_type) + 7) // 8
+        return int(sum(len(item) for item in tensor.string_data))
+    count: int = math.prod(tensor.dims)
+    return (count * dtype_bits(tensor.data_type) + 7) // 8
 
 
 def assign(tensor: TensorProto, values: Array) -> None:

@@ -1,8 +1,8 @@
 """Evaluate shape arithmetic: the few small integer nodes exporters put in front of Reshape, Slice and Expand.
 
-Two levels of knowledge. A *known* tensor is a small numpy array. A *vector* is an integer tensor of rank one (or a scalar,
-as a vector of one) whose elements are numbers or symbols. A symbol stands for a number only a run knows: the size of an
-axis, by name, or, with a leading ``=``, the result of arithmetic.
+Two levels of knowledge. A *known* tensor is a small numpy array. A *vector* is an integer tensor of rank one (or a
+scalar, as a vector of one) whose elements are numbers or symbols. A symbol stands for a number only a run knows: the
+size of an axis, by name, or, with a leading ``=``, the result of arithmetic.
 """
 
 from __future__ import annotations
@@ -93,9 +93,7 @@ def evaluate(node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Know
     return results
 
 
-def _evaluate(
-    node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Known | None]
-) -> list[Known] | None:
+def _evaluate(node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Known | None]) -> list[Known] | None:
     op, x = node.op_type, inputs[0] if inputs else None
     if x is None:
         return _reference(node, inputs)

@@ -49,7 +49,9 @@ class Widths:
         self.chosen = list(chosen)
         self.scope = scope
         self.auto = align == "auto"
-        self.allowed = {n: allowed_widths(groups, groups.groups[n], align, min_width, scope, relax) for n in self.chosen}
+        self.allowed = {
+            n: allowed_widths(groups, groups.groups[n], align, min_width, scope, relax) for n in self.chosen
+        }
         relative = normalised(scores)
         self.sorted_scores = {n: -np.sort(-relative[groups.groups[n].name]) for n in self.chosen}
         self.all_scores = np.sort(np.concatenate([self.sorted_scores[n] for n in self.chosen]))
@@ -84,7 +86,7 @@ class Widths:
         counts = self.dense.copy()
         threshold = -math.inf
         if self.scope == "global":
-            place = min(int(round(cut * self.all_scores.size)), self.all_scores.size)
+            place = min(round(cut * self.all_scores.size), self.all_scores.size)
             threshold = self.all_scores[place] if place < self.all_scores.size else math.inf
         for n in self.chosen:
             if self.scope == "global":
@@ -155,7 +157,7 @@ class Widths:
     def _gain(self, n: int, now: int, then: int, wanted: int) -> float:
         if self.scope == "global":
             return float(self.sorted_scores[n][now:then].mean())
-        return (wanted - now) / self.dense[n]
+        return float((wanted - now) / self.dense[n])
 
 
 def allowed_widths(

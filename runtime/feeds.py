@@ -111,7 +111,8 @@ def bind(
                 symbols[symbol] = _sum(symbol, symbols, profile) or _default(spec, axis, profile)
             sizes.append(symbols[symbol])
         shapes[spec.name] = tuple(sizes)
-    batches = {_symbol(s, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and _is_batch(s, k)}
+    dynamic = [(s, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int)]
+    batches = {_symbol(s, k) for s, k in dynamic if _is_batch(s, k)}
     return Binding(shapes, symbols, symbols[batches.pop()] if len(batches) == 1 else 1)
 
 
@@ -188,8 +189,7 @@ def constraints(graph: onnx.GraphProto) -> dict[str, Constraint]:
                     if compared.dtype.kind in "iuf" and compared.size <= 4096:
                         choices.setdefault(origin[node.input[one]], set()).update(int(v) for v in compared.ravel())
     return {
-        name: Constraint(limits.get(name), tuple(sorted(choices.get(name, ()))))
-        for name in set(limits) | set(choices)
+        name: Constraint(limits.get(name), tuple(sorted(choices.get(name, ())))) for name in set(limits) | set(choices)
     }
 
 
@@ -218,12 +218,11 @@ def seeded(
             continue
         constraint = (allowed or {}).get(spec.name, Constraint())
         if constraint.limit is not None:
-            values = rng.integers(0, max(constraint.limit, 1), shape)
+            feeds[spec.name] = rng.integers(0, max(constraint.limit, 1), shape).astype(spec.dtype)
         elif constraint.choices:
-            values = rng.choice(np.array(constraint.choices), shape)
+            feeds[spec.name] = rng.choice(np.array(constraint.choices), shape).astype(spec.dtype)
         else:
-            values = np.ones(shape)
-        feeds[spec.name] = np.asarray(values).astype(spec.dtype)
+            feeds[spec.name] = np.ones(shape, spec.dtype)
     return feeds
 
 

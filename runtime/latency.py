@@ -134,8 +134,9 @@ def bench(
 def compare(first: Latency, other: Latency, seed: int = 0) -> Ratio:
     """Ratio other / first of two interleaved measurements.
 
-    Hodges-Lehmann estimate on the log ratios of pairs taken in the same moment (the median of their pairwise means), with
-    a bootstrap interval. Pairs during which the scheduler took the processor away are left out if enough others remain.
+    Hodges-Lehmann estimate on the log ratios of pairs taken in the same moment (the median of their pairwise means),
+    with a bootstrap interval. Pairs during which the scheduler took the processor away are left out if enough others
+    remain.
     """
     ratios = np.log(other.samples) - np.log(first.samples)
     undisturbed = ~(first.switched | other.switched)
@@ -154,7 +155,9 @@ def _hodges_lehmann(values: Times) -> float:
     return float(np.median((values[i] + values[j]) / 2))
 
 
-def input_shapes(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
+def input_shapes(
+    inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]
+) -> list[dict[str, tuple[int, ...]]]:
     """Candidate shapes for a model's inputs, the likeliest first."""
     known = {spec.name for spec in inputs}
     own = {name: shape for name, shape in shapes.items() if name in known}

@@ -11,7 +11,7 @@ from exporter.slots import ONE, Axis, Fixed, SlotError
 
 @rule("Gather")
 def gather(site: Site) -> None:
-    """y = take(x, indices, axis). Constant indices select slots; others may select any, so all must stay.
+    """Y = take(x, indices, axis). Constant indices select slots; others may select any, so all must stay.
 
     Selecting rows of a table by data is an embedding: its other axis, the embedding's width, is free.
     """

@@ -114,7 +114,7 @@ def split(site: Site) -> None:
             part = Fixed(sizes[o], whole.why if sizes[o] > 1 else ONE)
         else:
             part = whole[start : start + sizes[o]]
-            if site.opset >= 13 or "split" not in site.node.attributes and site.has(1):
+            if site.opset >= 13 or ("split" not in site.node.attributes and site.has(1)):
                 site.resize(1, o, part, default=sizes)
             else:
                 site.resize_attribute("split", part, element=o, default=sizes)
@@ -149,8 +149,9 @@ def slice_(site: Site) -> None:
         if step != 1:
             if len(along) > 1:
                 raise SlotError("a step along one of several sliced axes")
-            axes[at] = whole[np.array(chosen, dtype=np.int64)]
-            site.take(at, axes[at])
+            picked = whole[np.array(chosen, dtype=np.int64)]
+            axes[at] = picked
+            site.take(at, picked)
             continue
         if chosen.start > 0:
             _bound(site, 1, "starts", k, whole[: chosen.start])

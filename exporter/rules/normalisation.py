@@ -35,7 +35,7 @@ def instance_norm(site: Site) -> None:
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def layer_norm(site: Site) -> None:
-    """y = g normalise over the trailing axes (x) + b, where a cut leaves the statistics of what stays."""
+    """Y = g normalise over the trailing axes (x) + b, where a cut leaves the statistics of what stays."""
     axes = site.axes(0)
     at = int(site.attribute("axis", -1)) % len(axes)
     for i in (1, 2):
@@ -44,7 +44,9 @@ def layer_norm(site: Site) -> None:
     site.give(0, axes)
     for o in range(1, len(site.node.outputs)):
         if site.has_output(o):
-            kept: list[Axis] = [Fixed(1, site.fixed(2, "reduced axis").why) if k >= at else a for k, a in enumerate(axes)]
+            kept: list[Axis] = [
+                Fixed(1, site.fixed(2, "reduced axis").why) if k >= at else a for k, a in enumerate(axes)
+            ]
             site.give(o, kept)
 
 

@@ -8,11 +8,19 @@ from exporter.slots import ONE, Axis, Fixed
 
 
 @rule(
-    "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
-    "ReduceLogSumExp", "ReduceSumSquare",
+    "ReduceSum",
+    "ReduceMean",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceSumSquare",
 )
 def reduce(site: Site) -> None:
-    """y = reduce over axes (x)."""
+    """Y = reduce over axes (x)."""
     axes = site.axes(0)
     given = site.integers(1, "axes")
     if not given:

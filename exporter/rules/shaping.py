@@ -68,12 +68,13 @@ def constant_of_shape(site: Site) -> None:
 
 @rule("Expand")
 def expand(site: Site) -> None:
-    """Axes of size one grow into new slots that repeat one value; the others pass through. The shape follows the cut."""
+    """Axes of size one grow into new slots that repeat one value, the others pass; the shape follows the cut."""
     axes, out = site.axes(0), site.out_shape(0)
     lead = len(out) - len(axes)
     known = site.known(1)
-    target = [None] * len(out) if known is None else [1] * (len(out) - len(known)) + known
     missing = 0 if known is None else len(out) - len(known)
+    target: list[int | None] = [1] * missing
+    target += known if known is not None else [None] * len(out)
     result: list[Axis] = []
     for k, n in enumerate(out):
         own = axes[k - lead] if k >= lead else Fixed(1, ONE)

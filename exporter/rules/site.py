@@ -178,7 +178,9 @@ class Site:
         name = self.node.outputs[o]
         shape = self.out_shape(o)
         if tuple(a.size for a in axes) != shape:
-            raise SlotError(f"the rule for {self.node.op} expects {[a.size for a in axes]}, the graph has {list(shape)}")
+            raise SlotError(
+                f"the rule for {self.node.op} expects {[a.size for a in axes]}, the graph has {list(shape)}"
+            )
         given = []
         for axis in axes:
             self.mention(axis)
@@ -312,7 +314,9 @@ class Site:
             for k, axis in enumerate(read):
                 if not isinstance(axis, Fixed) and not mark[axis].all():
                     missed = axis[~mark[axis]]
-                    self.facts.freeze(missed, Reason(f"{self.node.op} does not cover axis {k} of input {i}", self.where))
+                    self.facts.freeze(
+                        missed, Reason(f"{self.node.op} does not cover axis {k} of input {i}", self.where)
+                    )
         for ids in self._touched:
             mark[ids] = False
         for o, name in enumerate(self.node.outputs):

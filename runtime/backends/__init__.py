@@ -75,9 +75,7 @@ def backend(name: str) -> Callable[[Opener], Opener]:
     return register
 
 
-def open_session(
-    model: Path | str | bytes, backend: str = "ort-cpu", options: SessionOptions | None = None
-) -> Session:
+def open_session(model: Path | str | bytes, backend: str = "ort-cpu", options: SessionOptions | None = None) -> Session:
     """Load a model on a backend.
 
     Args:
