@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prune(commands)
     _add_verify(commands)
     _add_bench(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -299,6 +300,56 @@ def _bench(options: argparse.Namespace) -> int:
         _write_json(options.json, report.bench_json(results, ratios))
     if options.json != "-":
         print(report.bench_text(results, ratios))
+    return 0
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(
+        commands, "convert", _convert, "Write a PyTorch module as an ONNX file, and check one against the other."
+    )
+    parser.add_argument(
+        "source", metavar="SOURCE", help="package.module:callable or file.py:callable that returns a torch.nn.Module"
+    )
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME:1x3x224x224[:dtype]",
+        help="name, shape and type (float32) of an input, in the module's order; repeatable",
+    )
+    parser.add_argument("--weights", metavar="FILE", type=Path, help="state dict to load: .pt or .safetensors")
+    parser.add_argument(
+        "--dynamic",
+        action="append",
+        default=[],
+        metavar="NAME:0=batch",
+        help="leave the size of an axis open; repeatable",
+    )
+    parser.add_argument(
+        "--output-name", action="append", metavar="NAME", help="name of an output, in order; repeatable"
+    )
+    parser.add_argument("--opset", type=int, metavar="N", help="operator set (default: torch's)")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from exporter import report
+    from exporter.convert import convert, load_module, load_weights, parse_dynamic, parse_inputs
+
+    progress = _Progress(options.quiet)
+    inputs = parse_inputs(options.input)
+    dynamic = parse_dynamic(options.dynamic)
+    module = load_module(options.source)
+    if options.weights:
+        load_weights(module, options.weights)
+    progress("exporting and checking")
+    result = convert(
+        module, inputs, options.output, dynamic=dynamic, output_names=options.output_name, opset=options.opset
+    )
+    size = report.quantity(result.path.stat().st_size)
+    print(
+        f"{result.path}: {size}B, opset {result.opset}, max relative error {result.max_relative_error:.2g} against PyTorch"
+    )
     return 0
 
 

@@ -176,13 +176,17 @@ def _present(graph: Graph, slot: Slot) -> list[int] | None:
 def _gathers(groups: Groups, alive: _Alive) -> list[GatherEdit]:
     edits = []
     for take in groups.analysis.facts.takes:
-        source, result = alive.mask(take.source_ids), alive.mask(take.result_ids)
-        if source.all() and result.all():
-            continue
-        place = {int(s): i for i, s in enumerate(take.source_ids[source])}
-        indices = tuple(place[int(s)] for s in take.result_ids[result])
-        edits.append(GatherEdit((take.node,), take.source, take.result, take.axis, indices))
+        mask = alive.mask(take.ids)
+        if not mask.all():
+            indices = _renewed(take.indices, mask)
+            edits.append(GatherEdit((take.node,), take.source, take.result, take.axis, indices))
     return edits
+
+
+def _renewed(indices: Ids, mask: Mask) -> tuple[int, ...]:
+    """Indices into an axis as they are after the positions outside the mask are gone; those that go are left out."""
+    place = np.cumsum(mask) - 1
+    return tuple(int(place[i]) for i in indices if mask[i])
 
 
 @dataclass
@@ -206,9 +210,10 @@ def _shuffles(groups: Groups, alive: _Alive) -> _Moved:
             moved.hide |= resized.hide
             moved.sizes += resized.sizes
             continue
-        kept = cut[shuffle.axis].keep if shuffle.axis in cut else tuple(range(axes[shuffle.axis].size))
-        place = {old: new for new, old in enumerate(kept)}
-        indices = tuple(place[i] for i in shuffle.indices.tolist() if i in place)
+        mask = np.ones(axes[shuffle.axis].size, bool)
+        if shuffle.axis in cut:
+            mask = np.isin(np.arange(mask.size), cut[shuffle.axis].keep)
+        indices = _renewed(shuffle.indices, mask)
         keys = tuple(n.key for n in shuffle.nodes)
         moved.gathers.append(GatherEdit(keys, shuffle.source, shuffle.result, shuffle.axis, indices))
     return moved

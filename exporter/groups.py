@@ -117,8 +117,46 @@ def find_groups(graph: Graph) -> Groups:
         The groups (possibly none), and the frozen axes of constants with their reasons.
     """
     analysis = analyse(graph)
-    solution = solve(analysis.facts)
-    return _collect(graph, analysis, solution)
+    while True:
+        groups = _collect(graph, analysis, solve(analysis.facts))
+        exposed = _could_be_emptied(groups)
+        if not exposed:
+            _finish(groups)
+            return groups
+        why = Reason("a selection of slots that a cut could empty")
+        for slot in exposed:
+            analysis.facts.freeze(slot, why)
+
+
+def _could_be_emptied(groups: Groups) -> list[Ids]:
+    """One slot of every axis of which no unit of each group need be left.
+
+    Every group keeps a unit, so an axis that holds the whole grid of some groups keeps a slot. One that holds a part of a
+    grid, as a constant selection from it may, need not.
+    """
+    exposed = []
+    for axes in groups.analysis.axes.values():
+        for axis in axes:
+            if isinstance(axis, Fixed) or groups.solution.parts.shape[1] < 2:
+                continue
+            parts = groups.solution.parts_of(axis)
+            if ((parts >= 0).sum(1) < 2).any():
+                continue
+            group, unit = groups.units(axis)
+            if not _holds_a_grid(group, unit, groups.groups):
+                exposed.append(axis[:1])
+    return exposed
+
+
+def _holds_a_grid(group: Ids, unit: Ids, groups: list[Group]) -> bool:
+    order = np.argsort(-group, axis=1, kind="stable")
+    group, unit = np.take_along_axis(group, order, 1), np.take_along_axis(unit, order, 1)
+    for row in np.unique(group, axis=0):
+        members = [int(g) for g in row if g >= 0]
+        here = np.unique(unit[(group == row).all(1)], axis=0)
+        if len(here) == int(np.prod([groups[g].width for g in members])):
+            return True
+    return False
 
 
 def _collect(graph: Graph, analysis: Analysis, solution: Solution) -> Groups:
@@ -158,7 +196,6 @@ def _collect(graph: Graph, analysis: Analysis, solution: Solution) -> Groups:
     sizes = np.diff(np.r_[begins, sorted_groups.size])
     unit_of[units[order]] = np.arange(sorted_groups.size) - np.repeat(begins, sizes)
     groups.groups = _describe(groups, keys, arrays, parts, column_owner, classes, sizes)
-    _finish(groups)
     return groups
 
 

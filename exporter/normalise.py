@@ -315,21 +315,25 @@ def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inf
     return measured
 
 
+def inline_data(model: ModelProto, folder: Path) -> ModelProto:
+    """A copy of a model with its external data inside."""
+    inside = ModelProto()
+    inside.CopyFrom(model)
+    for tensor in inside.graph.initializer:
+        if tensors.is_external(tensor):
+            values = tensors.read(tensor, folder)
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensors.assign(tensor, values)
+    return inside
+
+
 def serialize_with_data(model: ModelProto, folder: Path) -> bytes:
     """Bytes of the model with its external data inside.
 
     Raises:
         ValueError: beyond the 2 GB a protobuf message can hold.
     """
-    external = [t for t in model.graph.initializer if tensors.is_external(t)]
-    if external:
-        inside = ModelProto()
-        inside.CopyFrom(model)
-        for tensor in inside.graph.initializer:
-            if tensors.is_external(tensor):
-                values = tensors.read(tensor, folder)
-                tensor.ClearField("external_data")
-                tensor.ClearField("data_location")
-                tensors.assign(tensor, values)
-        model = inside
+    if any(tensors.is_external(t) for t in model.graph.initializer):
+        model = inline_data(model, folder)
     return bytes(model.SerializeToString(deterministic=True))

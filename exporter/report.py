@@ -195,10 +195,9 @@ def verdict(result: Result) -> str:
 
 def proof_text(proof: Proof) -> str:
     """One line on a proof."""
-    inner = f", {proof.probes} inner tensors" if proof.probes else ""
     return (
         f"proved equal to the masked original, relative error {proof.error:.1e} (accepted: {proof.tolerance:g}), "
-        f"{proof.runs} input sets{inner}"
+        f"{proof.runs} input sets, {proof.inner} inner tensors"
     )
 
 
@@ -282,7 +281,7 @@ def proof_json(proof: Proof) -> dict[str, Any]:
         "outputs": dict(proof.outputs),
         "tolerance": proof.tolerance,
         "change": proof.change,
-        "probes": proof.probes,
+        "inner": proof.inner,
         "runs": proof.runs,
         "shapes": [{k: list(v) for k, v in shapes.items()} for shapes in proof.shapes],
         "warnings": list(proof.warnings),

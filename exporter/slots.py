@@ -101,14 +101,14 @@ class Resize:
 
 @dataclass(frozen=True)
 class Take:
-    """``result`` is ``source`` with ``indices`` taken along ``axis`` by one node; a cut renews the indices."""
+    """``result`` is ``source`` with ``indices`` taken along ``axis`` (slots ``ids``) by one node; a cut renews them."""
 
     node: str
     source: str
     result: str
     axis: int
-    source_ids: Ids
-    result_ids: Ids
+    ids: Ids
+    indices: Ids
 
 
 @dataclass

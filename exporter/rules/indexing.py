@@ -34,9 +34,7 @@ def gather(site: Site) -> None:
             site.resize(1, 0, whole[:place])  # its index is the number of slots that survive before it
         chosen = []
     elif len(shape) == 1:
-        picked = whole[values.astype(np.int64)]
-        site.take(at, picked)
-        chosen = [picked]
+        chosen = [site.take(at, values.astype(np.int64) % whole.size)]
     else:
         site.freeze(whole, "selected into a grid")
         chosen = [site.fixed(s, "selected into a grid") for s in shape]

@@ -149,9 +149,7 @@ def slice_(site: Site) -> None:
         if step != 1:
             if len(along) > 1:
                 raise SlotError("a step along one of several sliced axes")
-            picked = whole[np.array(chosen, dtype=np.int64)]
-            axes[at] = picked
-            site.take(at, picked)
+            axes[at] = site.take(at, np.array(chosen, dtype=np.int64))
             continue
         if chosen.start > 0:
             _bound(site, 1, "starts", k, whole[: chosen.start])

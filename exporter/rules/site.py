@@ -293,12 +293,13 @@ class Site:
         else:
             self.facts.resizes.append(Resize(slot, ids))
 
-    def take(self, axis: int, result: Ids) -> None:
-        """State that the node takes constant indices along ``axis`` of its first input."""
+    def take(self, axis: int, indices: Ids) -> Ids:
+        """State that the node takes constant indices along ``axis`` of its first input; returns the slots taken."""
         source = self.axes(0)[axis]
         assert not isinstance(source, Fixed)
         self.mention(source)
-        self.facts.takes.append(Take(self.node.key, self.node.inputs[0], self.node.outputs[0], axis, source, result))
+        self.facts.takes.append(Take(self.node.key, self.node.inputs[0], self.node.outputs[0], axis, source, indices))
+        return source[indices]
 
     # -- the end ------------------------------------------------------------------------------------------------
 

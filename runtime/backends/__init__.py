@@ -36,8 +36,8 @@ class Session(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; returns every output by name."""
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once; returns the outputs asked for (all of them by default) by name."""
         ...
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,11 @@ class OrtSession:
         self.inputs = tuple(_spec(i) for i in self._session.get_inputs())
         self.outputs = tuple(_spec(o) for o in self._session.get_outputs())
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; outputs by name."""
-        names = [o.name for o in self.outputs]
+        names = list(outputs) if outputs is not None else [o.name for o in self.outputs]
         try:
-            return dict(zip(names, self._session.run(None, dict(feeds)), strict=True))
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         except Exception as error:
             raise RunError(f"ONNX Runtime failed to run the model: {_first_line(error)}") from error
 

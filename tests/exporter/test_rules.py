@@ -37,9 +37,9 @@ def test_row(row: Row, tmp_path):
     for _ in range(PLANS if row.widths else 0):
         plan = random_plan(groups, rng)
         pruned = rewrite(graph, plan)
-        proof = verify(pruned, graph, plan, tolerance=1e-4)
+        proof = verify(pruned, graph, plan)
         assert pruned.parameters < graph.parameters
-        assert proof.change > 1e-2 or (row.inner and proof.probes)
+        assert proof.change > 1e-2 or (row.inner and proof.inner)
         save(pruned, tmp_path / "pruned.onnx")
 
 

@@ -1,0 +1,264 @@
+"""Random small networks for property tests: every draw is a valid graph with several coupled axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import strategies as st
+from onnx import ModelProto, NodeProto
+
+from tests.onnx_builder import build, node
+
+_CHANNELS = (4, 6, 8, 12)
+
+
+@dataclass
+class Draft:
+    """A graph under construction: its nodes, constants, and the tensors that may be used next, with their shapes."""
+
+    draw: object
+    nodes: list[NodeProto] = field(default_factory=list)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    pool: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    count: int = 0
+
+    def __post_init__(self):
+        self.rng = np.random.default_rng(self.draw(st.integers(0, 2**16)))
+
+    def pick(self, options):
+        return self.draw(st.sampled_from(list(options)))
+
+    def name(self) -> str:
+        self.count += 1
+        return f"t{self.count}"
+
+    def weight(self, *shape: int, positive: bool = False) -> str:
+        name = f"w{len(self.constants)}"
+        fan_in = max(int(np.prod(shape[1:])), 1)
+        values = self.rng.standard_normal(shape) / np.sqrt(fan_in if len(shape) > 1 else 1)
+        self.constants[name] = (np.abs(values) + 0.5 if positive else values).astype(np.float32)
+        return name
+
+    def ints(self, *values: int) -> str:
+        name = f"i{len(self.constants)}"
+        self.constants[name] = np.array(values, np.int64)
+        return name
+
+    def add(self, op: str, inputs: str, shape: tuple[int, ...] | None, **attributes) -> str:
+        name = self.name()
+        self.nodes.append(node(op, inputs, name, **attributes))
+        if shape is not None:
+            self.pool[name] = shape
+        return name
+
+    def any(self) -> tuple[str, tuple[int, ...]]:
+        name = self.pick(self.pool)
+        return name, self.pool[name]
+
+    def like(self, shape: tuple[int, ...]) -> str | None:
+        """Another tensor of the same shape."""
+        same = [n for n, s in self.pool.items() if s == shape]
+        return self.pick(same) if same else None
+
+
+# -- moves over images [N, C, H, W]; N is dynamic, 2 in the shapes here -------------------------------------------
+
+
+def conv(d: Draft):
+    x, (n, c, h, w) = d.any()
+    out = d.pick(_CHANNELS)
+    group = d.pick([g for g in (1, 2, 4, c) if c % g == 0 and out % g == 0])
+    kernel = d.pick([1, 3])
+    pads = {"pads": [kernel // 2] * 4}
+    bias = f" {d.weight(out)}" if d.pick([True, False]) else ""
+    d.add("Conv", f"{x} {d.weight(out, c // group, kernel, kernel)}{bias}", (n, out, h, w), group=group, **pads)
+
+
+def depthwise(d: Draft):
+    x, (n, c, h, w) = d.any()
+    d.add("Conv", f"{x} {d.weight(c, 1, 3, 3)}", (n, c, h, w), group=c, pads=[1] * 4)
+
+
+def activation(d: Draft):
+    x, shape = d.any()
+    d.add(d.pick(["Relu", "Sigmoid", "Tanh", "HardSwish", "Abs"]), x, shape)
+
+
+def batch_norm(d: Draft):
+    x, shape = d.any()
+    c = shape[1]
+    d.add("BatchNormalization", f"{x} {d.weight(c)} {d.weight(c)} {d.weight(c)} {d.weight(c, positive=True)}", shape)
+
+
+def scale(d: Draft):
+    x, shape = d.any()
+    d.add(d.pick(["Mul", "Add"]), f"{x} {d.weight(1, shape[1], 1, 1)}", shape)
+
+
+def residual(d: Draft):
+    x, shape = d.any()
+    other = d.like(shape)
+    d.add(d.pick(["Add", "Mul", "Max"]), f"{x} {other}", shape)
+
+
+def concat(d: Draft):
+    x, (n, c, h, w) = d.any()
+    other = d.pick([m for m, s in d.pool.items() if (s[0], *s[2:]) == (n, h, w)])
+    total = c + d.pool[other][1]
+    if total <= 24:
+        d.add("Concat", f"{x} {other}", (n, total, h, w), axis=1)
+
+
+def split(d: Draft):
+    x, (n, c, h, w) = d.any()
+    at = d.draw(st.integers(1, c - 1))
+    a, b = d.name(), d.name()
+    d.nodes.append(node("Split", f"{x} {d.ints(at, c - at)}", f"{a} {b}", axis=1))
+    for name, size in ((a, at), (b, c - at)):
+        if size > 1:
+            d.pool[name] = (n, size, h, w)
+
+
+def slice_(d: Draft):
+    x, (n, c, h, w) = d.any()
+    step = d.pick([1, 1, 2, -1])
+    start = d.draw(st.integers(0, c - 2))
+    stop = d.draw(st.integers(start + 2, c))
+    if step == -1:
+        d.add("Slice", f"{x} {d.ints(-1)} {d.ints(-c - 1)} {d.ints(1)} {d.ints(-1)}", (n, c, h, w))
+        return
+    size = len(range(start, stop, step))
+    if size > 1:
+        d.add("Slice", f"{x} {d.ints(start)} {d.ints(stop)} {d.ints(1)} {d.ints(step)}", (n, size, h, w))
+
+
+def gather(d: Draft):
+    x, (n, c, h, w) = d.any()
+    order = d.draw(st.lists(st.integers(0, c - 1), min_size=2, max_size=c))
+    d.add("Gather", f"{x} {d.ints(*order)}", (n, len(order), h, w), axis=1)
+
+
+def shuffle(d: Draft):
+    x, (n, c, h, w) = d.any()
+    groups = d.pick([g for g in (2, 3, 4) if c % g == 0] or [1])
+    if groups > 1:
+        a = d.add("Reshape", f"{x} {d.ints(0, groups, c // groups, h, w)}", None)
+        b = d.add("Transpose", a, None, perm=[0, 2, 1, 3, 4])
+        d.add("Reshape", f"{b} {d.ints(d.pick([0, -1]), c, h, w)}", (n, c, h, w))
+
+
+def pad(d: Draft):
+    x, (n, c, h, w) = d.any()
+    before, after = d.draw(st.integers(0, 2)), d.draw(st.integers(0, 2))
+    d.add("Pad", f"{x} {d.ints(0, before, 0, 0, 0, after, 0, 0)}", (n, c + before + after, h, w))
+
+
+def squeeze_excite(d: Draft):
+    x, shape = d.any()
+    c, inner = shape[1], d.pick([2, 3, 4])
+    a = d.add("GlobalAveragePool", x, None)
+    b = d.add("Conv", f"{a} {d.weight(inner, c, 1, 1)}", None)
+    e = d.add("Relu", b, None)
+    f = d.add("Conv", f"{e} {d.weight(c, inner, 1, 1)}", None)
+    g = d.add("Sigmoid", f, None)
+    d.add("Mul", f"{x} {g}", shape)
+
+
+def group_norm(d: Draft):
+    x, shape = d.any()
+    c = shape[1]
+    groups = d.pick([g for g in (1, 2, 3, 4) if c % g == 0])
+    d.add("GroupNormalization", f"{x} {d.weight(c)} {d.weight(c)}", shape, num_groups=groups)
+
+
+def attention(d: Draft):
+    """Channels as features, pixels as tokens: fused or separate projections, heads, residual."""
+    x, (n, c, h, w) = d.any()
+    heads, inner, value = d.pick([2, 3]), d.pick([2, 3]), d.pick([2, 3])
+    flat = d.add("Reshape", f"{x} {d.ints(0, c, h * w)}", None)
+    tokens = d.add("Transpose", flat, None, perm=[0, 2, 1])
+    if d.pick([True, False]):
+        tokens = d.add("LayerNormalization", f"{tokens} {d.weight(c)} {d.weight(c)}", None)
+    parts = []
+    for size in (inner, inner, value):
+        projected = d.add("MatMul", f"{tokens} {d.weight(c, heads * size)}", None)
+        apart = d.add("Reshape", f"{projected} {d.ints(0, h * w, heads, size)}", None)
+        parts.append(d.add("Transpose", apart, None, perm=[0, 2, 1, 3]))
+    keys = d.add("Transpose", parts[1], None, perm=[0, 1, 3, 2])
+    weights = d.add("Softmax", d.add("MatMul", f"{parts[0]} {keys}", None), None)
+    mixed = d.add("Transpose", d.add("MatMul", f"{weights} {parts[2]}", None), None, perm=[0, 2, 1, 3])
+    joined = d.add("Reshape", f"{mixed} {d.ints(0, h * w, heads * value)}", None)
+    out = d.add("MatMul", f"{joined} {d.weight(heads * value, c)}", None)
+    image = d.add("Reshape", f"{d.add('Transpose', out, None, perm=[0, 2, 1])} {d.ints(0, c, h, w)}", None)
+    d.add("Add", f"{x} {image}", (n, c, h, w))
+
+
+def repeat(d: Draft):
+    x, (n, c, h, w) = d.any()
+    if c <= 8:
+        times = d.pick([2, 3])
+        if d.pick([True, False]):
+            d.add("Tile", f"{x} {d.ints(1, times, 1, 1)}", (n, c * times, h, w))
+        else:
+            a = d.add("Unsqueeze", f"{x} {d.ints(2)}", None)
+            b = d.add("Expand", f"{a} {d.ints(1, 1, times, 1, 1)}", None)
+            d.add("Reshape", f"{b} {d.ints(0, c * times, h, w)}", (n, c * times, h, w))
+
+
+def channel_pool(d: Draft):
+    x, shape = d.any()
+    a = d.add(d.pick(["ReduceMean", "ReduceMax", "ReduceSum"]), f"{x} {d.ints(1)}", None)
+    d.add("Mul", f"{x} {a}", shape)
+
+
+def depth_to_space_and_back(d: Draft):
+    x, (n, c, h, w) = d.any()
+    if c % 4 == 0 and c >= 8:
+        a = d.add("DepthToSpace", x, None, blocksize=2, mode=d.pick(["DCR", "CRD"]))
+        d.add("SpaceToDepth", a, (n, c, h, w), blocksize=2)
+
+
+MOVES = (
+    conv,
+    conv,
+    depthwise,
+    activation,
+    batch_norm,
+    scale,
+    residual,
+    residual,
+    concat,
+    split,
+    slice_,
+    gather,
+    shuffle,
+    pad,
+    squeeze_excite,
+    group_norm,
+    attention,
+    repeat,
+    channel_pool,
+    depth_to_space_and_back,
+)
+
+
+@st.composite
+def networks(draw, least: int = 2, most: int = 9) -> ModelProto:
+    """A network over ``x[N, 3, 4, 4]``: a first convolution, random moves, and a linear layer over what they left."""
+    d = Draft(draw)
+    first = d.pick(_CHANNELS)
+    d.pool["x"] = (2, 3, 4, 4)
+    d.add("Conv", f"x {d.weight(first, 3, 1, 1)} {d.weight(first)}", (2, first, 4, 4))
+    del d.pool["x"]
+    for _ in range(draw(st.integers(least, most))):
+        d.pick(MOVES)(d)
+    last = list(d.pool)[-1]
+    ends = {last, d.pick(d.pool)}
+    scores = []
+    for name in sorted(ends):
+        pooled = d.add("GlobalAveragePool", name, None)
+        flat = d.add("Flatten", pooled, None)
+        scores.append(d.add("MatMul", f"{flat} {d.weight(d.pool[name][1], 5)}", None))
+    d.nodes.append(node("Sum", " ".join(scores), "y"))
+    return build(d.nodes, {"x": ["N", 3, 4, 4]}, ["y"], d.constants)
