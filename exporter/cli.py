@@ -347,9 +347,8 @@ def _convert(options: argparse.Namespace) -> int:
         module, inputs, options.output, dynamic=dynamic, output_names=options.output_name, opset=options.opset
     )
     size = report.quantity(result.path.stat().st_size)
-    print(
-        f"{result.path}: {size}B, opset {result.opset}, max relative error {result.max_relative_error:.2g} against PyTorch"
-    )
+    error = f"max relative error {result.max_relative_error:.2g} against PyTorch"
+    print(f"{result.path}: {size}B, opset {result.opset}, {error}")
     return 0
 
 

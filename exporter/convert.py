@@ -34,7 +34,7 @@ TOLERANCE = 1e-3
 """Largest accepted difference, relative to the largest magnitude of the output; ten times that in float16."""
 
 _DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-_INPUT = re.compile(rf"(?P<name>.+?):(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>{'|'.join(_DTYPES)}))?", re.IGNORECASE)
+_INPUT = re.compile(rf"(?P<name>.+?):(?P<sizes>\d+(x\d+)*)(:(?P<dtype>{'|'.join(_DTYPES)}))?", re.IGNORECASE)
 _DYNAMIC = re.compile(r"(?P<name>.+):(?P<axis>\d+)=(?P<symbol>[A-Za-z_]\w*)")
 _CALL_SITE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\s+(?P<code>.+)')
 _SHOWN = 3
@@ -57,8 +57,8 @@ class Conversion:
     Attributes:
         path: the ONNX file.
         opset: version of the default operator set it uses.
-        max_relative_error: largest difference between ONNX Runtime and torch over all outputs and sizes tried, divided by
-            the largest magnitude of the output.
+        max_relative_error: largest difference between ONNX Runtime and torch, over all outputs and sizes tried, divided
+            by the largest magnitude of the output.
     """
 
     path: Path
@@ -81,8 +81,8 @@ def convert(
         module: exported in evaluation mode; its training flags are as before when this returns.
         inputs: example tensors by the name they get, in the order in which the module takes them.
         path: the file to write or replace.
-        dynamic: names of axes whose size stays open, by input and axis: ``{"image": {0: "batch"}}``. Axes with the same name
-            have the same size. The file is then compared with the module at a second size as well.
+        dynamic: names of axes whose size stays open, by input and axis: ``{"image": {0: "batch"}}``. Axes with the same
+            name have the same size. The file is then compared with the module at a second size as well.
         output_names: one for every tensor the module returns; default: torch's.
         opset: version of the default operator set; default: torch's.
 
@@ -93,41 +93,40 @@ def convert(
         MissingPackage: torch or onnxscript is not installed.
         UsageError: names or axes do not fit, the module does not run on the inputs, or ``path`` cannot be written.
         ModelError: torch cannot export the module, or ONNX Runtime does not run the result.
-        GoalError: the result differs from the module by more than ``TOLERANCE``. Nothing is written in any of these cases.
+        GoalError: the result differs from the module by more than ``TOLERANCE``. Nothing is written in any of these.
     """
     torch = _torch()
     target = Path(path)
-    dynamic = {name: dict(axes) for name, axes in (dynamic or {}).items() if axes}
-    _check_target(target)
-    _check_names(inputs, dynamic, output_names or ())
+    dynamic = {name: axes for name, axes in (dynamic or {}).items() if axes}
+    _check_request(target, inputs, dynamic, output_names or ())
     with _evaluating(module), torch.no_grad():
         runs: list[Run] = [(inputs, _outputs(module, inputs))]
         if output_names is not None and len(output_names) != len(runs[0][1]):
-            raise UsageError(
-                f"{len(output_names)} output names given, but the module returns {len(runs[0][1])} tensors."
-            )
+            raise UsageError(f"{len(output_names)} output names given, the module returns {len(runs[0][1])} tensors.")
         if dynamic:
             runs.append(_at_another_size(module, inputs, dynamic))
         # torch takes an axis of size 1 for a fixed one
         ones = any(inputs[name].shape[axis] == 1 for name, axes in dynamic.items() for axis in axes)
         program = _export(module, runs[-1 if ones else 0][0], dynamic, output_names, opset)
-    _tidy(program, module)
-    written = program.model.opset_imports[""]
-    if opset is not None and written != opset:
-        raise UsageError(
-            f"--opset {opset}: torch {torch.__version__} cannot write it; it offers {written} for this module."
-        )
+    written = int(program.model.opset_imports[""])
+    if opset not in (None, written):
+        raise UsageError(f"--opset {opset}: torch {torch.__version__} writes operator set {written} instead.")
+    _tidy(program.model.graph, module)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
             draft = Path(folder) / target.name
-            program.save(draft, external_data=False)  # torch uses external data all the same where weights exceed 2 GB
+            program.save(draft, external_data=False)  # torch uses external data all the same for weights over 2 GB
             error = _compare(draft, runs)
             for file in sorted(draft.parent.iterdir(), key=lambda f: f == draft):  # the weights before what names them
-                _flush(file)
+                with file.open("rb+") as stream:
+                    os.fsync(stream.fileno())
                 file.replace(target.parent / file.name)
-    except OSError as error_:
-        raise UsageError(f"{target} cannot be written: {error_.strerror or error_}.") from error_
+    except OSError as fault:
+        raise UsageError(f"{target} cannot be written: {fault.strerror or fault}.") from fault
     return Conversion(target, written, error)
+
+
+# -- what the command line names --------------------------------------------------------------------------------
 
 
 def load_module(source: str) -> Module:
@@ -149,21 +148,43 @@ def load_module(source: str) -> Module:
         own = [n for n, v in vars(home).items() if callable(v) and getattr(v, "__module__", None) == home.__name__]
         raise UsageError(f"{source}: {place} has no callable '{name}'. It has: {', '.join(sorted(own)) or 'none'}.")
     try:
-        module = target if isinstance(target, torch.nn.Module) else target()
+        built = target if isinstance(target, torch.nn.Module) else target()
     except Exception as error:
         raise UsageError(
             f"{source}: calling {name}() failed: {_said(error)}\n"
             "It is called without arguments; wrap it in a function of yours that needs none."
         ) from error
-    if not isinstance(module, torch.nn.Module):
-        raise UsageError(f"{source}: {name}() returned {type(module).__name__}, not a torch.nn.Module.")
+    if not isinstance(built, torch.nn.Module):
+        raise UsageError(f"{source}: {name}() returned {type(built).__name__}, not a torch.nn.Module.")
+    module: Module = built
     return module
 
 
-def load_weights(module: Module, path: str | os.PathLike[str]) -> None:
-    """Fill a module from a file of tensors by name: ``.safetensors``, or what ``torch.save(module.state_dict(), ...)`` wrote.
+def _import(place: str) -> Any:
+    """Import a file, or a package from the current folder or where packages are installed."""
+    file = Path(place).resolve()
+    if place.endswith(".py") and not file.is_file():
+        raise UsageError(f"{place}: no such file.")
+    folder = str(file.parent if place.endswith(".py") else Path.cwd())
+    if folder not in sys.path:  # for what a file imports itself, as if it were run as a script
+        sys.path.insert(0, folder)
+    name = f"secateur_source_{file.stem}" if place.endswith(".py") else place
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+        return sys.modules[name]
+    except Exception as error:
+        sys.modules.pop(name, None)
+        raise UsageError(f"{place} cannot be imported: {_said(error)}") from error
 
-    No pickled code is run.
+
+def load_weights(module: Module, path: str | os.PathLike[str]) -> None:
+    """Fill a module from its state dict: ``.safetensors``, or what ``torch.save`` wrote. No pickled code is run.
 
     Raises:
         MissingPackage: torch or safetensors is not installed.
@@ -174,37 +195,42 @@ def load_weights(module: Module, path: str | os.PathLike[str]) -> None:
     if not file.is_file():
         raise UsageError(f"--weights {file}: no such file.")
     try:
-        state = _read_safetensors(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        state = _safetensors(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except MissingPackage:
         raise
-    except Exception as error:  # pickle, zip and safetensors each have their own
+    except Exception as error:  # pickle, zip and safetensors each raise their own
         raise UsageError(
-            f"--weights {file} is not a file of tensors: {type(error).__name__}.\n"
+            f"--weights {file} is not a file of tensors ({type(error).__name__}).\n"
             "Write one with torch.save(module.state_dict(), FILE); whole pickled modules are not read."
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        held = (
-            f"it holds {', '.join(map(str, list(state)[:8]))}" if isinstance(state, Mapping) else type(state).__name__
-        )
-        raise UsageError(f"--weights {file} is not a state dict ({held}). Save module.state_dict() alone.")
+        held = ", ".join(map(str, list(state)[:8])) if isinstance(state, Mapping) else type(state).__name__
+        raise UsageError(f"--weights {file} is not a state dict; it holds {held}. Save module.state_dict() alone.")
     own = module.state_dict()
     faults = [
-        f"{name} has shape {_shape(state[name])} there and {_shape(tensor)} in the module"
+        f"{name} is {_shape(state[name])} in the file, {_shape(tensor)} in the module"
         for name, tensor in own.items()
         if name in state and state[name].shape != tensor.shape
-    ]
+    ][: 2 * _SHOWN]
     if not faults:
         missing, unexpected = module.load_state_dict(state, strict=False)
-        faults = [f"missing {name}" for name in missing[:_SHOWN]] + [
-            f"unexpected {name}" for name in unexpected[:_SHOWN]
-        ]
-        faults += [f"{len(missing)} missing and {len(unexpected)} unexpected of {len(own)}"] if faults else []
+        for what, names in (("missing", missing), ("unexpected", unexpected)):
+            more = [f"... {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+            faults += [f"{what}: {', '.join([*names[:_SHOWN], *more])}"] if names else []
     if faults:
-        raise UsageError(f"--weights {file} does not fit the module:\n  " + "\n  ".join(faults[: 2 * _SHOWN + 1]))
+        raise UsageError(f"--weights {file} does not fit the module:\n  " + "\n  ".join(faults))
+
+
+def _safetensors(file: Path) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MissingPackage(f"reading {file} needs safetensors: pip install safetensors") from error
+    return load_file(file)
 
 
 def parse_inputs(texts: Sequence[str], seed: int = 0) -> dict[str, Tensor]:
-    """Example tensors from ``NAME:1x3x224x224[:dtype]`` options, by name: standard normal; integers and booleans are ones.
+    """Example tensors by name from ``NAME:1x3x224x224[:dtype]`` options: standard normal, or ones if not floating.
 
     Raises:
         MissingPackage: torch is not installed.
@@ -213,7 +239,8 @@ def parse_inputs(texts: Sequence[str], seed: int = 0) -> dict[str, Tensor]:
     from runtime.backends import TensorSpec
     from runtime.feeds import seeded
 
-    specs: dict[str, TensorSpec] = {}
+    specs: list[TensorSpec] = []
+    shapes: dict[str, tuple[int, ...]] = {}
     for text in texts:
         match = _INPUT.fullmatch(text)
         sizes = tuple(int(s) for s in match["sizes"].lower().split("x")) if match else ()
@@ -222,21 +249,21 @@ def parse_inputs(texts: Sequence[str], seed: int = 0) -> dict[str, Tensor]:
                 f"--input {text}: expected NAME:1x3x224x224 or NAME:1x128:int64, sizes of at least 1; "
                 f"types: {', '.join(_DTYPES)}."
             )
-        if match["name"] in specs:
+        if match["name"] in shapes:
             raise UsageError(f"--input {text}: '{match['name']}' is given twice.")
-        specs[match["name"]] = TensorSpec(match["name"], np.dtype((match["dtype"] or "float32").lower()), sizes)
+        shapes[match["name"]] = sizes
+        specs.append(TensorSpec(match["name"], np.dtype((match["dtype"] or "float32").lower()), sizes))
     if not specs:
         raise UsageError("say what the module takes with --input NAME:1x3x224x224, once per input, in its order.")
     torch = _torch()
-    values = seeded(list(specs.values()), {n: tuple(int(d or 0) for d in s.shape) for n, s in specs.items()}, seed)
-    return {name: torch.from_numpy(values[name]) for name in specs}
+    return {name: torch.from_numpy(values) for name, values in seeded(specs, shapes, seed).items()}
 
 
 def parse_dynamic(texts: Sequence[str]) -> dict[str, dict[int, str]]:
     """Names of dynamic axes by input and axis, from ``NAME:0=batch`` options.
 
     Raises:
-        UsageError: not of that form, or an axis is given twice.
+        UsageError: not of that form, or an axis is given two names.
     """
     dynamic: dict[str, dict[int, str]] = {}
     for text in texts:
@@ -245,7 +272,7 @@ def parse_dynamic(texts: Sequence[str]) -> dict[str, dict[int, str]]:
             raise UsageError(f"--dynamic {text}: expected NAME:AXIS=SYMBOL, for example image:0=batch.")
         axes = dynamic.setdefault(match["name"], {})
         if axes.setdefault(int(match["axis"]), match["symbol"]) != match["symbol"]:
-            raise UsageError(f"--dynamic {text}: axis {match['axis']} of '{match['name']}' is given twice.")
+            raise UsageError(f"--dynamic {text}: axis {match['axis']} of '{match['name']}' has two names.")
     return dynamic
 
 
@@ -253,7 +280,7 @@ def parse_dynamic(texts: Sequence[str]) -> dict[str, dict[int, str]]:
 
 
 def _torch() -> Any:
-    """The torch package, with what its exporter needs."""
+    """The torch package, if it and what its exporter needs are there."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -266,57 +293,17 @@ def _torch() -> Any:
     return torch
 
 
-def _import(place: str) -> Any:
-    """Import a file, or a package from where modules are usually found or the current folder."""
-    if not place.endswith(".py"):
-        _look_in(Path.cwd())
-        try:
-            return importlib.import_module(place)
-        except Exception as error:
-            raise UsageError(f"{place} cannot be imported: {_said(error)}") from error
-    file = Path(place).resolve()
-    if not file.is_file():
-        raise UsageError(f"{place}: no such file.")
-    _look_in(file.parent)  # for what it imports itself, as if it were run as a script
-    name = f"secateur_source_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise UsageError(f"{place} cannot be imported: {_said(error)}") from error
-    return module
-
-
-def _look_in(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-
-def _read_safetensors(file: Path) -> Any:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise MissingPackage(f"reading {file} needs safetensors: pip install safetensors") from error
-    return load_file(file)
-
-
-def _check_target(target: Path) -> None:
+def _check_request(target: Path, inputs: Mapping[str, Tensor], dynamic: Dynamic, output_names: Sequence[str]) -> None:
+    """Find out before the work what cannot succeed."""
     folder = target.absolute().parent
     if not folder.is_dir():
         raise UsageError(f"{target} cannot be written: there is no folder {folder}.")
     if target.is_dir():
         raise UsageError(f"{target} is a folder; name a file with -o OUT.onnx.")
-
-
-def _check_names(inputs: Mapping[str, Tensor], dynamic: Dynamic, output_names: Sequence[str]) -> None:
     names = [*inputs, *output_names]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice is not None:
-        raise UsageError(f"--output-name {twice}: inputs and outputs need names of their own.")
+    twice = [n for n in output_names if names.count(n) > 1]
+    if twice:
+        raise UsageError(f"--output-name {twice[0]}: every input and output needs a name of its own.")
     sizes: dict[str, int] = {}
     for name, axes in dynamic.items():
         if name not in inputs:
@@ -347,10 +334,7 @@ def _outputs(module: Module, inputs: Mapping[str, Tensor]) -> list[Array]:
     try:
         returned = module(*(t.clone() for t in inputs.values()))
     except Exception as error:
-        shapes = ", ".join(f"{name} {_shape(t)}" for name, t in inputs.items())
-        raise UsageError(
-            f"the module does not run on {shapes}: {_said(error)}\nSay what it takes with --input."
-        ) from error
+        raise UsageError(f"the module does not run on {_shapes(inputs)}: {_said(error)}") from error
     tensors = [t for t in torch.utils._pytree.tree_leaves(returned) if isinstance(t, torch.Tensor)]
     if not tensors:
         raise UsageError(f"the module returns no tensor but {type(returned).__name__}.")
@@ -362,15 +346,14 @@ def _at_another_size(module: Module, inputs: Mapping[str, Tensor], dynamic: Dyna
     sizes: list[Callable[[int], int]] = [lambda n: 2 * n, lambda n: n + 1, lambda n: max(n - 1, 1)]
     refusal: UsageError | None = None
     for size in sizes:
-        resized = _resized(inputs, dynamic, size)
-        if all(resized[name].shape == t.shape for name, t in inputs.items()):
-            continue
+        other = _resized(inputs, dynamic, size)
         try:
-            return resized, _outputs(module, resized)
+            if any(other[name].shape != t.shape for name, t in inputs.items()):
+                return other, _outputs(module, other)
         except UsageError as error:
             refusal = refusal or error
     names = ", ".join(sorted({symbol for axes in dynamic.values() for symbol in axes.values()}))
-    raise UsageError(f"the module runs at no other size of {names}; leave out --dynamic.\n{refusal}") from refusal
+    raise UsageError(f"no other size of {names} was found to run; leave out --dynamic.\n{refusal}") from refusal
 
 
 def _resized(inputs: Mapping[str, Tensor], dynamic: Dynamic, size: Callable[[int], int]) -> dict[str, Tensor]:
@@ -395,10 +378,10 @@ def _export(
     output_names: Sequence[str] | None,
     opset: int | None,
 ) -> Any:
-    """Call torch's exporter without its remarks; returns its ``ONNXProgram``."""
+    """Call torch's exporter; returns its ``ONNXProgram``."""
     torch = _torch()
-    dims = {symbol: torch.export.Dim(symbol) for axes in dynamic.values() for symbol in axes.values()}
-    shapes = tuple({k: dims[symbol] for k, symbol in dynamic.get(name, {}).items()} for name in inputs)
+    # names, not torch.export.Dim: of an axis that the module fixes, torch quietly makes a fixed one then
+    shapes = tuple(dict(dynamic.get(name, {})) for name in inputs)
     try:
         with _silence():
             return torch.onnx.export(
@@ -413,58 +396,52 @@ def _export(
                 opset_version=opset,
             )
     except Exception as error:  # torch.export lets anything through
-        advice = "Give it fixed sizes (leave out --dynamic), or try" if dynamic else "Try"
         raise ModelError(
             f"torch {torch.__version__} cannot export the module: {_reason(error)}\n"
-            f"{advice} another --opset, or rewrite that line; torch.export.draft_export(module, inputs) lists all obstacles."
+            f"Try {'fixed sizes (no --dynamic), ' if dynamic else ''}another --opset, or other code in that place; "
+            "torch.export.draft_export(module, inputs) lists all obstacles."
         ) from error
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """No warnings, log lines or printed graphs, of which the exporter has many even with ``verbose=False``."""
-    before = logging.root.manager.disable
+    before, unread = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
 
 
-def _tidy(program: Any, module: Module) -> None:
-    """Drop the exporter's notes, such as paths of source files, and name the weights whose name it lost."""
-    graph = program.model.graph
-    for holder in (graph, *graph.inputs, *graph.outputs, *graph.initializers.values(), *graph.all_nodes()):
+def _tidy(graph: Any, module: Module) -> None:
+    """Drop the exporter's notes, such as paths of source files, and name weights that it stored transposed.
+
+    MatMul takes them as (in, out): what was ``layer.weight`` becomes ``layer.kernel``, the usual word for that order.
+    """
+    holders = [graph, *graph.inputs, *graph.initializers.values()]
+    for node in graph.all_nodes():
+        holders += [node, *node.outputs]
+    for holder in holders:
         for key in [k for k in holder.metadata_props if k.startswith("pkg.")]:
             del holder.metadata_props[key]
-        for value in getattr(holder, "outputs", ()) if holder is not graph else ():
-            value.metadata_props.clear()
-    _name_transposed(graph, module)
-
-
-def _name_transposed(graph: Any, module: Module) -> None:
-    """Call a weight that was stored transposed, (in, out) as MatMul takes it, ``layer.kernel`` after ``layer.weight``."""
-    lost = {n: p.detach().cpu() for n, p in module.named_parameters() if n not in graph.initializers and p.ndim == 2}
+    lost = {
+        name: parameter.detach().cpu().numpy().T
+        for name, parameter in module.named_parameters()
+        if name not in graph.initializers and name.endswith("weight") and parameter.ndim == 2
+    }
     for old, value in list(graph.initializers.items()):
-        if value.const_value is None or len(value.shape) != 2 or not lost:
+        if len(value.shape) != 2 or not lost:
             continue
         held = value.const_value.numpy()
-        for name, parameter in lost.items():
-            if tuple(parameter.shape) != held.shape[::-1] or not name.endswith("weight"):
-                continue
-            weight = parameter.numpy().T
-            if np.array_equal(held[0], weight[0]) and np.array_equal(held, weight):
-                graph.initializers.pop(old)
-                value.name = name.removesuffix("weight") + "kernel"
-                graph.register_initializer(value)
-                del lost[name]
-                break
+        same = (n for n, w in lost.items() if np.array_equal(w[:1], held[:1]) and np.array_equal(w, held))
+        name = next(same, None)
+        if name is not None:
+            del lost[name], graph.initializers[old]
+            value.name = name.removesuffix("weight") + "kernel"
+            graph.register_initializer(value)
 
 
 def _compare(file: Path, runs: Sequence[Run]) -> float:
@@ -475,39 +452,26 @@ def _compare(file: Path, runs: Sequence[Run]) -> float:
 
     worst = 0.0
     for inputs, wanted in runs:
-        shapes = ", ".join(f"{name} {_shape(t)}" for name, t in inputs.items())
         try:
             session = open_session(file, options=SessionOptions(optimize=False))
             got = session.run({spec.name: inputs[spec.name].detach().cpu().numpy() for spec in session.inputs})
         except RunError as error:
-            raise ModelError(f"the exported file does not run on {shapes}: {error}\nNothing was written.") from error
+            raise ModelError(f"the exported file fails on {_shapes(inputs)}: {error}\nNothing was written.") from error
         if len(got) != len(wanted):
             raise GoalError(f"the exported file has {len(got)} outputs, the module {len(wanted)}. Nothing was written.")
         for (name, value), want in zip(got.items(), wanted, strict=True):
-            error_ = difference(value, want, _largest(want))
+            magnitude = np.abs(np.asarray(want, np.float64))
+            largest = float(np.max(magnitude, initial=0.0, where=np.isfinite(magnitude))) or 1.0
+            off = difference(value, want, largest)
             tolerance = TOLERANCE * (10 if want.dtype == np.float16 else 1)
-            if error_ > tolerance:
+            if off > tolerance:
                 raise GoalError(
-                    f"the exported file differs from the module on {shapes}: output '{name}', relative error {error_:.3g} "
-                    f"(accepted: {tolerance:g}). Nothing was written.\n"
-                    "Random numbers in evaluation mode, or a size that the export made constant, would explain it."
+                    f"the exported file differs from the module on {_shapes(inputs)}: output '{name}', "
+                    f"relative error {off:.3g} (accepted: {tolerance:g}). Nothing was written.\n"
+                    "Random numbers in evaluation mode, or a value that the export made constant, would explain it."
                 )
-            worst = max(worst, error_)
+            worst = max(worst, off)
     return worst
-
-
-def _largest(values: Array) -> float:
-    """Largest finite magnitude, or 1 where there is none."""
-    wide = np.abs(np.asarray(values, np.float64))
-    return float(np.max(wide, initial=0.0, where=np.isfinite(wide))) or 1.0
-
-
-def _flush(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # -- words ------------------------------------------------------------------------------------------------------
@@ -517,20 +481,24 @@ def _shape(tensor: Tensor) -> str:
     return f"[{', '.join(str(d) for d in tensor.shape)}]"
 
 
-def _said(error: BaseException) -> str:
+def _shapes(inputs: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {_shape(tensor)}" for name, tensor in inputs.items())
+
+
+def _said(error: Exception) -> str:
     """First line of an error, and the line of code that raised it."""
-    text = str(error).strip().splitlines()
-    frame = traceback.extract_tb(error.__traceback__)[-1:]
-    where = f" ({frame[0].filename}, line {frame[0].lineno})" if frame else ""
-    return f"{type(error).__name__}: {text[0] if text else ''}{where}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {_first_line(error)} ({frame.filename}, line {frame.lineno})"
 
 
 def _reason(error: BaseException) -> str:
-    """Torch's reason: the first line of the innermost error, and the line of the module it names."""
+    """Torch's reason: the first line of the innermost error, and the line of code that it names."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = str(error).strip()
-    site = _CALL_SITE.search(text)
-    first = next(iter(text.splitlines()), "")
-    reason = f"{type(error).__name__}: {first}"
-    return reason + (f"\n  {site['file']}, line {site['line']}: {site['code'].strip()}" if site else "")
+    site = _CALL_SITE.search(str(error))
+    where = f"\n  {site['file']}, line {site['line']}: {site['code'].strip()}" if site else ""
+    return f"{type(error).__name__}: {_first_line(error)}{where}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")

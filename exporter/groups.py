@@ -131,8 +131,8 @@ def find_groups(graph: Graph) -> Groups:
 def _could_be_emptied(groups: Groups) -> list[Ids]:
     """One slot of every axis of which no unit of each group need be left.
 
-    Every group keeps a unit, so an axis that holds the whole grid of some groups keeps a slot. One that holds a part of a
-    grid, as a constant selection from it may, need not.
+    Every group keeps a unit, so an axis that holds the whole grid of some groups keeps a slot. One that holds a part
+    of a grid, as a constant selection from it may, need not.
     """
     exposed = []
     for axes in groups.analysis.axes.values():

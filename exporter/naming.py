@@ -9,7 +9,7 @@ from exporter.graph import Graph, Node
 from exporter.spans import Span
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "ConvInteger", "FusedConv", "QLinearConv", "DeformConv"})
-_MADE_UP = re.compile(r"^(val_|onnx::|node_|const_|Constant@|W__|unsqueeze|expand)|^[\W\d_]*$|^\w{1,3}\d+$")
+_MADE_UP = re.compile(r"^(val_|onnx::|node_|const_|Constant@|W__|unsqueeze|expand)|^[\W\d_]*$|^_\w?\d+$")
 """Names exporters make up; a name a person gave says more."""
 _SUFFIX = re.compile(r"[./_](weight|kernel|bias|in_proj_bias|w|b|ReadVariableOp|quantized)$|(_weight_quantized|:0)$")
 

@@ -1,7 +1,7 @@
 """The plan: which units each group keeps, and every edit that follows from it. Replayable, diffable, auditable.
 
 A plan names tensors, axes and indices only, so it can be carried out, proved and audited without the analysis that made
-it. ``docs/plan.schema.json`` describes the file.
+it. ``schemas/plan.schema.json`` describes the file.
 """
 
 from __future__ import annotations

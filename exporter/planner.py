@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.cost import CostModel
 from exporter.edits import complete
 from exporter.errors import GoalError, ModelError, UsageError
-from exporter.groups import Group, Groups
+from exporter.groups import Groups
 from exporter.importance import Scores
 from exporter.plan import Plan
-from exporter.widths import Budget, Widths, allowed_widths
+from exporter.products import one_per_product
+from exporter.widths import Budget, Widths
 
 KINDS = ("channels", "neurons", "hidden", "heads", "head_dims", "conv_groups", "norm_groups")
 
-_FEW = 4
+_REASONS = 3
 
 
 def make_plan(
@@ -51,7 +54,7 @@ def make_plan(
             divisible by 4 that was so before.
         min_width: no group keeps fewer units.
         granularity: kinds of groups to cut. By default all kinds, except that of groups which multiply to one axis
-            (heads and head dimensions) only one is cut: heads, groups of a grouped convolution.
+            (heads and head dimensions) only one is cut; see ``exporter.products``.
         keep: patterns of node, tensor or group names; a group that touches a match is kept whole.
         only: patterns; only groups that touch a match are cut.
         options: recorded in the plan.
@@ -66,14 +69,15 @@ def make_plan(
     """
     budget = _budget(ratio, macs, params)
     _check(scope, align, min_width)
-    chosen = _eligible(groups, granularity, keep, only, align)
-    counts, notes = _widths_for(groups, chosen, scores, budget, scope, align, min_width)
+    cost = CostModel(groups)
+    chosen = _eligible(groups, granularity, keep, only, align, cost)
+    counts, notes = _widths_for(cost, chosen, scores, budget, scope, align, min_width)
     masks = [_top(scores[g.name], int(n)) for g, n in zip(groups, counts, strict=True)]
     return complete(groups, masks, options or {}, notes)
 
 
 def _widths_for(
-    groups: Groups, chosen: list[int], scores: Scores, budget: Budget, scope: str, align: int | str, min_width: int
+    cost: CostModel, chosen: list[int], scores: Scores, budget: Budget, scope: str, align: int | str, min_width: int
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Widths for a budget, and what to say of them.
 
@@ -81,13 +85,14 @@ def _widths_for(
     """
     for relax in (1, 2, 4) if align == "auto" else (1,):
         try:
-            counts = Widths(groups, chosen, scores, scope, align, min_width, relax).for_budget(budget)
+            counts = Widths(cost, chosen, scores, scope, align, min_width, relax).for_budget(budget)
         except GoalError as error:
             failure = error
             continue
         notes = []
         if relax > 1:
             notes.append(f"alignment was relaxed to {16 // relax} channels: the budget cannot be reached with 16")
+        groups = cost.groups
         whole = [groups.groups[n] for n in chosen if counts[n] == groups.groups[n].width]
         if budget.kind == "ratio" and scope == "local" and whole:
             notes.append(
@@ -128,10 +133,15 @@ def _top(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
 
 
 def _eligible(
-    groups: Groups, granularity: Sequence[str] | None, keep: Sequence[str], only: Sequence[str], align: int | str
+    groups: Groups,
+    granularity: Sequence[str] | None,
+    keep: Sequence[str],
+    only: Sequence[str],
+    align: int | str,
+    cost: CostModel,
 ) -> list[int]:
     if granularity is None:
-        chosen = _one_per_product(groups, align)
+        chosen = one_per_product(groups, cost, align)
     else:
         unknown = [k for k in granularity if k not in KINDS]
         if unknown:
@@ -146,9 +156,11 @@ def _eligible(
 
 def _nothing(groups: Groups, granularity: Sequence[str] | None, keep: Sequence[str], only: Sequence[str]) -> str:
     if not len(groups):
+        reasons = Counter(f.reason.text for f in groups.frozen)
+        listed = "".join(f"\n  {text} ({n} axes)" for text, n in reasons.most_common(_REASONS))
         return (
-            "nothing in this model can be pruned: every axis of every weight is frozen.\n"
-            "See why with: secateur inspect MODEL"
+            f"nothing in this model can be pruned: every axis of every weight is frozen.{listed}\n"
+            "See each with: secateur inspect MODEL"
         )
     present = sorted({g.kind for g in groups})
     narrowed = [name for name, value in (("--granularity", granularity), ("--keep", keep), ("--only", only)) if value]
@@ -157,36 +169,6 @@ def _nothing(groups: Groups, granularity: Sequence[str] | None, keep: Sequence[s
         f"This model has {len(groups)} groups, of kind {', '.join(present)}.\n"
         "List them with: secateur inspect MODEL"
     )
-
-
-def _one_per_product(groups: Groups, align: int | str) -> list[int]:
-    """All groups, but one of those that multiply to an axis: cutting two would cut the axis twice.
-
-    Heads go before head dimensions, and of heads those that span most (KV groups before query heads). Within the groups
-    of a grouped convolution a channel goes before a whole group, unless alignment forbids it; the groups of a group
-    normalisation go before the channels within, which leaves the statistics of those that stay as they were.
-    """
-
-    def rank(group: Group) -> tuple[int, int, int]:
-        if group.kind == "heads":
-            order = 0
-        elif group.kind == "head_dims":
-            order = 4
-        elif not group.partners:
-            order = 1
-        elif group.kind == "norm_groups":
-            order = 1 if group.width >= _FEW else 3
-        elif group.kind == "conv_groups":
-            order = 3
-        else:
-            order = 2 if len(allowed_widths(groups, group, align, 1, "local")) > 1 else 4
-        return order, -len(group.parameters), -group.width
-
-    chosen: set[str] = set()
-    for group in sorted(groups, key=rank):
-        if not chosen.intersection(group.partners):
-            chosen.add(group.name)
-    return [n for n, g in enumerate(groups) if g.name in chosen]
 
 
 def _matching(groups: Groups, patterns: Sequence[str], option: str) -> set[int]:

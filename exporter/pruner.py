@@ -115,7 +115,10 @@ def prune(
     _check_output(output, dry_run)
     if plan is not None and any(v is not None for v in (ratio, macs, params)):
         raise UsageError("--plan already says what to keep; leave out --ratio, --macs and --params.")
-    wanted = dict(shapes or (plan.model.shapes if plan is not None else {}))
+    wanted = dict(shapes or {})
+    if plan is not None and not wanted:
+        check_fits(plan, load(model))  # before its shapes are asked of a model it is not for
+        wanted = dict(plan.model.shapes)
     for attempt in range(len(feeds.PROFILES)):
         step("reading and analysing the model")
         graph = load(model, wanted, profile=attempt)

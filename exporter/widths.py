@@ -35,7 +35,7 @@ class Widths:
 
     def __init__(
         self,
-        groups: Groups,
+        cost: CostModel,
         chosen: Sequence[int],
         scores: Scores,
         scope: str,
@@ -43,8 +43,8 @@ class Widths:
         min_width: int,
         relax: int = 1,
     ) -> None:
-        self.groups = groups
-        self.cost = CostModel(groups)
+        groups = cost.groups
+        self.cost = cost
         self.dense = self.cost.widths
         self.chosen = list(chosen)
         self.scope = scope

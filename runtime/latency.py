@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,19 @@ _BOOTSTRAP = 400
 _RATIO_SAMPLES = 300
 
 Times = NDArray[np.float64]
+
+try:
+    import resource
+except ImportError:  # Windows: the scheduler's interference is not seen there
+
+    def _switches() -> int:
+        return 0
+
+else:
+
+    def _switches() -> int:
+        """How often the scheduler took the processor away from this process so far."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 @dataclass(frozen=True)
@@ -204,13 +216,13 @@ def _sample(calls: Sequence[Callable[[], None]], seconds: float) -> tuple[Times,
         order = range(len(calls)) if len(rows) % 2 == 0 else range(len(calls) - 1, -1, -1)
         row: list[tuple[float, float, bool]] = [(0.0, 0.0, False)] * len(calls)
         for i in order:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+            before = _switches()
             cpu = time.process_time()
             wall = time.perf_counter()
             calls[i]()
             wall = time.perf_counter() - wall
             cpu = time.process_time() - cpu
-            row[i] = wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw > before
+            row[i] = wall, cpu, _switches() > before
         rows.append(row)
     table = np.array(rows, np.float64)
     return table[:, :, 0].T, table[:, :, 1].T, table[:, :, 2].T.astype(bool)

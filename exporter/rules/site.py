@@ -36,6 +36,7 @@ class Analysis:
         work: multiply-accumulates.
         contracted: arrays of slots along which a constant is summed over (its consumer side).
         shuffles: chains of data movement analysed as one selection.
+        lost: why nothing is known of a tensor, by name.
         roles: remarks on slots, by role: ``batch`` and ``inner`` axes of products of two activations.
     """
 
@@ -46,6 +47,7 @@ class Analysis:
     work: list[Work] = field(default_factory=list)
     contracted: list[Ids] = field(default_factory=list)
     shuffles: list[Shuffle] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
     roles: dict[str, list[Ids]] = field(default_factory=dict)
     mark: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
@@ -107,7 +109,7 @@ class Site:
     def _shape_of(self, name: str) -> tuple[int, ...]:
         shape = self.graph.shape(name)
         if shape is None:
-            raise SlotError(f"the shape of '{name}' is not known")
+            raise SlotError(self.analysis.lost.get(name, f"the shape of '{name}' is not known"))
         return shape
 
     def is_constant(self, i: int) -> bool:
@@ -147,7 +149,7 @@ class Site:
         if name not in self.graph.constants:
             axes = self.analysis.axes.get((name,))
             if axes is None:
-                raise SlotError(f"nothing is known of the slots of '{name}'")
+                raise SlotError(self.analysis.lost.get(name, f"the shape of '{name}' is not known"))
         else:
             key: tuple[Any, ...] = (name,) if self._tied(name) else (name, self.node.key, i)
             self.analysis.use[self.node.key, i] = key
@@ -328,6 +330,8 @@ class Site:
         """Fix every axis of output ``o``."""
         name = self.node.outputs[o]
         shape = self.graph.shape(name)
+        reason = why or f"{self.node.op} says nothing of output {o}"
         if shape is not None:
-            reason = why or f"{self.node.op} says nothing of output {o}"
             self.analysis.axes[name,] = [self.fixed(s, reason) for s in shape]
+        elif why is not None:
+            self.analysis.lost[name] = why
