@@ -151,8 +151,8 @@ def _add_prune(commands: Any) -> None:
         "--scope",
         default="local",
         choices=("local", "global"),
-        help="the same share of every group (default), or all units ranked together by their score relative to the mean "
-        "of their group",
+        help="the same share of every group (default), or all units ranked together, each by its score relative to the "
+        "mean of its group",
     )
     choice.add_argument(
         "--align",
@@ -334,7 +334,8 @@ def _add_convert(commands: Any) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     from exporter import report
-    from exporter.convert import convert, load_module, load_weights, parse_dynamic, parse_inputs
+    from exporter.convert import convert
+    from exporter.torch_source import load_module, load_weights, parse_dynamic, parse_inputs
 
     progress = _Progress(options.quiet)
     inputs = parse_inputs(options.input)

@@ -6,15 +6,11 @@ torch is imported inside the functions, so that everything else works without it
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import io
 import logging
 import os
 import re
-import sys
 import tempfile
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import GoalError, ModelError, SecateurError, UsageError
+from exporter.errors import GoalError, ModelError, UsageError
+from exporter.torch_source import first_line, need_torch, said, shape_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,21 +30,11 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 """Largest accepted difference, relative to the largest magnitude of the output; ten times that in float16."""
 
-_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-_INPUT = re.compile(rf"(?P<name>.+?):(?P<sizes>\d+(x\d+)*)(:(?P<dtype>{'|'.join(_DTYPES)}))?", re.IGNORECASE)
-_DYNAMIC = re.compile(r"(?P<name>.+):(?P<axis>\d+)=(?P<symbol>[A-Za-z_]\w*)")
 _CALL_SITE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\s+(?P<code>.+)')
-_SHOWN = 3
 
 Array = NDArray[np.generic]
 Dynamic = Mapping[str, Mapping[int, str]]
 Run = tuple[Mapping[str, "Tensor"], list[Array]]
-
-
-class MissingPackage(SecateurError):
-    """A package that only this command needs is not installed."""
-
-    exit_code = 4
 
 
 @dataclass(frozen=True)
@@ -95,7 +82,7 @@ def convert(
         ModelError: torch cannot export the module, or ONNX Runtime does not run the result.
         GoalError: the result differs from the module by more than ``TOLERANCE``. Nothing is written in any of these.
     """
-    torch = _torch()
+    torch = need_torch()
     target = Path(path)
     dynamic = {name: axes for name, axes in (dynamic or {}).items() if axes}
     _check_request(target, inputs, dynamic, output_names or ())
@@ -126,171 +113,7 @@ def convert(
     return Conversion(target, written, error)
 
 
-# -- what the command line names --------------------------------------------------------------------------------
-
-
-def load_module(source: str) -> Module:
-    """Build a module from ``package.module:callable`` or ``path/to/file.py:callable``. This runs the code it names.
-
-    Raises:
-        MissingPackage: torch is not installed.
-        UsageError: there is no such file, package or callable, it fails, or it does not return a ``torch.nn.Module``.
-    """
-    torch = _torch()
-    place, _, name = source.rpartition(":")
-    if not place or not name:
-        raise UsageError(f"{source}: expected package.module:callable or path/to/file.py:callable.")
-    home = _import(place)
-    target: Any = home
-    for part in name.split("."):
-        target = getattr(target, part, None)
-    if not callable(target):
-        own = [n for n, v in vars(home).items() if callable(v) and getattr(v, "__module__", None) == home.__name__]
-        raise UsageError(f"{source}: {place} has no callable '{name}'. It has: {', '.join(sorted(own)) or 'none'}.")
-    try:
-        built = target if isinstance(target, torch.nn.Module) else target()
-    except Exception as error:
-        raise UsageError(
-            f"{source}: calling {name}() failed: {_said(error)}\n"
-            "It is called without arguments; wrap it in a function of yours that needs none."
-        ) from error
-    if not isinstance(built, torch.nn.Module):
-        raise UsageError(f"{source}: {name}() returned {type(built).__name__}, not a torch.nn.Module.")
-    module: Module = built
-    return module
-
-
-def _import(place: str) -> Any:
-    """Import a file, or a package from the current folder or where packages are installed."""
-    file = Path(place).resolve()
-    if place.endswith(".py") and not file.is_file():
-        raise UsageError(f"{place}: no such file.")
-    folder = str(file.parent if place.endswith(".py") else Path.cwd())
-    if folder not in sys.path:  # for what a file imports itself, as if it were run as a script
-        sys.path.insert(0, folder)
-    name = f"secateur_source_{file.stem}" if place.endswith(".py") else place
-    try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-        return sys.modules[name]
-    except Exception as error:
-        sys.modules.pop(name, None)
-        raise UsageError(f"{place} cannot be imported: {_said(error)}") from error
-
-
-def load_weights(module: Module, path: str | os.PathLike[str]) -> None:
-    """Fill a module from its state dict: ``.safetensors``, or what ``torch.save`` wrote. No pickled code is run.
-
-    Raises:
-        MissingPackage: torch or safetensors is not installed.
-        UsageError: no such file, not such a file, or names or shapes do not fit the module.
-    """
-    torch = _torch()
-    file = Path(path)
-    if not file.is_file():
-        raise UsageError(f"--weights {file}: no such file.")
-    try:
-        state = _safetensors(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except MissingPackage:
-        raise
-    except Exception as error:  # pickle, zip and safetensors each raise their own
-        raise UsageError(
-            f"--weights {file} is not a file of tensors ({type(error).__name__}).\n"
-            "Write one with torch.save(module.state_dict(), FILE); whole pickled modules are not read."
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        held = ", ".join(map(str, list(state)[:8])) if isinstance(state, Mapping) else type(state).__name__
-        raise UsageError(f"--weights {file} is not a state dict; it holds {held}. Save module.state_dict() alone.")
-    own = module.state_dict()
-    faults = [
-        f"{name} is {_shape(state[name])} in the file, {_shape(tensor)} in the module"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
-    ][: 2 * _SHOWN]
-    if not faults:
-        missing, unexpected = module.load_state_dict(state, strict=False)
-        for what, names in (("missing", missing), ("unexpected", unexpected)):
-            more = [f"... {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-            faults += [f"{what}: {', '.join([*names[:_SHOWN], *more])}"] if names else []
-    if faults:
-        raise UsageError(f"--weights {file} does not fit the module:\n  " + "\n  ".join(faults))
-
-
-def _safetensors(file: Path) -> Any:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise MissingPackage(f"reading {file} needs safetensors: pip install safetensors") from error
-    return load_file(file)
-
-
-def parse_inputs(texts: Sequence[str], seed: int = 0) -> dict[str, Tensor]:
-    """Example tensors by name from ``NAME:1x3x224x224[:dtype]`` options: standard normal, or ones if not floating.
-
-    Raises:
-        MissingPackage: torch is not installed.
-        UsageError: none given, not of that form, a size below one, or a name given twice.
-    """
-    from runtime.backends import TensorSpec
-    from runtime.feeds import seeded
-
-    specs: list[TensorSpec] = []
-    shapes: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        match = _INPUT.fullmatch(text)
-        sizes = tuple(int(s) for s in match["sizes"].lower().split("x")) if match else ()
-        if match is None or not all(sizes):
-            raise UsageError(
-                f"--input {text}: expected NAME:1x3x224x224 or NAME:1x128:int64, sizes of at least 1; "
-                f"types: {', '.join(_DTYPES)}."
-            )
-        if match["name"] in shapes:
-            raise UsageError(f"--input {text}: '{match['name']}' is given twice.")
-        shapes[match["name"]] = sizes
-        specs.append(TensorSpec(match["name"], np.dtype((match["dtype"] or "float32").lower()), sizes))
-    if not specs:
-        raise UsageError("say what the module takes with --input NAME:1x3x224x224, once per input, in its order.")
-    torch = _torch()
-    return {name: torch.from_numpy(values) for name, values in seeded(specs, shapes, seed).items()}
-
-
-def parse_dynamic(texts: Sequence[str]) -> dict[str, dict[int, str]]:
-    """Names of dynamic axes by input and axis, from ``NAME:0=batch`` options.
-
-    Raises:
-        UsageError: not of that form, or an axis is given two names.
-    """
-    dynamic: dict[str, dict[int, str]] = {}
-    for text in texts:
-        match = _DYNAMIC.fullmatch(text)
-        if match is None:
-            raise UsageError(f"--dynamic {text}: expected NAME:AXIS=SYMBOL, for example image:0=batch.")
-        axes = dynamic.setdefault(match["name"], {})
-        if axes.setdefault(int(match["axis"]), match["symbol"]) != match["symbol"]:
-            raise UsageError(f"--dynamic {text}: axis {match['axis']} of '{match['name']}' has two names.")
-    return dynamic
-
-
 # -- before the export ------------------------------------------------------------------------------------------
-
-
-def _torch() -> Any:
-    """The torch package, if it and what its exporter needs are there."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import onnxscript  # noqa: F401
-            import torch
-    except ImportError as error:
-        raise MissingPackage(
-            f'this needs PyTorch and onnxscript ({error}).\nInstall them with: pip install "secateur[torch]"'
-        ) from error
-    return torch
 
 
 def _check_request(target: Path, inputs: Mapping[str, Tensor], dynamic: Dynamic, output_names: Sequence[str]) -> None:
@@ -330,11 +153,11 @@ def _evaluating(module: Module) -> Iterator[None]:
 
 def _outputs(module: Module, inputs: Mapping[str, Tensor]) -> list[Array]:
     """What torch computes: every tensor the module returns, in order."""
-    torch = _torch()
+    torch = need_torch()
     try:
         returned = module(*(t.clone() for t in inputs.values()))
     except Exception as error:
-        raise UsageError(f"the module does not run on {_shapes(inputs)}: {_said(error)}") from error
+        raise UsageError(f"the module does not run on {_shapes(inputs)}: {said(error)}") from error
     tensors = [t for t in torch.utils._pytree.tree_leaves(returned) if isinstance(t, torch.Tensor)]
     if not tensors:
         raise UsageError(f"the module returns no tensor but {type(returned).__name__}.")
@@ -358,7 +181,7 @@ def _at_another_size(module: Module, inputs: Mapping[str, Tensor], dynamic: Dyna
 
 def _resized(inputs: Mapping[str, Tensor], dynamic: Dynamic, size: Callable[[int], int]) -> dict[str, Tensor]:
     """Inputs with their dynamic axes cut, or filled up by repetition."""
-    torch = _torch()
+    torch = need_torch()
     resized = dict(inputs)
     for name, axes in dynamic.items():
         for axis in axes:
@@ -379,7 +202,7 @@ def _export(
     opset: int | None,
 ) -> Any:
     """Call torch's exporter; returns its ``ONNXProgram``."""
-    torch = _torch()
+    torch = need_torch()
     # names, not torch.export.Dim: of an axis that the module fixes, torch quietly makes a fixed one then
     shapes = tuple(dict(dynamic.get(name, {})) for name in inputs)
     try:
@@ -474,21 +297,8 @@ def _compare(file: Path, runs: Sequence[Run]) -> float:
     return worst
 
 
-# -- words ------------------------------------------------------------------------------------------------------
-
-
-def _shape(tensor: Tensor) -> str:
-    return f"[{', '.join(str(d) for d in tensor.shape)}]"
-
-
 def _shapes(inputs: Mapping[str, Tensor]) -> str:
-    return ", ".join(f"{name} {_shape(tensor)}" for name, tensor in inputs.items())
-
-
-def _said(error: Exception) -> str:
-    """First line of an error, and the line of code that raised it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {_first_line(error)} ({frame.filename}, line {frame.lineno})"
+    return ", ".join(f"{name} {shape_text(tensor)}" for name, tensor in inputs.items())
 
 
 def _reason(error: BaseException) -> str:
@@ -497,8 +307,4 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     site = _CALL_SITE.search(str(error))
     where = f"\n  {site['file']}, line {site['line']}: {site['code'].strip()}" if site else ""
-    return f"{type(error).__name__}: {_first_line(error)}{where}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first_line(error)}{where}"

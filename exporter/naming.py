@@ -11,6 +11,8 @@ from exporter.spans import Span
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "ConvInteger", "FusedConv", "QLinearConv", "DeformConv"})
 _MADE_UP = re.compile(r"^(val_|onnx::|node_|const_|Constant@|W__|unsqueeze|expand)|^[\W\d_]*$|^_\w?\d+$")
 """Names exporters make up; a name a person gave says more."""
+_FACTORS = frozenset({"heads", "head_dims", "conv_groups", "norm_groups"})
+"""Kinds that share their axes with another group of the same layer: their names say which they are."""
 _SUFFIX = re.compile(r"[./_](weight|kernel|bias|in_proj_bias|w|b|ReadVariableOp|quantized)$|(_weight_quantized|:0)$")
 
 
@@ -32,8 +34,10 @@ def kind_of(graph: Graph, number: int, spans: Sequence[Span], partners: set[int]
         return "conv_groups"
     if partners and number in roles.get("norm_group", ()):
         return "norm_groups"
-    operators = {u.op.rpartition("::")[2] for s in spans if s.constant for u, _ in graph.users.get(s.tensor, ())}
-    if operators & _CONVOLUTIONS:
+    matrices = {s.tensor for s in spans if s.constant and len(graph.shape(s.tensor) or ()) > 1}
+    users = [{u.op.rpartition("::")[2] for u, _ in graph.users.get(name, ())} for name in matrices]
+    convolutions = sum(bool(ops & _CONVOLUTIONS) for ops in users)
+    if 2 * convolutions >= max(len(users), 1):  # the residual stream of a vision transformer starts at one convolution
         return "channels"
     return "hidden" if any(_joins(graph.producer.get(s.tensor), graph) for s in spans) else "neurons"
 
@@ -49,7 +53,7 @@ def names_of(graph: Graph, spans: Sequence[Sequence[Span]], kinds: Sequence[str]
     taken: set[str] = set()
     for mine, kind in zip(spans, kinds, strict=True):
         base = wish = _name(graph, mine)
-        if wish in taken:
+        if kind in _FACTORS or wish in taken:
             wish = f"{base}:{kind}"
         number = 2
         while wish in taken:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections import Counter
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,9 +1,9 @@
 """Which factors of product axes to cut when the user does not say: cutting two would cut the axis twice.
 
 Heads go before head dimensions. Otherwise, of the sets of groups that share no axis, the one is cut that saves the most
-multiply-accumulates: the channels on both sides of a grouped convolution rather than its groups, KV groups rather than the
-query heads in each. Where two save the same, the groups of a group normalisation go before the channels within them, which
-leaves the statistics of those that stay as they were.
+multiply-accumulates: the channels on both sides of a grouped convolution rather than its groups, KV groups rather than
+the query heads in each. Where two save the same, the groups of a group normalisation go before the channels within
+them, which leaves the statistics of those that stay as they were.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def one_per_product(groups: Groups, cost: CostModel, align: int | str) -> list[i
             free = [n for n in family if len(options[n]) > 1]
             candidates = [n for n in heads if n in free] or heads or free or family
         partners = {n: {numbers[p] for p in groups.groups[n].partners} for n in candidates}
-        chosen += max(list(_independent(candidates, partners, saved)), key=saved)
+        ranked = [(saved(members), members) for members in _independent(candidates, partners, saved)]
+        chosen += max(ranked)[1]
     return sorted(chosen)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
+from exporter.hints import hint_for
 from exporter.plan import PlannedGroup
 from exporter.pruner import Result, Totals
 from exporter.verifier import Proof
@@ -16,8 +17,9 @@ from runtime.latency import Latency, Ratio
 
 JSON_VERSION = 1
 
-_NAMED_SPANS = 3
+_NAMED_SPANS = 2
 _NAMED_TENSORS = 4
+_LONGEST_NAME = 44
 
 
 def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
@@ -41,6 +43,14 @@ def quantity(value: float) -> str:
     return f"{value:.0f}"
 
 
+def short(name: str) -> str:
+    """A name with its middle left out where it is longer than a table can bear."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    half = (_LONGEST_NAME - 3) // 2
+    return f"{name[:half]}...{name[-half:]}"
+
+
 def milliseconds(seconds: float) -> str:
     """A time in ms, with three significant digits."""
     return f"{seconds * 1e3:.3g} ms"
@@ -51,7 +61,7 @@ def milliseconds(seconds: float) -> str:
 
 def spans_text(group: Group) -> str:
     """The axes of constants a group spans: the first few by name, the number of the rest."""
-    named = list(dict.fromkeys(f"{s.tensor}[{s.axis}]" for s in group.parameters))
+    named = list(dict.fromkeys(f"{short(s.tensor)}[{s.axis}]" for s in group.parameters))
     more = len(named) - _NAMED_SPANS
     return ", ".join(named[:_NAMED_SPANS]) + (f" +{more}" if more > 0 else "")
 
@@ -61,7 +71,7 @@ def groups_table(groups: Groups, planned: Mapping[str, PlannedGroup] | None = No
     head = ["group", "kind", "width", "spans"] if planned is None else ["group", "kind", "width", "kept", "spans"]
     rows = [head]
     for group in groups:
-        row = [group.name, group.kind, str(group.width), spans_text(group)]
+        row = [short(group.name), group.kind, str(group.width), spans_text(group)]
         if planned is not None:
             kept = len(planned[group.name].keep) if group.name in planned else group.width
             row.insert(3, str(kept))
@@ -92,13 +102,13 @@ def frozen_text(frozen: Sequence[Frozen]) -> str:
         return "nothing is frozen"
     by_reason: dict[tuple[str, str], list[Frozen]] = {}
     for row in frozen:
-        by_reason.setdefault((row.reason.text, row.reason.hint), []).append(row)
+        by_reason.setdefault((row.reason.text, hint_for(row.reason)), []).append(row)
     lines = ["frozen, by reason:"]
     for (text, hint), rows in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         shown = [_frozen_axis(r) for r in rows[:_NAMED_TENSORS]]
         more = f", and {len(rows) - _NAMED_TENSORS} more" if len(rows) > _NAMED_TENSORS else ""
         where = rows[0].reason.where
-        lines.append(f"  {text} ({where})" if where else f"  {text}")
+        lines.append(f"  {text} ({short(where)})" if where else f"  {text}")
         lines.append(f"    {', '.join(shown)}{more}")
         if hint:
             lines.append(f"    to free it: {hint}")
@@ -107,7 +117,7 @@ def frozen_text(frozen: Sequence[Frozen]) -> str:
 
 def _frozen_axis(row: Frozen) -> str:
     part = f"{row.count} of {row.size}" if row.count < row.size else str(row.size)
-    return f"{row.tensor}[{row.axis}] ({part})"
+    return f"{short(row.tensor)}[{row.axis}] ({part})"
 
 
 def inspect_text(graph: Graph, groups: Groups, before: Totals) -> str:
@@ -357,5 +367,5 @@ def _frozen_json(frozen: Frozen) -> dict[str, Any]:
         "size": frozen.size,
         "reason": frozen.reason.text,
         "where": frozen.reason.where,
-        "hint": frozen.reason.hint,
+        "hint": hint_for(frozen.reason),
     }

@@ -208,7 +208,7 @@ def _resize_declared(model: ModelProto, plan: Plan) -> None:
 
 
 def _declare(value: ValueInfoProto, axis: int, size: int) -> None:
+    """Renew a declared size. An axis declared by a symbol, or not at all, depends on the inputs and stays so."""
     dims = value.type.tensor_type.shape.dim
-    if axis < len(dims):
-        dims[axis].Clear()
+    if axis < len(dims) and dims[axis].HasField("dim_value"):
         dims[axis].dim_value = size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from exporter.cost import CostModel
 from exporter.errors import GoalError
 from exporter.groups import Group, Groups
 from exporter.importance import Scores, normalised
+
+Measure = Callable[[NDArray[np.int64]], float]
 
 _CONV_ALIGN = 16
 _MATMUL_ALIGN = 8
@@ -79,7 +81,16 @@ class Widths:
                 high = middle
             else:
                 low = middle
-        return self._fill(self.at(high), self.at(low), measure, target)
+        below = self._fill(self.at(high), measure, target)
+        above = self._fill(self._shrink(self.at(low), measure, target), measure, target)
+        return max(below, above, key=self._quality)
+
+    def _quality(self, counts: NDArray[np.int64]) -> float:
+        """How good widths are that meet the budget: the importance they keep, or how evenly they cut."""
+        if self.scope == "global":
+            return float(sum(self.sorted_scores[n][: counts[n]].sum() for n in self.chosen))
+        shares = counts[self.chosen] / self.dense[self.chosen]
+        return float(shares.min() - shares.max())
 
     def at(self, cut: float) -> NDArray[np.int64]:
         """Widths when a share ``cut`` of all units goes (1: as much as the limits allow)."""
@@ -127,11 +138,8 @@ class Widths:
                     counts[n] += more
                     return
 
-    def _fill(
-        self, counts: NDArray[np.int64], wider: NDArray[np.int64], measure: object, target: float
-    ) -> NDArray[np.int64]:
-        """Spend what is left of the budget, one step of one group at a time, most important units first."""
-        assert callable(measure)
+    def _fill(self, counts: NDArray[np.int64], measure: Measure, target: float) -> NDArray[np.int64]:
+        """Spend what is left of the budget, one step of one group at a time."""
         open_ = set(self.chosen)
         while open_:
             best: tuple[float, int, NDArray[np.int64]] | None = None
@@ -146,7 +154,7 @@ class Widths:
                 if measure(trial) > target:
                     open_.discard(n)
                     continue
-                gain = self._gain(n, int(counts[n]), int(later[0]), int(wider[n]))
+                gain = self._gain(n, int(counts[n]), int(later[0]))
                 if best is None or gain > best[0]:
                     best = gain, n, trial
             if best is None:
@@ -154,10 +162,22 @@ class Widths:
             counts = best[2]
         return counts
 
-    def _gain(self, n: int, now: int, then: int, wanted: int) -> float:
+    def _shrink(self, counts: NDArray[np.int64], measure: Measure, target: float) -> NDArray[np.int64]:
+        """Meet the budget by narrowing, one step of one group at a time, where it hurts least."""
+        while measure(self._repair(counts.copy())) > target:
+            steps = [(n, self.allowed[n][self.allowed[n] < counts[n]]) for n in self.chosen]
+            able = [(n, int(lower[-1])) for n, lower in steps if lower.size]
+            if not able:
+                return self.at(1.0)
+            n, narrower = min(able, key=lambda step: self._gain(step[0], step[1], int(counts[step[0]])))
+            counts[n] = narrower
+        return self._repair(counts)
+
+    def _gain(self, n: int, now: int, then: int) -> float:
+        """What a group gains between two widths: the importance of the units in between, or what it had lost."""
         if self.scope == "global":
             return float(self.sorted_scores[n][now:then].mean())
-        return float((wanted - now) / self.dense[n])
+        return float(1 - now / self.dense[n])
 
 
 def allowed_widths(

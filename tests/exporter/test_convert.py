@@ -15,7 +15,8 @@ import pytest
 
 from exporter import GoalError
 from exporter.cli import main
-from exporter.convert import convert, load_module, parse_dynamic, parse_inputs
+from exporter.convert import convert
+from exporter.torch_source import load_module, parse_dynamic, parse_inputs
 
 needs_torch = pytest.mark.skipif(
     find_spec("torch") is None or find_spec("onnxscript") is None,

@@ -1,0 +1,36 @@
+"""What would free a frozen axis, by the reason it is frozen for."""
+
+from __future__ import annotations
+
+from exporter.slots import Reason
+
+_INTERFACE = "nothing: it is the model's interface"
+_STATIC = "export with a static size for this axis"
+_TRACE = "export without control flow (trace the model instead of scripting it)"
+
+_HINTS = {
+    "graph input": _INTERFACE,
+    "graph output": _INTERFACE,
+    "spatial axis": "nothing: it follows the size of the input",
+    "axis of": "nothing: every result depends on the whole axis",
+    "order along": "nothing: the result depends on positions",
+    "positions along": "nothing: the result depends on positions",
+    "its size is read": _STATIC,
+    "its size is computed": _STATIC,
+    "sliced at bounds": _STATIC,
+    "split at sizes": _STATIC,
+    "repeated a number": _STATIC,
+    "the shape of": "give the sizes of dynamic axes with --shape, or export with static ones",
+    "control flow": _TRACE,
+    "read inside a subgraph": _TRACE,
+    "no rule for": "write a rule (one function and one test row, see CONTRIBUTING.md), or export without the operator",
+    "indices of": "drop the output that holds the indices",
+    "two reshapes": "use sizes that divide each other",
+}
+
+
+def hint_for(reason: Reason) -> str:
+    """What would free a slot frozen for this reason; empty where nothing is known."""
+    if reason.hint:
+        return reason.hint
+    return next((hint for start, hint in _HINTS.items() if reason.text.startswith(start)), "")
