@@ -351,9 +351,9 @@ def without(plan, field, name):
     return dataclasses.replace(plan, **{field: {k: v for k, v in getattr(plan, field).items() if k != name}})
 
 
-def _size(plan, node, **values):
+def _size(plan, reader, **values):
     """The plan with another edit of the size that this node reads."""
-    edits = [dataclasses.replace(s, **values) if s.node == node else s for s in plan.sizes]
+    edits = [dataclasses.replace(s, **values) if s.node == reader else s for s in plan.sizes]
     assert tuple(edits) != plan.sizes
     return dataclasses.replace(plan, sizes=tuple(edits))
 

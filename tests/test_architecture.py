@@ -1,0 +1,233 @@
+"""The shape of the house: who may import whom, who may print, how long a file may be, and what the package offers."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import exporter
+
+ROOT = Path(__file__).parents[1]
+LONGEST = 400
+
+MODULES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for package in ("exporter", "runtime")
+    for file in sorted((ROOT / package).rglob("*.py"))
+}
+TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in MODULES.items()}
+
+
+def imports(name: str) -> set[str]:
+    """Modules a module imports, inside functions and for type checking included."""
+    found = set()
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            base = ".".join(part for part in (base, node.module) if part)
+            # ``from a import b`` is of the module a.b where there is one
+            found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names}
+    return found
+
+
+def under(name: str, *tops: str) -> bool:
+    """Say whether a module is one of these or inside one."""
+    return any(name == top or name.startswith(f"{top}.") for top in tops)
+
+
+def modules(*tops: str) -> list[str]:
+    return [name for name in MODULES if under(name, *tops)]
+
+
+def test_the_parser_sees_imports():
+    """The checks below would pass on an empty table."""
+    assert len(MODULES) > 40
+    assert "runtime.feeds" in imports("exporter.normalise")
+    assert "exporter.report" in imports("exporter.cli")  # inside a function
+    assert "exporter.groups" in imports("exporter")  # for type checking
+    assert "exporter.rules.registry" in set().union(*(imports(m) for m in modules("exporter.rules")))
+
+
+# -- direction --------------------------------------------------------------------------------------------------
+
+FORBIDDEN = {
+    "runtime": ("exporter",),
+    "exporter.rules": tuple(
+        f"exporter.{n}" for n in ("planner", "widths", "rewriter", "masked", "verifier", "pruner", "report", "cli")
+    ),
+    "exporter.slots": ("exporter.rules", "exporter.graph", "exporter.analysis", "exporter.groups", "onnx", "runtime"),
+    "exporter.solve": ("exporter.rules", "exporter.graph", "exporter.analysis", "exporter.groups", "onnx", "runtime"),
+    "exporter.masked": ("exporter.rules", "exporter.rewriter", "exporter.analysis", "exporter.groups"),
+    "exporter.rewriter": ("exporter.rules", "exporter.masked", "exporter.verifier"),
+    "exporter.plan": ("exporter.graph", "exporter.groups", "numpy", "onnx"),
+    "exporter.errors": ("exporter.graph", "numpy", "onnx", "runtime"),
+}
+"""What each part must not know of: the proof shares nothing with the rewrite, slots know no operator, ..."""
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_direction_of_imports(part):
+    wrong = {m: sorted(i for i in imports(m) if under(i, *FORBIDDEN[part])) for m in modules(part)}
+    assert modules(part)
+    assert not {m: names for m, names in wrong.items() if names}
+
+
+def test_only_the_command_line_knows_the_command_line():
+    assert {m for m in MODULES if "exporter.cli" in imports(m)} == {"exporter.__main__"}
+
+
+def test_no_cycles_at_import():
+    """Each module can be the first one imported."""
+    lines = "\n".join(
+        f"for n in [n for n in sys.modules if n.split('.')[0] in ('exporter', 'runtime')]: del sys.modules[n]\n"
+        f"importlib.import_module({name!r})"
+        for name in MODULES
+        if name != "exporter.__main__"
+    )
+    command = [sys.executable, "-c", f"import importlib, sys\n{lines}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+HEAVY = ("torch", "onnxruntime", "tensorrt", "safetensors", "onnxscript")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_heavy_imports_happen_inside_functions(name):
+    """Also those for type checking only are not run."""
+    tree = TREES[name]
+    guarded = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and node not in guarded:
+            named = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            assert not [n for n in named if under(n, *HEAVY)], f"line {node.lineno}"
+
+
+# -- printing and exiting ---------------------------------------------------------------------------------------
+
+
+def calls(name: str) -> set[str]:
+    """What a module calls, as it is written."""
+    return {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
+
+
+SPEAKING = {"print", "exit", "quit", "sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write", "input", "pprint"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_the_command_line_prints_and_exits(name):
+    allowed = {"exporter.cli": SPEAKING, "exporter.__main__": {"sys.exit"}}.get(name, set())
+    assert not (calls(name) & SPEAKING) - allowed
+    raised = {ast.unparse(n.exc) for n in ast.walk(TREES[name]) if isinstance(n, ast.Raise) and n.exc is not None}
+    assert not {r for r in raised if r.startswith("SystemExit")}
+
+
+def test_the_command_line_does_print():
+    assert {"print", "sys.exit"} <= calls("exporter.cli")
+
+
+def test_nothing_is_unpickled_or_evaluated():
+    """Models and plans are untrusted input."""
+    wrong = {"eval", "exec", "pickle.load", "pickle.loads", "marshal.loads", "os.system", "yaml.load"}
+    assert not {m: calls(m) & wrong for m in MODULES if calls(m) & wrong}
+    for name in MODULES:
+        for node in ast.walk(TREES[name]):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load":
+                assert {k.arg: ast.unparse(k.value) for k in node.keywords}["allow_pickle"] == "False", name
+
+
+# -- files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_holds_one_idea(name):
+    lines = MODULES[name].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LONGEST
+    assert ast.get_docstring(TREES[name]), "the first line says what the file is about"
+
+
+# -- what the package offers ------------------------------------------------------------------------------------
+
+
+def test_all_is_sorted_and_complete():
+    assert exporter.__all__ == sorted(exporter.__all__)
+    assert set(exporter.__all__) == set(exporter._HOME)
+    assert set(exporter.__all__) <= set(dir(exporter))
+
+
+@pytest.mark.parametrize("name", exporter.__all__)
+def test_public_names(name):
+    """Importable, the thing it is named after, with a docstring of its own."""
+    found = getattr(exporter, name)
+    assert inspect.isfunction(found) if name.islower() else inspect.isclass(found)
+    assert found.__name__ == name
+    assert found.__module__ == f"exporter.{exporter._HOME[name]}"
+    assert found.__doc__
+    assert not found.__doc__.startswith(f"{name}(")  # what dataclass makes up
+    if inspect.isclass(found):
+        for member, value in vars(found).items():
+            if inspect.isfunction(value) and not member.startswith("_"):
+                assert value.__doc__, f"{name}.{member}"
+
+
+@pytest.mark.parametrize("name", [n for n in exporter.__all__ if n.islower()])
+def test_public_functions_are_typed_and_say_what_they_raise(name):
+    function = getattr(exporter, name)
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not inspect.Signature.empty
+    assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values())
+    text = inspect.getdoc(function)
+    documented = text.partition("Args:")[2].partition("Returns:")[0].replace(",", " ").replace(":", " ").split()
+    assert set(signature.parameters) <= set(documented), "every argument is described"
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = exporter.nothing
+    with pytest.raises(ImportError):
+        from exporter import nothing  # noqa: F401
+
+
+FUNCTIONS = ("score", "prune", "verify", "rewrite", "save", "load", "find_groups", "make_plan")
+
+
+def test_names_are_functions_after_importing_submodules():
+    """A module of the name of a function would hide it as soon as anybody imports the module."""
+    lines = [
+        "import importlib, types",
+        f"for name in {[m for m in MODULES if not m.endswith('__main__')]!r}: importlib.import_module(name)",
+        f"from exporter import {', '.join(exporter.__all__)}",
+        "import exporter",
+        f"assert not [n for n in {exporter.__all__!r} if isinstance(getattr(exporter, n), types.ModuleType)]",
+        *(f"assert isinstance({n}, types.FunctionType), {n!r}" for n in FUNCTIONS),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(FUNCTIONS) == {n for n in exporter.__all__ if n.islower()}
+
+
+def test_no_module_is_called_like_a_public_name():
+    assert not set(exporter.__all__) & {m.rpartition(".")[2] for m in modules("exporter")}
+
+
+def test_every_public_name_has_a_docstring():
+    """In all modules, not only what the package offers."""
+    defined = [(m, n) for m in MODULES for n in TREES[m].body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    assert len(defined) > 300
+    assert not [f"{m}.{n.name}" for m, n in defined if not n.name.startswith("_") and not ast.get_docstring(n)]
