@@ -43,13 +43,15 @@ def _apply(analysis: Analysis, node: Node) -> None:
             kind = "control flow is not analysed" if node.captured or _has_graph(node) else f"no rule for {node.op}"
             raise SlotError(kind)
         RULES[node.op](site)
-    except SlotError as error:
+    except (SlotError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        # a node that lacks an input or an attribute its operator needs is left alone like one without a rule
+        text = str(error) if isinstance(error, SlotError) else f"{node.op} is not used as its definition says"
         del (
             analysis.facts.resizes[checkpoint[0] :],
             analysis.facts.takes[checkpoint[1] :],
             analysis.work[checkpoint[2] :],
         )
-        why = Reason(str(error), node.label)
+        why = Reason(text, node.label)
         for i, name in enumerate(node.inputs):
             if name and name in analysis.graph.constants and analysis.graph.shape(name) is not None:
                 for axis in site.axes(i):
@@ -58,7 +60,7 @@ def _apply(analysis: Analysis, node: Node) -> None:
                 _freeze_all(analysis, name, why)
         for o, name in enumerate(node.outputs):
             if name:
-                site.leave(o, str(error))
+                site.leave(o, text)
     else:
         site.close()
     for name in node.captured:

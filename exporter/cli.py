@@ -14,17 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.arguments import parser_for
+
 if TYPE_CHECKING:
     from runtime.latency import Latency, Ratio
-
-EXIT_CODES = """exit codes:
-  0  done
-  1  a goal, check or regression failed (budget out of reach, proof failed)
-  2  usage (unknown option, value out of range, plan for another model, path not writable)
-  3  model unsupported (not an ONNX file, truncated, nothing to prune, does not run)
-  4  backend missing
-  5  inconclusive (too noisy)
-"""
 
 _INTERRUPTED = 130
 _QUIET_SECONDS = 1.0
@@ -45,8 +38,8 @@ class _Progress:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    functions = {"inspect": _inspect, "prune": _prune, "verify": _verify, "bench": _bench, "convert": _convert}
+    options = parser_for(functions).parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -62,60 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"secateur: {error}", file=sys.stderr)
         return int(code)
-
-
-def _parser() -> argparse.ArgumentParser:
-    from exporter import __version__
-
-    parser = argparse.ArgumentParser(
-        prog="secateur",
-        description="Prune ONNX files, and prove each result equal to its masked original before it is written.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"secateur {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_inspect(commands)
-    _add_prune(commands)
-    _add_verify(commands)
-    _add_bench(commands)
-    _add_convert(commands)
-    return parser
-
-
-def _command(
-    commands: Any, name: str, function: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(command=function)
-    parser.add_argument("--quiet", "-q", action="store_true", help="no progress on stderr")
-    return parser
-
-
-def _add_shape(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--shape",
-        action="append",
-        default=[],
-        metavar="NAME:1x3x224x224",
-        help="size of an input with dynamic axes, for costs and runs (the written file stays dynamic); repeatable",
-    )
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", metavar="FILE|-", help="write everything as JSON to a file, or to stdout for '-'")
-
-
-# -- commands ---------------------------------------------------------------------------------------------------
-
-
-def _add_inspect(commands: Any) -> None:
-    parser = _command(commands, "inspect", _inspect, "List what can be removed from a model, and why the rest cannot.")
-    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
-    _add_shape(parser)
-    _add_json(parser)
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -136,60 +75,11 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_prune(commands: Any) -> None:
-    parser = _command(commands, "prune", _prune, "Remove units from a model, prove the result, and write it.")
-    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
-    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="the file to write")
-    budget = parser.add_argument_group("budget (one of them, unless --plan is given)")
-    budget.add_argument("--ratio", type=float, metavar="R", help="remove this share of the units")
-    budget.add_argument("--macs", type=float, metavar="M", help="leave at most this share of the multiply-accumulates")
-    budget.add_argument("--params", type=float, metavar="P", help="leave at most this share of the parameters")
-    choice = parser.add_argument_group("choosing units")
-    choice.add_argument("--score", default="l2", metavar="NAME", help="l1, l2 (default) or random")
-    choice.add_argument("--include-consumers", action="store_true", help="score the weights that read a unit as well")
-    choice.add_argument(
-        "--scope",
-        default="local",
-        choices=("local", "global"),
-        help="the same share of every group (default), or all units ranked together, each by its score relative to the "
-        "mean of its group",
-    )
-    choice.add_argument(
-        "--align",
-        default="auto",
-        metavar="N",
-        help="make widths multiples of N; auto (default): 16 for convolutions, 8 for matrix products",
-    )
-    choice.add_argument("--min-width", type=int, default=1, metavar="N", help="keep at least N units of every group")
-    choice.add_argument(
-        "--granularity",
-        metavar="KINDS",
-        help="kinds of groups to cut, separated by commas: channels, neurons, hidden, heads, head_dims, conv_groups, "
-        "norm_groups (default: all, but one factor of each product axis)",
-    )
-    choice.add_argument(
-        "--keep", action="append", default=[], metavar="GLOB", help="keep whole what touches a matching node or tensor"
-    )
-    choice.add_argument(
-        "--only", action="append", default=[], metavar="GLOB", help="cut only what touches a matching node or tensor"
-    )
-    choice.add_argument("--seed", type=int, default=0, metavar="N", help="for --score random")
-    plan = parser.add_argument_group("plans")
-    plan.add_argument("--save-plan", metavar="P.json", type=Path, help="write the plan")
-    plan.add_argument("--plan", metavar="P.json", type=Path, help="carry out this plan")
-    plan.add_argument("--dry-run", action="store_true", help="plan and report only; write no model")
-    proof = parser.add_argument_group("proof and measurement")
-    proof.add_argument("--no-verify", action="store_true", help="write the result without proving it")
-    proof.add_argument("--inputs", metavar="FILE.npz", type=Path, help="recorded inputs for the proof, by input name")
-    proof.add_argument("--measure", action="store_true", help="time the result against the original in one paired run")
-    _add_shape(parser)
-    _add_json(parser)
-
-
 def _prune(options: argparse.Namespace) -> int:
     from exporter import Plan, prune, report
     from runtime.feeds import parse_shapes
 
+    _check_prune(options)
     result = prune(
         options.model,
         options.output,
@@ -222,6 +112,34 @@ def _prune(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_prune(options: argparse.Namespace) -> None:
+    """Refuse what would be ignored, or would fail only after the work."""
+    from exporter.errors import UsageError
+
+    if options.plan:
+        defaults = {"score": "l2", "include_consumers": False, "scope": "local", "align": "auto", "min_width": 1}
+        defaults |= {"granularity": None, "keep": [], "only": [], "seed": 0}
+        for name, default in defaults.items():
+            if getattr(options, name) != default:
+                option = name.replace("_", "-")
+                raise UsageError(f"--plan already says what to keep; leave out --{option}.")
+    if options.measure and options.dry_run:
+        raise UsageError("--measure needs a result to time; leave out --dry-run.")
+    for path in (options.save_plan, options.json):
+        if path not in (None, "-"):
+            _check_writable(Path(path))
+
+
+def _check_writable(path: Path) -> None:
+    from exporter.errors import UsageError
+
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {folder}.")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{path} cannot be written.")
+
+
 def _align(text: str) -> int | str:
     try:
         return int(text)
@@ -236,29 +154,23 @@ def _measure(options: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) ->
     return dense, pruned, compare(dense, pruned)
 
 
-def _add_verify(commands: Any) -> None:
-    parser = _command(
-        commands, "verify", _verify, "Prove a pruned model equal to its original with the plan's units masked."
-    )
-    parser.add_argument("original", metavar="ORIGINAL", type=Path, help="the model before pruning")
-    parser.add_argument("pruned", metavar="PRUNED", type=Path, help="the model after pruning")
-    parser.add_argument("--plan", metavar="P.json", type=Path, required=True, help="what was removed")
-    parser.add_argument(
-        "--tolerance", type=float, metavar="T", help="accepted difference relative to the signal (1e-3)"
-    )
-    parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="recorded inputs, by input name")
-    _add_json(parser)
-
-
 def _verify(options: argparse.Namespace) -> int:
-    from exporter import Plan, load, report, verify
+    from exporter import GoalError, Plan, load, report, verify
+    from exporter.fits import check_fits
     from exporter.normalise import input_specs
+    from runtime.errors import BadRequest
     from runtime.feeds import recorded
 
     plan = Plan.load(options.plan)
+    graph = load(options.original)
+    check_fits(plan, graph)  # before its shapes are asked of a model it is not for
     shapes = dict(plan.model.shapes)
-    graph = load(options.original, shapes)
-    pruned = load(options.pruned, shapes)
+    if graph.binding.shapes != shapes:
+        graph = load(options.original, shapes)
+    try:
+        pruned = load(options.pruned, shapes)
+    except BadRequest as error:
+        raise GoalError(f"inputs and outputs of {options.pruned} are not those of the original: {error}") from error
     inputs = recorded(options.inputs, input_specs(graph.model)) if options.inputs else ()
     proof = verify(pruned, graph, plan, tolerance=options.tolerance, inputs=inputs, progress=_Progress(options.quiet))
     if options.json:
@@ -268,17 +180,6 @@ def _verify(options: argparse.Namespace) -> int:
             print(f"note: {warning}")
         print(f"{options.pruned}: {report.proof_text(proof)}")
     return 0
-
-
-def _add_bench(commands: Any) -> None:
-    parser = _command(commands, "bench", _bench, "Measure the latency of models, in turn in one run.")
-    parser.add_argument("models", metavar="MODEL", type=Path, nargs="+", help="the ONNX files")
-    parser.add_argument("--backend", default="ort-cpu", metavar="NAME", help="ort-cpu (default)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads inside one operator (0: default)")
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time to sample each model (3)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the inputs")
-    _add_shape(parser)
-    _add_json(parser)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -303,35 +204,6 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_convert(commands: Any) -> None:
-    parser = _command(
-        commands, "convert", _convert, "Write a PyTorch module as an ONNX file, and check one against the other."
-    )
-    parser.add_argument(
-        "source", metavar="SOURCE", help="package.module:callable or file.py:callable that returns a torch.nn.Module"
-    )
-    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write")
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="NAME:1x3x224x224[:dtype]",
-        help="name, shape and type (float32) of an input, in the module's order; repeatable",
-    )
-    parser.add_argument("--weights", metavar="FILE", type=Path, help="state dict to load: .pt or .safetensors")
-    parser.add_argument(
-        "--dynamic",
-        action="append",
-        default=[],
-        metavar="NAME:0=batch",
-        help="leave the size of an axis open; repeatable",
-    )
-    parser.add_argument(
-        "--output-name", action="append", metavar="NAME", help="name of an output, in order; repeatable"
-    )
-    parser.add_argument("--opset", type=int, metavar="N", help="operator set (default: torch's)")
-
-
 def _convert(options: argparse.Namespace) -> int:
     from exporter import report
     from exporter.convert import convert
@@ -354,6 +226,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _write_json(target: str, document: dict[str, Any]) -> None:
+    from exporter.atomic import write_text
     from exporter.errors import UsageError
 
     text = json.dumps(document, indent=1, ensure_ascii=False)
@@ -361,7 +234,7 @@ def _write_json(target: str, document: dict[str, Any]) -> None:
         print(text)
         return
     try:
-        Path(target).write_text(text + "\n", encoding="utf-8")
+        write_text(Path(target), text + "\n")
     except OSError as error:
         raise UsageError(f"the JSON report cannot be written to {target}: {error.strerror}.") from error
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.atomic import put_in_place
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.torch_source import first_line, need_torch, said, shape_text
 
@@ -105,9 +106,7 @@ def convert(
             program.save(draft, external_data=False)  # torch uses external data all the same for weights over 2 GB
             error = _compare(draft, runs)
             for file in sorted(draft.parent.iterdir(), key=lambda f: f == draft):  # the weights before what names them
-                with file.open("rb+") as stream:
-                    os.fsync(stream.fileno())
-                file.replace(target.parent / file.name)
+                put_in_place(file, target.parent / file.name)
     except OSError as fault:
         raise UsageError(f"{target} cannot be written: {fault.strerror or fault}.") from fault
     return Conversion(target, written, error)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import UsageError
+from exporter.fits import fingerprint
 from exporter.graph import Graph, Node
 from exporter.groups import Groups
-from exporter.plan import AxisTake, ConstantTake, Fingerprint, GatherEdit, Plan, PlannedGroup, SizeEdit
+from exporter.plan import AxisTake, ConstantTake, GatherEdit, Plan, PlannedGroup, SizeEdit
 from exporter.rules.site import find_slot
 from exporter.shuffles import Shuffle, move
 from exporter.slots import Axis, Fixed, Ids, Slot
 
 Mask = NDArray[np.bool_]
+Use = tuple[str, int]
 
 
 def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any], notes: Sequence[str] = ()) -> Plan:
@@ -32,6 +32,7 @@ def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any], n
     """
     alive = _Alive(groups, list(keep))
     moved = _shuffles(groups, alive)
+    counts, sizes = _counts(groups, alive, moved.sizes)
     return Plan(
         model=fingerprint(groups.graph),
         options=options,
@@ -46,9 +47,9 @@ def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any], n
             )
             for g, k in zip(groups, keep, strict=True)
         ),
-        take=_takes(groups, alive),
+        take=_takes(groups, alive, counts),
         hide=_hidden(groups, alive) | moved.hide,
-        sizes=_sizes(groups, alive, moved.sizes),
+        sizes=sizes,
         gathers=(*_gathers(groups, alive), *moved.gathers),
     )
 
@@ -77,38 +78,34 @@ class _Alive:
         return {k: t for k, t in taken.items() if t is not None}
 
 
-def _takes(groups: Groups, alive: _Alive) -> dict[str, ConstantTake]:
+def _takes(groups: Groups, alive: _Alive, counts: Mapping[Use, tuple[int, ...]]) -> dict[str, ConstantTake]:
     """What becomes of every constant: the first use keeps the name, uses that differ read a clone."""
     graph, analysis = groups.graph, groups.analysis
-    per_use: dict[str, list[tuple[tuple[str, int], dict[int, AxisTake]]]] = {}
-    for (node, i), key in analysis.use.items():
-        per_use.setdefault(key[0], []).append(((node, i), alive.axes(analysis.axes[key])))
+    slots: dict[str, dict[Use, dict[int, AxisTake]]] = {}
+    for use, key in analysis.use.items():
+        slots.setdefault(key[0], {})[use] = alive.axes(analysis.axes[key])
     result: dict[str, ConstantTake] = {}
-    taken_names = set(graph.constants) | set(graph.producer) | set(graph.inputs)
+    taken = set(graph.constants) | set(graph.producer) | set(graph.inputs)
     for name in graph.constants:
-        uses = dict(per_use.get(name, ()))
-        whole = [(u.key, i) for u, i in graph.users.get(name, ()) if (u.key, i) not in uses]
-        if whole or name in graph.outputs:
-            uses.update({use: {} for use in whole})
-        variants: list[tuple[dict[int, AxisTake], list[tuple[str, int]]]] = []
-        for use, axes in sorted(uses.items(), key=lambda item: _position(graph, item[0])):
+        uses = {(user.key, i): slots.get(name, {}).get((user.key, i), {}) for user, i in graph.users.get(name, ())}
+        variants: list[tuple[ConstantTake, list[Use]]] = []
+        if name in graph.outputs or not uses:
+            variants.append((ConstantTake(), []))
+        for use in sorted(uses, key=lambda u: _position(graph, u)):
+            cut = ConstantTake(uses[use], counts.get(use))
             for known, members in variants:
-                if known == axes:
+                if known == cut:
                     members.append(use)
                     break
             else:
-                variants.append((axes, [use]))
-        if name in graph.outputs or not variants:
-            variants.sort(key=lambda v: bool(v[0]))
-            if not variants or variants[0][0]:
-                variants.insert(0, ({}, []))
-        result[name] = ConstantTake(variants[0][0])
-        for number, (axes, members) in enumerate(variants[1:], 1):
+                variants.append((cut, [use]))
+        result[name] = variants[0][0]
+        for number, (cut, members) in enumerate(variants[1:], 1):
             clone = f"{name}.clone{number}"
-            while clone in taken_names:
+            while clone in taken:
                 clone += "_"
-            taken_names.add(clone)
-            result[clone] = ConstantTake(axes, name, tuple(members))
+            taken.add(clone)
+            result[clone] = replace(cut, clone_of=name, uses=tuple(members))
     return result
 
 
@@ -127,36 +124,34 @@ def _hidden(groups: Groups, alive: _Alive) -> dict[str, dict[int, AxisTake]]:
     return result
 
 
-def _sizes(groups: Groups, alive: _Alive, more: Sequence[tuple[Slot, int]]) -> tuple[SizeEdit, ...]:
-    """New values of every vector or number of the file that counts slots, where any changes."""
+def _counts(
+    groups: Groups, alive: _Alive, more: Sequence[tuple[Slot, int]]
+) -> tuple[dict[Use, tuple[int, ...]], tuple[SizeEdit, ...]]:
+    """New values of what counts slots, where any changes: constants by their use, and the rest as edits."""
     graph = groups.graph
-    wanted: dict[tuple[str, int | None, str | None], dict[int | None, int]] = {}
-    defaults: dict[tuple[str, int | None, str | None], tuple[int, ...] | None] = {}
-    changed: set[tuple[str, int | None, str | None]] = set()
-    for resize in groups.analysis.facts.resizes:
-        slot = resize.slot
-        place = (slot.node, slot.input, slot.attribute)
-        left = int(alive.mask(resize.ids).sum())
+    wanted: dict[Slot, dict[int | None, int]] = {}
+    changed: set[Slot] = set()
+    counted = [(r.slot, int(alive.mask(r.ids).sum()), r.ids.size) for r in groups.analysis.facts.resizes]
+    for slot, left, dense in [*counted, *((slot, left, -1) for slot, left in more)]:
+        place = replace(slot, element=None)
         wanted.setdefault(place, {})[slot.element] = left
-        defaults[place] = slot.default or defaults.get(place)
-        if left != resize.ids.size:
+        if left != dense:
             changed.add(place)
-    for slot, left in more:
-        place = (slot.node, slot.input, slot.attribute)
-        wanted.setdefault(place, {})[slot.element] = left
-        changed.add(place)
-    edits = []
-    for place in sorted(changed, key=lambda p: (graph.producer[p[0]].index, p[1] or 0, p[2] or "")):
-        node, index, attribute = place
-        present = _present(graph, Slot(node, index, attribute, default=defaults.get(place)))
-        if present is None:
-            edits.append(SizeEdit(node, index, attribute, wanted[place][None]))
-            continue
+    constants: dict[Use, tuple[int, ...]] = {}
+    edits: list[SizeEdit] = []
+    for place in sorted(changed, key=lambda p: (graph.producer[p.node].index, p.input or 0, p.attribute or "")):
+        present = _present(graph, place)
         for element, left in wanted[place].items():
-            assert element is not None
-            present[element] = left
-        edits.append(SizeEdit(node, index, attribute, tuple(present)))
-    return tuple(edits)
+            if present is not None and element is not None:
+                present[element] = left
+        value = tuple(present) if present is not None else wanted[place][None]
+        node = graph.producer[place.node]
+        if place.input is not None and place.input < len(node.inputs) and node.inputs[place.input]:
+            assert isinstance(value, tuple)
+            constants[place.node, place.input] = value
+        else:
+            edits.append(SizeEdit(place.node, place.input, place.attribute, value))
+    return constants, tuple(edits)
 
 
 def _present(graph: Graph, slot: Slot) -> list[int] | None:
@@ -272,52 +267,3 @@ def _resize_target(graph: Graph, node: Node, sizes: Sequence[int], moved: _Moved
             return False
         moved.sizes.append((slot, new))
     return True
-
-
-def fingerprint(graph: Graph) -> Fingerprint:
-    """What tells this model from another."""
-    digest = hashlib.sha256()
-    for node in graph.nodes:
-        if node.op == "Constant":
-            continue
-        digest.update(node.proto.SerializeToString(deterministic=True))
-    for name, tensor in sorted(graph.constants.items()):
-        digest.update(f"{name}:{tensor.data_type}:{list(tensor.dims)};".encode())
-    name = graph.source.path.name if graph.source.path is not None else ""
-    return Fingerprint(name, graph.source.sha256, digest.hexdigest(), dict(graph.binding.shapes))
-
-
-def check_fits(plan: Plan, graph: Graph) -> str | None:
-    """Check that a plan was made for this graph.
-
-    Returns:
-        A warning where only the weights differ, else None.
-
-    Raises:
-        UsageError: it was made for another model; the text says what differs.
-    """
-    mine = fingerprint(graph)
-    if plan.model.structure == mine.structure:
-        if plan.model.sha256 != mine.sha256:
-            return f"the weights are not those the plan was made for ({plan.model.file}); its structure is"
-        return None
-    differences = []
-    for name, take in plan.take.items():
-        origin = take.clone_of or name
-        if origin not in graph.constants:
-            differences.append(f"the plan cuts '{origin}', which this model does not have")
-            continue
-        dims = list(graph.constants[origin].dims)
-        for axis, kept in take.axes.items():
-            if axis >= len(dims) or dims[axis] != kept.size:
-                differences.append(f"'{origin}' is {dims} here, the plan expects {kept.size} along axis {axis}")
-    planned = {t.clone_of or n for n, t in plan.take.items()}
-    differences += [f"this model has '{n}', which the plan does not know" for n in graph.constants if n not in planned]
-    if not differences:
-        differences.append("the constants agree, but the nodes differ")
-    more = len(differences) - 5
-    listed = "\n  ".join(differences[:5]) + (f"\n  and {more} more" if more > 0 else "")
-    raise UsageError(
-        f"the plan was made for another model ({plan.model.file or 'in memory'}):\n  {listed}\n"
-        "Make a plan for this model with: secateur prune MODEL -o OUT --save-plan P.json"
-    )

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
+from exporter.protos import reads
 from exporter.shapes import Dims, Inferred, attributes_of
 from exporter.values import Dim, Vector, is_standard
 
@@ -203,23 +204,3 @@ def _live(nodes: Sequence[NodeProto], folded: Sequence[bool], roots: set[str]) -
             live[i] = True
             wanted |= reads(nodes[i])
     return live
-
-
-def reads(node: NodeProto) -> set[str]:
-    """Names a node reads, those its subgraphs read from outside included."""
-    names = {n for n in node.input if n}
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            names |= captured_names(graph)
-    return names
-
-
-def captured_names(graph: onnx.GraphProto) -> set[str]:
-    """Names a subgraph reads from the graphs around it."""
-    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    own |= {t.values.name for t in graph.sparse_initializer}
-    used: set[str] = {v.name for v in graph.output}
-    for node in graph.node:
-        used |= reads(node)
-        own.update(node.output)
-    return used - own

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
+from exporter.protos import constant_of, reads
+
 _DEPTH_LIMIT = 32
 
 
@@ -66,17 +68,31 @@ def restore(model: ModelProto, calls: Calls) -> None:
         return
     nodes = list(model.graph.node)
     at = {n.output[0]: i for i, n in enumerate(nodes) if n.output}
+    constants = {t.name for t in model.graph.initializer}
+    readers: dict[str, list[int]] = {}
+    for i, node in enumerate(nodes):
+        for name in reads(node):
+            readers.setdefault(name, []).append(i)
+    outputs = {v.name for v in model.graph.output}
     replaced: dict[int, NodeProto | None] = {}
     for call, body in zip(calls.nodes, calls.bodies, strict=True):
-        places = []
+        places: set[int] = set()
+        inner: set[str] = set()
+        intact = True
         for want in body:
-            place = at.get(NodeProto.FromString(want).output[0])
-            if place is None or nodes[place].SerializeToString(deterministic=True) != want:
-                break
-            places.append(place)
-        if len(places) == len(body) and places:
-            for place in places:
-                replaced[place] = None
+            made = [name for name in NodeProto.FromString(want).output if name]
+            place = at.get(made[0]) if made else None
+            if place is not None:
+                intact &= nodes[place].SerializeToString(deterministic=True) == want
+                places.add(place)
+            # a node that is gone was unused, unless its result was folded into a constant
+            intact &= not constants.intersection(made)
+            inner.update(made)
+        inner -= set(call.output)
+        # a call hides its inside: nothing outside may read it
+        intact &= not inner & outputs and all(i in places for name in inner for i in readers.get(name, ()))
+        if intact and places:
+            replaced |= dict.fromkeys(places)
             replaced[max(places)] = call
     if replaced:
         result = [NodeProto.FromString(n.SerializeToString()) for n in _with_calls(nodes, replaced)]
@@ -109,13 +125,14 @@ def _expand(
         return None
     prefix = f"{node.output[0]}/"
     names = dict(zip(function.input, list(node.input) + [""] * len(function.input), strict=False))
-    names.update(zip(function.output, node.output, strict=False))
+    names |= {inner: outer for inner, outer in zip(function.output, node.output, strict=False) if outer}
     values = {a.name: a for a in function.attribute_proto} | {a.name: a for a in node.attribute}
     body: list[NodeProto] = []
     for inner in function.node:
         fresh = NodeProto()
         fresh.CopyFrom(inner)
         _rename(fresh, names, prefix, values)
+        constant_of(fresh)
         nested = _expand(fresh, functions, opsets, depth + 1)
         body.extend([fresh] if nested is None else nested)
     passed_through = [o for o in function.output if not any(o in n.output for n in function.node)]

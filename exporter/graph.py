@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
-from exporter.fold import reads
 from exporter.functions import Calls
+from exporter.protos import reads
 from exporter.shapes import Inferred, attributes_of
 from exporter.tensors import Array
 from runtime.feeds import Binding
@@ -65,13 +63,15 @@ class Source:
         path: the file; None for a model made in memory or rewritten.
         size: bytes of the file, external data included; 0 for a rewritten graph.
         sha256: of the file.
-        origin: for a rewritten graph, the file it was cut from.
+        origin: the file it was read or cut from.
+        external: whether that file kept weights outside.
     """
 
     path: Path | None
     size: int
     sha256: str
     origin: Path | None = None
+    external: bool = False
 
 
 @dataclass(eq=False)
@@ -171,27 +171,3 @@ def make_nodes(protos: Sequence[NodeProto], opsets: dict[str, int]) -> list[Node
             )
         )
     return nodes
-
-
-def constant_of(node: NodeProto) -> TensorProto | None:
-    """The tensor of a Constant node; other attribute forms are turned, in place, into ``value``."""
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
-        return None
-    attribute = node.attribute[0]
-    if attribute.name == "value":
-        value: TensorProto = attribute.t
-        return value
-    plain = onnx.helper.get_attribute_value(attribute)
-    kinds: dict[str, Any] = {
-        "value_int": np.int64,
-        "value_ints": np.int64,
-        "value_float": np.float32,
-        "value_floats": np.float32,
-    }
-    if attribute.name not in kinds:
-        return None
-    tensor = onnx.numpy_helper.from_array(np.array(plain, kinds[attribute.name]))
-    del node.attribute[:]
-    node.attribute.append(onnx.helper.make_attribute("value", tensor))
-    made: TensorProto = node.attribute[0].t
-    return made

@@ -99,7 +99,7 @@ def random(groups: Groups, options: ScoreOptions) -> Scores:
 
 
 def _magnitude(
-    groups: Groups, options: ScoreOptions, power: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    groups: Groups, options: ScoreOptions, power: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> Scores:
     """Sum of ``power(w)`` over the parameters of each unit; every constant is read once."""
     produced: Scores = {g.name: np.zeros(g.width) for g in groups}
@@ -112,10 +112,10 @@ def _magnitude(
         values = groups.graph.array(tensor)
         if values.dtype.kind not in "fiu" and values.dtype.itemsize > 2:
             continue
-        magnitude = power(values.astype(np.float32, copy=False))
+        magnitude = power(values.astype(np.float64))
         for axis, spans in axes.items():
             others = tuple(k for k in range(magnitude.ndim) if k != axis)
-            along = magnitude.sum(axis=others, dtype=np.float64)
+            along = magnitude.sum(axis=others)
             for name, span in spans:
                 here = span.units >= 0
                 np.add.at((consumed if span.contracted else produced)[name], span.units[here], along[here])

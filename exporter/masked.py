@@ -107,6 +107,8 @@ class _Masker:
         """Put a gate on the cut ones of some axes of an input; returns the share of slots that stay."""
         cut = self.cut_of(node, i)
         tensor = self.behind.get(node.inputs[i].name, node.inputs[i])
+        if not cut:
+            return 1.0
         rank = self.rank(tensor)
         share = 1.0
         for axis in {a % rank for a in axes}:
@@ -262,7 +264,12 @@ def _normalise(
     value = masker.op("Div", [value, deviation])
     for op, tensor in zip(("Mul", "Add"), affine, strict=False):
         value = masker.op(op, [value, tensor])
-    masker.nodes.append(gs.Node("Identity", masker.fresh(), {}, [value], [node.outputs[0]]))
+    results = [value]
+    if centred:
+        results += [mean, masker.op("Reciprocal", [deviation])]
+    for result, output in zip(results, node.outputs, strict=False):
+        if output.name:
+            masker.nodes.append(gs.Node("Identity", masker.fresh(), {}, [result], [output]))
     return False
 
 

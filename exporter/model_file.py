@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import google.protobuf.message
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
-from exporter import functions, tensors
+from exporter import external_data, functions, tensors
+from exporter.atomic import replacing
 from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph, Source, opsets_of
-from exporter.normalise import normalise
+from exporter.normalise import normalise, sort_nodes
 
 OLDEST_OPSET = 7
 OLDEST_IR = 3
 EXTERNAL_BYTES = 1_500_000_000
 """A model whose weights exceed this is written with external data: protobuf stops at 2 GB."""
-_EXTERNAL_TENSOR_BYTES = 1024
-_ALIGNMENT = 64
 _IR_WITH_FREE_INITIALIZERS = 4
 
 
@@ -51,12 +48,10 @@ def load(
     digest = hashlib.sha256(data)
     size = len(data)
     del data
-    for tensor in model.graph.initializer:
-        if tensors.is_external(tensor):
-            tensors.external_file(tensor, file.parent)
-    for name in sorted(_external_files(model, file.parent)):
-        size += (file.parent / name).stat().st_size
-    return normalise(model, file.parent, Source(file, size, digest.hexdigest()), shapes, profile)
+    outside = external_data.files(model, file.parent)
+    size += sum(f.stat().st_size for f in outside)
+    source = Source(file, size, digest.hexdigest(), file, external=bool(outside))
+    return normalise(model, file.parent, source, shapes, profile)
 
 
 def from_model(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Graph:
@@ -124,28 +119,25 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> int:
         ModelError: the model does not pass ``onnx.checker``; nothing is written.
     """
     target = Path(path)
-    model = _finished(graph)
+    model = finished(graph)
     weights = sum(tensors.nbytes(t) for t in model.graph.initializer)
-    external = weights > EXTERNAL_BYTES or any(tensors.is_external(t) for t in graph.model.graph.initializer)
-    data_file: Path | None = None
-    kept = _external_files(graph.model, graph.folder)
+    external = weights > EXTERNAL_BYTES or graph.source.external
     try:
-        replaced = _external_files_of(target)
-        with _temporary(target) as temporary:
-            if external:
-                model = _copy(model)
-                data_file = _write_external(model, graph.folder, target)
-            written = temporary.write_bytes(model.SerializeToString(deterministic=True))
-            try:
+        before = external_data.written_for(target)
+        data_file: Path | None = None
+        try:
+            with replacing(target) as temporary:
+                if external:
+                    model = _copy(model)
+                    data_file = external_data.write(model, graph.folder, target)
+                written = temporary.write_bytes(model.SerializeToString(deterministic=True))
                 _check(temporary, target, graph.source)
-                _flush(temporary)
-                temporary.replace(target)
-            except BaseException:
-                if data_file is not None and data_file not in replaced | kept:
-                    data_file.unlink(missing_ok=True)
-                raise
-        _flush(target.parent)
-        for old in replaced - {data_file} - kept:
+        except BaseException:
+            if data_file is not None and data_file not in before | _read_by(graph):
+                data_file.unlink(missing_ok=True)
+            raise
+        in_place = target.exists() and graph.source.origin is not None and target.samefile(graph.source.origin)
+        for old in before - {data_file} - (set() if in_place else _read_by(graph)):
             old.unlink(missing_ok=True)
         return written + (data_file.stat().st_size if data_file else 0)
     except OSError as error:
@@ -154,13 +146,19 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> int:
         ) from error
 
 
-def _finished(graph: Graph) -> ModelProto:
-    """The model as it goes into a file; the graph's own where nothing needs to change."""
+def finished(graph: Graph) -> ModelProto:
+    """The model as it goes into a file: function calls put back, inputs declared; the graph's own where nothing
+    changes.
+
+    Args:
+        graph: any graph; it stays as it is.
+    """
     old = graph.model.ir_version < _IR_WITH_FREE_INITIALIZERS
     if not graph.calls.nodes and not old:
         return graph.model
     model = _copy(graph.model)
     functions.restore(model, graph.calls)
+    sort_nodes(model)
     if old:
         _declare_as_inputs(model)
     return model
@@ -172,6 +170,11 @@ def _copy(model: ModelProto) -> ModelProto:
     return copy
 
 
+def _read_by(graph: Graph) -> set[Path]:
+    """Data files the graph still reads its weights from."""
+    return external_data.files(graph.model, graph.folder)
+
+
 def _declare_as_inputs(model: ModelProto) -> None:
     """Before IR version 4 every initializer is also declared as an input, those made here included."""
     declared = {v.name for v in model.graph.input}
@@ -181,105 +184,26 @@ def _declare_as_inputs(model: ModelProto) -> None:
             model.graph.input.append(value)
 
 
-@contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _check(file: Path, target: Path, source: Source) -> None:
-    """Full check by onnx, read from the file so that no second copy of the weights is made here.
+    """Check by onnx, read from the file so that no second copy of the weights is made here.
 
-    Some files that run well fail it from the start (a wrong declared shape, an operator onnx does not know); a fault
-    the original has too is not held against the result.
+    Some files that run well fail the full check from the start (a wrong declared shape, an operator onnx does not
+    know); a check that the original does not pass is not asked of the result.
     """
-    fault = _fault(file)
-    if fault is None:
-        return
-    original = source.path or source.origin
-    if original is not None and original.is_file() and _fault(original) is not None:
-        return
-    raise ModelError(
-        f"the model to be written to {target} does not pass the ONNX checker: {fault}\nNothing was written."
-    )
+    for full in (False, True):
+        fault = _fault(file, full)
+        original = source.path or source.origin
+        if fault is None or (original is not None and original.is_file() and _fault(original, full) is not None):
+            continue
+        raise ModelError(
+            f"the model to be written to {target} does not pass the ONNX checker: {fault}\nNothing was written."
+        )
 
 
-def _fault(file: Path) -> str | None:
-    """First line of what onnx's full check finds wrong, or None."""
+def _fault(file: Path, full: bool) -> str | None:
+    """First line of what onnx's check finds wrong, or None."""
     try:
-        onnx.checker.check_model(str(file), full_check=True)
+        onnx.checker.check_model(str(file), full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return str(error).strip().splitlines()[0]
     return None
-
-
-def _write_external(model: ModelProto, folder: Path, target: Path) -> Path:
-    """Move large initializers of ``model`` into one data file beside ``target``; returns that file."""
-    digest = hashlib.sha256()
-    with _temporary(target.with_suffix(".data")) as temporary:
-        offset = 0
-        with temporary.open("wb") as stream:
-            for tensor in model.graph.initializer:
-                if tensors.nbytes(tensor) < _EXTERNAL_TENSOR_BYTES and not tensors.is_external(tensor):
-                    continue
-                if tensor.data_type == TensorProto.STRING:
-                    continue
-                data = onnx.numpy_helper.from_array(tensors.read(tensor, folder)).raw_data
-                padding = -offset % _ALIGNMENT
-                stream.write(bytes(padding))
-                stream.write(data)
-                digest.update(data)
-                offset += padding
-                _point_outside(tensor, offset, len(data))
-                offset += len(data)
-        name = f"{target.stem}-{digest.hexdigest()[:12]}.data"
-        for tensor in model.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = name
-        final = target.parent / name
-        _flush(temporary)
-        temporary.replace(final)
-    return final
-
-
-def _point_outside(tensor: TensorProto, offset: int, length: int) -> None:
-    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"):
-        tensor.ClearField(name)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", ""), ("offset", str(offset)), ("length", str(length))):
-        tensor.external_data.add(key=key, value=value)
-
-
-def _external_files(model: ModelProto, folder: Path) -> set[Path]:
-    return {tensors.external_file(t, folder)[0] for t in model.graph.initializer if tensors.is_external(t)}
-
-
-def _external_files_of(target: Path) -> set[Path]:
-    """Data files that this program wrote for the model now at ``target``, to be removed once it is replaced."""
-    if not target.is_file():
-        return set()
-    try:
-        return {
-            f
-            for f in _external_files(_parse(target.read_bytes(), target), target.parent)
-            if f.name.startswith(f"{target.stem}-") and f.suffix == ".data"
-        }
-    except ModelError:
-        return set()

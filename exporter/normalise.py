@@ -12,10 +12,12 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from exporter import functions, tensors
 from exporter.branches import take_known_branches
+from exporter.check import check_model
 from exporter.copies import candidates, replace_copies
 from exporter.errors import ModelError
-from exporter.fold import fold, reads
-from exporter.graph import Graph, Source, constant_of, make_nodes, opsets_of
+from exporter.fold import fold
+from exporter.graph import Graph, Source, make_nodes, opsets_of
+from exporter.protos import constant_of, reads
 from exporter.shapes import Dims, Inferred, infer
 from exporter.values import LIMIT, Known
 from runtime import feeds
@@ -52,7 +54,8 @@ def normalise(
     """
     calls = functions.inline(model)
     opsets = opsets_of(model)
-    _check_graph(model)
+    check_model(model)
+    sort_nodes(model)
     signature = input_specs(model)
     static = infer(model.graph.node, opsets, _inputs(signature, None), _constants(model, folder))
     while take_known_branches(model, static):
@@ -141,31 +144,7 @@ def _constants(model: ModelProto, folder: Path) -> Constants:
     return found
 
 
-def _check_graph(model: ModelProto) -> None:
-    """Refuse what would make every later step guess: duplicate names, cycles, dangling inputs."""
-    graph = model.graph
-    defined = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    defined |= {t.values.name for t in graph.sparse_initializer}
-    for node in graph.node:
-        for name in node.output:
-            if name and name in defined:
-                raise ModelError(f"tensor '{name}' is defined twice; the graph is not valid ONNX. Export it again.")
-            if name:
-                defined.add(name)
-    for node in graph.node:
-        unknown = [n for n in node.input if n and n not in defined]
-        if unknown:
-            raise ModelError(
-                f"node {node.op_type} '{node.name}' reads '{unknown[0]}', which nothing defines; "
-                "the graph is not valid ONNX. Export it again."
-            )
-    undefined = [v.name for v in graph.output if v.name not in defined]
-    if undefined:
-        raise ModelError(f"graph output '{undefined[0]}' is defined by no node. Export the model again.")
-    _sort(model)
-
-
-def _sort(model: ModelProto) -> None:
+def sort_nodes(model: ModelProto) -> None:
     """Put the nodes into topological order, in place, keeping the present order where it is one already."""
     nodes = list(model.graph.node)
     ready = {v.name for v in model.graph.input} | {t.name for t in model.graph.initializer} | {""}

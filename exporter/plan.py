@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from exporter.atomic import write_text
 from exporter.errors import UsageError
 
 FORMAT = "secateur-plan"
@@ -51,23 +51,25 @@ class ConstantTake:
     """What becomes of a constant.
 
     Attributes:
-        axes: kept indices by axis; empty for one that stays as it is.
+        axes: kept indices by axis; empty for one that is not cut.
+        values: new values, in its shape flattened, of an integer constant that counts slots (a Reshape target).
         clone_of: name of the constant this one is cut from, where uses of one constant part.
         uses: (node key, input index) of the uses that read a clone.
     """
 
     axes: Mapping[int, AxisTake] = field(default_factory=dict)
+    values: tuple[int, ...] | None = None
     clone_of: str | None = None
     uses: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class SizeEdit:
-    """A constant input or an attribute of a node that holds sizes, and its new value.
+    """An attribute of a node that holds sizes, or an input it leaves out, and the new value.
 
     Attributes:
         node: key of the node (its first output).
-        input: index of the input, or None.
+        input: index of an input the file leaves out, or None.
         attribute: name of the attribute, or None.
         value: the new vector, or a number for a scalar attribute.
     """
@@ -117,7 +119,7 @@ class Plan:
         groups: every group of the model, those kept whole included.
         take: every constant of the model, by its name in the pruned file.
         hide: kept indices of every cut activation, by tensor and axis.
-        sizes: numbers in the file that follow the cut.
+        sizes: numbers outside constants that follow the cut.
         gathers: selections that follow the cut.
     """
 
@@ -167,7 +169,7 @@ class Plan:
                 for g in self.gathers
             ],
         }
-        return _dump(document)
+        return _dump(document) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan atomically.
@@ -175,13 +177,10 @@ class Plan:
         Raises:
             UsageError: the path cannot be written.
         """
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.tmp")
         try:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-            temporary.replace(target)
+            write_text(Path(path), self.to_json())
         except OSError as error:
-            raise UsageError(f"the plan cannot be written to {target}: {error.strerror}.") from error
+            raise UsageError(f"the plan cannot be written to {path}: {error.strerror}.") from error
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -228,6 +227,8 @@ def _axes_to_json(axes: Mapping[int, AxisTake]) -> dict[str, Any]:
 
 def _constant_to_json(take: ConstantTake) -> dict[str, Any]:
     result: dict[str, Any] = {"axes": _axes_to_json(take.axes)}
+    if take.values is not None:
+        result["values"] = list(take.values)
     if take.clone_of is not None:
         result["clone_of"] = take.clone_of
         result["uses"] = [list(u) for u in take.uses]
@@ -244,71 +245,94 @@ def _size_to_json(size: SizeEdit) -> dict[str, Any]:
     return result
 
 
-def _dump(document: Mapping[str, Any]) -> str:
-    """Indented JSON with short lists, of numbers or of a name and a number, on one line."""
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    text = re.sub(r"\[\s*(-?\d+(?:,\s*-?\d+)*)\s*\]", lambda m: "[" + re.sub(r"\s+", "", m.group(1)) + "]", text)
-    return re.sub(r'\[\s*("(?:[^"\\]|\\.)*"),\s*(\d+)\s*\]', r"[\1, \2]", text) + "\n"
+def _dump(value: Any, depth: int = 0) -> str:
+    """Indented JSON, with lists that hold no object or list on one line."""
+    inner, outer = "\n" + " " * (depth + 1), "\n" + " " * depth
+    if isinstance(value, Mapping) and value:
+        items = [f"{json.dumps(k, ensure_ascii=False)}: {_dump(v, depth + 1)}" for k, v in value.items()]
+        return "{" + inner + f",{inner}".join(items) + outer + "}"
+    if isinstance(value, list) and any(isinstance(v, (list, Mapping)) for v in value):
+        return "[" + inner + f",{inner}".join(_dump(v, depth + 1) for v in value) + outer + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _read(document: dict[str, Any]) -> Plan:
     model = document["model"]
     return Plan(
         model=Fingerprint(
-            str(model["file"]),
-            str(model["sha256"]),
-            str(model["structure"]),
-            {str(k): _ints(v) for k, v in model["shapes"].items()},
+            _text(model["file"]),
+            _text(model["sha256"]),
+            _text(model["structure"]),
+            {_text(k): _naturals(v) for k, v in _object(model["shapes"]).items()},
         ),
-        options=dict(document["options"]),
-        notes=tuple(str(n) for n in document["notes"]),
-        groups=tuple(_read_group(g) for g in document["groups"]),
-        take={str(name): _read_constant(t) for name, t in document["take"].items()},
-        hide={str(name): _read_axes(axes) for name, axes in document["hide"].items()},
-        sizes=tuple(_read_size(s) for s in document["sizes"]),
-        gathers=tuple(
-            GatherEdit(
-                tuple(str(n) for n in g["nodes"]),
-                str(g["source"]),
-                str(g["result"]),
-                _int(g["axis"]),
-                _ints(g["indices"]),
-            )
-            for g in document["gathers"]
-        ),
+        options=dict(_object(document["options"])),
+        notes=tuple(_text(n) for n in _list(document["notes"])),
+        groups=tuple(_read_group(g) for g in _list(document["groups"])),
+        take={name: _read_constant(t) for name, t in _object(document["take"]).items()},
+        hide={name: _read_axes(axes) for name, axes in _object(document["hide"]).items()},
+        sizes=tuple(_read_size(s) for s in _list(document["sizes"])),
+        gathers=tuple(_read_gather(g) for g in _list(document["gathers"])),
     )
 
 
 def _read_group(group: dict[str, Any]) -> PlannedGroup:
-    width = _int(group["width"])
-    return PlannedGroup(
-        str(group["name"]),
-        str(group["kind"]),
-        width,
-        _kept(group["keep"], width),
-        tuple((str(name), _int(axis)) for name, axis in group["spans"]),
-    )
+    width = _natural(group["width"])
+    spans = tuple((_text(name), _natural(axis)) for name, axis in _list(group["spans"]))
+    return PlannedGroup(_text(group["name"]), _text(group["kind"]), width, _kept(group["keep"], width), spans)
 
 
 def _read_constant(take: dict[str, Any]) -> ConstantTake:
-    clone = take.get("clone_of")
-    uses = tuple((str(node), _int(i)) for node, i in take.get("uses", []))
-    return ConstantTake(_read_axes(take["axes"]), None if clone is None else str(clone), uses)
+    clone, values = take.get("clone_of"), take.get("values")
+    return ConstantTake(
+        axes=_read_axes(take["axes"]),
+        values=None if values is None else tuple(_int(v) for v in _list(values)),
+        clone_of=None if clone is None else _text(clone),
+        uses=tuple((_text(node), _natural(i)) for node, i in _list(take.get("uses", []))),
+    )
 
 
 def _read_axes(axes: dict[str, Any]) -> dict[int, AxisTake]:
-    return {int(k): AxisTake(_int(a["of"]), _kept(a["keep"], _int(a["of"]))) for k, a in axes.items()}
+    result = {}
+    for key, take in _object(axes).items():
+        size = _natural(take["of"])
+        result[_natural(int(key))] = AxisTake(size, _kept(take["keep"], size))
+    return result
 
 
 def _read_size(size: dict[str, Any]) -> SizeEdit:
-    value = size["value"]
-    attribute = size.get("attribute")
+    value, attribute = size["value"], size.get("attribute")
     return SizeEdit(
-        str(size["node"]),
-        None if attribute is not None else _int(size["input"]),
-        None if attribute is None else str(attribute),
-        _ints(value) if isinstance(value, list) else _int(value),
+        _text(size["node"]),
+        None if attribute is not None else _natural(size["input"]),
+        None if attribute is None else _text(attribute),
+        tuple(_int(v) for v in value) if isinstance(value, list) else _int(value),
     )
+
+
+def _read_gather(gather: dict[str, Any]) -> GatherEdit:
+    nodes = tuple(_text(n) for n in _list(gather["nodes"]))
+    indices = _naturals(gather["indices"])
+    if not nodes or not indices:
+        raise ValueError("a selection without nodes or indices")
+    return GatherEdit(nodes, _text(gather["source"]), _text(gather["result"]), _natural(gather["axis"]), indices)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is not an object")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is not a list")
+    return value
 
 
 def _int(value: Any) -> int:
@@ -317,14 +341,18 @@ def _int(value: Any) -> int:
     return value
 
 
-def _ints(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list):
-        raise ValueError(f"{values!r} is not a list")
-    return tuple(_int(v) for v in values)
+def _natural(value: Any) -> int:
+    if _int(value) < 0:
+        raise ValueError(f"{value} is negative")
+    return int(value)
+
+
+def _naturals(values: Any) -> tuple[int, ...]:
+    return tuple(_natural(v) for v in _list(values))
 
 
 def _kept(values: Any, size: int) -> tuple[int, ...]:
-    kept = _ints(values)
+    kept = tuple(_int(v) for v in _list(values))
     if not kept or kept[0] < 0 or kept[-1] >= size or any(a >= b for a, b in pairwise(kept)):
         raise ValueError(f"kept indices must be ascending, within 0..{size - 1}, and not empty")
     return kept

@@ -157,7 +157,8 @@ def _eligible(
 def _nothing(groups: Groups, granularity: Sequence[str] | None, keep: Sequence[str], only: Sequence[str]) -> str:
     if not len(groups):
         reasons = Counter(f.reason.text for f in groups.frozen)
-        listed = "".join(f"\n  {text} ({n} axes)" for text, n in reasons.most_common(_REASONS))
+        where = {f.reason.text: f.reason.where for f in reversed(groups.frozen)}
+        listed = "".join(f"\n  {t}: {n} axes, {where[t]}" for t, n in reasons.most_common(_REASONS))
         return (
             f"nothing in this model can be pruned: every axis of every weight is frozen.{listed}\n"
             "See each with: secateur inspect MODEL"

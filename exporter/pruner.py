@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.cost import CostModel
-from exporter.edits import check_fits
 from exporter.errors import UsageError
+from exporter.fits import check_fits
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.importance import score as score_groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,14 +10,14 @@ import onnx
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from exporter import tensors
-from exporter.edits import check_fits
+from exporter.fits import check_fits
 from exporter.fold import FreshName
-from exporter.graph import Graph, Source, opsets_of
+from exporter.graph import Graph, opsets_of
 from exporter.normalise import fresh_names, normalise, replace_nodes
-from exporter.plan import AxisTake, ConstantTake, GatherEdit, Plan, SizeEdit
+from exporter.plan import ConstantTake, GatherEdit, Plan, SizeEdit
+from exporter.protos import constant_of
 
 _SLICE_INPUTS_OPSET = 10
-_CONSTANT_FIELDS = ("value", "value_int", "value_ints", "value_float", "value_floats")
 
 
 def rewrite(graph: Graph, plan: Plan) -> Graph:
@@ -41,10 +42,10 @@ def rewrite(graph: Graph, plan: Plan) -> Graph:
     for tensor in graph.model.graph.initializer:
         if tensor.name not in plan.take:
             model.graph.initializer.add().CopyFrom(tensor)
-    _edit_sizes(graph, model, nodes, plan.sizes)
+    _edit_sizes(model, nodes, plan.sizes)
     _replace_by_gathers(model, plan.gathers)
     _resize_declared(model, plan)
-    source = Source(None, 0, graph.source.sha256, graph.source.path or graph.source.origin)
+    source = dataclasses.replace(graph.source, path=None, size=0)
     pruned = normalise(model, graph.folder, source, graph.binding.shapes)
     pruned.calls = graph.calls
     return pruned
@@ -81,62 +82,54 @@ def _rewire_clones(plan: Plan, nodes: Mapping[str, NodeProto]) -> None:
 def _take_constant(
     graph: Graph, model: ModelProto, nodes: Mapping[str, NodeProto], name: str, take: ConstantTake
 ) -> None:
-    origin = graph.constants[take.clone_of or name]
-    in_node = nodes.get(name) if take.clone_of is None and name in graph.producer else None
-    if in_node is not None:
-        if take.axes:
-            values = _taken(graph, origin.name if take.clone_of else name, take.axes)
-            attribute = next(a for a in in_node.attribute if a.name in _CONSTANT_FIELDS)
-            tensors.assign(attribute.t, values)
+    """Put what becomes of a constant where it was: into its Constant node, or among the initializers."""
+    origin = take.clone_of or name
+    unchanged = not take.axes and take.values is None
+    if take.clone_of is None and name in graph.producer:
+        held = constant_of(nodes[name])
+        if not unchanged and held is not None:
+            tensors.assign(held, _taken(graph, origin, take))
         return
-    tensor = model.graph.initializer.add()
-    if not take.axes and take.clone_of is None:
-        tensor.CopyFrom(origin)
-        return
-    tensor.data_type = origin.data_type
-    tensor.doc_string = origin.doc_string
-    tensor.metadata_props.extend(origin.metadata_props)
+    tensor, old = model.graph.initializer.add(), graph.constants[origin]
+    if unchanged:
+        tensor.CopyFrom(old)
+    else:
+        tensor.data_type = old.data_type
+        tensor.doc_string = old.doc_string
+        tensor.metadata_props.extend(old.metadata_props)
+        tensors.assign(tensor, _taken(graph, origin, take))
     tensor.name = name
-    tensors.assign(tensor, _taken(graph, take.clone_of or name, take.axes))
 
 
-def _taken(graph: Graph, name: str, axes: Mapping[int, AxisTake]) -> tensors.Array:
+def _taken(graph: Graph, name: str, take: ConstantTake) -> tensors.Array:
     values = graph.array(name)
+    if take.values is not None:
+        return np.array(take.values).astype(values.dtype).reshape(values.shape)
     # the axis that loses most first: the others then copy less
-    for axis, take in sorted(axes.items(), key=lambda item: len(item[1].keep) / item[1].size):
-        values = np.take(values, take.keep, axis=axis)
+    for axis, kept in sorted(take.axes.items(), key=lambda item: len(item[1].keep) / item[1].size):
+        values = np.take(values, kept.keep, axis=axis)
     return values
 
 
-def _edit_sizes(graph: Graph, model: ModelProto, nodes: Mapping[str, NodeProto], edits: tuple[SizeEdit, ...]) -> None:
-    """Write new sizes; a constant gets a private copy, since other nodes may read the old one."""
+def _edit_sizes(model: ModelProto, nodes: Mapping[str, NodeProto], edits: tuple[SizeEdit, ...]) -> None:
+    """Write new sizes into attributes, and into inputs the file left out."""
     fresh = fresh_names(model)
     for edit in edits:
         node = nodes[edit.node]
         if edit.attribute is not None:
-            kept = [a for a in node.attribute if a.name != edit.attribute]
-            if len(kept) == len(node.attribute):
-                node.attribute.append(onnx.helper.make_attribute(edit.attribute, _plain(edit.value)))
-            for attribute in node.attribute:
-                if attribute.name == edit.attribute:
-                    attribute.CopyFrom(onnx.helper.make_attribute(edit.attribute, _plain(edit.value)))
+            renewed = onnx.helper.make_attribute(edit.attribute, _plain(edit.value))
+            present = [a for a in node.attribute if a.name == edit.attribute] or [node.attribute.add()]
+            present[0].CopyFrom(renewed)
             continue
         assert edit.input is not None
-        assert isinstance(edit.value, tuple)
         while len(node.input) <= edit.input:
             node.input.append("")
-        old = node.input[edit.input]
-        values: tensors.Array = np.array(edit.value, np.int64)
-        if old:
-            present = graph.constants[old]
-            values = values.astype(onnx.helper.tensor_dtype_to_np_dtype(present.data_type)).reshape(tuple(present.dims))
-        name = fresh(old or f"{edit.node}.sizes")
-        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-        node.input[edit.input] = name
-        if node.op_type == "Split":
-            kept = [a for a in node.attribute if a.name != "num_outputs"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
+        node.input[edit.input] = fresh(f"{edit.node}.sizes")
+        values = np.array(edit.value, np.int64)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, node.input[edit.input]))
+        kept = [a for a in node.attribute if a.name != "num_outputs"]  # Split takes either that or sizes
+        del node.attribute[:]
+        node.attribute.extend(kept)
 
 
 def _plain(value: tuple[int, ...] | int) -> list[int] | int:

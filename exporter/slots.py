@@ -126,6 +126,8 @@ class Facts:
 
     def fresh(self, size: int) -> Ids:
         """Make ``size`` new slots."""
+        if size > FLAT_LIMIT:
+            raise SlotError(f"an axis of more than {FLAT_LIMIT:,} slots")
         ids = np.arange(self.count, self.count + size, dtype=np.int64)
         self.count += size
         return ids

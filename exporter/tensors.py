@@ -43,8 +43,8 @@ def external_file(tensor: TensorProto, folder: Path) -> tuple[Path, int, int | N
     if not location or not path.is_relative_to(root):
         raise ModelError(
             f"{where}, which is outside the model's folder {root}.\n"
-            "Such a path could read any file of this machine, so it is refused. "
-            "Put the data file beside the model and name it by a relative path."
+            "Such a path could read any file of this machine, so it is refused. Put the data file itself beside the "
+            "model (where it is a link into a download cache, copy both with cp -L)."
         )
     if not path.is_file():
         raise ModelError(f"{where}, but there is no such file in {root}.\nCopy the data file beside the model.")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from exporter.edits import check_fits
-from exporter.errors import GoalError, ModelError
+from exporter.agreement import Array, difference, is_float, signal, take_axes
+from exporter.errors import GoalError, ModelError, UsageError
+from exporter.fits import check_fits
 from exporter.graph import Graph
 from exporter.masked import masked_original
+from exporter.model_file import finished
 from exporter.normalise import inline_data, serialize_with_data
-from exporter.plan import AxisTake, Plan
+from exporter.plan import Plan
 from runtime import feeds
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
@@ -29,7 +32,6 @@ _LAST_PLACE = 2.0**-23
 _NOISE_FACTOR = 10.0
 _OPTIMISED = 10.0
 
-Array = NDArray[np.generic]
 Progress = Callable[[str], None]
 
 
@@ -97,6 +99,8 @@ def verify(
         ModelError: ONNX Runtime does not run the model.
         UsageError: the plan is for another model.
     """
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise UsageError(f"--tolerance {tolerance:g}: must be a finite number above zero.")
     check_fits(plan, graph)
     return _Prover(pruned, graph, plan, tolerance, progress or (lambda _: None)).prove(runs, list(inputs))
 
@@ -123,11 +127,11 @@ class _Prover:
         names = [o.name for o in dense.outputs if o.name not in inner]
         sets = recorded or list(self._feed_sets(dense, names, runs))
         references = [self._run_dense(dense, f, names) for f in sets]
-        scales = {n: _signal(v) for n, v in self._run_dense(dense, sets[0], inner).items()}
+        scales = {n: signal(v) for n, v in self._run_dense(dense, sets[0], inner).items()}
         self._check_normalised(sets[0], references[0])
         self.progress("building the masked original")
-        masked = _open(_with_outputs(masked_original(self.graph, self.plan), inner), "the masked original")
-        pruned = _open(_with_outputs(inline_data(self.pruned.model, self.pruned.folder), inner), "the pruned model")
+        masked = _open_own(_with_outputs(masked_original(self.graph, self.plan), inner), "the masked original")
+        pruned = _open_own(_with_outputs(inline_data(self.pruned.model, self.pruned.folder), inner), "the pruned model")
         errors: dict[str, float] = {}
         change = 0.0
         for number, (feed, reference) in enumerate(zip(sets, references, strict=True), 1):
@@ -138,11 +142,11 @@ class _Prover:
             if number == 1:
                 self._compare_inner(scales, want, got, feed)
             for name in names:
-                scale = _signal(reference[name])
+                scale = signal(reference[name])
                 errors[name] = max(errors.get(name, 0.0), difference(got[name], want[name], scale))
                 change = max(change, difference(got[name], reference[name], scale))
         # whole numbers (a class, an index) flip on differences far below the tolerance: what they come from counts
-        exact = {n: e for n, e in errors.items() if _is_float(references[0][n])}
+        exact = {n: e for n, e in errors.items() if is_float(references[0][n])}
         worst = max([self.inner_error, *exact.values()])
         if worst > self.tolerance:
             raise GoalError(self._failure(exact))
@@ -191,10 +195,10 @@ class _Prover:
         path = self.graph.source.path
         if path is None:
             return
-        original = _open_file(path)
+        original = _open(path, str(path))
         outputs = _run(original, feed, str(path))
         for name, want in outputs.items():
-            error = difference(reference[name], want, _signal(want))
+            error = difference(reference[name], want, signal(want))
             if error > self.tolerance:
                 raise GoalError(
                     f"output '{name}' of the model changed while it was being read (relative error {error:.2g}); "
@@ -217,7 +221,7 @@ class _Prover:
     ) -> None:
         """Run the result as users will, at every size. ONNX Runtime's own optimiser is wrong on some graphs; say so."""
         self.progress("running the result with default optimisation")
-        model = serialize_with_data(self.pruned.model, self.pruned.folder)
+        model = serialize_with_data(finished(self.pruned), self.pruned.folder)
         for feed in sets:
             try:
                 optimised = open_session(model).run(feed)
@@ -228,14 +232,14 @@ class _Prover:
                 raise GoalError(f"the pruned model runs only without graph optimisation: {error}") from error
             plain = _run(pruned, feed, "the pruned model", names)
             for name, want in plain.items():
-                if _is_float(want) and difference(optimised[name], want, _signal(want)) > _OPTIMISED * self.tolerance:
+                if is_float(want) and difference(optimised[name], want, signal(want)) > _OPTIMISED * self.tolerance:
                     self._blame_optimiser(name, dense, feed)
 
     def _blame_optimiser(self, name: str, dense: Session, feed: feeds.Feeds) -> None:
         """An output changes when the graph is optimised: a warning if the dense model's does too, else a failure."""
         reference = _run(dense, feed, "the model", [name])[name]
         other = self._optimised_dense(feed)
-        if other is None or difference(other[name], reference, _signal(reference)) <= self.tolerance:
+        if other is None or difference(other[name], reference, signal(reference)) <= self.tolerance:
             raise GoalError(
                 f"output '{name}' of the pruned model changes when ONNX Runtime optimises the graph, that of the dense "
                 "model does not. Nothing was written."
@@ -289,7 +293,7 @@ class _Prover:
                 values = onnx.numpy_helper.to_array(tensor)
                 moved = values * (1 + rng.choice([-1, 1], values.shape) * _LAST_PLACE)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(moved, np.float32), tensor.name))
-        session = _open(_with_outputs(model, list(scales)), "the masked original")
+        session = _open_own(_with_outputs(model, list(scales)), "the masked original")
         other = _run(session, feed, "the masked original", list(scales))
         return {name: difference(other[name], want[name], scale) for name, scale in scales.items()}
 
@@ -322,65 +326,33 @@ class _Prover:
         )
 
 
-def difference(got: Array, want: Array, scale: float) -> float:
-    """Largest difference relative to ``scale``; infinite where shapes, NaNs or infinities do not match."""
-    got, want = np.asarray(got), np.asarray(want)
-    if got.shape != want.shape:
-        return float("inf")
-    if not _is_float(want):
-        return float(np.mean(got != want)) if want.size else 0.0
-    a, b = got.astype(np.float64), want.astype(np.float64)
-    finite = np.isfinite(b)
-    same = np.where(finite, np.isfinite(a), (a == b) | (np.isnan(a) & np.isnan(b)))
-    if not same.all():
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    return float(np.abs(a[finite] - b[finite]).max() / scale)
-
-
-def _signal(values: Array) -> float:
-    """Standard deviation of the finite values; their largest magnitude where they do not vary; 1 where all are zero."""
-    if not _is_float(values) or values.size == 0:
-        return 1.0
-    wide = np.asarray(values, np.float64)
-    wide = wide[np.isfinite(wide)]
-    if not wide.size:
-        return 1.0
-    spread, largest = float(wide.std()), float(np.abs(wide).max())
-    return spread if spread > 1e-9 * largest else largest or 1.0
-
-
-def _is_float(values: Array) -> bool:
-    return np.asarray(values).dtype.kind == "f"
-
-
-def take_axes(values: Array, axes: Mapping[int, AxisTake]) -> Array:
-    """The kept part of a tensor."""
-    for axis, take in axes.items():
-        values = np.take(values, take.keep, axis=axis)
-    return values
-
-
-def _open(model: bytes, what: str) -> Session:
+def _open(model: bytes | Path, what: str) -> Session:
     try:
         return open_session(model, options=SessionOptions(optimize=False))
     except RunError as error:
         raise ModelError(_cannot_run(what, error)) from error
 
 
-def _open_file(path: object) -> Session:
+def _open_own(model: bytes, what: str) -> Session:
+    """Open a model made here from one that runs."""
     try:
-        return open_session(str(path), options=SessionOptions(optimize=False))
+        return open_session(model, options=SessionOptions(optimize=False))
     except RunError as error:
-        raise ModelError(_cannot_run(str(path), error)) from error
+        raise ModelError(_broken(what, error)) from error
 
 
 def _run(session: Session, feed: feeds.Feeds, what: str, names: Sequence[str] | None = None) -> dict[str, Array]:
     try:
         return session.run(feed, names)
     except RunError as error:
-        raise ModelError(_cannot_run(what, error)) from error
+        raise ModelError(_broken(what, error)) from error
+
+
+def _broken(what: str, error: RunError) -> str:
+    return (
+        f"{what} does not run, although the model it was made from does: {error}\nNothing was written. "
+        "If the plan and the files are Secateur's own this is a defect; please report it with the model."
+    )
 
 
 def _cannot_run(what: str, error: RunError) -> str:

@@ -105,8 +105,9 @@ class Widths:
             else:
                 wanted = self.dense[n] * (1 - cut)
             options = self.allowed[n]
-            # of two equally near the narrower, but a group of few units rounds up
-            bias = 1e-9 if self.dense[n] >= _MANY else -1e-9
+            # of two equally near the narrower, but not where the difference is a good part of the group
+            fine = self.dense[n] >= _MANY and (options[1:] - options[:-1] == 1).all()
+            bias = 1e-9 if fine else -1e-9
             nearest = np.argmin(np.abs(options - wanted) + bias * options)
             counts[n] = options[nearest]
         return self._repair(counts)

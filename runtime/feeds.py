@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +68,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     for text in texts:
         name, _, sizes = text.rpartition(":")
         parts = sizes.lower().split("x") if sizes else []
-        if not name or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        if not name or not all(re.fullmatch(r"\s*[0-9]+\s*", p) and int(p) > 0 for p in parts):
             raise BadRequest(f"--shape {text}: expected NAME:1x3x224x224, sizes of at least 1.")
         shapes[name] = tuple(int(p) for p in parts)
     return shapes
@@ -99,6 +101,12 @@ def bind(
                 raise BadRequest(f"--shape {name}: axis {axis} is fixed to {declared} in {_show(spec)}, not {size}.")
             if not isinstance(declared, int) and symbols.setdefault(_symbol(spec, axis), size) != size:
                 raise BadRequest(f"--shape {name}: '{declared}' is {symbols[_symbol(spec, axis)]} in another input.")
+    for symbol, size in dict(symbols).items():
+        parts = [p.strip() for p in symbol.split("+")]
+        if len(parts) > 1 and all(p.isdigit() or p in symbols for p in parts):
+            total = sum(int(p) if p.isdigit() else symbols[p] for p in parts)
+            if total != size:
+                raise BadRequest(f"--shape: '{symbol}' is {size}, but its parts add up to {total}.")
     shapes = {}
     for spec in inputs:
         sizes = []
@@ -238,16 +246,25 @@ def recorded(path: Path, inputs: Sequence[TensorSpec], limit: int = 64) -> list[
         BadRequest: not such a file, an input is missing, or the sample counts differ.
     """
     try:
-        archive = np.load(path, allow_pickle=False)
-        arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError) as error:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadRequest(f"{path} is not a readable .npz of arrays: {error}") from error
     missing = [spec.name for spec in inputs if spec.name not in arrays]
     if missing:
         raise BadRequest(f"{path} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}.")
-    counts = {spec.name: len(arrays[spec.name]) for spec in inputs}
+    for spec in inputs:
+        array = arrays[spec.name]
+        if array.dtype.kind not in "fiub" or array.ndim not in (len(spec.shape), len(spec.shape) + 1):
+            raise BadRequest(
+                f"{path}: '{spec.name}' is {array.dtype} with {array.ndim} axes; expected numbers with "
+                f"{len(spec.shape)} axes, or one more for whole batches; the model declares {_show(spec)}."
+            )
+    counts = {spec.name: len(arrays[spec.name]) if arrays[spec.name].ndim else 0 for spec in inputs}
     if len(set(counts.values())) > 1:
         raise BadRequest(f"{path}: the numbers of samples differ: {counts}.")
+    if not all(counts.values()):
+        raise BadRequest(f"{path} holds no samples.")
     runs = []
     for i in range(min(limit, min(counts.values(), default=0))):
         feeds: Feeds = {}

@@ -128,8 +128,10 @@ def bench(
     """
     if not models:
         raise BadRequest("name at least one model to measure.")
-    if seconds <= 0:
-        raise BadRequest(f"--seconds {seconds:g}: must be above zero.")
+    if not 0 < seconds < math.inf:
+        raise BadRequest(f"--seconds {seconds:g}: must be a finite number above zero.")
+    if threads < 0:
+        raise BadRequest(f"--threads {threads}: must be a number of threads, or 0 for the backend's choice.")
     step = progress or (lambda _: None)
     runners = []
     for path in models:
@@ -150,13 +152,13 @@ def compare(first: Latency, other: Latency, seed: int = 0) -> Ratio:
     with a bootstrap interval. Pairs during which the scheduler took the processor away are left out if enough others
     remain.
     """
+    rng = np.random.default_rng(seed)
     ratios = np.log(other.samples) - np.log(first.samples)
     undisturbed = ~(first.switched | other.switched)
     if undisturbed.sum() >= _MIN_SAMPLES:
         ratios = ratios[undisturbed]
     if ratios.size > _RATIO_SAMPLES:  # the estimate is quadratic in the number of pairs
-        ratios = ratios[np.linspace(0, ratios.size - 1, _RATIO_SAMPLES).astype(int)]
-    rng = np.random.default_rng(seed)
+        ratios = rng.choice(ratios, _RATIO_SAMPLES, replace=False)
     draws = [_hodges_lehmann(rng.choice(ratios, ratios.size)) for _ in range(_BOOTSTRAP)]
     low, high = np.percentile(draws, [2.5, 97.5])
     return Ratio(math.exp(_hodges_lehmann(ratios)), math.exp(low), math.exp(high))

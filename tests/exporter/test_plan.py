@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 import exporter
 from exporter import Plan, SecateurError, UsageError, find_groups, load, make_plan, prune, rewrite, save, score, verify
-from exporter.edits import check_fits
+from exporter.fits import check_fits
 from exporter.model_file import from_model
 from exporter.plan import AxisTake, ConstantTake, Fingerprint
 from tests.exporter.test_rules import random_plan

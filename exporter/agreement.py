@@ -1,0 +1,53 @@
+"""How far two tensors agree, relative to the signal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.plan import AxisTake
+
+Array = NDArray[np.generic]
+
+
+def difference(got: Array, want: Array, scale: float) -> float:
+    """Largest difference relative to ``scale``; infinite where shapes, NaNs or infinities do not match."""
+    got, want = np.asarray(got), np.asarray(want)
+    if got.shape != want.shape:
+        return float("inf")
+    if not is_float(want):
+        return float(np.mean(got != want)) if want.size else 0.0
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(b)
+    same = np.where(finite, np.isfinite(a), (a == b) | (np.isnan(a) & np.isnan(b)))
+    if not same.all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    return float(np.abs(a[finite] - b[finite]).max() / scale)
+
+
+def signal(values: Array) -> float:
+    """Standard deviation of the finite values; their largest magnitude where they do not vary; 1 where all are zero."""
+    if not is_float(values) or values.size == 0:
+        return 1.0
+    wide = np.asarray(values, np.float64)
+    wide = wide[np.isfinite(wide)]
+    if not wide.size:
+        return 1.0
+    spread, largest = float(wide.std()), float(np.abs(wide).max())
+    return spread if spread > 1e-9 * largest else largest or 1.0
+
+
+def is_float(values: Array) -> bool:
+    """Say whether values are floating-point numbers."""
+    return np.asarray(values).dtype.kind == "f"
+
+
+def take_axes(values: Array, axes: Mapping[int, AxisTake]) -> Array:
+    """The kept part of a tensor."""
+    for axis, take in axes.items():
+        values = np.take(values, take.keep, axis=axis)
+    return values

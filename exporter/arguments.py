@@ -1,0 +1,173 @@
+"""What the command line accepts: every command and option, with its help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+EXIT_CODES = """exit codes:
+  0  done
+  1  a goal, check or regression failed (budget out of reach, proof failed)
+  2  usage (unknown option, value out of range, plan for another model, path not writable)
+  3  model unsupported (not an ONNX file, truncated, nothing to prune, does not run)
+  4  backend missing
+  5  inconclusive (too noisy)
+"""
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def parser_for(functions: Mapping[str, Command]) -> argparse.ArgumentParser:
+    """A parser that sets ``command`` to the function of the command that was named."""
+    from exporter import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="secateur",
+        description="Prune ONNX files, and prove each result equal to its masked original before it is written.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"secateur {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_inspect(commands, functions["inspect"])
+    _add_prune(commands, functions["prune"])
+    _add_verify(commands, functions["verify"])
+    _add_bench(commands, functions["bench"])
+    _add_convert(commands, functions["convert"])
+    return parser
+
+
+def _command(commands: Any, name: str, function: Command, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(command=function)
+    parser.add_argument("--quiet", "-q", action="store_true", help="no progress on stderr")
+    return parser
+
+
+def _add_shape(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME:1x3x224x224",
+        help="size of an input with dynamic axes, for costs and runs (the written file stays dynamic); repeatable",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE|-", help="write everything as JSON to a file, or to stdout for '-'")
+
+
+def _add_inspect(commands: Any, function: Command) -> None:
+    parser = _command(commands, "inspect", function, "List what can be removed from a model, and why the rest cannot.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    _add_shape(parser)
+    _add_json(parser)
+
+
+def _add_prune(commands: Any, function: Command) -> None:
+    parser = _command(commands, "prune", function, "Remove units from a model, prove the result, and write it.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="the file to write")
+    budget = parser.add_argument_group("budget (one of them, unless --plan is given)")
+    budget.add_argument("--ratio", type=float, metavar="R", help="remove this share of the units")
+    budget.add_argument("--macs", type=float, metavar="M", help="leave at most this share of the multiply-accumulates")
+    budget.add_argument("--params", type=float, metavar="P", help="leave at most this share of the parameters")
+    choice = parser.add_argument_group("choosing units")
+    choice.add_argument("--score", default="l2", metavar="NAME", help="l1, l2 (default) or random")
+    choice.add_argument("--include-consumers", action="store_true", help="score the weights that read a unit as well")
+    choice.add_argument(
+        "--scope",
+        default="local",
+        choices=("local", "global"),
+        help="the same share of every group (default), or all units ranked together, each by its score relative to the "
+        "mean of its group",
+    )
+    choice.add_argument(
+        "--align",
+        default="auto",
+        metavar="N",
+        help="make widths multiples of N; auto (default): 16 for convolutions, 8 for matrix products",
+    )
+    choice.add_argument("--min-width", type=int, default=1, metavar="N", help="keep at least N units of every group")
+    choice.add_argument(
+        "--granularity",
+        metavar="KINDS",
+        help="kinds of groups to cut, separated by commas: channels, neurons, hidden, heads, head_dims, conv_groups, "
+        "norm_groups (default: all, but one factor of each product axis)",
+    )
+    choice.add_argument(
+        "--keep", action="append", default=[], metavar="GLOB", help="keep whole what touches a matching node or tensor"
+    )
+    choice.add_argument(
+        "--only", action="append", default=[], metavar="GLOB", help="cut only what touches a matching node or tensor"
+    )
+    choice.add_argument("--seed", type=int, default=0, metavar="N", help="for --score random")
+    plan = parser.add_argument_group("plans")
+    plan.add_argument("--save-plan", metavar="P.json", type=Path, help="write the plan")
+    plan.add_argument("--plan", metavar="P.json", type=Path, help="carry out this plan")
+    plan.add_argument("--dry-run", action="store_true", help="plan and report only; write no model")
+    proof = parser.add_argument_group("proof and measurement")
+    proof.add_argument("--no-verify", action="store_true", help="write the result without proving it")
+    proof.add_argument("--inputs", metavar="FILE.npz", type=Path, help="recorded inputs for the proof, by input name")
+    proof.add_argument("--measure", action="store_true", help="time the result against the original in one paired run")
+    _add_shape(parser)
+    _add_json(parser)
+
+
+def _add_verify(commands: Any, function: Command) -> None:
+    parser = _command(
+        commands, "verify", function, "Prove a pruned model equal to its original with the plan's units masked."
+    )
+    parser.add_argument("original", metavar="ORIGINAL", type=Path, help="the model before pruning")
+    parser.add_argument("pruned", metavar="PRUNED", type=Path, help="the model after pruning")
+    parser.add_argument("--plan", metavar="P.json", type=Path, required=True, help="what was removed")
+    parser.add_argument(
+        "--tolerance", type=float, metavar="T", help="accepted difference relative to the signal (1e-3)"
+    )
+    parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="recorded inputs, by input name")
+    _add_json(parser)
+
+
+def _add_bench(commands: Any, function: Command) -> None:
+    parser = _command(commands, "bench", function, "Measure the latency of models, in turn in one run.")
+    parser.add_argument("models", metavar="MODEL", type=Path, nargs="+", help="the ONNX files")
+    parser.add_argument("--backend", default="ort-cpu", metavar="NAME", help="ort-cpu (default)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads inside one operator (0: default)")
+    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time to sample each model (3)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the inputs")
+    _add_shape(parser)
+    _add_json(parser)
+
+
+def _add_convert(commands: Any, function: Command) -> None:
+    parser = _command(
+        commands, "convert", function, "Write a PyTorch module as an ONNX file, and check one against the other."
+    )
+    parser.add_argument(
+        "source", metavar="SOURCE", help="package.module:callable or file.py:callable that returns a torch.nn.Module"
+    )
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME:1x3x224x224[:dtype]",
+        help="name, shape and type (float32) of an input, in the module's order; repeatable",
+    )
+    parser.add_argument("--weights", metavar="FILE", type=Path, help="state dict to load: .pt or .safetensors")
+    parser.add_argument(
+        "--dynamic",
+        action="append",
+        default=[],
+        metavar="NAME:0=batch",
+        help="leave the size of an axis open; repeatable",
+    )
+    parser.add_argument(
+        "--output-name", action="append", metavar="NAME", help="name of an output, in order; repeatable"
+    )
+    parser.add_argument("--opset", type=int, metavar="N", help="operator set (default: torch's)")

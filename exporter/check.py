@@ -1,0 +1,99 @@
+"""Refuse a model that would make every later step guess: it is not valid ONNX, whatever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+from onnx import GraphProto, ModelProto, TensorProto
+
+from exporter import tensors
+from exporter.errors import ModelError
+from exporter.external_data import all_tensors
+
+_PACKING = 8
+_SLACK = 64
+_DAMAGED = "the graph is not valid ONNX. Export it again."
+
+
+def check_model(model: ModelProto) -> None:
+    """Check names, definitions and declared sizes, those of subgraphs included.
+
+    Raises:
+        ModelError: with the first fault found.
+    """
+    try:
+        _check_graph(model.graph, set(), "")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"a name in the model is not UTF-8 text ({error}); {_DAMAGED}") from error
+    for tensor in all_tensors(model.graph):
+        _check_tensor(tensor)
+
+
+def _check_graph(graph: GraphProto, outer: set[str], where: str) -> None:
+    known = _definitions(graph, where) | outer
+    for node in graph.node:
+        unknown = [name for name in node.input if name and name not in known]
+        if unknown:
+            raise ModelError(
+                f"node {node.op_type} '{node.name}'{where} reads '{unknown[0]}', which nothing defines; {_DAMAGED}"
+            )
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.output:
+                    _check_graph(inner, known, f" inside {node.op_type} '{node.name}'")
+    for value in (*graph.input, *graph.output):
+        if value.name not in known:
+            raise ModelError(f"graph output '{value.name}'{where} is defined by no node; {_DAMAGED}")
+        _check_declared(value)
+
+
+def _definitions(graph: GraphProto, where: str) -> set[str]:
+    """Names a graph defines, each of them once."""
+    inputs, constants = [v.name for v in graph.input], [t.name for t in graph.initializer]
+    constants += [t.values.name for t in graph.sparse_initializer]
+    _check_unique(inputs, f"graph input{where}")
+    _check_unique(constants, f"initializer{where}")
+    defined = set(inputs) | set(constants)
+    for node in graph.node:
+        for text in (node.name, node.op_type, node.domain, *node.input, *node.output):
+            if not isinstance(text, str):  # protobuf hands out bytes where the text is not UTF-8
+                raise ModelError(f"a name in the model is not UTF-8 text: {text!r}; {_DAMAGED}")
+        for name in filter(None, node.output):
+            if name in defined:
+                raise ModelError(f"tensor '{name}' is defined twice{where}; {_DAMAGED}")
+            defined.add(name)
+    return defined
+
+
+def _check_unique(names: Iterable[str], what: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ModelError(f"{what} '{name}' is defined twice; {_DAMAGED}")
+        seen.add(name)
+
+
+def _check_declared(value: onnx.ValueInfoProto) -> None:
+    kind = value.type.tensor_type
+    if value.type.HasField("tensor_type") and kind.elem_type not in TensorProto.DataType.values():
+        raise ModelError(f"'{value.name}' has element type {kind.elem_type}, which onnx does not know; {_DAMAGED}")
+    for dim in kind.shape.dim:
+        if dim.HasField("dim_value") and dim.dim_value < -1:  # some exporters write -1 for a dynamic axis
+            raise ModelError(f"'{value.name}' has an axis of size {dim.dim_value}; {_DAMAGED}")
+
+
+def _check_tensor(tensor: TensorProto) -> None:
+    """A declared shape must fit the bytes that are there: nothing is allocated on the word of a file."""
+    if any(d < 0 for d in tensor.dims):
+        raise ModelError(f"tensor '{tensor.name}' has shape {list(tensor.dims)}; {_DAMAGED}")
+    if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
+        raise ModelError(f"tensor '{tensor.name}' has element type {tensor.data_type}, unknown to onnx; {_DAMAGED}")
+    if tensors.is_external(tensor) or tensor.data_type == TensorProto.STRING:
+        return
+    declared, present = tensors.nbytes(tensor), tensor.ByteSize()
+    if declared > _PACKING * present + _SLACK:
+        raise ModelError(
+            f"tensor '{tensor.name}' declares {list(tensor.dims)}, {declared:,} bytes, but holds at most {present:,}; "
+            f"{_DAMAGED}"
+        )

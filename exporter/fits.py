@@ -1,0 +1,135 @@
+"""Whether a plan fits a model: made for it, and naming only what it has."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+
+from exporter.errors import UsageError
+from exporter.graph import Graph
+from exporter.plan import AxisTake, Fingerprint, Plan
+
+
+def fingerprint(graph: Graph) -> Fingerprint:
+    """What tells this model from another."""
+    digest = hashlib.sha256()
+    for node in graph.nodes:
+        if node.op == "Constant":
+            continue
+        digest.update(node.proto.SerializeToString(deterministic=True))
+    for name, tensor in sorted(graph.constants.items()):
+        digest.update(f"{name}:{tensor.data_type}:{list(tensor.dims)};".encode())
+    name = graph.source.path.name if graph.source.path is not None else ""
+    return Fingerprint(name, graph.source.sha256, digest.hexdigest(), dict(graph.binding.shapes))
+
+
+def check_fits(plan: Plan, graph: Graph) -> str | None:
+    """Check that a plan was made for this graph.
+
+    Returns:
+        A warning where only the weights differ, else None.
+
+    Raises:
+        UsageError: it was made for another model, and the text says what differs; or it has been changed so that it no
+            longer fits.
+    """
+    mine = fingerprint(graph)
+    if plan.model.structure == mine.structure:
+        _check_content(plan, graph)
+        if plan.model.sha256 != mine.sha256:
+            return f"the weights are not those the plan was made for ({plan.model.file}); its structure is"
+        return None
+    differences = []
+    for name, take in plan.take.items():
+        origin = take.clone_of or name
+        if origin not in graph.constants:
+            differences.append(f"the plan cuts '{origin}', which this model does not have")
+            continue
+        dims = list(graph.constants[origin].dims)
+        for axis, kept in take.axes.items():
+            if axis >= len(dims) or dims[axis] != kept.size:
+                differences.append(f"'{origin}' is {dims} here, the plan expects {kept.size} along axis {axis}")
+    planned = {t.clone_of or n for n, t in plan.take.items()}
+    differences += [f"this model has '{n}', which the plan does not know" for n in graph.constants if n not in planned]
+    if not differences:
+        differences.append("the constants agree, but the nodes differ")
+    more = len(differences) - 5
+    listed = "\n  ".join(differences[:5]) + (f"\n  and {more} more" if more > 0 else "")
+    raise UsageError(
+        f"the plan was made for another model ({plan.model.file or 'in memory'}):\n  {listed}\n"
+        "Make a plan for this model with: secateur prune MODEL -o OUT --save-plan P.json"
+    )
+
+
+def _check_content(plan: Plan, graph: Graph) -> None:
+    """A plan file may have been edited: nothing in it is carried out on trust."""
+    fault = next(_faults(plan, graph), None)
+    if fault is not None:
+        raise UsageError(f"the plan does not fit the model it names: {fault}.\nIt was changed; make it again.")
+
+
+def _faults(plan: Plan, graph: Graph) -> Iterator[str]:
+    for name, take in plan.take.items():
+        origin = take.clone_of or name
+        if origin not in graph.constants:
+            yield f"there is no constant '{origin}'"
+            continue
+        dims = tuple(graph.constants[origin].dims)
+        yield from _wrong_axes(origin, take.axes, dims)
+        if take.values is not None and (take.axes or len(take.values) != math.prod(dims)):
+            yield f"'{origin}' is {list(dims)} and cannot hold {len(take.values)} values"
+        for key, index in take.uses:
+            node = graph.producer.get(key)
+            if node is None or index >= len(node.inputs) or node.inputs[index] != origin:
+                yield f"input {index} of node '{key}' is not '{origin}'"
+    for name, axes in plan.hide.items():
+        yield from _wrong_axes(name, axes, graph.shape(name) if name in graph.producer else None)
+    yield from _wrong_sizes(plan, graph)
+    yield from _wrong_gathers(plan, graph)
+
+
+def _wrong_axes(name: str, axes: Mapping[int, AxisTake], shape: tuple[int, ...] | None) -> Iterator[str]:
+    if shape is None:
+        yield f"there is no tensor '{name}' of known shape"
+        return
+    for axis, take in axes.items():
+        if axis >= len(shape) or shape[axis] != take.size:
+            yield f"'{name}' is {list(shape)}, not {take.size} along axis {axis}"
+
+
+def _wrong_sizes(plan: Plan, graph: Graph) -> Iterator[str]:
+    for edit in plan.sizes:
+        node = graph.producer.get(edit.node)
+        vector = edit.value if isinstance(edit.value, tuple) else None
+        if node is None:
+            yield f"there is no node '{edit.node}'"
+            continue
+        splits = node.op == "Split" and vector is not None and len(vector) == len(node.outputs)
+        if edit.attribute is None:
+            left_out = edit.input is not None and (edit.input >= len(node.inputs) or not node.inputs[edit.input])
+            if not (splits and edit.input == 1 and left_out):
+                yield f"node '{edit.node}' does not leave out input {edit.input}"
+            continue
+        present = node.attributes.get(edit.attribute)
+        if present is None and not (splits and edit.attribute == "split"):
+            yield f"node '{edit.node}' has no attribute '{edit.attribute}'"
+        elif present is not None and (len(present) if isinstance(present, list) else None) != (
+            len(vector) if vector is not None else None
+        ):
+            yield f"attribute '{edit.attribute}' of node '{edit.node}' holds something else"
+
+
+def _wrong_gathers(plan: Plan, graph: Graph) -> Iterator[str]:
+    for edit in plan.gathers:
+        missing = [n for n in (*edit.nodes, edit.result) if n not in graph.producer]
+        shape = graph.shape(edit.source)
+        if missing:
+            yield f"there is no node '{missing[0]}'"
+        elif shape is None or edit.axis >= len(shape):
+            yield f"there is no axis {edit.axis} of '{edit.source}'"
+        else:
+            take = plan.hide.get(edit.source, {}).get(edit.axis)
+            size = len(take.keep) if take is not None else shape[edit.axis]
+            if max(edit.indices) >= size:
+                yield f"'{edit.source}' has {size} slots left along axis {edit.axis}, not {max(edit.indices) + 1}"

@@ -1,0 +1,77 @@
+"""Small questions to ONNX nodes and graphs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto
+
+_DENSE_LIMIT = 1 << 24
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Names a node reads, those its subgraphs read from outside included."""
+    names = {n for n in node.input if n}
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            names |= captured_names(graph)
+    return names
+
+
+def captured_names(graph: onnx.GraphProto) -> set[str]:
+    """Names a subgraph reads from the graphs around it."""
+    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    own |= {t.values.name for t in graph.sparse_initializer}
+    used: set[str] = {v.name for v in graph.output}
+    for node in graph.node:
+        used |= reads(node)
+        own.update(node.output)
+    return used - own
+
+
+def constant_of(node: NodeProto) -> TensorProto | None:
+    """The tensor of a Constant node; other attribute forms are turned, in place, into ``value``."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+        return None
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        value: TensorProto = attribute.t
+        return value
+    if attribute.name == "sparse_value":
+        return _set_value(node, _dense(attribute.sparse_tensor))
+    plain = onnx.helper.get_attribute_value(attribute)
+    kinds: dict[str, Any] = {
+        "value_int": np.int64,
+        "value_ints": np.int64,
+        "value_float": np.float32,
+        "value_floats": np.float32,
+    }
+    if attribute.name not in kinds:
+        return None
+    return _set_value(node, onnx.numpy_helper.from_array(np.array(plain, kinds[attribute.name])))
+
+
+def _set_value(node: NodeProto, tensor: TensorProto | None) -> TensorProto | None:
+    if tensor is None:
+        return None
+    del node.attribute[:]
+    node.attribute.append(onnx.helper.make_attribute("value", tensor))
+    made: TensorProto = node.attribute[0].t
+    return made
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> TensorProto | None:
+    """A sparse tensor written out; None where it is too large for that."""
+    count: int = math.prod(sparse.dims)
+    if not 0 <= count <= _DENSE_LIMIT:
+        return None
+    values, indices = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return onnx.numpy_helper.from_array(dense)
