@@ -268,7 +268,7 @@ def _tidy(graph: Any, module: Module) -> None:
 
 def _compare(file: Path, runs: Sequence[Run]) -> float:
     """Largest relative difference between the file in ONNX Runtime and what torch computed."""
-    from exporter.verifier import difference
+    from exporter.agreement import difference
     from runtime.backends import SessionOptions, open_session
     from runtime.errors import RunError
 

@@ -71,7 +71,7 @@ def fold(
     kept = [node for node, keep in zip(result, live, strict=True) if keep]
     needed = {n for node in kept for n in reads(node)}
     arithmetic = [
-        onnx.numpy_helper.from_array(np.ascontiguousarray(found.known[name]), name)
+        onnx.numpy_helper.from_array(np.asarray(found.known[name], order="C"), name)
         for node, folds in zip(result, gone, strict=True)
         if folds
         for name in node.output

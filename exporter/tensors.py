@@ -108,7 +108,7 @@ def nbytes(tensor: TensorProto) -> int:
 
 def assign(tensor: TensorProto, values: Array) -> None:
     """Replace the tensor's values in place; its name, documentation and metadata stay."""
-    fresh = numpy_helper.from_array(np.ascontiguousarray(values))
+    fresh = numpy_helper.from_array(np.asarray(values, order="C"))
     fresh.data_type = tensor.data_type
     fresh.name = tensor.name
     fresh.doc_string = tensor.doc_string

@@ -273,6 +273,6 @@ def recorded(path: Path, inputs: Sequence[TensorSpec], limit: int = 64) -> list[
             if sample.ndim == len(spec.shape) - 1:
                 sample = sample[None]
             dtype = spec.dtype if spec.dtype is not None else sample.dtype
-            feeds[spec.name] = np.ascontiguousarray(sample, dtype=dtype)
+            feeds[spec.name] = np.asarray(sample, dtype=dtype, order="C")
         runs.append(feeds)
     return runs

@@ -69,7 +69,7 @@ class OrtSession:
         binding = self._session.io_binding()
         try:
             for name, value in feeds.items():
-                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                binding.bind_cpu_input(name, np.asarray(value, order="C"))
             for output in self.outputs:
                 binding.bind_output(output.name)
         except Exception as error:
