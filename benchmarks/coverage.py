@@ -24,6 +24,19 @@ RATIO = 0.5
 LIMIT = 300.0
 """Seconds any one call may take."""
 
+INTRODUCTION = f"""
+Every tool was asked to remove {RATIO:.0%} of the channels (Secateur: `--ratio {RATIO} --align 1`). MACs and parameters
+are what is left, by Secateur's cost model, as a share of the dense network; lower means that more of the graph was
+understood. Proven: the pruned file equals its masked original in ONNX Runtime within that relative error. Simplified:
+onnxsim's pruning after `onnxsim.simplify`. Broken: the tool raised, or ONNX Runtime refuses the file. Only Secateur
+checks that the numbers are right; the other files merely run."""
+MERGED = """
+All biases are equal, and all normalisation parameters are. Shared: one-dimensional initializers with several users, and
+the most users of one: by torch's exporter alone, and after merging what it left."""
+FILES = f"""
+`secateur prune --ratio {RATIO} --align 1` on files that nobody in this project wrote. Prunable: share of the parameters
+that belong to a unit; MACs and parameters: what is left; proven: relative error against the masked original."""
+
 Row = dict[str, Any]
 
 
@@ -138,24 +151,14 @@ def _file(file: Path, out: Path) -> Row:
 
 def _networks_page(random: Sequence[Row], equal: Sequence[Row]) -> str:
     notes: list[str] = []
-    return "\n\n".join(
-        (
-            "# Coverage",
-            f"Every tool was asked to remove {RATIO:.0%} of the channels (Secateur: `--ratio {RATIO} --align 1`). MACs and "
-            "parameters are what is left, by Secateur's cost model, as a share of the dense network; lower means that more "
-            "of the graph was understood. Proven: the pruned file equals its masked original in ONNX Runtime within that "
-            "relative error. Simplified: onnxsim's pruning after `onnxsim.simplify`. Broken: the tool raised, or ONNX "
-            "Runtime refuses the file. Only Secateur checks that the numbers are right; the other files merely run.",
-            "## Random weights",
-            _random_table(random, notes),
-            "## Equal constants merged",
-            "All biases are equal, and all normalisation parameters are. Shared: one-dimensional initializers with several "
-            "users, and the most users of one: by torch's exporter alone, and after merging what it left.",
-            _equal_table(equal, notes),
-            "## Notes",
-            "\n".join(f"{k}. {note}" for k, note in enumerate(notes, 1)) or "None.",
-        )
-    )
+    parts = ["# Coverage", _paragraph(INTRODUCTION), "## Random weights", _random_table(random, notes)]
+    parts += ["## Equal constants merged", _paragraph(MERGED), _equal_table(equal, notes)]
+    parts += ["## Notes", "\n".join(f"{k}. {note}" for k, note in enumerate(notes, 1)) or "None."]
+    return "\n\n".join(parts)
+
+
+def _paragraph(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _random_table(rows: Sequence[Row], notes: list[str]) -> str:
@@ -268,15 +271,7 @@ def _files_page(rows: Sequence[Row]) -> str:
             continue
         shares = [table.share(row[k]) for k in ("macs_left", "parameters_left")]
         lines.append([*start, *shares, f"yes, {row['error']:.0e}", _seconds(row), "; ".join(row["warnings"])])
-    return "\n\n".join(
-        (
-            "# Coverage: published files",
-            f"`secateur prune --ratio {RATIO} --align 1` on files that nobody in this project wrote. Prunable: share of "
-            "the parameters that belong to a unit; MACs and parameters: what is left; proven: relative error against the "
-            "masked original.",
-            table.markdown(lines, right=(1, 2, 3, 4, 6)),
-        )
-    )
+    return "\n\n".join(("# Coverage: published files", _paragraph(FILES), table.markdown(lines, right=(1, 2, 3, 4, 6))))
 
 
 def _why(row: Row) -> str:

@@ -136,8 +136,8 @@ def _page(rows: Sequence[Row], size: int, repeat: int) -> str:
             "# Speed",
             f"Pruning {NETWORK} (file of {size / 1e6:.1f} MB) at ratio {RATIO}, whole processes, medians of {repeat} "
             "rounds over all tools in turn (lowest to highest in brackets). CPU: user and system seconds. Imports: a "
-            "process that only imports what the tool imports. Torch-Pruning: building the network, pruning and exporting "
-            "it, as it has no other way to an ONNX file. Peak: largest resident memory.",
+            "process that only imports what the tool imports. Torch-Pruning: building the network, pruning and "
+            "exporting it, as it has no other way to an ONNX file. Peak: largest resident memory.",
             _table(rows),
             _targets(rows),
         )
