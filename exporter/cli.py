@@ -170,7 +170,8 @@ def _verify(options: argparse.Namespace) -> int:
     try:
         pruned = load(options.pruned, shapes)
     except BadRequest as error:
-        raise GoalError(f"inputs and outputs of {options.pruned} are not those of the original: {error}") from error
+        wanted = report.shapes_text(shapes)
+        raise GoalError(f"{options.pruned} does not take the inputs of the original ({wanted}).") from error
     inputs = recorded(options.inputs, input_specs(graph.model)) if options.inputs else ()
     proof = verify(pruned, graph, plan, tolerance=options.tolerance, inputs=inputs, progress=_Progress(options.quiet))
     if options.json:

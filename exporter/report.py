@@ -214,6 +214,11 @@ def proof_text(proof: Proof) -> str:
 # -- bench ------------------------------------------------------------------------------------------------------
 
 
+def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Input shapes in a line: ``image 1x3x224x224; mask 1x16``."""
+    return "; ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+
+
 def bench_text(results: Sequence[Latency], ratios: Sequence[Ratio]) -> str:
     """One row per model; with several, the ratio to the first."""
     head = ["model", "median", "min", "mean", "p90", "p99", "load", "first run", "samples"]
@@ -237,7 +242,7 @@ def bench_text(results: Sequence[Latency], ratios: Sequence[Ratio]) -> str:
                 "" if i == 0 else f"{ratios[i - 1].value:.3f} ({ratios[i - 1].low:.3f} .. {ratios[i - 1].high:.3f})"
             )
         rows.append(row)
-    shapes = "; ".join(f"{k} {'x'.join(map(str, v))}" for k, v in results[0].shapes.items())
+    shapes = shapes_text(results[0].shapes)
     threads = f"{results[0].threads} threads" if results[0].threads else "default threads"
     return f"{results[0].backend}, {threads}, inputs: {shapes or 'none'}\n\n" + table(rows, right=range(1, 9))
 

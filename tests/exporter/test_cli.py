@@ -244,7 +244,7 @@ def test_prune_writes_a_smaller_model_that_runs(models, ok, tmp_path):
     told = ok("prune", models / "cnn.onnx", "-o", out, "--ratio", "0.5", *SMALL)
     assert sizes(out) == {
         "stem.weight": [16, 3, 3, 3], "stem.bias": [16], "body.weight": [32, 16, 3, 3], "body.bias": [32],
-        "neck.weight": [16, 32, 1, 1], "neck.bias": [16], "head.weight": [10, 16], "head.bias": [10],
+        "neck.weight": [32, 32, 1, 1], "neck.bias": [32], "head.weight": [10, 32], "head.bias": [10],
     }  # fmt: skip
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     for shape in ((1, 3, 8, 8), (3, 3, 5, 9)):  # the axes stay dynamic
@@ -548,18 +548,14 @@ def test_verify_rejects_another_file(proved, cli, models):
     assert "differs from the masked original, first at Conv '/body/Conv'" in told.err
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the plan's shapes are asked of the file first: exit code 2, and talk of --shape"
-)
 def test_verify_rejects_a_file_with_other_inputs(proved, cli, models):
     original, _, plan = proved
     told = cli("verify", original, models / "other.onnx", "--plan", plan)
     assert (told.code, told.out) == (1, "")
-    assert "inputs and outputs" in told.err
+    assert "does not take the inputs of the original (image 2x3x8x8)" in told.err
     assert "--shape" not in told.err  # verify has no such option
 
 
-@pytest.mark.xfail(strict=True, reason="the plan's shapes are asked of the model before the plan is checked against it")
 def test_verify_refuses_another_plan(proved, cli, ok, models, tmp_path):
     original, cut, _ = proved
     ok(
@@ -758,8 +754,8 @@ WRONG = {
     "no recorded inputs": (f"{HALF} --inputs {{folder}}/none.npz", 2, "none.npz is not a readable .npz"),
     "recorded inputs of another kind": (f"{HALF} --inputs {{text}}", 2, "is not a readable .npz"),
     "recorded inputs by another name": (f"{HALF} --inputs {{data}}", 2, "lacks image; it holds picture"),
-    "save the plan into no folder": (f"{HALF} --save-plan {{folder}}/no/p.json", 2, "the plan cannot be written to"),
-    "json into no folder": (f"{HALF} --json {{folder}}/no/r.json", 2, "JSON report cannot be written to"),
+    "save the plan into no folder": (f"{HALF} --save-plan {{folder}}/no/p.json", 2, "cannot be written: .* no folder"),
+    "json into no folder": (f"{HALF} --json {{folder}}/no/r.json", 2, "cannot be written: there is no folder .*/no"),
     "verify without a plan": ("verify {cnn} {cnn}", 2, "--plan"),
     "verify: no such file": ("verify {cnn} {folder}/none.onnx --plan {plan}", 2, "none.onnx: no such file"),
     "verify: not a model": ("verify {cnn} {text} --plan {plan}", 3, "is not an ONNX file|holds no ONNX graph"),
@@ -771,23 +767,13 @@ WRONG = {
     "bench: no such file": ("bench {folder}/none.onnx", 2, "none.onnx: no such file"),
     "bench: not a model": ("bench {text}", 3, "refuses the model"),
     "bench: no such backend": ("bench {cnn} --backend tpu", 4, "there is no backend 'tpu'. Available: .*ort-cpu"),
-    "bench: no time": ("bench {cnn} --seconds 0", 2, "--seconds 0: must be above zero"),
+    "bench: no time": ("bench {cnn} --seconds 0", 2, "--seconds 0: must be a finite number above zero"),
     "bench: no number of seconds": ("bench {cnn} --shape image:1x3x8x8 --seconds nan", 2, "--seconds nan"),
     "bench: negative threads": ("bench {cnn} --shape image:1x3x8x8 --threads -2 --seconds 0.1", 2, "--threads -2"),
     "bench: a shape of no input": ("bench {cnn} --shape picture:1x3", 2, "--shape picture: .*no such input"),
     "bench: json into no folder": ("bench {rigid} --seconds 0.05 --json {folder}/no/r.json", 2, "cannot be written to"),
 }  # fmt: skip
 """Arguments, exit code, and a piece of the message."""
-
-DEFECTS = {
-    "save the plan into no folder": "the path is tried after the model was written",
-    "json into no folder": "the path is tried after the model was written",
-    "verify: a tolerance of nan": "no check: every comparison with nan is false, so anything is proved",
-    "verify: an infinite tolerance": "no check: anything is proved",
-    "verify: a negative tolerance": "no check: exit code 1, as if the model were wrong",
-    "bench: no number of seconds": "no check: nan is neither above nor below zero",
-    "bench: negative threads": "no check: ONNX Runtime takes it for its default",
-}
 
 
 @pytest.fixture(scope="module")
@@ -804,12 +790,7 @@ def places(models):
     return names
 
 
-def marked(names, defects):
-    marks = {n: pytest.mark.xfail(strict=True, reason=reason) for n, reason in defects.items()}
-    return [pytest.param(n, marks=marks.get(n, ())) for n in names]
-
-
-@pytest.mark.parametrize("name", marked(WRONG, DEFECTS))
+@pytest.mark.parametrize("name", WRONG)
 def test_wrong_use(name, places, cli):
     arguments, code, text = WRONG[name]
     told = cli(*(a.format(**places) for a in arguments.split()))

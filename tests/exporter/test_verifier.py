@@ -95,7 +95,10 @@ MUTATIONS = {
     "a swapped half of a concatenation": (edit("w4", swap_halves), GoalError),
     "a bias of the wrong units": (edit("b1", lambda v: v[::-1].copy()), GoalError),
     "a bias left at zero": (edit("b2", np.zeros_like), GoalError),
-    "one weight a little off": (edit("w0", lambda v: v + np.float32(0.01) * (np.arange(v.size).reshape(v.shape) == 0)), GoalError),
+    "one weight a little off": (
+        edit("w0", lambda v: v + np.float32(0.01) * (np.arange(v.size).reshape(v.shape) == 0)),
+        GoalError,
+    ),
     "an unsliced bias": (edit("b1", lambda v: np.concatenate([v, v])), ModelError),
     "a stale group attribute": (lambda m: [set_attribute("Conv", "group", 4)(m), _regroup(m)], (GoalError, ModelError)),
     "a stale reshape": (edit("heads", lambda v: v[[0, 2, 1]]), (GoalError, ModelError)),
@@ -189,7 +192,7 @@ def test_verify_from_files(tmp_path, pruned):
     """What ``secateur verify`` does: only files are left of the run that pruned."""
     from exporter import Plan, save
 
-    graph, plan, good = pruned
+    _, plan, good = pruned
     onnx.save(network(), tmp_path / "dense.onnx")
     dense = load(tmp_path / "dense.onnx")
     save(good, tmp_path / "pruned.onnx")
