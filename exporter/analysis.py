@@ -51,7 +51,7 @@ def _apply(analysis: Analysis, node: Node) -> None:
             analysis.facts.takes[checkpoint[1] :],
             analysis.work[checkpoint[2] :],
         )
-        why = Reason(text, node.label)
+        why = Reason(text, getattr(error, "where", "") or node.label)
         for i, name in enumerate(node.inputs):
             if name and name in analysis.graph.constants and analysis.graph.shape(name) is not None:
                 for axis in site.axes(i):
@@ -60,7 +60,7 @@ def _apply(analysis: Analysis, node: Node) -> None:
                 _freeze_all(analysis, name, why)
         for o, name in enumerate(node.outputs):
             if name:
-                site.leave(o, text)
+                site.leave(o, why)
     else:
         site.close()
     for name in node.captured:

@@ -27,7 +27,15 @@ FLAT_LIMIT = 1 << 23
 
 
 class SlotError(Exception):
-    """A rule stated facts that do not fit together; the node is frozen and the text is the reason."""
+    """A rule stated facts that do not fit together; the node is frozen and the text is the reason.
+
+    Attributes:
+        where: the node that is the cause, where it is another than the one whose rule it is.
+    """
+
+    def __init__(self, text: str, where: str = "") -> None:
+        super().__init__(text)
+        self.where = where
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,7 @@ def node(op: str, inputs: str, outputs: str, **attributes) -> NodeProto:
 def weights(seed: int = 0, **shapes) -> dict[str, np.ndarray]:
     """Standard normal constants by name."""
     rng = np.random.default_rng(seed)
-    return {
-        name: rng.standard_normal(shape).astype(np.float32)
-        for name, shape in shapes.items()
-    }
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def build(

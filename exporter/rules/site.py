@@ -47,7 +47,7 @@ class Analysis:
     work: list[Work] = field(default_factory=list)
     contracted: list[Ids] = field(default_factory=list)
     shuffles: list[Shuffle] = field(default_factory=list)
-    lost: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, Reason] = field(default_factory=dict)
     roles: dict[str, list[Ids]] = field(default_factory=dict)
     mark: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
@@ -109,7 +109,7 @@ class Site:
     def _shape_of(self, name: str) -> tuple[int, ...]:
         shape = self.graph.shape(name)
         if shape is None:
-            raise SlotError(self.analysis.lost.get(name, f"the shape of '{name}' is not known"))
+            raise self._unknown(name)
         return shape
 
     def is_constant(self, i: int) -> bool:
@@ -149,7 +149,7 @@ class Site:
         if name not in self.graph.constants:
             axes = self.analysis.axes.get((name,))
             if axes is None:
-                raise SlotError(self.analysis.lost.get(name, f"the shape of '{name}' is not known"))
+                raise self._unknown(name)
         else:
             key: tuple[Any, ...] = (name,) if self._tied(name) else (name, self.node.key, i)
             self.analysis.use[self.node.key, i] = key
@@ -326,12 +326,16 @@ class Site:
             if name and o not in self._given:
                 self.leave(o)
 
-    def leave(self, o: int, why: str | None = None) -> None:
+    def _unknown(self, name: str) -> SlotError:
+        why = self.analysis.lost.get(name, Reason(f"the shape of '{name}' is not known"))
+        return SlotError(why.text, why.where)
+
+    def leave(self, o: int, why: Reason | None = None) -> None:
         """Fix every axis of output ``o``."""
         name = self.node.outputs[o]
         shape = self.graph.shape(name)
-        reason = why or f"{self.node.op} says nothing of output {o}"
+        reason = why or Reason(f"{self.node.op} says nothing of output {o}", self.node.label)
         if shape is not None:
-            self.analysis.axes[name,] = [self.fixed(s, reason) for s in shape]
+            self.analysis.axes[name,] = [Fixed(s, reason if s > 1 else ONE) for s in shape]
         elif why is not None:
             self.analysis.lost[name] = why
