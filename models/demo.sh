@@ -21,7 +21,7 @@ run secateur prune "$out/digits_cnn.onnx" -o "$out/digits_cnn-half.onnx" --macs 
 run secateur verify "$out/digits_cnn.onnx" "$out/digits_cnn-half.onnx" --plan "$out/digits_cnn-half.json"
 run secateur bench "$out/digits_cnn.onnx" "$out/digits_cnn-half.onnx" --seconds 2
 run secateur prune models/digits_vit.onnx -o "$out/digits_vit-80.onnx" --macs 0.8 --scope global --measure
-run secateur prune "$out/digits_cnn.onnx" -o "$out/digits_cnn-80.onnx" --macs 0.8 --align 4 --scope global
+run secateur prune "$out/digits_cnn.onnx" -o "$out/digits_cnn-80.onnx" --macs 0.8 --align 4 --scope global --keep "stem*"
 run python models/evaluate.py models/digits_cnn.onnx "$out/digits_cnn-80.onnx" "$out/digits_cnn-half.onnx" \
     models/digits_vit.onnx "$out/digits_vit-80.onnx"
 echo
