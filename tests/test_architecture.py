@@ -65,6 +65,7 @@ FORBIDDEN = {
     ),
     "exporter.slots": ("exporter.rules", "exporter.graph", "exporter.analysis", "exporter.groups", "onnx", "runtime"),
     "exporter.solve": ("exporter.rules", "exporter.graph", "exporter.analysis", "exporter.groups", "onnx", "runtime"),
+    "exporter.gates": ("exporter.rules", "exporter.rewriter", "exporter.analysis", "exporter.groups"),
     "exporter.masked": ("exporter.rules", "exporter.rewriter", "exporter.analysis", "exporter.groups"),
     "exporter.rewriter": ("exporter.rules", "exporter.masked", "exporter.verifier"),
     "exporter.plan": ("exporter.graph", "exporter.groups", "numpy", "onnx"),

@@ -1,0 +1,153 @@
+"""Put gates into a graph, with onnx-graphsurgeon: what the table of operators asks for, node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from exporter.graph import Graph
+from exporter.normalise import serialize_with_data
+from exporter.plan import AxisTake, Plan
+
+Mask = NDArray[np.bool_]
+Cut = Mapping[int, AxisTake]
+
+_WHERE_OPSET = 9
+_AXES_INPUT_OPSET = 18
+
+
+class Masker:
+    """The dense graph while gates are put in: one pass over its nodes in order."""
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        self.source = graph
+        self.opset = graph.opsets.get("", 1)
+        self.cut: dict[str, Cut] = dict(plan.hide)
+        self.cut |= {name: take.axes for name, take in plan.take.items() if take.axes and take.clone_of is None}
+        self.by_use: dict[tuple[str, int], Cut] = {use: t.axes for t in plan.take.values() for use in t.uses}
+        self.behind: dict[str, gs.Tensor] = {}  # the tensor behind a gate
+        self.nodes: list[gs.Node] = []
+        self.after: list[gs.Node] = []
+        self.count = 0
+
+    def build(self) -> onnx.ModelProto:
+        """The graph with all its gates."""
+        model = onnx.load_model_from_string(serialize_with_data(self.source.model, self.source.folder))
+        surgeon = gs.import_onnx(model)
+        for node in surgeon.nodes:
+            self.visit(node)
+        surgeon.nodes = self.nodes
+        masked: onnx.ModelProto = gs.export_onnx(surgeon, do_type_check=False)
+        return masked
+
+    # -- one node -----------------------------------------------------------------------------------------------
+
+    def visit(self, node: gs.Node) -> None:
+        """Take over one node, with what its table entry puts around it."""
+        gate = GATES.get(node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}::{node.op}")
+        if gate is None or gate(self, node):
+            self.nodes.append(node)
+        self.nodes.extend(self.after)
+        self.after.clear()
+
+    def cut_of(self, node: gs.Node, i: int) -> Cut:
+        """Cut axes of an input."""
+        if i >= len(node.inputs) or not node.inputs[i].name:
+            return {}
+        key = next((o.name for o in node.outputs if o.name), "")
+        tensor = self.behind.get(node.inputs[i].name, node.inputs[i])
+        return self.by_use.get((key, i), self.cut.get(tensor.name, {}))
+
+    def rank(self, tensor: gs.Tensor) -> int:
+        """Number of axes of a tensor of the dense graph."""
+        return len(self.source.inferred.dims[tensor.name])
+
+    def dtype(self, tensor: gs.Tensor) -> np.dtype[Any]:
+        """Element type of a tensor of the dense graph."""
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.source.inferred.dtype[tensor.name]))
+
+    def hide(self, node: gs.Node, i: int, axes: Sequence[int], neutral: float | gs.Tensor = 0.0) -> float:
+        """Put a gate on the cut ones of some axes of an input; returns the share of slots that stay."""
+        cut = self.cut_of(node, i)
+        tensor = self.behind.get(node.inputs[i].name, node.inputs[i])
+        if not cut:
+            return 1.0
+        rank = self.rank(tensor)
+        share = 1.0
+        for axis in {a % rank for a in axes}:
+            if axis in cut:
+                node.inputs[i] = self.gated(node.inputs[i], tensor, mask_of(cut[axis], axis, rank), neutral)
+                self.behind[node.inputs[i].name] = tensor
+                share *= len(cut[axis].keep) / cut[axis].size
+        return share
+
+    def gated(self, value: gs.Tensor, like: gs.Tensor, mask: Mask, neutral: float | gs.Tensor = 0.0) -> gs.Tensor:
+        """``value`` where the mask is true, the neutral element elsewhere."""
+        dtype = self.dtype(like)
+        if self.opset < _WHERE_OPSET:
+            kept = self.op("Mul", [value, self.constant(mask.astype(dtype))])
+            if neutral == 0.0:
+                return kept
+            fill = np.where(mask, 0, np.clip(float(neutral), -3e38, 3e38)).astype(dtype)
+            return self.op("Add", [kept, self.constant(fill)])
+        other = neutral if isinstance(neutral, gs.Tensor) else self.constant(np.array(neutral, dtype))
+        return self.op("Where", [self.constant(mask), value, other])
+
+    def op(self, op: str, inputs: list[gs.Tensor], **attributes: Any) -> gs.Tensor:
+        """Append a node and return its output."""
+        output = gs.Variable(self.fresh())
+        self.nodes.append(gs.Node(op, self.fresh(), attributes, inputs, [output]))
+        return output
+
+    def constant(self, values: Any) -> gs.Constant:
+        """A new constant."""
+        return gs.Constant(self.fresh(), np.asarray(values))
+
+    def fresh(self) -> str:
+        """A name nobody has."""
+        self.count += 1
+        return f"secateur.gate.{self.count}"
+
+    def mean(self, value: gs.Tensor, axes: Sequence[int]) -> gs.Tensor:
+        """Mean over some axes, which stay with size one."""
+        if self.opset >= _AXES_INPUT_OPSET:
+            return self.op("ReduceMean", [value, self.constant(np.array(axes, np.int64))], keepdims=1)
+        return self.op("ReduceMean", [value], axes=list(axes), keepdims=1)
+
+    def then(self, node: gs.Node, o: int, op: str, other: gs.Tensor) -> None:
+        """Apply an operator to an output of a node, under the output's name."""
+        inner = gs.Variable(self.fresh())
+        output = node.outputs[o]
+        node.outputs[o] = inner
+        self.after.append(gs.Node(op, self.fresh(), {}, [inner, other], [output]))
+
+
+def mask_of(take: AxisTake, axis: int, rank: int) -> Mask:
+    """Gate of an axis, true for the slots that stay, in a shape that broadcasts to a tensor of that rank."""
+    mask = np.zeros(take.size, bool)
+    mask[list(take.keep)] = True
+    return mask.reshape([take.size if k == axis else 1 for k in range(axis, rank)])
+
+
+Gate = Callable[[Masker, gs.Node], bool]
+"""Puts gates on the inputs of a node, or what replaces it into the graph; returns whether the node itself stays."""
+
+GATES: dict[str, Gate] = {}
+
+
+def gate(*operators: str) -> Callable[[Gate], Gate]:
+    """Register what one or more operators (``Conv``, ``com.microsoft::FusedConv``) must not see."""
+
+    def register(function: Gate) -> Gate:
+        for operator in operators:
+            if operator in GATES:
+                raise ValueError(f"two gates for {operator}: {GATES[operator].__name__} and {function.__name__}")
+            GATES[operator] = function
+        return function
+
+    return register

@@ -1,0 +1,107 @@
+"""Normalisations: statistics over the slots that stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from exporter.gates.masker import Masker, gate, mask_of
+
+_AFFINE_PER_CHANNEL_OPSET = 21
+
+
+def _normalise(
+    masker: Masker, node: gs.Node, axes: Sequence[int], affine: Sequence[gs.Tensor], centred: bool = True
+) -> bool:
+    """Replace a normalisation over cut axes by one over the slots that stay."""
+    x = node.inputs[0]
+    rank = masker.rank(x)
+    cut = {a: t for a, t in masker.cut_of(node, 0).items() if a in {k % rank for k in axes}}
+    if not cut:
+        return True
+    share = math.prod(len(t.keep) / t.size for t in cut.values())
+    dtype = masker.dtype(x)
+    rescale = masker.constant(np.array(1 / share, dtype))
+
+    def hidden(value: gs.Tensor) -> gs.Tensor:
+        for axis, take in cut.items():
+            value = masker.gated(value, x, mask_of(take, axis, rank))
+        return value
+
+    value = hidden(x)
+    if centred:
+        mean = masker.op("Mul", [masker.mean(value, axes), rescale])
+        value = hidden(masker.op("Sub", [x, mean]))
+    square = masker.op("Mul", [value, value])
+    variance = masker.op("Mul", [masker.mean(square, axes), rescale])
+    epsilon = masker.constant(np.array(node.attrs.get("epsilon", 1e-5), dtype))
+    deviation = masker.op("Sqrt", [masker.op("Add", [variance, epsilon])])
+    value = masker.op("Div", [value, deviation])
+    for op, tensor in zip(("Mul", "Add"), affine, strict=False):
+        value = masker.op(op, [value, tensor])
+    results = [value]
+    if centred:
+        results += [mean, masker.op("Reciprocal", [deviation])]
+    for result, output in zip(results, node.outputs, strict=False):
+        if output.name:
+            masker.nodes.append(gs.Node("Identity", masker.fresh(), {}, [result], [output]))
+    return False
+
+
+@gate("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+def _layer_norm(masker: Masker, node: gs.Node) -> bool:
+    rank = masker.rank(node.inputs[0])
+    axes = list(range(int(node.attrs.get("axis", -1)) % rank, rank))
+    affine = [t for t in node.inputs[1:3] if t.name]
+    return _normalise(masker, node, axes, affine, node.op == "LayerNormalization")
+
+
+@gate("InstanceNormalization")
+def _instance_norm(masker: Masker, node: gs.Node) -> bool:
+    rank = masker.rank(node.inputs[0])
+    if not any(a >= 2 for a in masker.cut_of(node, 0)):
+        return True
+    to = masker.constant(np.array([-1] + [1] * (rank - 2), np.int64))
+    affine = [masker.op("Reshape", [t, to]) for t in node.inputs[1:3]]
+    return _normalise(masker, node, list(range(2, rank)), affine)
+
+
+@gate("MeanVarianceNormalization")
+def _mean_variance(masker: Masker, node: gs.Node) -> bool:
+    node.attrs["epsilon"] = 1e-9
+    stays = _normalise(masker, node, list(node.attrs.get("axes", [0, 2, 3])), [])
+    del node.attrs["epsilon"]
+    return stays
+
+
+@gate("GroupNormalization")
+def _group_norm(masker: Masker, node: gs.Node) -> bool:
+    """Statistics of each group over its slots that stay; a group that is hidden whole keeps its own."""
+    cut = masker.cut_of(node, 0).get(1)
+    if cut is None:
+        return True
+    x, scale, bias = node.inputs[:3]
+    groups = int(node.attrs["num_groups"])
+    inner = cut.size // groups
+    mask = np.isin(np.arange(cut.size), cut.keep).reshape(groups, inner)
+    mask[~mask.any(1)] = True
+    dtype = masker.dtype(x)
+    rescale = masker.constant((inner / mask.sum(1)).astype(dtype).reshape(1, groups, 1, 1))
+    gate = mask.reshape(groups, inner, 1)
+    apart = masker.op("Reshape", [x, masker.constant(np.array([0, groups, inner, -1], np.int64))])
+    mean = masker.op("Mul", [masker.mean(masker.gated(apart, x, gate), [2, 3]), rescale])
+    value = masker.gated(masker.op("Sub", [apart, mean]), x, gate)
+    square = masker.op("Mul", [value, value])
+    variance = masker.op("Mul", [masker.mean(square, [2, 3]), rescale])
+    epsilon = masker.constant(np.array(node.attrs.get("epsilon", 1e-5), dtype))
+    value = masker.op("Div", [value, masker.op("Sqrt", [masker.op("Add", [variance, epsilon])])])
+    per_channel = masker.opset >= _AFFINE_PER_CHANNEL_OPSET
+    to = masker.constant(np.array([groups, inner if per_channel else 1, 1], np.int64))
+    value = masker.op("Mul", [value, masker.op("Reshape", [scale, to])])
+    value = masker.op("Add", [value, masker.op("Reshape", [bias, to])])
+    shape = masker.op("Shape", [x])
+    masker.nodes.append(gs.Node("Reshape", masker.fresh(), {}, [value, shape], [node.outputs[0]]))
+    return False
