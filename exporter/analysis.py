@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exporter.graph import Graph, Node
-from exporter.rules import RULES
+from exporter.rules import FROZEN, RULES
 from exporter.rules.site import Analysis, Site
 from exporter.shuffles import Shuffle, find_shuffles
 from exporter.slots import ONE, Fixed, Reason, SlotError
@@ -41,7 +41,7 @@ def _apply(analysis: Analysis, node: Node) -> None:
     try:
         if node.op not in RULES:
             kind = "control flow is not analysed" if node.captured or _has_graph(node) else f"no rule for {node.op}"
-            raise SlotError(kind)
+            raise SlotError(FROZEN.get(node.op, kind))
         RULES[node.op](site)
     except (SlotError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         # a node that lacks an input or an attribute its operator needs is left alone like one without a rule

@@ -153,6 +153,11 @@ def opsets_of(model: ModelProto) -> dict[str, int]:
     return {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
 
 
+def op_of(proto: NodeProto) -> str:
+    """Operator of a node, with its domain unless standard (``Conv``, ``com.microsoft::FusedConv``)."""
+    return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}::{proto.op_type}"
+
+
 def make_nodes(protos: Sequence[NodeProto], opsets: dict[str, int]) -> list[Node]:
     """Wrap the nodes of a graph."""
     nodes = []
@@ -161,7 +166,7 @@ def make_nodes(protos: Sequence[NodeProto], opsets: dict[str, int]) -> list[Node
         nodes.append(
             Node(
                 proto=proto,
-                op=f"{domain}::{proto.op_type}" if domain else proto.op_type,
+                op=op_of(proto),
                 inputs=tuple(proto.input),
                 outputs=tuple(proto.output),
                 attributes=attributes_of(proto),

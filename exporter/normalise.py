@@ -15,6 +15,7 @@ from exporter.branches import take_known_branches
 from exporter.check import check_model
 from exporter.copies import candidates, replace_copies
 from exporter.errors import ModelError
+from exporter.explicit import write_out
 from exporter.fold import fold
 from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.protos import constant_of, reads
@@ -70,6 +71,7 @@ def normalise(
             _fold(model, static)
             constants = _constants(model, folder)
             bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured)
+    write_out(model, bound)
     ranks = {name: tuple(f"{name}:{axis}" for axis in range(len(dims))) for name, dims in measured.items()}
     static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks)
     return Graph(

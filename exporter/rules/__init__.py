@@ -15,6 +15,6 @@ from exporter.rules import (  # noqa: F401  (each module registers its rules)
     shaping,
     spatial,
 )
-from exporter.rules.registry import RULES, Rule, rule
+from exporter.rules.registry import FROZEN, RULES, Rule, freezes, rule
 
-__all__ = ["RULES", "Rule", "rule"]
+__all__ = ["FROZEN", "RULES", "Rule", "freezes", "rule"]

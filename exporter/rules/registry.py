@@ -10,6 +10,9 @@ Rule = Callable[[Site], None]
 
 RULES: dict[str, Rule] = {}
 
+FROZEN: dict[str, str] = {}
+"""Operators of which nothing is cut, and why."""
+
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
     """Register a rule for one or more operators (``Conv``, ``com.microsoft::FusedConv``)."""
@@ -22,3 +25,11 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def freezes(why: str, *operators: str) -> None:
+    """Register operators of which nothing is cut on purpose; ``why`` becomes the reason in the report."""
+    for operator in operators:
+        if operator in FROZEN or operator in RULES:
+            raise ValueError(f"{operator} is registered already")
+        FROZEN[operator] = why
