@@ -19,7 +19,7 @@ STEPS: dict[str, Step] = {}
 
 
 def explicit(*operators: str) -> Callable[[Step], Step]:
-    """Register what writes out the attributes of one or more operators (``Attention``, ``com.microsoft::Attention``)."""
+    """Register what writes out the attributes of operators (``Attention``, ``com.microsoft::Attention``)."""
 
     def register(function: Step) -> Step:
         for operator in operators:
