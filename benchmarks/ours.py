@@ -61,6 +61,45 @@ def prune(source: str, output: str, ratio: float = 0.5, align: int = 1) -> dict[
     }
 
 
+def survey(source: str, output: str, ratio: float = 0.5) -> dict[str, Any]:
+    """Like ``prune``, with what held back the cut; without a group, what freezes everything.
+
+    Returns:
+        What ``prune`` returns and ``why``, see ``shortfall``.
+    """
+    import shortfall
+
+    from exporter import find_groups, load
+    from exporter import prune as prune_file
+    from exporter.errors import ModelError
+    from exporter.report import prunable_parameters
+
+    started = time.perf_counter()
+    try:
+        result = prune_file(source, output, ratio=ratio, align=1)
+    except ModelError as error:
+        groups = find_groups(load(source))
+        if len(groups):
+            raise
+        return {"explained": str(error).splitlines()[0], "reasons": inspect(source)["frozen"]}
+    seconds = time.perf_counter() - started
+    before, after, proof = result.before, result.after, result.proof
+    assert proof is not None
+    return {
+        "macs_left": after.macs / max(before.macs, 1),
+        "parameters_left": after.parameters / max(before.parameters, 1),
+        "macs": before.macs,
+        "parameters": before.parameters,
+        "groups": len(result.groups),
+        "prunable": prunable_parameters(result.groups) / max(before.parameters, 1),
+        "error": proof.error,
+        "change": proof.change,
+        "warnings": list(result.warnings),
+        "seconds": seconds,
+        "why": shortfall.shortfall(result.groups, result.plan),
+    }
+
+
 def command_line(arguments: list[str]) -> dict[str, Any]:
     """Run the command line in this process, to see what it imports."""
     from exporter.cli import main

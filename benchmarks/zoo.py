@@ -45,6 +45,8 @@ _SEED = 0
 _CLASSES = {"bert": 7}
 _NOISE_BATCH = 8
 _EQUAL_BIAS = 0.1
+_ZERO = 1e-3
+"""Weights below this are as good as zero: the layer would do nothing."""
 _libraries: list[Any] = []
 
 
@@ -77,8 +79,8 @@ def build(name: str, kind: str = "random") -> tuple[torch.nn.Module, tuple[torch
     model = _bert() if name == "bert" else _vision(name)
     inputs = _example(name)
     if kind != "fresh":
-        _fill(model, kind == "equal")
-        _settle_statistics(model, kind == "equal")
+        fill(model, kind == "equal")
+        settle_statistics(model, kind == "equal", (torch.randn(_NOISE_BATCH, 3, 224, 224),))
     return model.eval(), inputs
 
 
@@ -202,7 +204,7 @@ def _example(name: str) -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(v) for v in feeds(name).values())
 
 
-def _fill(model: torch.nn.Module, equal: bool) -> None:
+def fill(model: torch.nn.Module, equal: bool) -> None:
     """Set biases, normalisation parameters and layer scales; weights initialised with zeros get random values."""
     import torch
 
@@ -212,7 +214,7 @@ def _fill(model: torch.nn.Module, equal: bool) -> None:
                 low, high = (0.5, 0.5) if equal else (0.2, 1.0)
                 parameter.uniform_(low, high)
             elif parameter.dim() > 1:
-                if not parameter.any():
+                if parameter.abs().max() < _ZERO:  # a layer scale may have several axes
                     parameter.normal_(0, 0.02)
             elif name.endswith("bias"):
                 parameter.fill_(_EQUAL_BIAS) if equal else parameter.normal_(0, 0.05)
@@ -220,15 +222,16 @@ def _fill(model: torch.nn.Module, equal: bool) -> None:
                 parameter.fill_(1.0) if equal else parameter.uniform_(0.7, 1.3)
 
 
-def _settle_statistics(model: torch.nn.Module, equal: bool) -> None:
+def settle_statistics(model: torch.nn.Module, equal: bool, noise: tuple[torch.Tensor, ...]) -> None:
     """Measure the statistics of batch normalisation on noise, so that the signal neither dies nor explodes.
 
-    With ``equal``, all channels of a layer get one mean, zero, and one variance: the bias left after folding is the
-    same everywhere.
+    ``noise`` is what the model is called with. With ``equal``, all channels of a layer get one mean, zero, and one
+    variance: the bias left after folding is the same everywhere.
     """
     import torch
 
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+    norms = [m for m in model.modules() if isinstance(m, kinds) and m.running_var is not None]
     if not norms:
         return
     model.eval()
@@ -236,7 +239,7 @@ def _settle_statistics(model: torch.nn.Module, equal: bool) -> None:
         norm.train()
         norm.momentum = 1.0
     with torch.no_grad():
-        model(torch.randn(_NOISE_BATCH, 3, 224, 224))
+        model(*noise)
         for norm in norms if equal else ():
             power = (norm.running_var + norm.running_mean.square()).mean()
             norm.running_var.fill_(power)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from exporter.planner import make_plan
     from exporter.pruner import Result, prune
     from exporter.rewriter import rewrite
+    from exporter.sequence import compose
     from exporter.verifier import Proof, verify
 
 _HOME = {
@@ -45,6 +46,7 @@ _HOME = {
     "Result": "pruner",
     "prune": "pruner",
     "rewrite": "rewriter",
+    "compose": "sequence",
     "Proof": "verifier",
     "verify": "verifier",
 }
@@ -60,6 +62,7 @@ __all__ = [
     "Result",
     "SecateurError",
     "UsageError",
+    "compose",
     "find_groups",
     "load",
     "make_plan",

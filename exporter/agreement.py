@@ -47,7 +47,10 @@ def is_float(values: Array) -> bool:
 
 
 def take_axes(values: Array, axes: Mapping[int, AxisTake]) -> Array:
-    """The kept part of a tensor."""
+    """The kept part of a tensor. An axis after its last stands for its values: ids, which are numbered anew."""
     for axis, take in axes.items():
+        if axis == values.ndim:
+            values = np.searchsorted(take.keep, values).astype(values.dtype)
+            continue
         values = np.take(values, take.keep, axis=axis)
     return values

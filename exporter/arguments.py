@@ -58,6 +58,17 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_io(parser: Any) -> None:
+    parser.add_argument(
+        "--io",
+        action="append",
+        default=[],
+        metavar="GLOB:AXIS",
+        help="let an axis of matching graph inputs and outputs shrink ('past_key*:1'), or the ids an integer input may "
+        "hold ('input_ids:ids'); what calls the model must follow; repeatable",
+    )
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE|-", help="write everything as JSON to a file, or to stdout for '-'")
 
@@ -65,6 +76,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _add_inspect(commands: Any, function: Command) -> None:
     parser = _command(commands, "inspect", function, "List what can be removed from a model, and why the rest cannot.")
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    _add_io(parser)
     _add_shape(parser)
     _add_json(parser)
 
@@ -73,11 +85,24 @@ def _add_prune(commands: Any, function: Command) -> None:
     parser = _command(commands, "prune", function, "Remove units from a model, prove the result, and write it.")
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="the file to write")
-    budget = parser.add_argument_group("budget (one of them, unless --plan is given)")
+    budget = parser.add_argument_group("budget (one of them, unless --layers or --plan is given)")
     budget.add_argument("--ratio", type=float, metavar="R", help="remove this share of the units")
     budget.add_argument("--macs", type=float, metavar="M", help="leave at most this share of the multiply-accumulates")
     budget.add_argument("--params", type=float, metavar="P", help="leave at most this share of the parameters")
     choice = parser.add_argument_group("choosing units")
+    choice.add_argument(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="drop N residual blocks, the least important ones; widths meet the budget",
+    )
+    choice.add_argument(
+        "--layer-score",
+        default="similarity",
+        metavar="NAME",
+        help="similarity of the residual stream with and without a block, on --inputs or seeded ones (default), "
+        "magnitude (no run needed) or random",
+    )
     choice.add_argument("--score", default="l2", metavar="NAME", help="l1, l2 (default) or random")
     choice.add_argument("--include-consumers", action="store_true", help="score the weights that read a unit as well")
     choice.add_argument(
@@ -98,7 +123,9 @@ def _add_prune(commands: Any, function: Command) -> None:
         "--granularity",
         metavar="KINDS",
         help="kinds of groups to cut, separated by commas: channels, neurons, hidden, heads, head_dims, conv_groups, "
-        "norm_groups (default: all, but one factor of each product axis)",
+        "norm_groups, tokens (default: all, but one factor of each product axis); experts, whole, only where they are "
+        "named; and layers: whole residual blocks. With layers and others --ratio applies to each, and --macs and "
+        "--params are split evenly",
     )
     choice.add_argument(
         "--keep", action="append", default=[], metavar="GLOB", help="keep whole what touches a matching node or tensor"
@@ -106,14 +133,20 @@ def _add_prune(commands: Any, function: Command) -> None:
     choice.add_argument(
         "--only", action="append", default=[], metavar="GLOB", help="cut only what touches a matching node or tensor"
     )
-    choice.add_argument("--seed", type=int, default=0, metavar="N", help="for --score random")
+    _add_io(choice)
+    choice.add_argument("--seed", type=int, default=0, metavar="N", help="for random scores")
     plan = parser.add_argument_group("plans")
     plan.add_argument("--save-plan", metavar="P.json", type=Path, help="write the plan")
     plan.add_argument("--plan", metavar="P.json", type=Path, help="carry out this plan")
     plan.add_argument("--dry-run", action="store_true", help="plan and report only; write no model")
     proof = parser.add_argument_group("proof and measurement")
     proof.add_argument("--no-verify", action="store_true", help="write the result without proving it")
-    proof.add_argument("--inputs", metavar="FILE.npz", type=Path, help="recorded inputs for the proof, by input name")
+    proof.add_argument(
+        "--inputs",
+        metavar="FILE.npz",
+        type=Path,
+        help="recorded inputs for the proof and for --layer-score, by input name",
+    )
     proof.add_argument("--measure", action="store_true", help="time the result against the original in one paired run")
     _add_shape(parser)
     _add_json(parser)
@@ -125,7 +158,14 @@ def _add_verify(commands: Any, function: Command) -> None:
     )
     parser.add_argument("original", metavar="ORIGINAL", type=Path, help="the model before pruning")
     parser.add_argument("pruned", metavar="PRUNED", type=Path, help="the model after pruning")
-    parser.add_argument("--plan", metavar="P.json", type=Path, required=True, help="what was removed")
+    parser.add_argument(
+        "--plan",
+        metavar="P.json",
+        type=Path,
+        action="append",
+        required=True,
+        help="what was removed; repeat it for a model pruned several times, in order",
+    )
     parser.add_argument(
         "--tolerance", type=float, metavar="T", help="accepted difference relative to the signal (1e-3)"
     )

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from exporter import find_groups, load, report
+    from exporter import find_groups, load, report, report_json
     from exporter.pruner import totals
     from runtime.feeds import parse_shapes
 
@@ -66,17 +67,17 @@ def _inspect(options: argparse.Namespace) -> int:
     progress("reading the model")
     graph = load(options.model, parse_shapes(options.shape))
     progress("analysing")
-    groups = find_groups(graph)
+    groups = find_groups(graph, options.io)
     before = totals(graph, groups)
     if options.json:
-        _write_json(options.json, report.inspect_json(graph, groups, before))
+        _write_json(options.json, report_json.inspect_json(graph, groups, before))
     if options.json != "-":
         print(report.inspect_text(graph, groups, before))
     return 0
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from exporter import Plan, prune, report
+    from exporter import Plan, prune, report, report_json
     from runtime.feeds import parse_shapes
 
     _check_prune(options)
@@ -86,7 +87,9 @@ def _prune(options: argparse.Namespace) -> int:
         ratio=options.ratio,
         macs=options.macs,
         params=options.params,
+        layers=options.layers,
         score=options.score,
+        layer_score=options.layer_score,
         consumers=options.include_consumers,
         scope=options.scope,
         align=_align(options.align),
@@ -94,6 +97,7 @@ def _prune(options: argparse.Namespace) -> int:
         granularity=[k.strip() for k in options.granularity.split(",")] if options.granularity else None,
         keep=options.keep,
         only=options.only,
+        io=options.io,
         plan=Plan.load(options.plan) if options.plan else None,
         dry_run=options.dry_run,
         prove=not options.no_verify,
@@ -104,9 +108,9 @@ def _prune(options: argparse.Namespace) -> int:
     )
     if options.save_plan:
         result.plan.save(options.save_plan)
-    latency = _measure(options, result.groups.graph.binding.shapes) if options.measure and result.output else None
+    latency = _measure(options, dict(result.plan.model.shapes)) if options.measure and result.output else None
     if options.json:
-        _write_json(options.json, report.prune_json(result, latency))
+        _write_json(options.json, report_json.prune_json(result, latency))
     if options.json != "-":
         print(report.prune_text(result, latency))
     return 0
@@ -117,8 +121,15 @@ def _check_prune(options: argparse.Namespace) -> None:
     from exporter.errors import UsageError
 
     if options.plan:
-        defaults = {"score": "l2", "include_consumers": False, "scope": "local", "align": "auto", "min_width": 1}
-        defaults |= {"granularity": None, "keep": [], "only": [], "seed": 0}
+        defaults = {
+            "score": "l2",
+            "layer_score": "similarity",
+            "include_consumers": False,
+            "scope": "local",
+            "align": "auto",
+            "min_width": 1,
+        }
+        defaults |= {"granularity": None, "keep": [], "only": [], "io": [], "seed": 0}
         for name, default in defaults.items():
             if getattr(options, name) != default:
                 option = name.replace("_", "-")
@@ -155,27 +166,28 @@ def _measure(options: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) ->
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from exporter import GoalError, Plan, load, report, verify
+    from exporter import GoalError, Plan, compose, load, report, report_json, verify
     from exporter.fits import check_fits
+    from exporter.interface import pruned_shapes
     from exporter.normalise import input_specs
     from runtime.errors import BadRequest
     from runtime.feeds import recorded
 
-    plan = Plan.load(options.plan)
+    plan = reduce(compose, [Plan.load(p) for p in options.plan])
     graph = load(options.original)
     check_fits(plan, graph)  # before its shapes are asked of a model it is not for
     shapes = dict(plan.model.shapes)
     if graph.binding.shapes != shapes:
         graph = load(options.original, shapes)
     try:
-        pruned = load(options.pruned, shapes)
+        pruned = load(options.pruned, pruned_shapes(plan, shapes))
     except BadRequest as error:
-        wanted = report.shapes_text(shapes)
+        wanted = report.shapes_text(pruned_shapes(plan, shapes))
         raise GoalError(f"{options.pruned} does not take the inputs of the original ({wanted}).") from error
     inputs = recorded(options.inputs, input_specs(graph.model)) if options.inputs else ()
     proof = verify(pruned, graph, plan, tolerance=options.tolerance, inputs=inputs, progress=_Progress(options.quiet))
     if options.json:
-        _write_json(options.json, {"version": report.JSON_VERSION, "proof": report.proof_json(proof)})
+        _write_json(options.json, {"version": report_json.JSON_VERSION, "proof": report_json.proof_json(proof)})
     if options.json != "-":
         for warning in proof.warnings:
             print(f"note: {warning}")
@@ -184,7 +196,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from exporter import report
+    from exporter import report, report_json
     from runtime.feeds import parse_shapes
     from runtime.latency import bench, compare
 
@@ -199,15 +211,15 @@ def _bench(options: argparse.Namespace) -> int:
     )
     ratios = [compare(results[0], other) for other in results[1:]]
     if options.json:
-        _write_json(options.json, report.bench_json(results, ratios))
+        _write_json(options.json, report_json.bench_json(results, ratios))
     if options.json != "-":
         print(report.bench_text(results, ratios))
     return 0
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from exporter import report
     from exporter.convert import convert
+    from exporter.tables import quantity
     from exporter.torch_source import load_module, load_weights, parse_dynamic, parse_inputs
 
     progress = _Progress(options.quiet)
@@ -220,7 +232,7 @@ def _convert(options: argparse.Namespace) -> int:
     result = convert(
         module, inputs, options.output, dynamic=dynamic, output_names=options.output_name, opset=options.opset
     )
-    size = report.quantity(result.path.stat().st_size)
+    size = quantity(result.path.stat().st_size)
     error = f"max relative error {result.max_relative_error:.2g} against PyTorch"
     print(f"{result.path}: {size}B, opset {result.opset}, {error}")
     return 0

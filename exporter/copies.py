@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto
 
-from exporter.shapes import Inferred, attributes_of
+from exporter.protos import attributes_of
+from exporter.shapes import Inferred
 from exporter.values import is_standard
 
 
@@ -23,6 +24,7 @@ def candidates(nodes: Iterable[NodeProto], static: Inferred) -> list[NodeProto]:
         for n in nodes
         if n.op_type == "Gather"
         and is_standard(n)
+        and len(n.input) > 1
         and attributes_of(n).get("axis", 0) == 0
         and n.input[1] not in static.known
         and len(static.dims.get(n.input[0], ())) == 1

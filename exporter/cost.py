@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.graph import is_parameter
 from exporter.groups import Groups
 from exporter.slots import Axis, Fixed, Ids
 
@@ -78,7 +78,7 @@ class CostModel:
         graph = self.groups.graph
         for key, axes in self.groups.analysis.axes.items():
             name = key[0]
-            if name not in graph.constants or name in seen or not is_parameter(graph.constants[name]):
+            if name not in graph.trained or name in seen:
                 continue
             seen.add(name)
             factor = 1
@@ -90,9 +90,7 @@ class CostModel:
                     live.append(self._axis(axis))
                     self.constant_axes.append((name, k, live[-1]))
             terms.append((factor, live))
-        for name, tensor in graph.constants.items():
-            if name not in seen and name in graph.users and is_parameter(tensor):
-                terms.append((int(np.prod(tensor.dims, dtype=np.int64)), []))
+        terms.extend((math.prod(graph.constants[name].dims), []) for name in graph.trained - seen)
         return terms
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.fits import fingerprint
-from exporter.graph import Graph, Node
+from exporter.graph import Before, Graph, Node
 from exporter.groups import Groups
 from exporter.plan import AxisTake, ConstantTake, GatherEdit, Plan, PlannedGroup, SizeEdit
+from exporter.removal import stand_ins
 from exporter.rules.site import find_slot
 from exporter.shuffles import Shuffle, move
 from exporter.slots import Axis, Fixed, Ids, Slot
@@ -33,7 +34,7 @@ def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any], n
     alive = _Alive(groups, list(keep))
     moved = _shuffles(groups, alive)
     counts, sizes = _counts(groups, alive, moved.sizes)
-    return Plan(
+    plan = Plan(
         model=fingerprint(groups.graph),
         options=options,
         notes=tuple(notes),
@@ -51,6 +52,22 @@ def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any], n
         hide=_hidden(groups, alive) | moved.hide,
         sizes=sizes,
         gathers=(*_gathers(groups, alive), *moved.gathers),
+        io=groups.io,
+    )
+    before = groups.graph.before
+    return plan if before is None else _for_whole(plan, before)
+
+
+def _for_whole(plan: Plan, before: Before) -> Plan:
+    """The plan for the graph from which branches were taken out before the analysis."""
+    constants = before.graph.constants
+    return replace(
+        plan,
+        model=fingerprint(before.graph),
+        take={name: plan.take.get(name, ConstantTake(removed=True)) for name in constants} | dict(plan.take),
+        # a sum whose branch goes holds what its other operand holds
+        hide={**plan.hide, **{y: plan.hide[x] for y, x in stand_ins(before.drops).items() if x in plan.hide}},
+        drop=before.drops,
     )
 
 
@@ -85,7 +102,7 @@ def _takes(groups: Groups, alive: _Alive, counts: Mapping[Use, tuple[int, ...]])
     for use, key in analysis.use.items():
         slots.setdefault(key[0], {})[use] = alive.axes(analysis.axes[key])
     result: dict[str, ConstantTake] = {}
-    taken = set(graph.constants) | set(graph.producer) | set(graph.inputs)
+    taken = set(graph.constants) | set(graph.producer) | set(graph.inputs) | graph.given
     for name in graph.constants:
         uses = {(user.key, i): slots.get(name, {}).get((user.key, i), {}) for user, i in graph.users.get(name, ())}
         variants: list[tuple[ConstantTake, list[Use]]] = []
@@ -114,13 +131,13 @@ def _position(graph: Graph, use: tuple[str, int]) -> tuple[int, int]:
 
 
 def _hidden(groups: Groups, alive: _Alive) -> dict[str, dict[int, AxisTake]]:
-    result = {}
+    result: dict[str, dict[int, AxisTake]] = {}
     for key, axes in groups.analysis.axes.items():
         name = key[0]
         if name not in groups.graph.constants:
             taken = alive.axes(axes)
             if taken:
-                result[name] = taken
+                result[name] = result.get(name, {}) | taken
     return result
 
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 
 from exporter.errors import UsageError
 from exporter.graph import Graph
-from exporter.plan import AxisTake, Fingerprint, Plan
+from exporter.interface import rows_selected
+from exporter.plan import AxisTake, ConstantTake, Fingerprint, Plan
+from exporter.removal import links, stand_ins, sum_fault, survivors
 
 
 def fingerprint(graph: Graph) -> Fingerprint:
@@ -83,10 +85,24 @@ def _faults(plan: Plan, graph: Graph) -> Iterator[str]:
             node = graph.producer.get(key)
             if node is None or index >= len(node.inputs) or node.inputs[index] != origin:
                 yield f"input {index} of node '{key}' is not '{origin}'"
+    interface = {*graph.inputs, *graph.outputs}
     for name, axes in plan.hide.items():
-        yield from _wrong_axes(name, axes, graph.shape(name) if name in graph.producer else None)
+        here = name in graph.producer or name in interface or name in graph.given
+        yield from _wrong_axes(name, axes, _sizes(graph, name) if here else None)
+        if name in interface and not set(axes) <= set(plan.io.get(name, ())):
+            yield f"it cuts '{name}', an input or output that was not free to shrink"
+    for name, own in plan.io.items():
+        if name not in interface or max(own, default=0) >= len(_sizes(graph, name) or ()):
+            yield f"there is no input or output '{name}' with the axes {list(own)}"
+    yield from _wrong_drops(plan, graph)
     yield from _wrong_sizes(plan, graph)
     yield from _wrong_gathers(plan, graph)
+
+
+def _sizes(graph: Graph, name: str) -> tuple[int, ...] | None:
+    """Shape of a tensor, and after it the number of ids it may hold, if it is an input that selects rows."""
+    shape, rows = graph.shape(name), rows_selected(graph, name)
+    return shape if shape is None or rows is None else (*shape, rows)
 
 
 def _wrong_axes(name: str, axes: Mapping[int, AxisTake], shape: tuple[int, ...] | None) -> Iterator[str]:
@@ -96,6 +112,38 @@ def _wrong_axes(name: str, axes: Mapping[int, AxisTake], shape: tuple[int, ...] 
     for axis, take in axes.items():
         if axis >= len(shape) or shape[axis] != take.size:
             yield f"'{name}' is {list(shape)}, not {take.size} along axis {axis}"
+
+
+def _wrong_drops(plan: Plan, graph: Graph) -> Iterator[str]:
+    if not plan.drop:
+        yield from (f"'{name}' is removed, but nothing is dropped" for name, t in plan.take.items() if t.removed)
+        return
+    nodes = links(graph.model)
+    by_key, instead = {link.key: link.proto for link in nodes}, stand_ins(plan.drop)
+    for drop in plan.drop:
+        node = by_key.get(drop.node)
+        if node is None:
+            yield f"there is no node '{drop.node}'"
+            return
+        fault = sum_fault(graph, node)
+        keeps = node.input[1 - drop.input] if drop.input < 2 else ""
+        if fault or instead.get(keeps, keeps) != instead.get(drop.keeps, drop.keeps):
+            yield f"node '{drop.node}' {fault or f'does not add anything to {drop.keeps!r}'}"
+            return
+    if len({drop.node for drop in plan.drop}) < len(plan.drop):
+        yield "a node is dropped twice"
+    for name in {name for drop in plan.drop for name in drop.interface} - {*graph.inputs, *graph.outputs}:
+        yield f"there is no input or output '{name}'"
+    alive = survivors(nodes, graph.outputs, plan.drop)
+    kept = [link for link in nodes if link.key in alive]
+    moved = {use for take in plan.take.values() for use in take.uses}
+    read = {n for link in kept for i, n in enumerate(link.proto.input) if (link.key, i) not in moved}
+    read |= {n for link in kept for n in link.reads.difference(link.proto.input)} | set(graph.outputs)
+    for name, take in plan.take.items():
+        if take.removed and (take != ConstantTake(removed=True) or name in read):
+            yield f"'{name}' is removed, but read by what stays"
+    for name in {name for drop in plan.drop for name in drop.interface} & (read - set(graph.outputs)):
+        yield f"input '{name}' is removed, but read by what stays"
 
 
 def _wrong_sizes(plan: Plan, graph: Graph) -> Iterator[str]:

@@ -10,6 +10,7 @@ keeps its size is copied, and what is left is read where its symbol comes from.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +18,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from exporter.protos import reads
-from exporter.shapes import Dims, Inferred, attributes_of
+from exporter.protos import attributes_of, reads
+from exporter.shapes import Dims, Inferred
 from exporter.values import Dim, Vector, is_standard
 
 FreshName = Callable[[str], str]
@@ -50,16 +51,16 @@ def fold(
     Returns:
         The nodes that remain and the initializers to add.
     """
-    maker = _Maker(found, fresh)
+    maker, written = _Maker(found, fresh), _Written(nodes, constants, found)
     result: list[NodeProto] = []
     gone: list[bool] = []
     for node in nodes:
         folds = _folds(node, outputs, found)
         at = _TARGETS.get(node.op_type) if is_standard(node) else None
-        if not folds and at is not None and len(node.input) > at:
+        if not folds and at is not None and len(node.input) > at and node.output:
             name = node.input[at]
             elements = _canonical(node, at, found) if name and name not in constants | set(found.known) else None
-            if elements is not None:
+            if elements is not None and not written.as_is(name, elements):
                 node.input[at] = maker.vector(elements, f"{node.output[0]}.shape")
                 _allow_copies(node, elements)
                 result.extend(maker.nodes)
@@ -139,6 +140,40 @@ class _Maker:
         return name
 
 
+class _Written:
+    """Targets that stand in a file the way ``_Maker`` writes them: pruning a pruned model must not write them again."""
+
+    def __init__(self, nodes: Sequence[NodeProto], constants: set[str], found: Inferred) -> None:
+        self.constants, self.found = constants, found
+        self.makers = {o: n for n in nodes for o in n.output if is_standard(n)}
+        self.uses = Counter(name for n in nodes for name in n.input)
+
+    def as_is(self, name: str, elements: Vector) -> bool:
+        """Say whether a target is a Concat of these elements that nothing else reads."""
+        maker = self.makers.get(name)
+        if maker is None or maker.op_type != "Concat" or self.uses[name] > 1:
+            return False
+        present: list[Dim] = []
+        for piece in maker.input:
+            vector = self.found.vector(piece)
+            if vector is None or not (piece in self.constants or self._is_symbol(piece, vector)):
+                return False
+            present.extend(vector)
+        return tuple(present) == elements
+
+    def _is_symbol(self, piece: str, vector: Vector) -> bool:
+        """Say whether a one-element tensor is read from where its symbol comes from."""
+        node = self.makers.get(piece)
+        origin = self.found.origins.get(vector[0]) if len(vector) == 1 and isinstance(vector[0], str) else None
+        if node is None or origin is None or node.op_type not in ("Gather", "Reshape"):
+            return False
+        source = node.input[0]
+        if origin.axis is not None:
+            shape = self.makers.get(source)
+            return shape is not None and shape.op_type == "Shape" and bool(shape.input[0] == origin.tensor)
+        return bool(source == origin.tensor)
+
+
 def _canonical(node: NodeProto, at: int, found: Inferred) -> Vector | None:
     """Elements of a target put together anew, or None to leave it as it is."""
     target, source = found.vector(node.input[at]), found.dims.get(node.input[0])
@@ -153,7 +188,8 @@ def _canonical(node: NodeProto, at: int, found: Inferred) -> Vector | None:
     if elements is None or any(isinstance(e, str) and e not in found.origins for e in elements):
         return None
     constant = all(isinstance(e, int) for e in elements)
-    return elements if constant or any(isinstance(e, int) and e > 1 for e in elements) else None
+    # a number in it, or one it need not hold any more, is the size of an axis that a cut may change
+    return elements if constant or any(isinstance(e, int) and e > 1 for e in (*elements, *target)) else None
 
 
 def _reshape_elements(target: Vector, source: Dims, out: Dims) -> Vector | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
-from exporter.protos import constant_of, reads
+from exporter.protos import constant_of, reads, set_nodes, subgraphs
 
 _DEPTH_LIMIT = 32
 
@@ -20,18 +20,21 @@ class Calls:
         nodes: the call nodes, as they stood in the file.
         bodies: for each call, the serialized nodes that replaced it.
         uncalled: names of the functions that nothing called in the file.
+        inside: whether calls in subgraphs were inlined as well.
     """
 
     nodes: list[NodeProto] = field(default_factory=list)
     bodies: list[list[bytes]] = field(default_factory=list)
     uncalled: frozenset[str] = frozenset()
+    inside: bool = False
 
 
 def inline(model: ModelProto) -> Calls:
-    """Replace, in place, every call of a local function in the main graph by the function's nodes.
+    """Replace, in place, every call of a local function by the function's nodes, in subgraphs too.
 
-    A function that imports another version of the standard operator set than the model is left as a call, because
-    its nodes would mean something else outside. Definitions stay in the model.
+    Calls in the main graph can be put back; those inside subgraphs stay as nodes. A function that imports another
+    version of the standard operator set than the model is left as a call, because its nodes would mean something else
+    outside. Definitions stay in the model.
     """
     calls = Calls()
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
@@ -48,7 +51,9 @@ def inline(model: ModelProto) -> Calls:
             calls.nodes.append(node)
             calls.bodies.append([n.SerializeToString(deterministic=True) for n in body])
             nodes.extend(body)
-    if calls.nodes:
+    for node in nodes:
+        calls.inside |= _expand_inside(node, functions, opsets, 0)
+    if calls.nodes or calls.inside:
         copies = [NodeProto.FromString(n.SerializeToString()) for n in calls.nodes]
         calls.nodes = copies
         keep = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
@@ -62,9 +67,28 @@ def inline(model: ModelProto) -> Calls:
     return calls
 
 
+def _expand_inside(
+    node: NodeProto,
+    functions: Mapping[tuple[str, str, str], FunctionProto],
+    opsets: Mapping[str, int],
+    depth: int,
+) -> bool:
+    """Replace, in place, the calls in the subgraphs of a node; returns whether there was one."""
+    changed = False
+    for graph in subgraphs(node) if depth <= _DEPTH_LIMIT else []:
+        bodies = [_expand(inner, functions, opsets, depth) for inner in graph.node]
+        if any(body is not None for body in bodies):
+            changed = True
+            pairs = zip(list(graph.node), bodies, strict=True)
+            set_nodes(graph, [n for inner, body in pairs for n in ([inner] if body is None else body)])
+        for inner in graph.node:
+            changed |= _expand_inside(inner, functions, opsets, depth + 1)
+    return changed
+
+
 def restore(model: ModelProto, calls: Calls) -> None:
     """Put back, in place, each call whose nodes all stand unchanged; drop definitions that lost their last call."""
-    if not calls.nodes:
+    if not calls.nodes and not calls.inside:
         return
     nodes = list(model.graph.node)
     at = {n.output[0]: i for i, n in enumerate(nodes) if n.output}

@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, NodeProto, TensorProto
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
 from exporter.functions import Calls
-from exporter.protos import reads
-from exporter.shapes import Inferred, attributes_of
+from exporter.plan import Drop
+from exporter.protos import attributes_of
+from exporter.shapes import Inferred
 from exporter.tensors import Array
 from runtime.feeds import Binding
 
 _CACHED_BYTES = 1 << 16
+_LARGEST_MASK = 1 << 26
+_HIDES = -1000.0
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+RETURNED = -1
+"""Stands for an input index where a node hands on what its subgraph returns."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Body:
+    """A subgraph that a node runs: a branch of an If, the body of a Loop or Scan.
+
+    Attributes:
+        name: the attribute that holds it; with ``[]`` for one of several.
+        inputs: names the node gives values to.
+        outputs: names of what it returns.
+        nodes: its own nodes, in topological order; those of subgraphs inside are in their ``bodies``.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+    def everything(self) -> Iterator[Node]:
+        """All nodes, those of subgraphs inside included."""
+        for node in self.nodes:
+            for body in node.bodies:
+                yield from body.everything()
+            yield node
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -31,8 +63,9 @@ class Node:
         outputs: tensor names, "" for an omitted one.
         attributes: attribute values by name.
         opset: version of the operator's domain.
-        index: position in the graph.
-        captured: names read by the node's subgraphs from outside.
+        index: position in the graph's list of nodes.
+        depth: number of subgraphs it lies in; 0 in the main graph.
+        bodies: the subgraphs it runs.
     """
 
     proto: NodeProto
@@ -42,7 +75,8 @@ class Node:
     attributes: dict[str, Any]
     opset: int
     index: int
-    captured: tuple[str, ...] = ()
+    depth: int = 0
+    bodies: tuple[Body, ...] = ()
 
     @property
     def key(self) -> str:
@@ -74,6 +108,19 @@ class Source:
     external: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Before:
+    """What a graph was before residual branches were taken out of it.
+
+    Attributes:
+        graph: the whole graph.
+        drops: the branches, in the order of the graph.
+    """
+
+    graph: Graph
+    drops: tuple[Drop, ...]
+
+
 @dataclass(eq=False)
 class Graph:
     """A normalised model. Treat it as read-only: every operation on it returns something new.
@@ -82,12 +129,15 @@ class Graph:
         model: the normalised model; weights included, external data still outside.
         folder: where external data lies.
         source: the file it came from.
-        nodes: in topological order.
+        nodes: those of subgraphs included, in topological order: what a subgraph holds comes before the node that runs
+            it. Names are unique in the whole model.
         constants: initializers and outputs of Constant nodes.
         inferred: shapes, types and values with every dynamic axis bound.
         static: the same with dynamic axes as symbols: what holds for every input size.
         binding: concrete input shapes, and the size taken for each dynamic axis.
         calls: local function calls that were inlined.
+        before: the whole graph, where residual branches were taken out of it; plans are made for that one.
+        given: names of the inputs of subgraphs.
     """
 
     model: ModelProto
@@ -99,6 +149,7 @@ class Graph:
     static: Inferred
     binding: Binding
     calls: Calls = field(default_factory=Calls)
+    before: Before | None = None
 
     def __post_init__(self) -> None:
         self.opsets = opsets_of(self.model)
@@ -109,9 +160,10 @@ class Graph:
             for i, name in enumerate(node.inputs):
                 if name:
                     self.users.setdefault(name, []).append((node, i))
-            for name in node.captured:
-                self.users.setdefault(name, []).append((node, -1))
+            for name in (name for body in node.bodies for name in body.outputs):
+                self.users.setdefault(name, []).append((node, RETURNED))
         self.producer = {name: node for node in self.nodes for name in node.outputs if name}
+        self.given = {name for node in self.nodes for body in node.bodies for name in body.inputs}
         self._cache: dict[str, Array] = {}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -137,12 +189,28 @@ class Graph:
 
     @property
     def parameters(self) -> int:
-        """Number of elements in all constants that nodes use, counted once each; shape arithmetic excluded."""
-        return sum(math.prod(t.dims) for name, t in self.constants.items() if name in self.users and is_parameter(t))
+        """Number of elements in all constants that count as parameters, each counted once."""
+        return sum(math.prod(self.constants[name].dims) for name in self.trained)
+
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """Constants that count as parameters: used, floating point or quantized codes; no indices, no masks."""
+        return frozenset(n for n, t in self.constants.items() if n in self.users and _trains(t) and not self._masks(n))
+
+    def _masks(self, name: str) -> bool:
+        """Say whether a constant hides positions, of a causal attention say: it holds minus infinity, or nothing but
+        zero and one very negative number. No training ends there."""
+        tensor = self.constants[name]
+        if tensor.data_type not in _FLOATS or not 2 <= math.prod(tensor.dims) <= _LARGEST_MASK:
+            return False
+        values = self.array(name)
+        lowest = values.min()
+        if lowest > _HIDES:
+            return False
+        return bool(lowest <= np.finfo(values.dtype.name).min or ((values == 0) | (values == lowest)).all())
 
 
-def is_parameter(tensor: TensorProto) -> bool:
-    """Say whether a constant counts as trained parameters: floating point, or quantized codes; not indices."""
+def _trains(tensor: TensorProto) -> bool:
     return tensor.data_type not in (TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING) and not (
         tensor.data_type == TensorProto.INT32 and len(tensor.dims) == 0
     )
@@ -158,21 +226,39 @@ def op_of(proto: NodeProto) -> str:
     return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}::{proto.op_type}"
 
 
-def make_nodes(protos: Sequence[NodeProto], opsets: dict[str, int]) -> list[Node]:
-    """Wrap the nodes of a graph."""
-    nodes = []
-    for index, proto in enumerate(protos):
-        domain = "" if proto.domain == "ai.onnx" else proto.domain
-        nodes.append(
-            Node(
-                proto=proto,
-                op=op_of(proto),
-                inputs=tuple(proto.input),
-                outputs=tuple(proto.output),
-                attributes=attributes_of(proto),
-                opset=opsets.get(domain, 1),
-                index=index,
-                captured=tuple(sorted(reads(proto) - set(proto.input))),
-            )
-        )
+def make_nodes(graph: GraphProto, opsets: dict[str, int]) -> list[Node]:
+    """Wrap the nodes of a graph and of its subgraphs."""
+    nodes: list[Node] = []
+    _wrap(graph, opsets, 0, nodes)
     return nodes
+
+
+def _wrap(graph: GraphProto, opsets: dict[str, int], depth: int, nodes: list[Node]) -> tuple[Node, ...]:
+    """Append the nodes of a graph, each after those of its subgraphs; returns the graph's own."""
+    own = []
+    for proto in graph.node:
+        bodies = tuple(
+            Body(
+                attribute.name if attribute.HasField("g") else f"{attribute.name}[]",
+                tuple(v.name for v in inner.input),
+                tuple(v.name for v in inner.output),
+                _wrap(inner, opsets, depth + 1, nodes),
+            )
+            for attribute in proto.attribute
+            for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
+        )
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
+        node = Node(
+            proto=proto,
+            op=op_of(proto),
+            inputs=tuple(proto.input),
+            outputs=tuple(proto.output),
+            attributes=attributes_of(proto),
+            opset=opsets.get(domain, 1),
+            index=len(nodes),
+            depth=depth,
+            bodies=bodies,
+        )
+        nodes.append(node)
+        own.append(node)
+    return tuple(own)

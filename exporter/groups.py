@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.analysis import analyse
-from exporter.graph import Graph, is_parameter
+from exporter.graph import Graph
+from exporter.interface import free_axes
 from exporter.naming import kind_of, names_of, place_of
 from exporter.rules.site import Analysis
 from exporter.slots import ONE, Axis, Fixed, Ids, Reason
@@ -47,7 +48,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """An axis of a constant of which ``count`` of ``size`` slots must stay."""
+    """An axis of a constant, or of the interface, of which ``count`` of ``size`` slots must stay."""
 
     tensor: str
     axis: int
@@ -68,6 +69,7 @@ class Groups:
         solution: the solved classes.
         group_of: group of every unit class by slot id, -1 for none; shape (slots,).
         unit_of: number of every unit class within its group; shape (slots,).
+        io: axes of graph inputs and outputs that may shrink, by name.
     """
 
     graph: Graph
@@ -77,6 +79,7 @@ class Groups:
     solution: Solution
     group_of: Ids
     unit_of: Ids
+    io: Mapping[str, tuple[int, ...]]
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -107,25 +110,48 @@ class Groups:
         return np.asarray(flags[place].all(1))
 
 
-def find_groups(graph: Graph) -> Groups:
+def find_groups(graph: Graph, io: Sequence[str] = ()) -> Groups:
     """Find what can be removed from a graph, and why the rest cannot.
 
     Args:
         graph: as ``load`` returned it.
+        io: ``GLOB:AXIS`` patterns of graph inputs and outputs that may shrink (``past_key*:1``); all others stay.
 
     Returns:
         The groups (possibly none), and the frozen axes of constants with their reasons.
+
+    Raises:
+        UsageError: a pattern matches nothing, or its axis is out of range or dynamic.
     """
-    analysis = analyse(graph)
+    free = free_axes(graph, io)
+    analysis = analyse(graph, free)
     while True:
-        groups = _collect(graph, analysis, solve(analysis.facts))
-        exposed = _could_be_emptied(groups)
-        if not exposed:
+        groups = _collect(graph, analysis, solve(analysis.facts), free)
+        exposed, unrouted = _could_be_emptied(groups), _unrouted(analysis, groups.solution)
+        if not exposed and not unrouted:
             _finish(groups)
             return groups
         why = Reason("a selection of slots that a cut could empty")
         for slot in exposed:
             analysis.facts.freeze(slot, why)
+        for slots, reason in unrouted:
+            analysis.facts.freeze(slots, reason)
+
+
+def _unrouted(analysis: Analysis, solution: Solution) -> list[tuple[Ids, Reason]]:
+    """Slots that a softmax compares and that could go, but are no experts of a router."""
+    if not analysis.compared:
+        return []
+    routed = np.zeros(analysis.facts.count + 1, np.bool_)
+    for axis in analysis.routed:
+        routed[solution.parts_of(axis)] = True
+    routed[-1] = True  # the padding of parts
+    found = []
+    for axis, reason in analysis.compared:
+        stray = ~routed[solution.parts_of(axis)].all(1)
+        if stray.any():
+            found.append((axis[stray], reason))
+    return found
 
 
 def _could_be_emptied(groups: Groups) -> list[Ids]:
@@ -159,7 +185,7 @@ def _holds_a_grid(group: Ids, unit: Ids, groups: list[Group]) -> bool:
     return False
 
 
-def _collect(graph: Graph, analysis: Analysis, solution: Solution) -> Groups:
+def _collect(graph: Graph, analysis: Analysis, solution: Solution, io: Mapping[str, tuple[int, ...]]) -> Groups:
     """Group units by the axes they span, counting how often."""
     keys: list[tuple[tuple[Any, ...], int]] = []
     arrays: list[Ids] = []
@@ -170,7 +196,7 @@ def _collect(graph: Graph, analysis: Analysis, solution: Solution) -> Groups:
                 arrays.append(axis)
     count = analysis.facts.count
     group_of, unit_of = np.full(count, -1, np.int64), np.full(count, -1, np.int64)
-    groups = Groups(graph, [], [], analysis, solution, group_of, unit_of)
+    groups = Groups(graph, [], [], analysis, solution, group_of, unit_of, io)
     groups.frozen = _frozen(groups)
     if not arrays:
         return groups
@@ -256,8 +282,11 @@ def _groups_at(groups: Groups, arrays: list[Ids]) -> set[int]:
 
 
 def _finish(groups: Groups) -> None:
-    """Leave out groups of one unit, of which none may go, and groups that own no parameter; put the rest in order."""
-    kept = [n for n, g in enumerate(groups.groups) if g.width > 1 and (g.parameters or g.partners)]
+    """Leave out groups of one unit, of which none may go, and groups that own no parameter; put the rest in order.
+
+    What no node reads (the rest of a constant that is sliced) spans one axis only and is no group either.
+    """
+    kept = [n for n, g in enumerate(groups.groups) if g.width > 1 and len(g.spans) > 1 and (g.parameters or g.partners)]
     kept.sort(key=lambda n: place_of(groups.graph, groups.groups[n].spans))
     renumber = np.full(len(groups.groups) + 1, -1, np.int64)
     renumber[kept] = np.arange(len(kept))
@@ -269,15 +298,21 @@ def _finish(groups: Groups) -> None:
 
 
 def _frozen(groups: Groups) -> list[Frozen]:
-    """Axes of constants with frozen slots, one row per reason."""
+    """Axes of constants, and those of the interface that were to be free, with frozen slots; one row per reason."""
     rows: list[Frozen] = []
     why, root = groups.solution.why, groups.solution.root
     for key, axes in groups.analysis.axes.items():
         name = key[0]
-        if name not in groups.graph.constants or not is_parameter(groups.graph.constants[name]):
+        if name not in groups.graph.trained:
             continue
         for k, axis in enumerate(axes):
             rows.extend(_frozen_axis(groups, name, k, axis, why, root))
+    for name, freed in groups.io.items():
+        for k in freed:
+            whole = {**dict(enumerate(groups.analysis.axes.get((name,), ())))}
+            whole |= dict(enumerate(groups.analysis.axes.get((name, "ids"), ())))
+            if k in whole:
+                rows.extend(_frozen_axis(groups, name, k, whole[k], why, root))
     return rows
 
 

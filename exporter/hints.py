@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exporter.slots import Reason
 
-_INTERFACE = "nothing: it is the model's interface"
+_INTERFACE = "--io NAME:AXIS lets it shrink, if whoever calls the model can follow"
 _STATIC = "export with a static size for this axis"
 _TRACE = "export without control flow (trace the model instead of scripting it)"
 
@@ -22,8 +22,10 @@ _HINTS = {
     "repeated a number": _STATIC,
     "the shape of": "give the sizes of dynamic axes with --shape, or export with static ones",
     "control flow": _TRACE,
-    "read inside a subgraph": _TRACE,
+    "the branches return": "give the inputs static sizes, so that the branch is known",
+    "a value whose shape changes": "nothing: it has another size in every iteration",
     "no rule for": "write a rule (one function and one test row, see CONTRIBUTING.md), or export without the operator",
+    "selected by data": "--io INPUT:ids, if an input holds the numbers of the rows and its caller can follow",
     "indices of": "drop the output that holds the indices",
     "two reshapes": "use sizes that divide each other",
 }

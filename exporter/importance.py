@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.codes import numbers_of
 from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.groups import Groups
 from exporter.spans import Span
+from runtime.feeds import Feeds
 
 Scores = dict[str, NDArray[np.float64]]
 
@@ -80,6 +82,28 @@ def normalised(scores: Mapping[str, NDArray[np.float64]]) -> Scores:
     return result
 
 
+def seen_first(groups: Groups, scores: Scores, recorded: Sequence[Feeds]) -> Scores:
+    """Scores in which the ids that occur in recorded inputs come before all others, the more often the earlier.
+
+    Args:
+        groups: as ``find_groups`` returned them, with the ids of some inputs free.
+        scores: as ``score`` returned them.
+        recorded: input sets.
+    """
+    result = {name: values.copy() for name, values in scores.items()}
+    for name in groups.io:
+        for ids in groups.analysis.axes.get((name, "ids"), [])[-1:]:
+            slots = groups.analysis.facts.ids(ids)
+            counts = np.zeros(slots.size, np.int64)
+            for feed in recorded:
+                np.add.at(counts, np.ravel(feed[name]).astype(np.int64), 1)
+            number, unit = (part[:, 0] for part in groups.units(slots))
+            for place in np.flatnonzero((counts > 0) & (number >= 0)):
+                group = groups.groups[number[place]].name
+                result[group][unit[place]] = scores[group].max() + counts[place]
+    return result
+
+
 @scorer("l1")
 def l1(groups: Groups, options: ScoreOptions) -> Scores:
     """Sum of |w| over the parameters a unit owns."""
@@ -109,10 +133,10 @@ def _magnitude(
         for span in _owned(groups.graph, group.parameters):
             by_tensor.setdefault(span.tensor, {}).setdefault(span.axis, []).append((group.name, span))
     for tensor, axes in by_tensor.items():
-        values = groups.graph.array(tensor)
-        if values.dtype.kind not in "fiu" and values.dtype.itemsize > 2:
+        values = numbers_of(groups.graph, tensor)
+        if values is None:
             continue
-        magnitude = power(values.astype(np.float64))
+        magnitude = power(values)
         for axis, spans in axes.items():
             others = tuple(k for k in range(magnitude.ndim) if k != axis)
             along = magnitude.sum(axis=others)

@@ -154,7 +154,7 @@ def finished(graph: Graph) -> ModelProto:
         graph: any graph; it stays as it is.
     """
     old = graph.model.ir_version < _IR_WITH_FREE_INITIALIZERS
-    if not graph.calls.nodes and not old:
+    if not graph.calls.nodes and not graph.calls.inside and not old:
         return graph.model
     model = _copy(graph.model)
     functions.restore(model, graph.calls)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 
 from exporter.graph import Graph, Node
 from exporter.spans import Span
@@ -13,6 +14,13 @@ _MADE_UP = re.compile(r"^(val_|onnx::|node_|const_|Constant@|W__|unsqueeze|expan
 """Names exporters make up; a name a person gave says more."""
 _FACTORS = frozenset({"heads", "head_dims", "conv_groups", "norm_groups"})
 """Kinds that share their axes with another group of the same layer: their names say which they are."""
+_JOINING = {
+    "Add": (0, 1),
+    "QLinearAdd": (0, 3),
+    "SkipLayerNormalization": (0, 1),
+    "SkipSimplifiedLayerNormalization": (0, 1),
+}
+"""Operators that add two activations, and where these are."""
 _SUFFIX = re.compile(r"[./_](weight|kernel|bias|in_proj_bias|w|b|ReadVariableOp|quantized)$|(_weight_quantized|:0)$")
 
 
@@ -26,6 +34,10 @@ def kind_of(graph: Graph, number: int, spans: Sequence[Span], partners: set[int]
         partners: groups it forms product axes with.
         roles: remarks the rules made, as sets of group numbers.
     """
+    if number in roles.get("token", ()):
+        return "tokens"
+    if number in roles.get("expert", ()):
+        return "experts"
     if number in roles.get("batch", ()):
         return "heads"
     if number in roles.get("inner", ()):
@@ -44,7 +56,9 @@ def kind_of(graph: Graph, number: int, spans: Sequence[Span], partners: set[int]
 
 def _joins(node: Node | None, graph: Graph) -> bool:
     """Say whether a node adds two activations: a residual stream runs through it."""
-    return node is not None and node.op == "Add" and all(i not in graph.constants for i in node.inputs)
+    operands = _JOINING.get(node.op.rpartition("::")[2], ()) if node is not None else ()
+    taken = [node.inputs[i] for i in operands if i < len(node.inputs)] if node is not None else []
+    return bool(taken) and not any(name in graph.constants for name in taken)
 
 
 def names_of(graph: Graph, spans: Sequence[Sequence[Span]], kinds: Sequence[str]) -> list[str]:
@@ -61,6 +75,44 @@ def names_of(graph: Graph, spans: Sequence[Sequence[Span]], kinds: Sequence[str]
         taken.add(wish)
         names.append(wish)
     return names
+
+
+def block_names(graph: Graph, blocks: Sequence[tuple[str, Collection[str], Collection[str]]]) -> list[str]:
+    """A unique name for each residual block: what the names of its weights, modules or nodes begin with.
+
+    Args:
+        graph: the graph.
+        blocks: of each the key of its sum, its constants, and the keys of its nodes.
+    """
+    names: list[str] = []
+    for key, constants, nodes in blocks:
+        weights = [n for n in constants if n in graph.trained]
+        matrices = [n for n in weights if len(graph.constants[n].dims) > 1]
+        named = [_short(n) for n in matrices or weights if not _MADE_UP.match(n)]
+        modules = [_module(user) for n in matrices for user, _ in graph.users.get(n, ())]
+        layers = [graph.producer[n].proto.name.strip("/") for n in nodes]
+        layers = [n for n in layers if ("/" in n or "." in n) and not _MADE_UP.match(n)]
+        base = _common(named) or _common(modules) or _common(layers) or graph.producer[key].proto.name or key
+        wish, number = base, 2
+        while wish in names:
+            wish, number = f"{base}#{number}", number + 1
+        names.append(wish)
+    return names
+
+
+def _module(node: Node) -> str:
+    """The module PyTorch's exporter says a node comes from; empty where it does not."""
+    scopes = next((p.value for p in node.proto.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+    return (["", *re.findall(r"'([^']*)'", scopes)])[-2] if scopes else ""
+
+
+def _common(names: Sequence[str]) -> str:
+    """The longest run of whole parts with which all of the names begin."""
+    parts = [re.split(r"([./])", name) for name in names]
+    same = [p[0] for p in takewhile(lambda p: len(set(p)) == 1, zip(*parts, strict=False))]
+    while same and same[-1] in (".", "/"):
+        same.pop()
+    return "".join(same)
 
 
 def place_of(graph: Graph, spans: Sequence[Span]) -> int:
@@ -93,9 +145,16 @@ def _name(graph: Graph, spans: Sequence[Span]) -> str:
 
 def _first_use(graph: Graph, span: Span) -> int:
     if span.use is not None:
-        return graph.producer[span.use[0]].index
+        return _reader(graph, graph.producer[span.use[0]])
     users = graph.users.get(span.tensor, ())
-    return min((u.index for u, _ in users), default=len(graph.nodes))
+    return min((_reader(graph, u) for u, _ in users), default=len(graph.nodes))
+
+
+def _reader(graph: Graph, node: Node) -> int:
+    """Position of a node, or of what reads the weight that it makes from codes."""
+    if node.op == "DequantizeLinear" and all(not n or n in graph.constants for n in node.inputs):
+        return min((u.index for u, _ in graph.users.get(node.key, ())), default=node.index)
+    return node.index
 
 
 def _short(name: str) -> str:

@@ -3,23 +3,26 @@ dynamic axes bound, every shape inferred."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter import functions, tensors
 from exporter.branches import take_known_branches
 from exporter.check import check_model
+from exporter.control_shapes import of_varying_rank
 from exporter.copies import candidates, replace_copies
 from exporter.errors import ModelError
 from exporter.explicit import write_out
 from exporter.fold import fold
 from exporter.graph import Graph, Source, make_nodes, opsets_of
-from exporter.protos import constant_of, reads
+from exporter.protos import constant_of, graphs_of, reads, set_nodes
 from exporter.shapes import Dims, Inferred, infer
+from exporter.subgraphs import flatten_scopes
+from exporter.unshare import part_uses
 from exporter.values import LIMIT, Known
 from runtime import feeds
 from runtime.backends import SessionOptions, TensorSpec, open_session
@@ -56,6 +59,7 @@ def normalise(
     calls = functions.inline(model)
     opsets = opsets_of(model)
     check_model(model)
+    flatten_scopes(model)
     sort_nodes(model)
     signature = input_specs(model)
     static = infer(model.graph.node, opsets, _inputs(signature, None), _constants(model, folder))
@@ -63,6 +67,7 @@ def normalise(
         static = infer(model.graph.node, opsets, _inputs(signature, None), _constants(model, folder))
     _fold(model, static)
     constants = _constants(model, folder)
+    part_uses(model, {name: dims for name, (_, dims, _) in constants.items()}, fresh_names(model))
     binding, bound, measured = _bind(model, folder, signature, constants, shapes or {}, profile)
     if binding.symbols and candidates(model.graph.node, static):
         longer = feeds.bind([s for s in signature if s.dtype is not None], _longer(signature, binding))
@@ -71,14 +76,24 @@ def normalise(
             _fold(model, static)
             constants = _constants(model, folder)
             bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured)
-    write_out(model, bound)
-    ranks = {name: tuple(f"{name}:{axis}" for axis in range(len(dims))) for name, dims in measured.items()}
-    static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks)
+    static = infer(model.graph.node, opsets, _inputs(signature, None), constants)
+    varying = of_varying_rank(model.graph, static)
+    ranks = {n: tuple(f"{n}:{axis}" for axis in range(len(d))) for n, d in measured.items() if n not in varying}
+    if ranks:  # where every rank is known, more targets can be put together anew
+        again = True
+        while again:
+            static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks)
+            again = take_known_branches(model, static)
+            _fold(model, static)
+            constants = _constants(model, folder)
+        bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured)
+        static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks)
+    write_out(model, static)
     return Graph(
         model=model,
         folder=folder,
         source=source,
-        nodes=make_nodes(model.graph.node, opsets),
+        nodes=make_nodes(model.graph, opsets),
         constants=_constant_tensors(model),
         inferred=bound,
         static=static,
@@ -148,22 +163,23 @@ def _constants(model: ModelProto, folder: Path) -> Constants:
 
 def sort_nodes(model: ModelProto) -> None:
     """Put the nodes into topological order, in place, keeping the present order where it is one already."""
-    nodes = list(model.graph.node)
-    ready = {v.name for v in model.graph.input} | {t.name for t in model.graph.initializer} | {""}
-    ready |= {t.values.name for t in model.graph.sparse_initializer}
-    made = {name for node in nodes for name in node.output}
-    needs = []
+    for graph in reversed(list(graphs_of(model.graph))):
+        _sort(graph)
+
+
+def _sort(graph: GraphProto) -> None:
+    nodes = list(graph.node)
+    made = {name for node in nodes for name in node.output if name}
+    needs = [reads(node) & made for node in nodes]
+    ready: set[str] = set()
     in_order = True
-    for node in nodes:
-        names = set(node.input) | (reads(node) & made)
-        needs.append(names)
+    for node, names in zip(nodes, needs, strict=True):
         in_order &= names <= ready
         ready.update(node.output)
     if in_order:
         return
-    ready -= made
     order: list[NodeProto] = []
-    waiting = {i: names - ready for i, names in enumerate(needs)}
+    waiting = dict(enumerate(needs))
     blocked_by: dict[str, list[int]] = {}
     for i, names in waiting.items():
         for name in names:
@@ -180,36 +196,29 @@ def sort_nodes(model: ModelProto) -> None:
     if len(order) != len(nodes):
         stuck = next(nodes[i] for i, names in waiting.items() if names)
         raise ModelError(f"the graph has a cycle through {stuck.op_type} '{stuck.name}'; it is not valid ONNX.")
-    replace_nodes(model, order)
+    set_nodes(graph, order)
 
 
 def _fold(model: ModelProto, static: Inferred) -> None:
     """Fold static shape arithmetic in place, and drop what nothing reads any more."""
-    outputs = {v.name for v in model.graph.output}
-    constants = set(_constant_tensors(model))
-    folded = fold(list(model.graph.node), constants, outputs, static, fresh_names(model))
-    replace_nodes(model, folded.nodes)
-    model.graph.initializer.extend(folded.initializers)
-    used = {n for node in model.graph.node for n in reads(node)} | outputs | {v.name for v in model.graph.input}
+    constants, fresh = set(_constant_tensors(model)), fresh_names(model)
+    for graph in reversed(list(graphs_of(model.graph))):
+        outputs = {v.name for v in graph.output}
+        folded = fold(list(graph.node), constants, outputs, static, fresh)
+        set_nodes(graph, folded.nodes)
+        model.graph.initializer.extend(folded.initializers)
+    used = {n for node in model.graph.node for n in reads(node)}
+    used |= {v.name for v in (*model.graph.output, *model.graph.input)}
     for tensor in [t for t in model.graph.initializer if t.name not in used]:
         model.graph.initializer.remove(tensor)
 
 
-def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
-    """Make ``nodes`` the nodes of the model's graph, in place; they may be nodes of it."""
-    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
-
-
 def fresh_names(model: ModelProto) -> Callable[[str], str]:
     """Return a function that makes tensor names no part of the model uses yet."""
-    taken = {v.name for v in model.graph.input} | {t.name for t in model.graph.initializer}
-    for node in model.graph.node:
-        taken.update(node.output)
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                taken.update(name for inner in graph.node for name in inner.output)
+    taken: set[str] = set()
+    for graph in graphs_of(model.graph):
+        taken |= {v.name for v in graph.input} | {t.name for t in graph.initializer}
+        taken |= {name for node in graph.node for name in node.output}
 
     def fresh(wish: str) -> str:
         name, n = wish, 1
@@ -231,8 +240,8 @@ def _bind(
 ) -> tuple[feeds.Binding, Inferred, dict[str, Dims]]:
     """Bind dynamic axes with the first profile whose shapes work out.
 
-    Where onnx cannot infer a shape (an operator it does not know, control flow), real runs tell it; where the model
-    does not run under any profile either, the profile with the fewest unknowns is kept.
+    Where onnx cannot infer a shape (an operator it does not know, control flow, a size that depends on the data), real
+    runs tell it; where the model does not run under any profile either, the profile with the fewest unknowns is kept.
     """
     best: tuple[int, feeds.Binding, Inferred] | None = None
     opsets = opsets_of(model)
@@ -243,8 +252,9 @@ def _bind(
             continue
         inputs = _inputs(signature, binding.shapes)
         found = infer(model.graph.node, opsets, inputs, constants)
-        if found.failed and not _has_empty(found):
-            measured = _measure(model, folder, binding, found)
+        if (found.failed or not _all_fixed(found)) and not _has_empty(found):
+            varying = of_varying_rank(model.graph, found)
+            measured = {n: d for n, d in _measure(model, folder, binding, found).items() if n not in varying}
             if measured:
                 return binding, infer(model.graph.node, opsets, inputs, constants, measured), measured
         failures = len(found.failed) + _has_empty(found)
@@ -269,8 +279,16 @@ def _has_empty(found: Inferred) -> bool:
     return any(isinstance(d, int) and d <= 0 for dims in found.dims.values() for d in dims)
 
 
+def _all_fixed(found: Inferred) -> bool:
+    """Say whether the size of every axis is known (a number that depends on the data is not)."""
+    return all(found.is_fixed(name) for name in found.dims)
+
+
 def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inferred) -> dict[str, Dims]:
-    """Shapes of the tensors inference gave up on, read off real runs; those that differ between runs are left out.
+    """Shapes of the tensors inference gave up on, read off a real run.
+
+    A size that depends on the data (the tokens an expert gets) is that of the run with the fewest empty axes: rules
+    never take such an axis for one that can be cut, and only this pass sees its number.
 
     Returns an empty dict where the model does not run.
     """
@@ -288,12 +306,9 @@ def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inf
         ]
     except (RunError, ModelError, ValueError):
         return {}
-    measured: dict[str, Dims] = {}
-    for name in unknown:
-        shapes = {np.shape(run[name]) for run in runs}
-        if len(shapes) == 1 and isinstance(runs[0][name], (np.ndarray, np.generic)):
-            measured[name] = shapes.pop()
-    return measured
+    arrays = [n for n in unknown if all(isinstance(run[n], (np.ndarray, np.generic)) for run in runs)]
+    fullest = min(runs, key=lambda run: sum(0 in np.shape(run[n]) for n in arrays))
+    return {n: np.shape(fullest[n]) for n in arrays if len({np.ndim(run[n]) for run in runs}) == 1}
 
 
 def inline_data(model: ModelProto, folder: Path) -> ModelProto:

@@ -55,12 +55,33 @@ class ConstantTake:
         values: new values, in its shape flattened, of an integer constant that counts slots (a Reshape target).
         clone_of: name of the constant this one is cut from, where uses of one constant part.
         uses: (node key, input index) of the uses that read a clone.
+        removed: nothing reads it any more, because the branches that did are dropped.
     """
 
     axes: Mapping[int, AxisTake] = field(default_factory=dict)
     values: tuple[int, ...] | None = None
     clone_of: str | None = None
     uses: tuple[tuple[str, int], ...] = ()
+    removed: bool = False
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A residual branch that goes: ``node`` no longer adds it, and whoever read the sum reads the other operand.
+
+    Attributes:
+        name: of the block.
+        node: key of the node that adds the branch.
+        input: which of its two inputs the branch is.
+        keeps: the other one, or what takes its place; it takes the place of the sum.
+        interface: graph inputs and outputs that go with the branch (its caches).
+    """
+
+    name: str
+    node: str
+    input: int
+    keeps: str
+    interface: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +142,8 @@ class Plan:
         hide: kept indices of every cut activation, by tensor and axis.
         sizes: numbers outside constants that follow the cut.
         gathers: selections that follow the cut.
+        io: axes of graph inputs and outputs that were allowed to shrink, by name.
+        drop: residual branches that go. All else is of what they leave.
     """
 
     model: Fingerprint
@@ -131,6 +154,8 @@ class Plan:
     hide: Mapping[str, Mapping[int, AxisTake]]
     sizes: tuple[SizeEdit, ...]
     gathers: tuple[GatherEdit, ...]
+    io: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    drop: tuple[Drop, ...] = ()
 
     def to_json(self) -> str:
         """The plan as JSON text; the same plan always gives the same text."""
@@ -144,6 +169,7 @@ class Plan:
                 "shapes": {k: list(v) for k, v in self.model.shapes.items()},
             },
             "options": dict(self.options),
+            "io": {name: list(axes) for name, axes in self.io.items()},
             "notes": list(self.notes),
             "groups": [
                 {
@@ -155,6 +181,7 @@ class Plan:
                 }
                 for g in self.groups
             ],
+            "drop": [{**vars(d), "interface": list(d.interface)} for d in self.drop],
             "take": {name: _constant_to_json(t) for name, t in self.take.items()},
             "hide": {name: _axes_to_json(axes) for name, axes in self.hide.items()},
             "sizes": [_size_to_json(s) for s in self.sizes],
@@ -227,6 +254,8 @@ def _axes_to_json(axes: Mapping[int, AxisTake]) -> dict[str, Any]:
 
 def _constant_to_json(take: ConstantTake) -> dict[str, Any]:
     result: dict[str, Any] = {"axes": _axes_to_json(take.axes)}
+    if take.removed:
+        result["removed"] = True
     if take.values is not None:
         result["values"] = list(take.values)
     if take.clone_of is not None:
@@ -272,6 +301,8 @@ def _read(document: dict[str, Any]) -> Plan:
         hide={name: _read_axes(axes) for name, axes in _object(document["hide"]).items()},
         sizes=tuple(_read_size(s) for s in _list(document["sizes"])),
         gathers=tuple(_read_gather(g) for g in _list(document["gathers"])),
+        io={name: _naturals(axes) for name, axes in _object(document["io"]).items()},
+        drop=tuple(_read_drop(d) for d in _list(document["drop"])),
     )
 
 
@@ -281,13 +312,21 @@ def _read_group(group: dict[str, Any]) -> PlannedGroup:
     return PlannedGroup(_text(group["name"]), _text(group["kind"]), width, _kept(group["keep"], width), spans)
 
 
+def _read_drop(drop: dict[str, Any]) -> Drop:
+    names = tuple(_text(n) for n in _list(drop["interface"]))
+    return Drop(_text(drop["name"]), _text(drop["node"]), _natural(drop["input"]), _text(drop["keeps"]), names)
+
+
 def _read_constant(take: dict[str, Any]) -> ConstantTake:
-    clone, values = take.get("clone_of"), take.get("values")
+    clone, values, removed = take.get("clone_of"), take.get("values"), take.get("removed", False)
+    if not isinstance(removed, bool):
+        raise ValueError(f"{removed!r} is neither true nor false")
     return ConstantTake(
         axes=_read_axes(take["axes"]),
         values=None if values is None else tuple(_int(v) for v in _list(values)),
         clone_of=None if clone is None else _text(clone),
         uses=tuple((_text(node), _natural(i)) for node, i in _list(take.get("uses", []))),
+        removed=removed,
     )
 
 

@@ -19,9 +19,13 @@ from exporter.plan import Plan
 from exporter.products import one_per_product
 from exporter.widths import Budget, Widths
 
-KINDS = ("channels", "neurons", "hidden", "heads", "head_dims", "conv_groups", "norm_groups")
+KINDS = ("channels", "neurons", "hidden", "heads", "head_dims", "conv_groups", "norm_groups", "experts", "tokens")
+OPT_IN = ("experts",)
+"""Kinds that are cut only where they are asked for by name."""
 
 _REASONS = 3
+_HALF = 0.5
+"""Share of the units assumed to stay where the budget is one of multiply-accumulates or parameters."""
 
 
 def make_plan(
@@ -38,6 +42,7 @@ def make_plan(
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
     options: Mapping[str, object] | None = None,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """Choose the units to keep.
 
@@ -57,7 +62,7 @@ def make_plan(
             (heads and head dimensions) only one is cut; see ``exporter.products``.
         keep: patterns of node, tensor or group names; a group that touches a match is kept whole.
         only: patterns; only groups that touch a match are cut.
-        options: recorded in the plan.
+        options, notes: recorded in the plan.
 
     Returns:
         The complete plan.
@@ -70,10 +75,11 @@ def make_plan(
     budget = _budget(ratio, macs, params)
     _check(scope, align, min_width)
     cost = CostModel(groups)
-    chosen = _eligible(groups, granularity, keep, only, align, cost)
-    counts, notes = _widths_for(cost, chosen, scores, budget, scope, align, min_width)
+    share = 1 - budget.value if budget.kind == "ratio" else _HALF
+    chosen = _eligible(groups, granularity, keep, only, align, cost, share)
+    counts, remarks = _widths_for(cost, chosen, scores, budget, scope, align, min_width)
     masks = [_top(scores[g.name], int(n)) for g, n in zip(groups, counts, strict=True)]
-    return complete(groups, masks, options or {}, notes)
+    return complete(groups, masks, options or {}, [*notes, *remarks])
 
 
 def _widths_for(
@@ -139,15 +145,16 @@ def _eligible(
     only: Sequence[str],
     align: int | str,
     cost: CostModel,
+    share: float,
 ) -> list[int]:
     if granularity is None:
-        chosen = one_per_product(groups, cost, align)
+        chosen = [n for n in one_per_product(groups, cost, align, share) if groups.groups[n].kind not in OPT_IN]
     else:
         unknown = [k for k in granularity if k not in KINDS]
         if unknown:
             raise UsageError(f"--granularity {unknown[0]}: choose from {', '.join(KINDS)}.")
         chosen = [n for n, g in enumerate(groups) if g.kind in granularity]
-    kept, wanted = _matching(groups, keep, "--keep"), _matching(groups, only, "--only")
+    kept, wanted = touched(groups, keep, "--keep"), touched(groups, only, "--only")
     chosen = [n for n in chosen if n not in kept and (not only or n in wanted)]
     if not chosen:
         raise ModelError(_nothing(groups, granularity, keep, only))
@@ -172,8 +179,12 @@ def _nothing(groups: Groups, granularity: Sequence[str] | None, keep: Sequence[s
     )
 
 
-def _matching(groups: Groups, patterns: Sequence[str], option: str) -> set[int]:
-    """Groups that touch a node or tensor whose name matches."""
+def touched(groups: Groups, patterns: Sequence[str], option: str) -> set[int]:
+    """Numbers of the groups that touch a node or tensor whose name matches one of the patterns.
+
+    Raises:
+        UsageError: a pattern matches nothing that can be pruned; the text names the option it was given with.
+    """
     if not patterns:
         return set()
     graph = groups.graph

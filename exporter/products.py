@@ -1,14 +1,18 @@
 """Which factors of product axes to cut when the user does not say: cutting two would cut the axis twice.
 
-Heads go before head dimensions. Otherwise, of the sets of groups that share no axis, the one is cut that saves the most
-multiply-accumulates: the channels on both sides of a grouped convolution rather than its groups, KV groups rather than
-the query heads in each. Where two save the same, the groups of a group normalisation go before the channels within
-them, which leaves the statistics of those that stay as they were.
+Heads go before head dimensions, where their number can be cut to about the share asked for: of three heads one or two
+can stay, so half of the dimensions goes instead. Otherwise, of the sets of groups that share no axis, the one is cut
+that saves the most multiply-accumulates: the channels on both sides of a grouped convolution rather than its groups, KV
+groups rather than the query heads in each. Where two save the same, the groups of a group normalisation go before the
+channels within them, which leaves the statistics of those that stay as they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from exporter.cost import CostModel
 from exporter.groups import Group, Groups
@@ -18,15 +22,18 @@ Saving = Callable[[Sequence[int]], tuple[float, float, int]]
 
 _EXHAUSTIVE = 12
 _HALF = 0.5
+_TOLERANCE = 0.125
+"""How far the share of a group that can stay may be from the one asked for."""
 
 
-def one_per_product(groups: Groups, cost: CostModel, align: int | str) -> list[int]:
+def one_per_product(groups: Groups, cost: CostModel, align: int | str, share: float = 0.5) -> list[int]:
     """Numbers of the groups to cut, no two of which multiply to one axis.
 
     Args:
         groups: the analysis.
         cost: its cost model.
         align: alignment of widths; a group that it leaves no narrower width is not worth choosing.
+        share: of the units that is to stay, as far as that is known beforehand.
     """
     chosen: list[int] = []
     numbers = {g.name: n for n, g in enumerate(groups)}
@@ -44,11 +51,29 @@ def one_per_product(groups: Groups, cost: CostModel, align: int | str) -> list[i
         if len(family) > 1:
             heads = [n for n in family if groups.groups[n].kind == "heads"]
             free = [n for n in family if len(options[n]) > 1]
-            candidates = [n for n in heads if n in free] or heads or free or family
-        partners = {n: {numbers[p] for p in groups.groups[n].partners} for n in candidates}
-        ranked = [(saved(members), members) for members in _independent(candidates, partners, saved)]
-        chosen += max(ranked)[1]
+            near = [n for n in heads if n in free and _misses(options[n], share) <= _TOLERANCE]
+            dims = [n for n in free if _misses(options[n], share) <= _TOLERANCE]
+            candidates = near or (dims if heads else []) or [n for n in heads if n in free] or heads or free or family
+        partners = {n: {numbers[p] for p in groups.groups[n].partners} for n in family}
+        # what has no axis in common with the heads chosen is cut beside them
+        others = sorted((n for n in family if n not in candidates and len(options[n]) > 1), key=lambda n: saved([n]))
+        sets = [_beside(members, others[::-1], partners) for members in _independent(candidates, partners, saved)]
+        chosen += max((saved(members), members) for members in sets)[1]
     return sorted(chosen)
+
+
+def _beside(members: Sequence[int], others: Sequence[int], partners: dict[int, set[int]]) -> list[int]:
+    """A set without partners, with as many of the others as are partners of none in it."""
+    result = list(members)
+    for n in others:
+        if not partners[n].intersection(result):
+            result.append(n)
+    return result
+
+
+def _misses(options: NDArray[np.int64], share: float) -> float:
+    """Distance between the share asked for and the nearest a group can be cut to; it has a narrower width."""
+    return float(abs(options[:-1] / options[-1] - share).min())
 
 
 def _families(groups: Groups, numbers: dict[str, int]) -> list[list[int]]:

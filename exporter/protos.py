@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto
 
 _DENSE_LIMIT = 1 << 24
 
@@ -19,6 +20,41 @@ def reads(node: NodeProto) -> set[str]:
         for graph in (attribute.g, *attribute.graphs):
             names |= captured_names(graph)
     return names
+
+
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """Attributes of a node as Python values; strings decoded."""
+    result = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        result[attribute.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return result
+
+
+def subgraphs(node: NodeProto) -> list[GraphProto]:
+    """Graphs a node runs: the branches of an If, the body of a Loop."""
+    return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
+
+
+def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and all its subgraphs, each before those inside it."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from graphs_of(inner)
+
+
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes of a graph and of all its subgraphs."""
+    for each in graphs_of(graph):
+        yield from each.node
+
+
+def set_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+    """Make ``nodes`` the nodes of a graph, in place; they may be nodes of it."""
+    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def captured_names(graph: onnx.GraphProto) -> set[str]:

@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.blocks import Blocks, find_blocks
+from exporter.choice import Request, choose
 from exporter.cost import CostModel
+from exporter.depth import drop
 from exporter.errors import UsageError
 from exporter.fits import check_fits
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
-from exporter.importance import score as score_groups
+from exporter.interface import patterns_for
 from exporter.model_file import load, save
 from exporter.normalise import input_specs
 from exporter.plan import Plan
-from exporter.planner import make_plan
 from exporter.rewriter import rewrite
 from exporter.verifier import CannotRun, Proof, verify
 from runtime import feeds
@@ -49,6 +51,7 @@ class Result:
         output: the file written; None after a dry run.
         seconds: wall time of the whole call.
         warnings: what the reader should know.
+        blocks: the residual blocks of the dense graph, where some of them were to go.
     """
 
     plan: Plan
@@ -59,6 +62,7 @@ class Result:
     output: Path | None
     seconds: float
     warnings: tuple[str, ...]
+    blocks: Blocks | None = None
 
 
 def prune(
@@ -68,7 +72,9 @@ def prune(
     ratio: float | None = None,
     macs: float | None = None,
     params: float | None = None,
+    layers: int | None = None,
     score: str = "l2",
+    layer_score: str = "similarity",
     consumers: bool = False,
     scope: str = "local",
     align: int | str = "auto",
@@ -76,6 +82,7 @@ def prune(
     granularity: Sequence[str] | None = None,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
+    io: Sequence[str] = (),
     plan: Plan | None = None,
     dry_run: bool = False,
     prove: bool = True,
@@ -90,15 +97,21 @@ def prune(
         model: the file to prune; it is not changed unless ``output`` names it too.
         output: the file to write. May be left out for a dry run.
         ratio, macs, params: the budget, exactly one; see ``make_plan``. None of them with ``plan``.
+        layers: drop this many residual blocks; may stand alone, or with a budget that the widths then meet.
         score: see ``score``.
+        layer_score: see ``exporter.influence.score_blocks``.
         consumers: count the weights that read a unit too.
-        scope, align, min_width, granularity, keep, only: see ``make_plan``.
+        scope, align, min_width, keep, only: see ``make_plan``; patterns may match residual blocks too.
+        granularity: kinds of groups, as for ``make_plan``, and ``layers``; ``exporter.choice`` says how depth and width
+            share a budget.
+        io: ``GLOB:AXIS`` of graph inputs and outputs that may shrink; see ``find_groups``.
         plan: carry out this plan instead of making one.
         dry_run: stop after planning.
         prove: prove the result equal to its masked original before writing it. Without, errors in the analysis would go
             unnoticed.
         shapes: concrete shapes of inputs with dynamic axes, used for the cost model and the proof.
-        inputs: ``.npz`` of recorded inputs for the proof, keyed by input name, samples along the leading axis.
+        inputs: ``.npz`` of recorded inputs for the proof, and to rank residual blocks and ids with; keyed by input
+            name, samples along the leading axis.
         seed: for random scores.
         progress: called with a line before each step that may take time.
 
@@ -113,8 +126,14 @@ def prune(
     started = time.perf_counter()
     step = progress or (lambda _: None)
     _check_output(output, dry_run)
-    if plan is not None and any(v is not None for v in (ratio, macs, params)):
-        raise UsageError("--plan already says what to keep; leave out --ratio, --macs and --params.")
+    if plan is not None and any(v is not None for v in (ratio, macs, params, layers)):
+        raise UsageError("--plan already says what to keep; leave out --ratio, --macs, --params and --layers.")
+    if plan is not None and io:
+        raise UsageError("--plan already says which inputs and outputs shrink; leave out --io.")
+    request = Request(
+        ratio, macs, params, layers, score, layer_score, consumers, scope, align, min_width, granularity, keep, only,
+        io, seed,
+    )  # fmt: skip
     wanted = dict(shapes or {})
     if plan is not None and not wanted:
         check_fits(plan, load(model))  # before its shapes are asked of a model it is not for
@@ -122,37 +141,17 @@ def prune(
     for attempt in range(len(feeds.PROFILES)):
         step("reading and analysing the model")
         graph = load(model, wanted, profile=attempt)
-        groups = find_groups(graph)
-        warnings: list[str] = []
-        if plan is not None:
-            warnings += [w for w in (check_fits(plan, graph),) if w]
-            chosen = plan
-        else:
-            step("scoring units and choosing widths")
-            scores = score_groups(groups, score, consumers=consumers, seed=seed)
-            options = _options(
-                ratio, macs, params, score, consumers, scope, align, min_width, granularity, keep, only, seed
-            )
-            chosen = make_plan(
-                groups,
-                scores,
-                ratio=ratio,
-                macs=macs,
-                params=params,
-                scope=scope,
-                align=align,
-                min_width=min_width,
-                granularity=granularity,
-                keep=keep,
-                only=only,
-                options=options,
-            )
-        warnings += chosen.notes
-        before = totals(graph, groups)
+        try:
+            chosen, whole, groups, warnings = _chosen(graph, plan, request, inputs, step)
+        except CannotRun:
+            if wanted or not graph.binding.symbols or attempt == len(feeds.PROFILES) - 1:
+                raise
+            continue
+        before = totals(graph, whole)
+        blocks = find_blocks(whole) if request.deep or chosen.drop else None
         if dry_run:
-            return Result(
-                chosen, groups, before, _predicted(groups, chosen), None, None, _since(started), tuple(warnings)
-            )
+            after = _predicted(groups, chosen)
+            return Result(chosen, groups, before, after, None, None, _since(started), tuple(warnings), blocks)
         step("rewriting the graph")
         pruned = rewrite(graph, chosen)
         proof = None
@@ -173,8 +172,23 @@ def prune(
         written = save(pruned, output)
         after = totals(pruned, find_groups(pruned))
         after = Totals(after.parameters, after.macs, written)
-        return Result(chosen, groups, before, after, proof, Path(output), _since(started), tuple(warnings))
+        return Result(chosen, groups, before, after, proof, Path(output), _since(started), tuple(warnings), blocks)
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _chosen(
+    graph: Graph, plan: Plan | None, request: Request, inputs: str | os.PathLike[str] | None, step: Progress
+) -> tuple[Plan, Groups, Groups, list[str]]:
+    """The plan, the analysis of the dense graph and that without the blocks that go, and what to say of them."""
+    if plan is None:
+        whole = find_groups(graph, request.io)
+        step("scoring and choosing what goes")
+        plan, groups = choose(whole, request, Path(inputs) if inputs is not None else None)
+        return plan, whole, groups, list(plan.notes)
+    warning = check_fits(plan, graph)
+    groups = find_groups(drop(graph, plan.drop), patterns_for(plan.io))
+    whole = find_groups(graph) if plan.drop else groups
+    return plan, whole, groups, [*([warning] if warning else []), *plan.notes]
 
 
 def totals(graph: Graph, groups: Groups) -> Totals:
@@ -203,36 +217,6 @@ def _check_output(output: str | os.PathLike[str] | None, dry_run: bool) -> None:
         raise UsageError(f"{output} is a folder; name a file with -o OUT.onnx.")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{output} cannot be written: no permission to write in {folder}.")
-
-
-def _options(
-    ratio: float | None,
-    macs: float | None,
-    params: float | None,
-    score: str,
-    consumers: bool,
-    scope: str,
-    align: int | str,
-    min_width: int,
-    granularity: Sequence[str] | None,
-    keep: Sequence[str],
-    only: Sequence[str],
-    seed: int,
-) -> dict[str, object]:
-    """The options that made a plan, for its record."""
-    budget = {"ratio": ratio, "macs": macs, "params": params}
-    return {
-        **{k: v for k, v in budget.items() if v is not None},
-        "score": score,
-        "consumers": consumers,
-        "scope": scope,
-        "align": align,
-        "min_width": min_width,
-        "granularity": list(granularity) if granularity is not None else None,
-        "keep": list(keep),
-        "only": list(only),
-        "seed": seed,
-    }
 
 
 def _since(started: float) -> float:

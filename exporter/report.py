@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from exporter.blocks import KIND, Block, Blocks, find_blocks
 from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
 from exporter.hints import hint_for
+from exporter.interface import shrunk
 from exporter.plan import PlannedGroup
 from exporter.pruner import Result, Totals
+from exporter.tables import milliseconds, quantity, short, table
 from exporter.verifier import Proof
 from runtime.latency import Latency, Ratio
 
@@ -19,41 +22,6 @@ JSON_VERSION = 1
 
 _NAMED_SPANS = 2
 _NAMED_TENSORS = 4
-_LONGEST_NAME = 44
-
-
-def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
-    """Align columns; the first row is the heading. Columns in ``right`` are flushed right."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    flushed = set(right)
-    lines = []
-    for number, row in enumerate(rows):
-        cells = [c.rjust(w) if k in flushed else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-        if number == 0:
-            lines.append("  ".join("-" * w for w in widths))
-    return "\n".join(lines)
-
-
-def quantity(value: float) -> str:
-    """A count with a metric prefix: 25.6 M."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {prefix}"
-    return f"{value:.0f}"
-
-
-def short(name: str) -> str:
-    """A name with its middle left out where it is longer than a table can bear."""
-    if len(name) <= _LONGEST_NAME:
-        return name
-    half = (_LONGEST_NAME - 3) // 2
-    return f"{name[:half]}...{name[-half:]}"
-
-
-def milliseconds(seconds: float) -> str:
-    """A time in ms, with three significant digits."""
-    return f"{seconds * 1e3:.3g} ms"
 
 
 # -- inspect and prune ------------------------------------------------------------------------------------------
@@ -66,10 +34,20 @@ def spans_text(group: Group) -> str:
     return ", ".join(named[:_NAMED_SPANS]) + (f" +{more}" if more > 0 else "")
 
 
-def groups_table(groups: Groups, planned: Mapping[str, PlannedGroup] | None = None) -> str:
-    """One row per group: name, kind, width, what is kept, what it spans."""
+def groups_table(
+    groups: Groups,
+    planned: Mapping[str, PlannedGroup] | None = None,
+    blocks: Blocks | None = None,
+    dropped: frozenset[str] = frozenset(),
+) -> str:
+    """One row per residual block and group: name, kind, width, what is kept, what it spans."""
     head = ["group", "kind", "width", "spans"] if planned is None else ["group", "kind", "width", "kept", "spans"]
     rows = [head]
+    for block in blocks or ():
+        row = [short(block.name), KIND, "1", _block_text(block)]
+        if planned is not None:
+            row.insert(3, str(int(block.name not in dropped)))
+        rows.append(row)
     for group in groups:
         row = [short(group.name), group.kind, str(group.width), spans_text(group)]
         if planned is not None:
@@ -77,6 +55,11 @@ def groups_table(groups: Groups, planned: Mapping[str, PlannedGroup] | None = No
             row.insert(3, str(kept))
         rows.append(row)
     return table(rows, right=(2,) if planned is None else (2, 3))
+
+
+def _block_text(block: Block) -> str:
+    around = f", {len(block.inside)} blocks inside" if block.inside else ""
+    return f"{quantity(block.parameters)} parameters, {quantity(block.macs)} MACs{around}"
 
 
 def totals_table(before: Totals, after: Totals, latency: tuple[Latency, Latency, Ratio] | None = None) -> str:
@@ -122,7 +105,7 @@ def _frozen_axis(row: Frozen) -> str:
 
 def inspect_text(graph: Graph, groups: Groups, before: Totals) -> str:
     """The whole of ``secateur inspect``."""
-    prunable = prunable_parameters(groups)
+    prunable, blocks = prunable_parameters(groups), find_blocks(groups)
     name = graph.source.path.name if graph.source.path is not None else "model"
     size = f", {quantity(before.file_bytes)}B" if before.file_bytes else ""
     binding = ", ".join(f"{k}={v}" for k, v in graph.binding.symbols.items())
@@ -131,11 +114,12 @@ def inspect_text(graph: Graph, groups: Groups, before: Totals) -> str:
         f"{len(graph.nodes)} nodes",
         *([f"dynamic axes, sizes taken: {binding}"] if binding else []),
         "",
-        groups_table(groups) if len(groups) else "no group of units can be removed",
+        groups_table(groups, blocks=blocks) if len(groups) or len(blocks) else "no group of units can be removed",
         "",
         f"{len(groups)} groups; {100 * prunable / max(before.parameters, 1):.1f} % of the parameters are in one",
         "",
         frozen_text(groups.frozen),
+        *(f"residual block {short(r.name)} stays: {r.reason}\n    to free it: {r.hint}" for r in blocks.refused),
     ]
     return "\n".join(lines)
 
@@ -144,7 +128,7 @@ def prunable_parameters(groups: Groups) -> int:
     """Number of parameters that belong to at least one unit."""
     masks: dict[str, list[tuple[int, Any]]] = {}
     for group in groups:
-        for span in group.parameters:
+        for span in (s for s in group.parameters if s.tensor in groups.graph.trained):
             masks.setdefault(span.tensor, []).append((span.axis, span.units >= 0))
     total = 0
     for name, axes in masks.items():
@@ -164,10 +148,11 @@ def prune_text(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
     """The whole of ``secateur prune``."""
     planned = {g.name: g for g in result.plan.groups}
     lines = [
-        groups_table(result.groups, planned),
+        groups_table(result.groups, planned, result.blocks, dropped_blocks(result)),
         "",
         totals_table(result.before, result.after, latency),
         *_achieved(result),
+        *_interface(result),
         "",
         frozen_text(result.groups.frozen),
         "",
@@ -175,6 +160,13 @@ def prune_text(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
         verdict(result),
     ]
     return "\n".join(lines)
+
+
+def dropped_blocks(result: Result) -> frozenset[str]:
+    """Names of the residual blocks that go, those inside others included."""
+    nodes = {d.node for d in result.plan.drop}
+    gone = [b for b in result.blocks or () if b.drop.node in nodes]
+    return frozenset(name for b in gone for name in (b.name, *b.inside))
 
 
 def _achieved(result: Result) -> list[str]:
@@ -192,6 +184,24 @@ def _achieved(result: Result) -> list[str]:
                     "alignment leaves no width between"
                 ]
     return []
+
+
+def _interface(result: Result) -> list[str]:
+    """The axes of inputs and outputs that shrank: what calls the model must follow."""
+    rows: dict[tuple[str, str, int, int], list[str]] = {}
+    for cut in shrunk(result.plan, result.groups.graph):
+        what = "number of ids" if cut.ids else f"axis {cut.axis}"
+        rows.setdefault((cut.kind, what, cut.before, len(cut.keep)), []).append(cut.name)
+    gone = [name for drop in result.plan.drop for name in drop.interface]
+    if not rows and not gone:
+        return []
+    lines = ["", "THE INTERFACE CHANGES (kept indices: hide in the plan, or --json):"]
+    for (kind, what, before, after), names in rows.items():
+        more = f", and {len(names) - _NAMED_TENSORS} more" if len(names) > _NAMED_TENSORS else ""
+        lines.append(f"  {kind} {', '.join(names[:_NAMED_TENSORS])}{more}: {what} is {after}, was {before}")
+    if gone:
+        lines.append(f"  gone with the layers: {', '.join(gone)}")
+    return lines
 
 
 def verdict(result: Result) -> str:
@@ -250,127 +260,3 @@ def bench_text(results: Sequence[Latency], ratios: Sequence[Ratio]) -> str:
 def _percentile(latency: Latency, q: int, needed: int) -> str:
     value = latency.percentile(q)
     return milliseconds(value) if value is not None else f"needs {needed}"
-
-
-# -- JSON -------------------------------------------------------------------------------------------------------
-
-
-def inspect_json(graph: Graph, groups: Groups, before: Totals) -> dict[str, Any]:
-    """All of ``inspect``."""
-    return {
-        "version": JSON_VERSION,
-        "model": _model_json(graph),
-        "totals": _totals_json(before),
-        "prunable_parameters": prunable_parameters(groups),
-        "groups": [_group_json(g) for g in groups],
-        "frozen": [_frozen_json(f) for f in groups.frozen],
-    }
-
-
-def prune_json(result: Result, latency: tuple[Latency, Latency, Ratio] | None = None) -> dict[str, Any]:
-    """All of ``prune``."""
-    planned = {g.name: g for g in result.plan.groups}
-    document: dict[str, Any] = {
-        "version": JSON_VERSION,
-        "model": _model_json(result.groups.graph),
-        "output": str(result.output) if result.output is not None else None,
-        "options": dict(result.plan.options),
-        "before": _totals_json(result.before),
-        "after": _totals_json(result.after),
-        "groups": [{**_group_json(g), "keep": list(planned[g.name].keep)} for g in result.groups],
-        "frozen": [_frozen_json(f) for f in result.groups.frozen],
-        "proof": proof_json(result.proof) if result.proof is not None else None,
-        "seconds": result.seconds,
-        "warnings": list(result.warnings),
-    }
-    if latency is not None:
-        dense, pruned, ratio = latency
-        document["latency"] = {"dense": latency_json(dense), "pruned": latency_json(pruned), "ratio": ratio_json(ratio)}
-    return document
-
-
-def proof_json(proof: Proof) -> dict[str, Any]:
-    """A proof."""
-    return {
-        "error": proof.error,
-        "outputs": dict(proof.outputs),
-        "tolerance": proof.tolerance,
-        "change": proof.change,
-        "inner": proof.inner,
-        "runs": proof.runs,
-        "shapes": [{k: list(v) for k, v in shapes.items()} for shapes in proof.shapes],
-        "warnings": list(proof.warnings),
-    }
-
-
-def bench_json(results: Sequence[Latency], ratios: Sequence[Ratio]) -> dict[str, Any]:
-    """All of ``bench``, raw samples included."""
-    import platform
-
-    return {
-        "version": JSON_VERSION,
-        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
-        "results": [latency_json(r) for r in results],
-        "ratios_to_first": [ratio_json(r) for r in ratios],
-    }
-
-
-def latency_json(latency: Latency) -> dict[str, Any]:
-    """One measurement."""
-    return {
-        "model": latency.model,
-        "backend": latency.backend,
-        "threads": latency.threads,
-        "shapes": {k: list(v) for k, v in latency.shapes.items()},
-        "load_s": latency.load,
-        "first_s": latency.first,
-        "median_s": latency.median,
-        "min_s": float(latency.samples.min()),
-        "mean_s": float(latency.samples.mean()),
-        "p90_s": latency.percentile(90),
-        "p99_s": latency.percentile(99),
-        "samples_s": [round(float(s), 9) for s in latency.samples],
-        "cpu_s": [round(float(s), 9) for s in latency.cpu],
-        "switched": [bool(s) for s in latency.switched],
-    }
-
-
-def ratio_json(ratio: Ratio) -> dict[str, float]:
-    """A ratio with its interval."""
-    return {"value": ratio.value, "low": ratio.low, "high": ratio.high}
-
-
-def _model_json(graph: Graph) -> dict[str, Any]:
-    return {
-        "file": str(graph.source.path) if graph.source.path is not None else None,
-        "sha256": graph.source.sha256,
-        "opsets": dict(graph.opsets),
-        "nodes": len(graph.nodes),
-        "shapes": {k: list(v) for k, v in graph.binding.shapes.items()},
-    }
-
-
-def _totals_json(totals: Totals) -> dict[str, int | None]:
-    return {"parameters": totals.parameters, "macs": totals.macs, "file_bytes": totals.file_bytes}
-
-
-def _group_json(group: Group) -> dict[str, Any]:
-    return {
-        "name": group.name,
-        "kind": group.kind,
-        "width": group.width,
-        "spans": [{"tensor": s.tensor, "axis": s.axis, "constant": s.constant} for s in group.spans],
-        "partners": list(group.partners),
-    }
-
-
-def _frozen_json(frozen: Frozen) -> dict[str, Any]:
-    return {
-        "tensor": frozen.tensor,
-        "axis": frozen.axis,
-        "count": frozen.count,
-        "size": frozen.size,
-        "reason": frozen.reason.text,
-        "where": frozen.reason.where,
-        "hint": hint_for(frozen.reason),
-    }

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from exporter import tensors
 from exporter.fits import check_fits
 from exporter.fold import FreshName
 from exporter.graph import Graph, opsets_of
-from exporter.normalise import fresh_names, normalise, replace_nodes
+from exporter.interface import pruned_shapes, shrunk
+from exporter.normalise import fresh_names, normalise
 from exporter.plan import ConstantTake, GatherEdit, Plan, SizeEdit
-from exporter.protos import constant_of
+from exporter.protos import all_nodes, constant_of, graphs_of, reads, set_nodes
+from exporter.removal import renewed_calls, take_out
 
 _SLICE_INPUTS_OPSET = 10
+IDS_KEY = "secateur.ids"
+"""Metadata of a pruned model that says which ids its inputs' ids stand for, followed by the input's name."""
 
 
 def rewrite(graph: Graph, plan: Plan) -> Graph:
@@ -35,19 +40,22 @@ def rewrite(graph: Graph, plan: Plan) -> Graph:
     """
     check_fits(plan, graph)
     model = _without_constants(graph.model)
-    nodes = {next((o for o in n.output if o), ""): n for n in model.graph.node}
+    nodes = {next((o for o in n.output if o), ""): n for n in all_nodes(model.graph)}
     _rewire_clones(plan, nodes)
     for name, take in plan.take.items():
-        _take_constant(graph, model, nodes, name, take)
+        if not take.removed:
+            _take_constant(graph, model, nodes, name, take)
     for tensor in graph.model.graph.initializer:
         if tensor.name not in plan.take:
             model.graph.initializer.add().CopyFrom(tensor)
     _edit_sizes(model, nodes, plan.sizes)
     _replace_by_gathers(model, plan.gathers)
+    take_out(model, plan.drop, graph.constants)
     _resize_declared(model, plan)
+    _record_ids(model, graph, plan)
     source = dataclasses.replace(graph.source, path=None, size=0)
-    pruned = normalise(model, graph.folder, source, graph.binding.shapes)
-    pruned.calls = graph.calls
+    pruned = normalise(model, graph.folder, source, pruned_shapes(plan, graph.binding.shapes))
+    pruned.calls = renewed_calls(graph.calls, plan.drop)
     return pruned
 
 
@@ -142,31 +150,38 @@ def _replace_by_gathers(model: ModelProto, edits: tuple[GatherEdit, ...]) -> Non
         return
     fresh = fresh_names(model)
     by_result = {edit.result: edit for edit in edits}
-    inside = {key for edit in edits for key in edit.nodes}
+    dead = {key for edit in edits for key in edit.nodes} - set(by_result)
+    for graph in reversed(list(graphs_of(model.graph))):  # a chain may start outside the subgraph it ends in
+        _replace_in(graph, model, by_result, dead, fresh)
+
+
+def _replace_in(
+    graph: GraphProto, model: ModelProto, by_result: Mapping[str, GatherEdit], dead: set[str], fresh: FreshName
+) -> None:
     nodes: list[NodeProto] = []
-    for node in model.graph.node:
-        key = next((o for o in node.output if o), "")
-        edit = by_result.get(key)
-        if edit is None:
-            nodes.append(node)
-            continue
-        nodes.append(_selection(model, edit, node, fresh))
-    outputs = {v.name for v in model.graph.output}
-    dead = inside - set(by_result)
+    for node in graph.node:
+        edit = by_result.get(next((o for o in node.output if o), ""))
+        nodes.append(node if edit is None else _selection(model, edit, node, fresh))
+    outputs = {v.name for v in graph.output}
     while True:  # a chain of several nodes dies from its end
-        read = {name for node in nodes for name in node.input} | outputs
+        read = {name for node in nodes for name in reads(node)} | outputs
         kept = [n for n in nodes if not (n.output and n.output[0] in dead and n.output[0] not in read)]
         if len(kept) == len(nodes):
             break
         nodes = kept
-    replace_nodes(model, nodes)
+    set_nodes(graph, nodes)
 
 
 def _selection(model: ModelProto, edit: GatherEdit, old: NodeProto, fresh: FreshName) -> NodeProto:
     """A Slice where the indices run on without a gap, which is cheaper, else a Gather."""
 
     def constant(values: list[int], wish: str) -> str:
-        name = fresh(f"{edit.result}.{wish}")
+        name = f"{edit.result}.{wish}"
+        former = [t for t in model.graph.initializer if t.name == name] if _owns(model, old, name) else []
+        if former:  # a cut before this one made it for the same node
+            model.graph.initializer.remove(former[0])
+        else:
+            name = fresh(name)
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values, np.int64), name))
         return name
 
@@ -183,21 +198,38 @@ def _selection(model: ModelProto, edit: GatherEdit, old: NodeProto, fresh: Fresh
     return node
 
 
+def _owns(model: ModelProto, node: NodeProto, name: str) -> bool:
+    """Say whether a node, and no other, reads a tensor."""
+    return name in node.input and sum(list(n.input).count(name) for n in all_nodes(model.graph)) == 1
+
+
 def _resize_declared(model: ModelProto, plan: Plan) -> None:
-    """Bring declared shapes of inner tensors, and of inputs with a default, up to date; drop those of no tensor."""
-    made = {name for node in model.graph.node for name in node.output}
+    """Bring declared shapes of inner tensors, inputs and outputs up to date; drop those of no tensor."""
+    made = {name for node in all_nodes(model.graph) for name in node.output}
     made |= {t.name for t in model.graph.initializer}
-    for stale in [v for v in model.graph.value_info if v.name not in made]:
-        model.graph.value_info.remove(stale)
-    for annotation in [a for a in model.graph.quantization_annotation if a.tensor_name not in made]:
-        model.graph.quantization_annotation.remove(annotation)
     sizes = {name: {axis: len(t.keep) for axis, t in axes.items()} for name, axes in plan.hide.items()}
     sizes |= {
         name: {axis: len(t.keep) for axis, t in take.axes.items()} for name, take in plan.take.items() if take.axes
     }
-    for value in (*model.graph.value_info, *model.graph.input):
-        for axis, size in sizes.get(value.name, {}).items():
-            _declare(value, axis, size)
+    for graph in graphs_of(model.graph):
+        for stale in [v for v in graph.value_info if v.name not in made]:
+            graph.value_info.remove(stale)
+        for annotation in [a for a in graph.quantization_annotation if a.tensor_name not in made]:
+            graph.quantization_annotation.remove(annotation)
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            for axis, size in sizes.get(value.name, {}).items():
+                _declare(value, axis, size)
+
+
+def _record_ids(model: ModelProto, graph: Graph, plan: Plan) -> None:
+    """Write which ids of the first original an input's ids stand for into the model's metadata, as a JSON list."""
+    for cut in shrunk(plan, graph):
+        if cut.ids:
+            key = f"{IDS_KEY}.{cut.name}"
+            present = [p for p in model.metadata_props if p.key == key]
+            former = json.loads(present[0].value) if present else range(cut.before)
+            record = present[0] if present else model.metadata_props.add(key=key)
+            record.value = json.dumps([former[k] for k in cut.keep])
 
 
 def _declare(value: ValueInfoProto, axis: int, size: int) -> None:

@@ -17,6 +17,9 @@ import onnx
 import onnx.shape_inference
 from onnx import NodeProto, TensorProto, TypeProto
 
+from exporter.contrib_shapes import SHAPED_LIKE, contrib_types
+from exporter.control_shapes import Run, infer_control
+from exporter.protos import attributes_of
 from exporter.values import LIMIT, Dim, Known, Vector, evaluate, evaluate_vector, is_standard
 
 Dims = tuple[Dim, ...]
@@ -47,6 +50,7 @@ class Inferred:
         origins: where each symbol's number can be read.
         failed: nodes whose outputs could not be inferred.
         types: onnx types.
+        level: number of subgraphs around the node at hand.
     """
 
     dims: dict[str, Dims] = field(default_factory=dict)
@@ -57,6 +61,7 @@ class Inferred:
     origins: dict[str, Origin] = field(default_factory=dict)
     failed: list[NodeProto] = field(default_factory=list)
     types: dict[str, TypeProto] = field(default_factory=dict)
+    level: int = 0
 
     def set_type(self, name: str, proto: TypeProto) -> None:
         """Record the type of a tensor; sequences and optionals are kept as types without dims."""
@@ -116,15 +121,6 @@ class Inferred:
         return self.vectors[name]
 
 
-def attributes_of(node: NodeProto) -> dict[str, Any]:
-    """Attributes of a node as Python values; strings decoded."""
-    result = {}
-    for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        result[attribute.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
-    return result
-
-
 def infer(
     nodes: Iterable[NodeProto],
     opsets: Mapping[str, int],
@@ -157,23 +153,21 @@ def infer(
             if dtype in _INTEGERS:
                 found.arithmetic.add(name)
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
-    for node in nodes:
-        if node.op_type != "Constant":
-            _step(node, opsets, imports, found, measured or {})
+
+    def run(inner: Iterable[NodeProto]) -> None:
+        for node in inner:
+            if node.op_type == "Constant":
+                continue
+            try:
+                attributes = attributes_of(node)
+                _known_values(node, attributes, found)
+                _types(node, attributes, opsets, imports, found, measured or {}, run)
+                _vector_values(node, attributes, found)
+            except (LookupError, TypeError, ValueError, AttributeError):  # it lacks what its operator needs
+                found.failed.append(node)
+
+    run(nodes)
     return found
-
-
-def _step(
-    node: NodeProto,
-    opsets: Mapping[str, int],
-    imports: list[onnx.OperatorSetIdProto],
-    found: Inferred,
-    measured: Mapping[str, Dims],
-) -> None:
-    attributes = attributes_of(node)
-    _known_values(node, attributes, found)
-    _types(node, attributes, opsets, imports, found, measured)
-    _vector_values(node, attributes, found)
 
 
 def _types(
@@ -183,14 +177,19 @@ def _types(
     imports: list[onnx.OperatorSetIdProto],
     found: Inferred,
     measured: Mapping[str, Dims],
+    run: Run,
 ) -> None:
     special = _SPECIAL.get(node.op_type) if is_standard(node) else None
     if special is not None:
         dims, dtype = special(attributes, list(node.input), found), _dtype_of_special(node, attributes, found)
         if dims is not None and dtype is not None:
-            found.set_tensor(node.output[0], dtype, dims)
+            name = node.output[0]
+            found.set_tensor(name, dtype, dims)
+            if not found.is_fixed(name) and _numbers(measured.get(name, ("?",))):
+                found.set_tensor(name, dtype, measured[name])
             return
-    outputs = _onnx_inference(node, opsets, imports, found)
+    control = infer_control(node, attributes, found, opsets.get("", 1), run)
+    outputs = {} if control else _onnx_inference(node, opsets, imports, found)
     missing = False
     for name in node.output:
         if not name:
@@ -202,7 +201,7 @@ def _types(
             found.set_tensor(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
         if name in measured and (name not in found.dims or (not found.is_fixed(name) and _numbers(measured[name]))):
             found.set_tensor(name, found.dtype.get(name, TensorProto.FLOAT), measured[name])
-        missing |= name not in found.dims
+        missing |= name not in found.dims or (control and not found.is_fixed(name))
     if missing:
         found.failed.append(node)
 
@@ -218,19 +217,21 @@ def _onnx_inference(
     if domain not in opsets:
         return {}
     try:
-        schema = onnx.defs.get_schema(node.op_type, opsets[domain], domain)
+        schema = onnx.defs.get_schema(SHAPED_LIKE.get(node.op_type, node.op_type), opsets[domain], domain)
     except onnx.defs.SchemaError:
-        return {}
+        return contrib_types(node, found)
     types = {n: found.types[n] for n in node.input if n in found.types}
-    data = {n: onnx.numpy_helper.from_array(found.known[n], n) for n in set(node.input) if _is_data(n, found)}
+    small = {n for n in types if n in found.known and found.known[n].size <= LIMIT}
+    data = {n: onnx.numpy_helper.from_array(found.known[n], n) for n in small}
     try:
-        return onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=imports)
+        outputs = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=imports)
     except Exception:  # onnx raises several kinds here; an uninferred node is recorded, and frozen later
         return {}
-
-
-def _is_data(name: str, found: Inferred) -> bool:
-    return name in found.known and found.known[name].size <= LIMIT and name in found.types
+    if node.op_type == "SplitToSequence" and not attributes_of(node).get("keepdims", 1):
+        # onnx keeps the split axis where sizes are given, as it is specified; ONNX Runtime drops it if they are one
+        for described in outputs.values():
+            described.sequence_type.elem_type.tensor_type.ClearField("shape")
+    return dict(outputs)
 
 
 def _known_values(node: NodeProto, attributes: dict[str, Any], found: Inferred) -> None:

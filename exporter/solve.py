@@ -7,7 +7,8 @@
    4 x 3 x 64. The refinement is the common part of two partitions: the connected pieces of the graph that links the
    values of one factor with the values of the other (Gács and Körner, 1973). It does not depend on the order in which
    the slots are laid out, so a channel shuffle between two grouped convolutions is refined too.
-4. What does not fit a common grid is frozen, with the reason.
+4. Factors that share only a part are narrowed to it: 12 x 64 and 8 x 96 share 4 and 32, and the 6 between them stay.
+   What shares nothing is frozen, with the reason.
 
 Every step either merges slots or freezes some, which only restricts what may be cut; so the result is sound however far
 it gets, and the loop ends.
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.partitions import common_part, connected, equal_rows, grid_of, is_grid, unique_rows
 from exporter.slots import ONE, Facts, Ids, Product, Reason
 
 _NONE = np.iinfo(np.int32).max
@@ -159,8 +161,10 @@ class _Solver:
             one, other = self.products[p], self.products[q]
             rows_p, rows_q = self._shared_rows(one, other)
             self.settled.add((p, q))
-            if not _equal_rows(self._atoms(one, rows_p, parts), self._atoms(other, rows_q, parts)).all():
-                self._refine(one, other, rows_p, rows_q)
+            if not equal_rows(self._atoms(one, rows_p, parts), self._atoms(other, rows_q, parts)).all():
+                if self._refine(one, other, rows_p, rows_q):
+                    self.settled.discard((p, q))
+                    return True
                 refined = True
         return refined
 
@@ -172,7 +176,7 @@ class _Solver:
             one, other = self.products[p], self.products[q]
             rows_p, rows_q = self._shared_rows(one, other)
             a, b = self._atoms(one, rows_p, parts), self._atoms(other, rows_q, parts)
-            different = ~_equal_rows(a, b)
+            different = ~equal_rows(a, b)
             if different.any():
                 wrong = np.concatenate([a[different].reshape(-1), b[different].reshape(-1)])
                 reason = self._misfit(f"{one.where} and {other.where}")
@@ -221,9 +225,10 @@ class _Solver:
         columns = self._columns(product, rows)
         width = parts.shape[1]
         wide = np.where(columns[:, :, None] >= 0, parts[columns], -1)
-        return _unique_rows(wide.reshape(len(rows), columns.shape[1] * width))
+        return unique_rows(wide.reshape(len(rows), columns.shape[1] * width))
 
-    def _refine(self, one: Product, other: Product, rows_p: Ids, rows_q: Ids) -> None:
+    def _refine(self, one: Product, other: Product, rows_p: Ids, rows_q: Ids) -> bool:
+        """Give two products common factors; True if they had to be narrowed first and should be looked at again."""
         a, b = self._columns(one, rows_p), self._columns(other, rows_q)
         where = f"{one.where} and {other.where}"
         left = [k for k in range(a.shape[1]) if not any((a[:, k] == b[:, m]).all() for m in range(b.shape[1]))]
@@ -232,12 +237,14 @@ class _Solver:
         left = [k for k in left if (a[:, k] >= 0).all()]
         right = [m for m in right if (b[:, m] >= 0).all()]
         if not left or not right:
-            return
+            return False
         pieces = {(k, m): common_part(a[:, k], b[:, m]) for k in left for m in right}
-        if not (
-            _is_grid(a, left, right, pieces) and _is_grid(b, right, left, {(m, k): v for (k, m), v in pieces.items()})
-        ):
-            return
+        mirrored = {(m, k): v for (k, m), v in pieces.items()}
+        if not (is_grid(a, left, right, pieces) and is_grid(b, right, left, mirrored)):
+            if all(labels.max() == 0 for labels in pieces.values()):
+                return False
+            narrowed = self._narrow(a, left, right, pieces, where)
+            return self._narrow(b, right, left, mirrored, where) or narrowed
         fine: dict[tuple[int, int], Ids] = {}
         for (k, m), labels in pieces.items():
             size = int(labels.max()) + 1
@@ -247,6 +254,23 @@ class _Solver:
             self._derive(a[:, k], [(pieces[k, m], fine[k, m]) for m in right if (k, m) in fine], where)
         for m in right:
             self._derive(b[:, m], [(pieces[k, m], fine[k, m]) for k in left if (k, m) in fine], where)
+        return False
+
+    def _narrow(
+        self, columns: Ids, mine: Sequence[int], others: Sequence[int], pieces: dict[tuple[int, int], Ids], where: str
+    ) -> bool:
+        """Leave of each factor what it has in common with the other side: two group normalisations over parts of one
+        concatenation, in groups of 16 and of 24, share an inner axis of 8. What it has beyond that stays.
+        """
+        changed = False
+        for k in mine:
+            cells = grid_of(columns[:, k], [pieces[k, m] for m in others])
+            if not cells.any():
+                changed |= self.freeze(columns[:, k], self._misfit(where))
+            else:
+                first = np.unique(cells, return_index=True)[1]
+                changed |= self.tie(columns[:, k], columns[first[cells], k])
+        return changed
 
     def _fine_axis(self, a: Ids, b: Ids, labels: Ids, size: int) -> Ids:
         """Slots of one common factor: an existing factor where it is one already, else fresh ones."""
@@ -293,7 +317,7 @@ class _Solver:
             wide = np.where(open_[:, :, None], factors[parts], -1)
             wide = np.where((wide >= 0) & (self.why[wide] == _NONE), wide, -1)
             kept = np.where(open_, -1, parts)
-            parts = _unique_rows(np.concatenate([kept, wide.reshape(n, -1)], 1))
+            parts = unique_rows(np.concatenate([kept, wide.reshape(n, -1)], 1))
         return parts, np.flatnonzero(((parts >= 0) & derived[parts]).any(1))
 
     def run(self) -> Solution:
@@ -338,61 +362,3 @@ def solve(facts: Facts) -> Solution:
         Classes, what derived classes are made of, and which are frozen and why.
     """
     return _Solver(facts).run()
-
-
-def connected(count: int, a: Ids, b: Ids) -> Ids:
-    """Smallest member of the connected component of every vertex, given edges ``a[i]``-``b[i]``; shape (count,)."""
-    parent = np.arange(count, dtype=np.int64)
-    while True:
-        u, v = parent[a], parent[b]
-        apart = u != v
-        if not apart.any():
-            return parent
-        a, b, u, v = a[apart], b[apart], u[apart], v[apart]
-        np.minimum.at(parent, np.maximum(u, v), np.minimum(u, v))
-        while True:
-            hop = parent[parent]
-            if (hop == parent).all():
-                break
-            parent = hop
-
-
-def common_part(a: Ids, b: Ids) -> Ids:
-    """Finest labelling of rows that is a function of ``a`` alone and of ``b`` alone; labels 0..k-1, shape (rows,)."""
-    _, u = np.unique(a, return_inverse=True)
-    _, v = np.unique(b, return_inverse=True)
-    left = int(u.max()) + 1
-    roots = connected(left + int(v.max()) + 1, u.astype(np.int64), v.astype(np.int64) + left)
-    return np.unique(roots[u], return_inverse=True)[1].astype(np.int64)
-
-
-def _is_grid(columns: Ids, mine: Sequence[int], others: Sequence[int], pieces: dict[tuple[int, int], Ids]) -> bool:
-    """Say whether every column of ``mine`` is exactly the grid of its common parts with the other side."""
-    for k in mine:
-        labels = np.stack([pieces[k, m] for m in others], 1)
-        cells = int(np.prod(labels.max(0) + 1))
-        values = np.unique(columns[:, k]).size
-        if values != cells or np.unique(labels, axis=0).shape[0] != cells:
-            return False
-    return True
-
-
-def _unique_rows(rows: Ids) -> Ids:
-    """Sort every row descending, drop repeats, and trim columns that are empty everywhere."""
-    if rows.shape[1] > 1:
-        rows = -np.sort(-rows, axis=1)
-        repeated = rows[:, 1:] == rows[:, :-1]
-        if repeated.any():
-            rows[:, 1:][repeated] = -1
-            rows = -np.sort(-rows, axis=1)
-    width = max(1, int((rows >= 0).any(0).sum()))
-    return np.ascontiguousarray(rows[:, :width])
-
-
-def _equal_rows(a: Ids, b: Ids) -> NDArray[np.bool_]:
-    width = max(a.shape[1], b.shape[1])
-
-    def pad(rows: Ids) -> Ids:
-        return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
-
-    return np.asarray((pad(a) == pad(b)).all(1))

@@ -111,6 +111,7 @@ def assign(tensor: TensorProto, values: Array) -> None:
     fresh = numpy_helper.from_array(np.asarray(values, order="C"))
     fresh.data_type = tensor.data_type
     fresh.name = tensor.name
-    fresh.doc_string = tensor.doc_string
+    if tensor.doc_string:  # a field that is set, though empty, is written
+        fresh.doc_string = tensor.doc_string
     fresh.metadata_props.extend(tensor.metadata_props)
     tensor.CopyFrom(fresh)

@@ -88,7 +88,7 @@ def evaluate(node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Know
             results = _evaluate(node, attributes, inputs)
     except Exception:  # a node that fails here fails, or is handled, at run time; folding is only an optimisation
         return None
-    if results is None or any(r.size > LIMIT for r in results):
+    if results is None or any(r.size > LIMIT or r.dtype == object for r in results):
         return None
     return results
 

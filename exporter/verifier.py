@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,10 +13,15 @@ from exporter.agreement import Array, difference, is_float, signal, take_axes
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.fits import check_fits
 from exporter.graph import Graph
+from exporter.interface import shrunk
 from exporter.masked import masked_original
-from exporter.model_file import finished
-from exporter.normalise import inline_data, serialize_with_data
+from exporter.normalise import inline_data
+from exporter.optimised import Optimised
 from exporter.plan import Plan
+from exporter.rounding import code_error, code_tensors, given, hand_over, is_quantized
+from exporter.sessions import cannot_run, open_given, open_own, run_own, with_outputs
+from exporter.ways import force, name_of, ways
+from exporter.widened import is_narrow, widened
 from runtime import feeds
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
@@ -30,7 +34,6 @@ _INNER_ELEMENTS = 1 << 25
 _LONGEST_SYMBOL = 64
 _LAST_PLACE = 2.0**-23
 _NOISE_FACTOR = 10.0
-_OPTIMISED = 10.0
 
 Progress = Callable[[str], None]
 
@@ -79,8 +82,9 @@ def verify(
 
     The masked original is built from the dense graph and the plan alone. Both run in ONNX Runtime with graph
     optimisation off, on seeded inputs; one run uses other sizes for dynamic axes, and one compares every inner tensor
-    too, which shows errors that later layers hide. The dense graph is checked against the file it came from, and the
-    result is loaded once more with default optimisation.
+    too, which shows errors that later layers hide. Where inputs or outputs were allowed to shrink, the pruned graph is
+    fed the kept part, and compared with it. The dense graph is checked against the file it came from, and the result is
+    loaded once more with default optimisation.
 
     Args:
         pruned: as ``rewrite`` returned it.
@@ -102,14 +106,25 @@ def verify(
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UsageError(f"--tolerance {tolerance:g}: must be a finite number above zero.")
     check_fits(plan, graph)
-    return _Prover(pruned, graph, plan, tolerance, progress or (lambda _: None)).prove(runs, list(inputs))
+    warnings = []
+    if is_narrow(graph):
+        graph, pruned = widened(graph), widened(pruned)
+        warnings.append("compared in 32 bits, because ONNX Runtime has no bfloat16 arithmetic on a CPU")
+    prover = _Prover(pruned, graph, plan, tolerance, progress or (lambda _: None))
+    prover.warnings += warnings
+    return prover.prove(runs, list(inputs))
 
 
 class _Prover:
     def __init__(self, pruned: Graph, graph: Graph, plan: Plan, tolerance: float | None, progress: Progress) -> None:
         self.pruned, self.graph, self.plan, self.progress = pruned, graph, plan, progress
         self.tolerance = tolerance if tolerance is not None else TOLERANCE * self._looser()
-        self.warnings: list[str] = []
+        self.gone = {name for drop in plan.drop for name in drop.interface}
+        self.warnings = [f"gone from the interface: {', '.join(sorted(self.gone))}"] if self.gone else []
+        self.ids = {
+            cut.name: feeds.Constraint(choices=cut.keep) for cut in shrunk(plan, graph) if cut.ids
+        }  # the only ids that both models know
+        self.codes = code_tensors(graph, pruned, _INNER_ELEMENTS)
 
     def _looser(self) -> float:
         kinds = {
@@ -123,28 +138,38 @@ class _Prover:
         self.progress("running the dense model")
         self._check_signature()
         inner = self._inner_tensors()
-        dense = _open(_with_outputs(inline_data(self.graph.model, self.graph.folder), inner), "the model")
-        names = [o.name for o in dense.outputs if o.name not in inner]
+        dense = open_given(with_outputs(inline_data(self.graph.model, self.graph.folder), inner), "the model")
+        names = [o.name for o in dense.outputs if o.name not in inner and o.name not in self.gone]
+        self._check_ids(recorded)
         sets = recorded or list(self._feed_sets(dense, names, runs))
         references = [self._run_dense(dense, f, names) for f in sets]
         scales = {n: signal(v) for n, v in self._run_dense(dense, sets[0], inner).items()}
         self._check_normalised(sets[0], references[0])
         self.progress("building the masked original")
-        masked = _open_own(_with_outputs(masked_original(self.graph, self.plan), inner), "the masked original")
-        pruned = _open_own(_with_outputs(inline_data(self.pruned.model, self.pruned.folder), inner), "the pruned model")
+        more = [*inner, *(n for n in self.codes if n not in names)]
+        masked = open_own(with_outputs(masked_original(self.graph, self.plan), more), "the masked original")
+        pruned = plain = open_own(with_outputs(self._own_model(), inner), "the pruned model")
+        if self.codes:
+            fed = self._own_model()
+            hand_over(fed, self.codes, self.graph)
+            pruned = open_own(with_outputs(fed, more), "the pruned model")
         errors: dict[str, float] = {}
         change = 0.0
         for number, (feed, reference) in enumerate(zip(sets, references, strict=True), 1):
             self.progress(f"comparing with the masked original, {number} of {len(sets)}")
-            asked = names + inner if number == 1 else names
-            want = _run(masked, feed, "the masked original", asked)
-            got = _run(pruned, feed, "the pruned model", asked)
+            asked = list(dict.fromkeys([*names, *self.codes, *(inner if number == 1 else ())]))
+            want = run_own(masked, feed, "the masked original", asked)
+            codes = given({name: self._kept(name, want[name]) for name in self.codes})
+            got = run_own(pruned, self._kept_feed(feed) | codes, "the pruned model", asked)
             if number == 1:
                 self._compare_inner(scales, want, got, feed)
+            self._compare_codes(want, got)
             for name in names:
                 scale = signal(reference[name])
-                errors[name] = max(errors.get(name, 0.0), difference(got[name], want[name], scale))
-                change = max(change, difference(got[name], reference[name], scale))
+                errors[name] = max(errors.get(name, 0.0), difference(got[name], self._kept(name, want[name]), scale))
+                change = max(change, difference(got[name], self._kept(name, reference[name]), scale))
+        for name, error in self._compare_ways(sets[0], names).items():
+            errors[name] = max(errors[name], error)
         # whole numbers (a class, an index) flip on differences far below the tolerance: what they come from counts
         exact = {n: e for n, e in errors.items() if is_float(references[0][n])}
         worst = max([self.inner_error, *exact.values()])
@@ -152,20 +177,23 @@ class _Prover:
             raise GoalError(self._failure(exact))
         if change <= self.tolerance:
             self.warnings.append("the outputs do not react to the cut on these inputs; only inner tensors prove it")
-        self._check_optimised(pruned, dense, sets, names)
+        self.progress("running the result with default optimisation")
+        as_used = Optimised(self.graph, self.pruned, dense, plain, names, self.tolerance, is_quantized(self.graph))
+        self.warnings += as_used.check([(feed, self._kept_feed(feed)) for feed in sets])
+        compared = len(inner) + len(self.codes)
         shapes = tuple({n: v.shape for n, v in f.items()} for f in sets)
-        return Proof(worst, errors, self.tolerance, change, len(inner), len(sets), shapes, tuple(self.warnings))
+        return Proof(worst, errors, self.tolerance, change, compared, len(sets), shapes, tuple(self.warnings))
 
     def _run_dense(self, dense: Session, feed: feeds.Feeds, names: Sequence[str]) -> dict[str, Array]:
         try:
             return dense.run(feed, names)
         except RunError as error:
-            raise CannotRun(_cannot_run("the model", error)) from error
+            raise CannotRun(cannot_run("the model", error)) from error
 
     # -- inputs -------------------------------------------------------------------------------------------------
 
     def _feed_sets(self, dense: Session, names: Sequence[str], runs: int) -> Iterator[feeds.Feeds]:
-        allowed = feeds.constraints(self.graph.model.graph)
+        allowed = feeds.constraints(self.graph.model.graph) | self.ids
         shapes = dict(self.graph.binding.shapes)
         for seed in range(max(runs - 1, 1)):
             yield feeds.seeded(dense.inputs, shapes, seed, allowed)
@@ -188,6 +216,28 @@ class _Prover:
             result[name] = tuple(longer.get(str(d), n) for d, n in zip(declared, shape, strict=True))
         return result
 
+    def _check_ids(self, recorded: Sequence[feeds.Feeds]) -> None:
+        """Recorded inputs may hold only ids that stay."""
+        for name, allowed in self.ids.items():
+            for feed in recorded:
+                gone = np.setdiff1d(feed[name], allowed.choices)
+                if gone.size:
+                    raise UsageError(
+                        f"the recorded input '{name}' holds id {gone[0]}, which the plan removes; "
+                        "record inputs of ids that stay, or leave out --inputs."
+                    )
+
+    def _own_model(self) -> onnx.ModelProto:
+        return inline_data(self.pruned.model, self.pruned.folder)
+
+    def _kept(self, name: str, values: Array) -> Array:
+        """The part of a tensor of the dense graph that the pruned one has."""
+        return take_axes(values, self.plan.hide.get(name, {}))
+
+    def _kept_feed(self, feed: feeds.Feeds) -> feeds.Feeds:
+        """Inputs of the pruned model: of an axis that shrank, the kept part; none that went with a block."""
+        return {name: self._kept(name, values) for name, values in feed.items() if name not in self.gone}
+
     # -- the other checks ---------------------------------------------------------------------------------------
 
     def _check_normalised(self, feed: feeds.Feeds, reference: dict[str, Array]) -> None:
@@ -195,10 +245,10 @@ class _Prover:
         path = self.graph.source.path
         if path is None:
             return
-        original = _open(path, str(path))
-        outputs = _run(original, feed, str(path))
-        for name, want in outputs.items():
-            error = difference(reference[name], want, signal(want))
+        original = open_given(path, str(path))
+        outputs = run_own(original, feed, str(path))
+        for name, want in reference.items():
+            error = difference(want, outputs[name], signal(outputs[name]))
             if error > self.tolerance:
                 raise GoalError(
                     f"output '{name}' of the model changed while it was being read (relative error {error:.2g}); "
@@ -206,54 +256,43 @@ class _Prover:
                 )
 
     def _check_signature(self) -> None:
-        """Inputs and outputs keep their names and types."""
+        """Inputs and outputs keep their names and types; those that go with a block are gone."""
 
         def signature(graph: Graph) -> list[tuple[str, int]]:
             values = [v for v in graph.model.graph.input if v.name in graph.inputs] + list(graph.model.graph.output)
             return [(v.name, v.type.tensor_type.elem_type) for v in values]
 
-        before, after = signature(self.graph), signature(self.pruned)
+        before, after = [v for v in signature(self.graph) if v[0] not in self.gone], signature(self.pruned)
         if before != after:
             raise GoalError(f"the pruned model's inputs and outputs are {after}, the original's {before}.")
 
-    def _check_optimised(
-        self, pruned: Session, dense: Session, sets: Sequence[feeds.Feeds], names: Sequence[str]
-    ) -> None:
-        """Run the result as users will, at every size. ONNX Runtime's own optimiser is wrong on some graphs; say so."""
-        self.progress("running the result with default optimisation")
-        model = serialize_with_data(finished(self.pruned), self.pruned.folder)
-        for feed in sets:
+    def _compare_ways(self, feed: feeds.Feeds, names: Sequence[str]) -> dict[str, float]:
+        """Compare every branch and body, wherever the inputs lead; those that do not run are named."""
+        errors: dict[str, float] = {}
+        found = ways(self.graph)
+        if not found:
+            return errors
+        self.progress(f"comparing {len(found)} ways through the branches")
+        dense = inline_data(self.graph.model, self.graph.folder)
+        masked = masked_original(self.graph, self.plan)
+        pruned = inline_data(self.pruned.model, self.pruned.folder)
+        missed = []
+        for way in found:
+            where = name_of(self.graph, way)
             try:
-                optimised = open_session(model).run(feed)
-            except RunError as error:
-                if self._optimised_dense(feed) is None:
-                    self.warnings.append("ONNX Runtime's default optimisation fails on this model, pruned or not")
-                    return
-                raise GoalError(f"the pruned model runs only without graph optimisation: {error}") from error
-            plain = _run(pruned, feed, "the pruned model", names)
-            for name, want in plain.items():
-                if is_float(want) and difference(optimised[name], want, signal(want)) > _OPTIMISED * self.tolerance:
-                    self._blame_optimiser(name, dense, feed)
-
-    def _blame_optimiser(self, name: str, dense: Session, feed: feeds.Feeds) -> None:
-        """An output changes when the graph is optimised: a warning if the dense model's does too, else a failure."""
-        reference = _run(dense, feed, "the model", [name])[name]
-        other = self._optimised_dense(feed)
-        if other is None or difference(other[name], reference, signal(reference)) <= self.tolerance:
-            raise GoalError(
-                f"output '{name}' of the pruned model changes when ONNX Runtime optimises the graph, that of the dense "
-                "model does not. Nothing was written."
-            )
-        warning = f"ONNX Runtime's optimisation changes output '{name}', of the dense model too"
-        if warning not in self.warnings:
-            self.warnings.append(warning)
-
-    def _optimised_dense(self, feed: feeds.Feeds) -> dict[str, Array] | None:
-        """Outputs of the dense model with default optimisation; None where it does not run."""
-        try:
-            return open_session(serialize_with_data(self.graph.model, self.graph.folder)).run(feed)
-        except RunError:
-            return None
+                reference = open_session(force(dense, way), options=SessionOptions(optimize=False)).run(feed, names)
+            except RunError:
+                missed.append(where)
+                continue
+            want = run_own(open_own(force(masked, way), f"the masked original, {where},"), feed, where, names)
+            own = open_own(force(pruned, way), f"the pruned model, {where},")
+            got = run_own(own, self._kept_feed(feed), f"the pruned model, {where},", names)
+            for name in (n for n in names if is_float(reference[n])):
+                error = difference(got[name], self._kept(name, want[name]), signal(reference[name]))
+                errors[name] = max(errors.get(name, 0.0), error)
+        if missed:
+            self.warnings.append(f"not proved, because inputs of these sizes do not run there: {', '.join(missed)}")
+        return errors
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -263,21 +302,31 @@ class _Prover:
         """Compare inner tensors in the order of the graph: the first that differs is where the cut went wrong."""
         noise: dict[str, float] | None = None
         for name, scale in scales.items():
-            kept = take_axes(want[name], self.plan.hide.get(name, {}))
-            error = difference(got[name], kept, scale)
+            error = difference(got[name], self._kept(name, want[name]), scale)
             if error > self.tolerance:
                 noise = noise if noise is not None else self._noise(scales, want, feed)
                 if error <= _NOISE_FACTOR * noise[name]:
                     continue
             self.inner_error = max(self.inner_error, error)
             if error > self.tolerance:
-                node = self.graph.producer[name]
-                raise GoalError(
-                    f"the pruned model differs from the masked original, first at {node.label}: tensor '{name}', "
-                    f"relative error {error:.3g} (accepted: {self.tolerance:g}). Nothing was written.\n"
-                    "If the plan is Secateur's own this is a defect; keep the layer with --keep "
-                    f"'{node.proto.name or name}' and report it with the model."
-                )
+                raise GoalError(self._difference_at(name, error))
+
+    def _compare_codes(self, want: Mapping[str, Array], got: Mapping[str, Array]) -> None:
+        """Compare tensors of codes, each computed from those before it as the masked original has them."""
+        for name in self.codes:
+            error = code_error(got[name], self._kept(name, want[name]), self.tolerance)
+            self.inner_error = max(self.inner_error, error)
+            if error > self.tolerance:
+                raise GoalError(self._difference_at(name, error))
+
+    def _difference_at(self, name: str, error: float) -> str:
+        node = self.graph.producer[name]
+        return (
+            f"the pruned model differs from the masked original, first at {node.label}: tensor '{name}', "
+            f"relative error {error:.3g} (accepted: {self.tolerance:g}). Nothing was written.\n"
+            "If the plan is Secateur's own this is a defect; keep the layer with --keep "
+            f"'{node.proto.name or name}' and report it with the model."
+        )
 
     def _noise(self, scales: Mapping[str, float], want: Mapping[str, Array], feed: feeds.Feeds) -> dict[str, float]:
         """How far each inner tensor of the masked original moves when its weights are rounded otherwise.
@@ -293,22 +342,26 @@ class _Prover:
                 values = onnx.numpy_helper.to_array(tensor)
                 moved = values * (1 + rng.choice([-1, 1], values.shape) * _LAST_PLACE)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(moved, np.float32), tensor.name))
-        session = _open_own(_with_outputs(model, list(scales)), "the masked original")
-        other = _run(session, feed, "the masked original", list(scales))
+        hand_over(model, self.codes, self.graph)
+        session = open_own(with_outputs(model, list(scales)), "the masked original")
+        fed = dict(feed) | given({name: want[name] for name in self.codes})
+        other = run_own(session, fed, "the masked original", list(scales))
         return {name: difference(other[name], want[name], scale) for name, scale in scales.items()}
 
     def _inner_tensors(self) -> list[str]:
-        """Floating-point tensors both graphs have, in the order of the graph, up to a bound on memory."""
+        """Floating-point tensors both main graphs have, in their order, up to a bound on memory."""
         chosen: list[str] = []
         outputs = set(self.graph.outputs)
         total = 0
-        for node in self.graph.nodes:
+        for node in (n for n in self.graph.nodes if n.depth == 0):
             for name in node.outputs:
                 shape = self.graph.shape(name) if name else None
                 kind = self.graph.inferred.dtype.get(name)
                 if shape is None or kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
                     continue
                 if name in outputs or name not in self.pruned.producer or name in self.graph.constants:
+                    continue
+                if name in self.codes:
                     continue
                 total += int(np.prod(shape))
                 if total <= _INNER_ELEMENTS:
@@ -324,46 +377,3 @@ class _Prover:
             f"(accepted: {self.tolerance:g}). Nothing was written.\n"
             "If the plan is Secateur's own this is a defect; please report it with the model."
         )
-
-
-def _open(model: bytes | Path, what: str) -> Session:
-    try:
-        return open_session(model, options=SessionOptions(optimize=False))
-    except RunError as error:
-        raise ModelError(_cannot_run(what, error)) from error
-
-
-def _open_own(model: bytes, what: str) -> Session:
-    """Open a model made here from one that runs."""
-    try:
-        return open_session(model, options=SessionOptions(optimize=False))
-    except RunError as error:
-        raise ModelError(_broken(what, error)) from error
-
-
-def _run(session: Session, feed: feeds.Feeds, what: str, names: Sequence[str] | None = None) -> dict[str, Array]:
-    try:
-        return session.run(feed, names)
-    except RunError as error:
-        raise ModelError(_broken(what, error)) from error
-
-
-def _broken(what: str, error: RunError) -> str:
-    return (
-        f"{what} does not run, although the model it was made from does: {error}\nNothing was written. "
-        "If the plan and the files are Secateur's own this is a defect; please report it with the model."
-    )
-
-
-def _cannot_run(what: str, error: RunError) -> str:
-    return (
-        f"{what} cannot be proved: {error}\n"
-        "Give sizes its dynamic axes accept with --shape NAME:1x3x224x224, recorded inputs with --inputs FILE.npz, "
-        "or skip the proof with --no-verify at your own risk."
-    )
-
-
-def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
-    """The model, changed in place, with these tensors as outputs too."""
-    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
-    return bytes(model.SerializeToString())

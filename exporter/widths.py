@@ -197,6 +197,8 @@ def _step(groups: Groups, group: Group, align: int | str, relax: int) -> int:
 
     A head of 64 columns is aligned whatever the number of heads; a channel counts for one.
     """
+    if align == "auto" and group.kind == "experts":
+        return 1  # no kernel works along them
     if align == "auto":
         wanted = max((_CONV_ALIGN if _touches_conv(groups, group) else _MATMUL_ALIGN) // relax, _DIVISOR)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,6 +167,15 @@ class Constraint:
 _MOVES = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand", "Slice"})
 
 
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of a graph and of the subgraphs in it, which read its tensors too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(inner)
+
+
 def constraints(graph: onnx.GraphProto) -> dict[str, Constraint]:
     """Find what values integer inputs may take, from how the graph uses them.
 
@@ -175,14 +184,15 @@ def constraints(graph: onnx.GraphProto) -> dict[str, Constraint]:
     """
     sizes = {t.name: tuple(t.dims) for t in graph.initializer}
     values = {t.name: t for t in graph.initializer}
-    for node in graph.node:
+    nodes = list(_all_nodes(graph))
+    for node in nodes:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             sizes[node.output[0]] = tuple(node.attribute[0].t.dims)
             values[node.output[0]] = node.attribute[0].t
     origin = {v.name: v.name for v in graph.input}
     limits: dict[str, int] = {}
     choices: dict[str, set[int]] = {}
-    for node in graph.node:
+    for node in nodes:
         first = node.input[0] if node.input else ""
         if node.op_type in _MOVES and first in origin:
             origin[node.output[0]] = origin[first]

@@ -114,7 +114,9 @@ def bench(
         backend: a name in ``runtime.backends.BACKENDS``.
         threads: threads inside one operator; 0 lets the backend choose.
         seconds: time to spend sampling each model, after warm-up.
-        shapes: concrete input shapes by name; other dynamic axes get default sizes, the same for all models.
+        shapes: concrete input shapes by name; other dynamic axes get default sizes, the same for all models. They are
+            those of the first model: another keeps its own size on an axis that both fix (a cache that was cut), and
+            may lack an input.
         seed: of the inputs.
         progress: called with a line before each step.
 
@@ -133,10 +135,10 @@ def bench(
     if threads < 0:
         raise BadRequest(f"--threads {threads}: must be a number of threads, or 0 for the backend's choice.")
     step = progress or (lambda _: None)
-    runners = []
+    runners: list[_Runner] = []
     for path in models:
         step(f"loading {path.name}")
-        runners.append(_prepare(path, backend, threads, shapes or {}, seed))
+        runners.append(_prepare(path, backend, threads, shapes or {}, seed, runners[0] if runners else None))
     step(f"sampling for {seconds * len(runners):.0f} s")
     wall, cpu, switched = _sample([r.call for r in runners], seconds * len(runners))
     return [
@@ -183,12 +185,21 @@ def input_shapes(
     return candidates
 
 
-def _prepare(path: Path, backend: str, threads: int, shapes: Mapping[str, tuple[int, ...]], seed: int) -> _Runner:
+def _prepare(
+    path: Path,
+    backend: str,
+    threads: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    reference: _Runner | None,
+) -> _Runner:
     if not path.is_file():
         raise BadRequest(f"{path}: no such file.")
     started = time.perf_counter()
     session = open_session(path, backend, SessionOptions(threads=threads))
     load = time.perf_counter() - started
+    if reference is not None:
+        shapes = _fitted(shapes, reference.session.inputs, session.inputs)
     unknown = set(shapes) - {spec.name for spec in session.inputs}
     if unknown:
         raise BadRequest(f"--shape {unknown.pop()}: {path} has no such input.")
@@ -204,6 +215,22 @@ def _prepare(path: Path, backend: str, threads: int, shapes: Mapping[str, tuple[
         except RunError as error:
             failure = failure or error
     raise RunError(f"{path} does not run: {failure}\nGive the sizes it expects with --shape NAME:1x3x224x224.")
+
+
+def _fitted(
+    shapes: Mapping[str, tuple[int, ...]], first: Sequence[TensorSpec], mine: Sequence[TensorSpec]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes asked of the first model, as another takes them that fixes other sizes or lacks an input."""
+    theirs, own = {s.name: s for s in first}, {s.name: s for s in mine}
+    fitted = {}
+    for name, shape in shapes.items():
+        if name not in own or len(own[name].shape) != len(shape):
+            if name not in theirs or name in own:
+                fitted[name] = shape  # refused further on
+            continue
+        declared = zip(shape, theirs[name].shape, own[name].shape, strict=True)
+        fitted[name] = tuple(o if isinstance(o, int) and isinstance(t, int) else s for s, t, o in declared)
+    return fitted
 
 
 def _sample(calls: Sequence[Callable[[], None]], seconds: float) -> tuple[Times, Times, NDArray[np.bool_]]:

@@ -65,6 +65,14 @@ FORBIDDEN = {
     ),
     "exporter.slots": ("exporter.rules", "exporter.graph", "exporter.analysis", "exporter.groups", "onnx", "runtime"),
     "exporter.solve": ("exporter.rules", "exporter.graph", "exporter.analysis", "exporter.groups", "onnx", "runtime"),
+    "exporter.partitions": (
+        "exporter.rules",
+        "exporter.graph",
+        "exporter.analysis",
+        "exporter.groups",
+        "onnx",
+        "runtime",
+    ),
     "exporter.gates": ("exporter.rules", "exporter.rewriter", "exporter.analysis", "exporter.groups"),
     "exporter.masked": ("exporter.rules", "exporter.rewriter", "exporter.analysis", "exporter.groups"),
     "exporter.rewriter": ("exporter.rules", "exporter.masked", "exporter.verifier"),
@@ -203,7 +211,7 @@ def test_unknown_names_are_refused():
         from exporter import nothing  # noqa: F401
 
 
-FUNCTIONS = ("score", "prune", "verify", "rewrite", "save", "load", "find_groups", "make_plan")
+FUNCTIONS = ("compose", "score", "prune", "verify", "rewrite", "save", "load", "find_groups", "make_plan")
 
 
 def test_names_are_functions_after_importing_submodules():

@@ -7,19 +7,20 @@ import onnx_graphsurgeon as gs
 from exporter.gates.masker import Masker, gate
 
 
-@gate("Conv", "ConvTranspose", "com.microsoft::FusedConv")
+@gate("Conv", "ConvTranspose", "DeformConv", "com.microsoft::FusedConv")
 def _channels(masker: Masker, node: gs.Node) -> bool:
     masker.hide(node, 0, [1])
     return True
 
 
-@gate("ConvInteger")
+@gate("ConvInteger", "QLinearConv")
 def _conv_integer(masker: Masker, node: gs.Node) -> bool:
-    masker.hide(node, 0, [1], node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else 0.0)
+    """A hidden channel of x reads as x's zero point, of which there is one."""
+    masker.hide(node, 0, [1], _zero_point(node, 2))
     return True
 
 
-@gate("Gemm")
+@gate("Gemm", "com.microsoft::FusedGemm")
 def _gemm(masker: Masker, node: gs.Node) -> bool:
     masker.hide(node, 0, [0 if node.attrs.get("transA", 0) else 1])
     masker.hide(node, 1, [1 if node.attrs.get("transB", 0) else 0])
@@ -33,10 +34,15 @@ def _matmul(masker: Masker, node: gs.Node) -> bool:
     return True
 
 
-@gate("MatMulInteger")
+@gate("MatMulInteger", "QLinearMatMul")
 def _matmul_integer(masker: Masker, node: gs.Node) -> bool:
-    masker.hide(node, 0, [-1], node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else 0.0)
+    """A hidden column of a reads as a's zero point, of which ONNX Runtime takes one only."""
+    masker.hide(node, 0, [-1], _zero_point(node, 2))
     return True
+
+
+def _zero_point(node: gs.Node, i: int) -> float | gs.Tensor:
+    return node.inputs[i] if len(node.inputs) > i and node.inputs[i].name else 0.0
 
 
 @gate("Einsum")

@@ -30,6 +30,7 @@ class Masker:
         self.cut: dict[str, Cut] = dict(plan.hide)
         self.cut |= {name: take.axes for name, take in plan.take.items() if take.axes and take.clone_of is None}
         self.by_use: dict[tuple[str, int], Cut] = {use: t.axes for t in plan.take.values() for use in t.uses}
+        self.dropped = {drop.node: drop.input for drop in plan.drop}
         self.behind: dict[str, gs.Tensor] = {}  # the tensor behind a gate
         self.nodes: list[gs.Node] = []
         self.after: list[gs.Node] = []
@@ -39,21 +40,37 @@ class Masker:
         """The graph with all its gates."""
         model = onnx.load_model_from_string(serialize_with_data(self.source.model, self.source.folder))
         surgeon = gs.import_onnx(model)
-        for node in surgeon.nodes:
-            self.visit(node)
-        surgeon.nodes = self.nodes
+        self.gate_graph(surgeon)
         masked: onnx.ModelProto = gs.export_onnx(surgeon, do_type_check=False)
+        _share_constants(masked.graph)
         return masked
+
+    def gate_graph(self, graph: gs.Graph) -> None:
+        """Put gates into a graph and its subgraphs; an outer tensor is gated anew where a subgraph reads it."""
+        outside, self.nodes = self.nodes, []
+        for node in graph.nodes:
+            for value in node.attrs.values():
+                if isinstance(value, gs.Graph):
+                    self.gate_graph(value)
+            self.visit(node)
+        graph.nodes, self.nodes = self.nodes, outside
 
     # -- one node -----------------------------------------------------------------------------------------------
 
     def visit(self, node: gs.Node) -> None:
-        """Take over one node, with what its table entry puts around it."""
+        """Take over one node, with what its table entry puts around it; a branch that goes adds nothing."""
+        branch = self.dropped.get(next((o.name for o in node.outputs if o.name), ""))
+        if branch is not None:
+            node.inputs[branch] = self.gated(node.inputs[branch], node.inputs[branch], np.zeros((), bool))
         gate = GATES.get(node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}::{node.op}")
-        if gate is None or gate(self, node):
+        if gate is None or not self.reads_cut(node) or gate(self, node):
             self.nodes.append(node)
         self.nodes.extend(self.after)
         self.after.clear()
+
+    def reads_cut(self, node: gs.Node) -> bool:
+        """Say whether anything a node reads has hidden slots."""
+        return any(self.cut_of(node, i) for i in range(len(node.inputs)))
 
     def cut_of(self, node: gs.Node, i: int) -> Cut:
         """Cut axes of an input."""
@@ -64,12 +81,13 @@ class Masker:
         return self.by_use.get((key, i), self.cut.get(tensor.name, {}))
 
     def rank(self, tensor: gs.Tensor) -> int:
-        """Number of axes of a tensor of the dense graph."""
-        return len(self.source.inferred.dims[tensor.name])
+        """Number of axes of a tensor of the dense graph, or of one that stands for it."""
+        return len(self.source.inferred.dims[self.behind.get(tensor.name, tensor).name])
 
     def dtype(self, tensor: gs.Tensor) -> np.dtype[Any]:
-        """Element type of a tensor of the dense graph."""
-        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.source.inferred.dtype[tensor.name]))
+        """Element type of a tensor of the dense graph, or of one that stands for it."""
+        name = self.behind.get(tensor.name, tensor).name
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.source.inferred.dtype[name]))
 
     def hide(self, node: gs.Node, i: int, axes: Sequence[int], neutral: float | gs.Tensor = 0.0) -> float:
         """Put a gate on the cut ones of some axes of an input; returns the share of slots that stay."""
@@ -89,6 +107,9 @@ class Masker:
     def gated(self, value: gs.Tensor, like: gs.Tensor, mask: Mask, neutral: float | gs.Tensor = 0.0) -> gs.Tensor:
         """``value`` where the mask is true, the neutral element elsewhere."""
         dtype = self.dtype(like)
+        if dtype.kind == "b":  # ONNX Runtime has no Where for truth values
+            hidden_is = bool(neutral)
+            return self.op("Or" if hidden_is else "And", [value, self.constant(~mask if hidden_is else mask)])
         if self.opset < _WHERE_OPSET:
             kept = self.op("Mul", [value, self.constant(mask.astype(dtype))])
             if neutral == 0.0:
@@ -125,6 +146,20 @@ class Masker:
         output = node.outputs[o]
         node.outputs[o] = inner
         self.after.append(gs.Node(op, self.fresh(), {}, [inner, other], [output]))
+
+
+def _share_constants(graph: onnx.GraphProto) -> None:
+    """Put the constants of all subgraphs into the main graph, once: graphsurgeon repeats them in each."""
+    present = {t.name for t in graph.initializer}
+    waiting = [g for node in graph.node for a in node.attribute if a.HasField("g") for g in [a.g]]
+    while waiting:
+        inner = waiting.pop()
+        waiting.extend(a.g for node in inner.node for a in node.attribute if a.HasField("g"))
+        for tensor in inner.initializer:
+            if tensor.name not in present:
+                present.add(tensor.name)
+                graph.initializer.append(tensor)
+        del inner.initializer[:]
 
 
 def mask_of(take: AxisTake, axis: int, rank: int) -> Mask:

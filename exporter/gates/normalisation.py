@@ -8,20 +8,35 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from exporter.gates.masker import Masker, gate, mask_of
+from exporter.gates.masker import Cut, Masker, gate, mask_of
 
 _AFFINE_PER_CHANNEL_OPSET = 21
 
 
-def _normalise(
+def normalise(
     masker: Masker, node: gs.Node, axes: Sequence[int], affine: Sequence[gs.Tensor], centred: bool = True
 ) -> bool:
     """Replace a normalisation over cut axes by one over the slots that stay."""
-    x = node.inputs[0]
-    rank = masker.rank(x)
-    cut = {a: t for a, t in masker.cut_of(node, 0).items() if a in {k % rank for k in axes}}
+    cut = _cut_along(masker, node, axes)
     if not cut:
         return True
+    value, mean, _, deviation = _normalised(masker, node, axes, affine, cut, centred)
+    results = [value, *((mean, masker.op("Reciprocal", [deviation])) if mean is not None else ())]
+    _give(masker, node, results)
+    return False
+
+
+def _cut_along(masker: Masker, node: gs.Node, axes: Sequence[int]) -> Cut:
+    rank = masker.rank(node.inputs[0])
+    return {a: t for a, t in masker.cut_of(node, 0).items() if a in {k % rank for k in axes}}
+
+
+def _normalised(
+    masker: Masker, node: gs.Node, axes: Sequence[int], affine: Sequence[gs.Tensor], cut: Cut, centred: bool = True
+) -> tuple[gs.Tensor, gs.Tensor | None, gs.Tensor, gs.Tensor]:
+    """The first input normalised over some axes, mean (None if not centred), variance and deviation: of kept slots."""
+    x = node.inputs[0]
+    rank = masker.rank(x)
     share = math.prod(len(t.keep) / t.size for t in cut.values())
     dtype = masker.dtype(x)
     rescale = masker.constant(np.array(1 / share, dtype))
@@ -31,7 +46,7 @@ def _normalise(
             value = masker.gated(value, x, mask_of(take, axis, rank))
         return value
 
-    value = hidden(x)
+    value, mean = hidden(x), None
     if centred:
         mean = masker.op("Mul", [masker.mean(value, axes), rescale])
         value = hidden(masker.op("Sub", [x, mean]))
@@ -42,13 +57,14 @@ def _normalise(
     value = masker.op("Div", [value, deviation])
     for op, tensor in zip(("Mul", "Add"), affine, strict=False):
         value = masker.op(op, [value, tensor])
-    results = [value]
-    if centred:
-        results += [mean, masker.op("Reciprocal", [deviation])]
+    return value, mean, variance, deviation
+
+
+def _give(masker: Masker, node: gs.Node, results: Sequence[gs.Tensor]) -> None:
+    """Let results stand for the outputs of a node that goes."""
     for result, output in zip(results, node.outputs, strict=False):
         if output.name:
             masker.nodes.append(gs.Node("Identity", masker.fresh(), {}, [result], [output]))
-    return False
 
 
 @gate("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
@@ -56,7 +72,33 @@ def _layer_norm(masker: Masker, node: gs.Node) -> bool:
     rank = masker.rank(node.inputs[0])
     axes = list(range(int(node.attrs.get("axis", -1)) % rank, rank))
     affine = [t for t in node.inputs[1:3] if t.name]
-    return _normalise(masker, node, axes, affine, node.op == "LayerNormalization")
+    return normalise(masker, node, axes, affine, node.op == "LayerNormalization")
+
+
+@gate("BatchNormalization")
+def _batch_norm(masker: Masker, node: gs.Node) -> bool:
+    """In training mode statistics are over all axes but that of the channels, and enter the running ones."""
+    rank = masker.rank(node.inputs[0])
+    axes = [k for k in range(rank) if k != 1]
+    cut = _cut_along(masker, node, axes)
+    if not node.attrs.get("training_mode", 0) or not cut:
+        return True
+    to = masker.constant(np.array([-1] + [1] * (rank - 2), np.int64))
+    affine = [masker.op("Reshape", [t, to]) for t in node.inputs[1:3]]
+    value, mean, variance, _ = _normalised(masker, node, axes, affine, cut)
+    momentum = float(node.attrs.get("momentum", 0.9))
+    results = [value]
+    for before, now in zip(node.inputs[3:5], (mean, variance), strict=True):
+        flat = masker.op("Reshape", [now, masker.constant(np.array([-1], np.int64))])
+        shares = (momentum, 1 - momentum)
+        dtype = masker.dtype(before)
+        parts = [
+            masker.op("Mul", [t, masker.constant(np.array(f, dtype))])
+            for t, f in zip((before, flat), shares, strict=True)
+        ]
+        results.append(masker.op("Add", parts))
+    _give(masker, node, results)
+    return False
 
 
 @gate("InstanceNormalization")
@@ -66,13 +108,13 @@ def _instance_norm(masker: Masker, node: gs.Node) -> bool:
         return True
     to = masker.constant(np.array([-1] + [1] * (rank - 2), np.int64))
     affine = [masker.op("Reshape", [t, to]) for t in node.inputs[1:3]]
-    return _normalise(masker, node, list(range(2, rank)), affine)
+    return normalise(masker, node, list(range(2, rank)), affine)
 
 
 @gate("MeanVarianceNormalization")
 def _mean_variance(masker: Masker, node: gs.Node) -> bool:
     node.attrs["epsilon"] = 1e-9
-    stays = _normalise(masker, node, list(node.attrs.get("axes", [0, 2, 3])), [])
+    stays = normalise(masker, node, list(node.attrs.get("axes", [0, 2, 3])), [])
     del node.attrs["epsilon"]
     return stays
 

@@ -5,12 +5,20 @@ forgotten line costs compression, never correctness.
 """
 
 from exporter.rules import (  # noqa: F401  (each module registers its rules)
+    attention,
     contraction,
+    contrib,
+    contrib_attention,
+    contrib_frozen,
+    contrib_quantised,
+    control,
     elementwise,
+    frozen,
     indexing,
     movement,
     normalisation,
     quantisation,
+    recurrent,
     reduction,
     shaping,
     spatial,

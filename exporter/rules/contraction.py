@@ -11,13 +11,15 @@ from exporter.rules.site import Site
 from exporter.slots import ONE, Axis, Fixed, SlotError
 
 
-@rule("Conv", "ConvInteger", "com.microsoft::FusedConv")
+@rule("Conv", "ConvInteger", "QLinearConv", "DeformConv", "com.microsoft::FusedConv")
 def conv(site: Site) -> None:
-    """y[n, o, s] = sum over c, k of w[o, c, k] x[n, c, s + k] + b[o].
+    """y[n, o, s] = sum over c, k of w[o, c, k] x[n, c, s + k] + b[o]: c is tied in x and w and ends here, k and s stay.
 
-    With g groups, x's channel axis is (g, c), w's first axis and y's channel axis are (g, o).
+    With g groups, x's channel axis is (g, c), w's first axis and y's channel axis are (g, o). Scales, zero points and
+    biases with one entry per output channel are tied to w's first axis.
     """
-    x, w = site.axes(0), site.axes(1)
+    at = 3 if site.node.op == "QLinearConv" else 1
+    x, w = site.axes(0), site.axes(at)
     groups = int(site.attribute("group", 1))
     for axis in w[2:]:
         site.freeze(axis, "kernel window")
@@ -30,8 +32,18 @@ def conv(site: Site) -> None:
         site.tie(inner, w[1])
         site.resize_attribute("group", group)
     site.contract(0, 1)
-    site.contract(1, 1)
-    _bias(site, w[0])
+    site.contract(at, 1)
+    for i in _PER_OUTPUT[site.node.op]:
+        if site.has(i) and site.shape(i) == (w[0].size,):
+            site.tie(site.axes(i)[0], w[0])
+    if site.node.op == "DeformConv":
+        _offsets(site, x)
+    if site.node.op == "com.microsoft::FusedConv" and site.has(3):  # the residual input z is added to y
+        for k, axis in enumerate(site.axes(3)):
+            if k == 1:
+                site.tie(axis, w[0])
+            else:
+                site.freeze(axis, "spatial axis")
     out = site.out_shape(0)
     spatial = [site.fixed(s, "spatial axis") for s in out[2:]]
     for axis in x[2:]:
@@ -40,30 +52,40 @@ def conv(site: Site) -> None:
     site.work(math.prod(out[2:]) * math.prod(a.size for a in w[2:]), x[0], w[0], w[1])
 
 
+_PER_OUTPUT = {
+    "Conv": (2,),
+    "ConvInteger": (3,),
+    "QLinearConv": (4, 5, 8),
+    "DeformConv": (3,),
+    "com.microsoft::FusedConv": (2,),
+}
+"""Inputs of convolutions that hold one number per output channel, or one for all."""
+
+
 def _grouped(site: Site, channels: Axis, groups: int) -> tuple[Axis, Axis]:
     outer, inner = site.split(channels, [groups, channels.size // groups])
     site.role("conv_group", outer)
     return outer, inner
 
 
-def _bias(site: Site, out: Axis) -> None:
-    if site.node.op == "ConvInteger":  # x's zero point is a scalar, w's one number or one per output channel
-        if site.has(3) and site.shape(3) == (out.size,):
-            site.tie(site.axes(3)[0], out)
-        return
-    if site.has(2):
-        site.tie(site.axes(2)[0], out)
-    if site.has(3):  # FusedConv's residual input z is added to y
-        for axis in site.axes(3)[1:2]:
-            site.tie(axis, out)
-        for k, axis in enumerate(site.axes(3)):
-            if k != 1:
-                site.freeze(axis, "spatial axis")
+def _offsets(site: Site, x: list[Axis]) -> None:
+    """Offsets and mask of a DeformConv have axes (groups, window); each of these groups serves a run of channels."""
+    groups = int(site.attribute("offset_group", 1))
+    shared, _ = site.split(x[1], [groups, x[1].size // groups])
+    site.resize_attribute("offset_group", shared)
+    for i in (2, 4):
+        if site.has(i):
+            axes = site.axes(i)
+            outer, window = site.split(axes[1], [groups, axes[1].size // groups])
+            site.tie(outer, shared)
+            site.tie(axes[0], x[0])
+            for axis in (window, *axes[2:]):
+                site.freeze(axis, "kernel window")
 
 
 @rule("ConvTranspose")
 def conv_transpose(site: Site) -> None:
-    """y[n, o, s + k] += sum over c of w[c, o, k] x[n, c, s] + b[o].
+    """y[n, o, s + k] += sum over c of w[c, o, k] x[n, c, s] + b[o]: c is tied in x and w and ends here, k and s stay.
 
     With g groups, x's channel axis and w's first axis are (g, c), y's channel axis is (g, o).
     """
@@ -89,9 +111,9 @@ def conv_transpose(site: Site) -> None:
     site.work(math.prod(site.shape(0)[2:]) * math.prod(site.shape(1)[2:]), x[0], w[0], w[1])
 
 
-@rule("Gemm")
+@rule("Gemm", "com.microsoft::FusedGemm")
 def gemm(site: Site) -> None:
-    """y[m, n] = sum over k of a[m, k] b[k, n] + c[m, n]."""
+    """y[m, n] = sum over k of a[m, k] b[k, n] + c[m, n]: k is tied in a and b and ends here, m and n pass through."""
     a, b = site.axes(0), site.axes(1)
     left, right = int(bool(site.attribute("transA", 0))), int(bool(site.attribute("transB", 0)))
     m, k = a[left], a[1 - left]
@@ -106,13 +128,18 @@ def gemm(site: Site) -> None:
     site.work(1, m, k, n)
 
 
-@rule("MatMul", "MatMulInteger")
+@rule("MatMul", "MatMulInteger", "QLinearMatMul")
 def matmul(site: Site) -> None:
-    """y[..., m, n] = sum over k of a[..., m, k] b[..., k, n]; leading axes are matched element by element.
+    """y[..., m, n] = sum over k of a[..., m, k] b[..., k, n]: k is tied in a and b and ends here.
 
-    Where both operands are activations (attention), the leading axes are heads and k, m, n are inner axes.
+    Leading axes are matched element by element. Where both operands are activations (attention), the leading axes are
+    heads and k, m, n are inner axes. Scales and zero points of a may have one entry per row m, those of b one per
+    column n.
     """
-    a, b = list(site.axes(0)), list(site.axes(1))
+    second, per_row, per_column = _OPERANDS[site.node.op]
+    if site.node.op == "QLinearMatMul" and any(math.prod(site.shape(i)) > 1 for i in (6, 7)):
+        raise SlotError("a scale for each part of the result")
+    a, b = list(site.axes(0)), list(site.axes(second))
     if not a or not b:
         raise SlotError("a scalar operand")
     row, column = len(a) == 1, len(b) == 1
@@ -123,19 +150,42 @@ def matmul(site: Site) -> None:
     m, k, n = a[-2], a[-1], b[-1]
     site.tie(k, b[-2])
     site.contract(0, len(site.axes(0)) - 1)
-    site.contract(1, max(len(site.axes(1)) - 2, 0))
+    site.contract(second, max(len(site.axes(second)) - 2, 0))
     out = list(site.out_shape(0))
     lead = len(out) - (not row) - (not column)
     batch = broadcast(site, [a[:-2], b[:-2]], out[:lead])
-    if not site.from_constant(0) and not site.from_constant(1):
+    if not site.from_constant(0) and not site.from_constant(second):
         for axis in batch:
             site.role("batch", axis)
         for axis in (k, m, n):
             site.role("inner", axis)
+    for i in per_row:
+        _along(site, i, [*a[:-1], Fixed(1, ONE)], m)
+    for i in per_column:
+        _along(site, i, [*b[:-2], Fixed(1, ONE), n], n)
     site.give(0, [*batch, *([] if row else [m]), *([] if column else [n])])
     site.work(1, *batch, m, k, n)
-    if site.node.op == "MatMulInteger" and site.has(3) and site.shape(3) == (n.size,):
-        site.tie(site.axes(3)[0], n)
+
+
+_OPERANDS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
+    "MatMul": (1, (), ()),
+    "MatMulInteger": (1, (2,), (3,)),
+    "QLinearMatMul": (3, (1, 2), (4, 5)),
+}
+"""Where b is, and which inputs hold numbers per row of a or per column of b."""
+
+
+def _along(site: Site, i: int, like: Sequence[Axis], line: Axis) -> None:
+    """Tie scales or zero points to the rows or columns they are for: a vector, or of the operand's rank."""
+    if not site.has(i):
+        return
+    own = site.axes(i)
+    if len(own) == 1 and own[0].size == line.size:
+        site.tie(own[0], line)
+    elif len(own) == len(like):
+        for axis, wide in zip(own, like, strict=True):
+            if axis.size == wide.size:
+                site.tie(axis, wide)
 
 
 @rule("Einsum")

@@ -80,12 +80,14 @@ def broadcast(site: Site, operands: Sequence[Sequence[Axis]], sizes: Sequence[in
     "Tan",
     "Tanh",
     "ThresholdedRelu",
+    "ai.onnx.ml::Binarizer",
     "com.microsoft::FastGelu",
     "com.microsoft::Gelu",
     "com.microsoft::QuickGelu",
+    "com.microsoft::ScaledSiLU",
 )
 def unary(site: Site) -> None:
-    """y[i] = f(x[i])."""
+    """y[i] = f(x[i]): every slot passes through."""
     axes = site.axes(0)
     if site.has(1):  # FastGelu's bias, along the last axis
         axes = broadcast(site, [axes, site.axes(1)], site.out_shape(0))
@@ -94,7 +96,7 @@ def unary(site: Site) -> None:
 
 @rule("Clip", "CastLike")
 def first_only(site: Site) -> None:
-    """y[i] = f(x[i]; scalars)."""
+    """y[i] = f(x[i]; scalars): every slot passes through."""
     site.give(0, site.axes(0))
 
 
@@ -129,9 +131,11 @@ def dropout(site: Site) -> None:
     "Pow",
     "Sub",
     "Sum",
+    "SwiGLU",
     "Where",
     "Xor",
     "com.microsoft::BiasGelu",
+    "com.microsoft::GatedAdd",
 )
 def n_ary(site: Site) -> None:
     """y[i] = f(a[i], b[i], ...) with broadcasting: the operands' slots are tied."""

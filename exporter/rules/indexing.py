@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from exporter.rules import positions
 from exporter.rules.registry import rule
 from exporter.rules.site import Site
 from exporter.slots import ONE, Axis, Fixed, SlotError
@@ -21,7 +22,8 @@ def gather(site: Site) -> None:
     values = site.graph.array(indices) if indices in site.graph.constants else site.graph.static.known.get(indices)
     shape = site.shape(1)
     if values is None:
-        site.freeze(whole, "selected by data", "vocabulary and table rows stay unless opted in")
+        if not positions.follow(site, 1, whole):
+            site.freeze(whole, "selected by data")
         chosen: list[Axis] = list(site.axes(1))
         site.give(0, [*axes[:at], *chosen, *axes[at + 1 :]])
         return
@@ -50,7 +52,8 @@ def gather_elements(site: Site) -> None:
     result: list[Axis] = []
     for k, (data, index) in enumerate(zip(axes, indices, strict=True)):
         if k == at:
-            site.freeze(data, "selected by data")
+            if not positions.follow(site, 1, data):
+                site.freeze(data, "selected by data")
             result.append(index)
         elif data.size == index.size:
             site.tie(data, index)
@@ -62,7 +65,7 @@ def gather_elements(site: Site) -> None:
     site.give(0, result)
 
 
-@rule("GatherND")
+@rule("GatherND", "com.microsoft::GatherND")
 def gather_nd(site: Site) -> None:
     """y[i..., rest] = x[indices[i...], rest]: the leading axes are selected by data, the trailing ones pass through."""
     axes, indices = site.axes(0), site.axes(1)
@@ -70,18 +73,84 @@ def gather_nd(site: Site) -> None:
     depth = batch + indices[-1].size
     for a, b in zip(axes[:batch], indices[:batch], strict=True):
         site.tie(a, b)
-    for axis in (*axes[batch:depth], indices[-1]):
-        site.freeze(axis, "selected by data")
+    if depth - batch != 1 or not positions.follow(site, 1, axes[batch]):
+        for axis in axes[batch:depth]:
+            site.freeze(axis, "selected by data")
+    site.freeze(indices[-1], "selected by data")
     site.give(0, [*indices[:-1], *axes[depth:]])
 
 
-@rule("ScatterElements", "Scatter", "ScatterND", "TensorScatter")
+@rule("ScatterElements", "Scatter")
 def scatter(site: Site) -> None:
-    """Writes at positions given by data: nothing is cut."""
-    site.freeze_inputs("written by index")
+    """Y = x, then y[indices[i, j], j] = updates[i, j]: the axis written by index stays, the others are tied.
+
+    An axis of which the indices cover a part stays too.
+    """
+    axes, indices, updates = site.axes(0), site.axes(1), site.axes(2)
+    at = int(site.attribute("axis", 0)) % len(axes)
+    for k, (data, index, update) in enumerate(zip(axes, indices, updates, strict=True)):
+        if k == at or data.size != index.size:
+            for axis in (data, index, update):
+                site.freeze(axis, "written by index")
+        else:
+            site.tie(data, index)
+            site.tie(data, update)
+    site.give(0, axes)
 
 
-@rule("TopK", "Hardmax", "CumProd")
+@rule("ScatterND")
+def scatter_nd(site: Site) -> None:
+    """Y = x, then y[indices[i...], rest] = updates[i..., rest]: leading axes are written by index, the rest is tied."""
+    axes, indices, updates = site.axes(0), site.axes(1), site.axes(2)
+    depth = indices[-1].size
+    for axis in (*axes[:depth], *indices, *updates[: len(indices) - 1]):
+        site.freeze(axis, "written by index")
+    for own, update in zip(axes[depth:], updates[len(indices) - 1 :], strict=True):
+        site.tie(own, update)
+    site.give(0, axes)
+
+
+@rule("TensorScatter")
+def tensor_scatter(site: Site) -> None:
+    """A cache into which a run of positions is written: the axis of positions stays, the others are tied."""
+    axes, updates = site.axes(0), site.axes(1)
+    at = int(site.attribute("axis", -2)) % len(axes)
+    for k, (own, update) in enumerate(zip(axes, updates, strict=True)):
+        if k == at:
+            site.freeze(own, "written by index")
+            site.freeze(update, "written by index")
+        else:
+            site.tie(own, update)
+    if site.has(2):
+        site.tie(site.axes(2)[0], axes[0])
+    site.give(0, axes)
+
+
+@rule("TopK")
+def top_k(site: Site) -> None:
+    """The k largest along one axis, and their positions.
+
+    Where the positions are used, and used only to select from tables, slots of the axis may go: whole experts. As many
+    as are taken have to be left.
+    """
+    axes = site.axes(0)
+    at = int(site.attribute("axis", -1)) % len(axes)
+    whole, taken = axes[at], site.out_shape(0)[at]
+    why = "order along the axis of TopK"
+    if site.has_output(1) and site.graph.users.get(site.node.outputs[1]):
+        positions.count(site, 1, whole)
+        site.role("expert", whole)
+        if not isinstance(whole, Fixed):
+            site.freeze(whole[: taken - 1], f"TopK takes {taken} of them")
+        site.mention(whole)
+    else:
+        site.freeze(whole, why)
+    for o in range(2):
+        if site.has_output(o):
+            site.give(o, [site.fixed(taken, why) if k == at else a for k, a in enumerate(axes)])
+
+
+@rule("Hardmax", "CumProd")
 def along_axis(site: Site) -> None:
     """Depends on the positions along one axis, which stays; the others pass through."""
     axes = list(site.axes(0))

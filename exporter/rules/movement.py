@@ -153,7 +153,8 @@ def slice_(site: Site) -> None:
             continue
         if chosen.start > 0:
             _bound(site, 1, "starts", k, whole[: chosen.start])
-        if chosen.stop < whole.size:
+        written = end == whole.size and (site.is_constant(2) or "ends" in site.node.attributes)
+        if chosen.stop < whole.size or written:
             _bound(site, 2, "ends", k, whole[: chosen.stop])
         axes[at] = whole[chosen.start : chosen.stop]
     site.give(0, axes)
@@ -175,7 +176,7 @@ def _bound(site: Site, i: int, attribute: str, element: int, before: Axis) -> No
         site.resize(i, element, before)
 
 
-@rule("Pad")
+@rule("Pad", "com.microsoft::Pad")
 def pad(site: Site) -> None:
     """New slots before and after; padded channels are slots like others (option-A shortcuts of ResNets)."""
     axes = list(site.axes(0))
@@ -225,11 +226,12 @@ def depth_to_space(site: Site) -> None:
 
 @rule("SpaceToDepth")
 def space_to_depth(site: Site) -> None:
-    """Blocks of b x b pixels become channels (b, b, c)."""
+    """Blocks of b x b pixels become channels (b, b, c), or (c, b, b) in CRD mode."""
     axes, block = site.axes(0), int(site.attribute("blocksize"))
     out = site.out_shape(0)
     for axis in axes[2:]:
         site.freeze(axis, "spatial axis")
     window = [site.fixed(block, "block of SpaceToDepth") for _ in range(2)]
-    channels = site.merge([*window, axes[1]])
+    crd = str(site.attribute("mode", "DCR")) == "CRD"
+    channels = site.merge([axes[1], *window] if crd else [*window, axes[1]])
     site.give(0, [axes[0], channels, *(site.fixed(s, "spatial axis") for s in out[2:])])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from exporter.rules.registry import rule
 from exporter.rules.site import Site
-from exporter.slots import Axis, Fixed
+from exporter.slots import Axis, Fixed, Reason
 
 
 @rule("BatchNormalization")
 def batch_norm(site: Site) -> None:
-    """y[c] = s[c] (x[c] - m[c]) / sqrt(v[c] + e) + b[c]."""
+    """y[c] = s[c] (x[c] - m[c]) / sqrt(v[c] + e) + b[c]: one entry of every constant per channel.
+
+    In training mode, by which exporters write the standardisation of weights, m and v are computed over the other axes:
+    after a cut, over the slots that stay.
+    """
     axes = site.axes(0)
     channels = axes[1] if len(axes) > 1 else axes[0]
     for i in range(1, 5):
@@ -22,7 +26,7 @@ def batch_norm(site: Site) -> None:
 
 @rule("InstanceNormalization")
 def instance_norm(site: Site) -> None:
-    """y[n, c, s] = g[c] normalise over s (x[n, c, s]) + b[c].
+    """y[n, c, s] = g[c] normalise over s (x[n, c, s]) + b[c]: g and b are tied to the channels.
 
     Exporters write group normalisation as a Reshape to [n, groups, rest] around it: then the rest is cut like the last
     axis of a layer normalisation.
@@ -35,7 +39,7 @@ def instance_norm(site: Site) -> None:
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def layer_norm(site: Site) -> None:
-    """Y = g normalise over the trailing axes (x) + b, where a cut leaves the statistics of what stays."""
+    """Y = g normalise over the trailing axes (x) + b: g and b are tied to x; statistics are of the slots that stay."""
     axes = site.axes(0)
     at = int(site.attribute("axis", -1)) % len(axes)
     for i in (1, 2):
@@ -68,6 +72,8 @@ def group_norm(site: Site) -> None:
     groups = int(site.attribute("num_groups", 1))
     outer, _ = site.split(axes[1], [groups, axes[1].size // groups])
     site.role("norm_group", outer)
+    for axis in axes[2:]:
+        site.freeze(axis, "spatial axis")
     site.resize_attribute("num_groups", outer)
     for i in (1, 2):
         affine = site.axes(i)[0]
@@ -77,7 +83,7 @@ def group_norm(site: Site) -> None:
 
 @rule("LpNormalization", "MeanVarianceNormalization")
 def whole_norm(site: Site) -> None:
-    """Normalises over axes; a cut leaves the norm, or the statistics, of what stays."""
+    """Normalises over axes: every slot passes through; the norm, or the statistics, are of the slots that stay."""
     site.give(0, site.axes(0))
 
 
@@ -85,11 +91,19 @@ def whole_norm(site: Site) -> None:
 def softmax(site: Site) -> None:
     """Every output depends on the whole axis, and a removed slot would raise the others: the axis stays.
 
+    Unless its slots are experts: a router that has fewer to choose from shares its attention among them.
+
     Before operator set 13, all axes from ``axis`` on are flattened into one.
     """
     axes = site.axes(0)
     old = site.opset < 13
     at = int(site.attribute("axis", 1 if old else -1)) % len(axes)
-    for k in range(at, len(axes)) if old else (at,):
-        site.freeze(axes[k], f"axis of {site.node.op}")
+    why = f"axis of {site.node.op}"
+    whole = axes[at]
+    if old:
+        for axis in axes[at:]:
+            site.freeze(axis, why)
+    elif not isinstance(whole, Fixed):
+        site.mention(whole)
+        site.analysis.compared.append((whole, Reason(why, site.where)))
     site.give(0, axes)

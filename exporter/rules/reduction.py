@@ -20,7 +20,7 @@ from exporter.slots import ONE, Axis, Fixed
     "ReduceSumSquare",
 )
 def reduce(site: Site) -> None:
-    """Y = reduce over axes (x)."""
+    """Y = reduce over axes (x): these end here, with the result of the slots that stay; the others pass through."""
     axes = site.axes(0)
     given = site.integers(1, "axes")
     if not given:

@@ -49,12 +49,6 @@ def _read_elements(site: Site) -> set[int]:
     return read
 
 
-@rule("Size")
-def size(site: Site) -> None:
-    """The number of elements, read at run time: no axis may change."""
-    site.freeze_inputs("its size is read at run time")
-
-
 @rule("ConstantOfShape")
 def constant_of_shape(site: Site) -> None:
     """New slots that all hold one number; the shape's elements follow the cut."""
@@ -119,13 +113,8 @@ def range_(site: Site) -> None:
     site.give(0, [site.fixed(site.out_shape(0)[0], "a range of numbers")])
 
 
-@rule("EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli")
-def like(site: Site) -> None:
-    """A new tensor of x's shape whose values depend on the position: no axis may change."""
-    site.freeze_inputs(f"{site.node.op} depends on positions")
-
-
-@rule("NonZero", "Unique", "Compress", "NonMaxSuppression")
-def data_dependent(site: Site) -> None:
-    """The size of the result depends on the data: nothing is cut."""
-    site.freeze_inputs("the result's size depends on data")
+@rule("Constant")
+def constant(site: Site) -> None:
+    """A constant of the file, cut like an initializer; text and sparse matrices stay."""
+    for o in range(len(site.node.outputs)):
+        site.leave(o, Reason("a constant of text, or a sparse one", site.where))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.graph import Graph, Node
+from exporter.graph import Body, Graph, Node
 from exporter.shuffles import Shuffle
 from exporter.slots import ONE, Axis, Facts, Fixed, Ids, Reason, Resize, Slot, SlotError, Take
+
+_MOST_REPEATS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,13 @@ class Analysis:
         contracted: arrays of slots along which a constant is summed over (its consumer side).
         shuffles: chains of data movement analysed as one selection.
         lost: why nothing is known of a tensor, by name.
+        positions: slots of the axis that the values of an integer tensor count, by its name.
+        followed: uses of such tensors, (node key, input index), that follow a cut of the axis.
+        routed: axes whose positions select from tables (the experts of a router).
+        compared: axes along which a softmax compares slots, and why they stay unless they are routed.
         roles: remarks on slots, by role: ``batch`` and ``inner`` axes of products of two activations.
+        visit: applies the rules to a node of a subgraph.
+        repeats: how often the node at hand runs, where it is inside a loop.
     """
 
     graph: Graph
@@ -48,7 +56,13 @@ class Analysis:
     contracted: list[Ids] = field(default_factory=list)
     shuffles: list[Shuffle] = field(default_factory=list)
     lost: dict[str, Reason] = field(default_factory=dict)
+    positions: dict[str, Ids] = field(default_factory=dict)
+    followed: set[tuple[str, int]] = field(default_factory=set)
+    routed: list[Ids] = field(default_factory=list)
+    compared: list[tuple[Ids, Reason]] = field(default_factory=list)
     roles: dict[str, list[Ids]] = field(default_factory=dict)
+    visit: Callable[[Node], None] = lambda _: None
+    repeats: int = 1
     mark: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
 
@@ -170,7 +184,7 @@ class Site:
         if len(self.graph.users.get(name, ())) < 2:
             return True
         shape = self._shape_of(name)
-        if sum(s > 1 for s in shape) < 2:
+        if sum(s > 1 for s in shape) < 2 or 0 in shape:
             return False
         values = self.graph.array(name)
         return bool((values != values.reshape(-1)[0]).any())
@@ -178,7 +192,12 @@ class Site:
     def give(self, o: int, axes: Sequence[Axis]) -> None:
         """State the slots of output ``o``."""
         name = self.node.outputs[o]
-        shape = self.out_shape(o)
+        self._name(name, axes)
+        self._given.add(o)
+
+    def _name(self, name: str, axes: Sequence[Axis]) -> None:
+        """Give a tensor its slots."""
+        shape = self._shape_of(name)
         if tuple(a.size for a in axes) != shape:
             raise SlotError(
                 f"the rule for {self.node.op} expects {[a.size for a in axes]}, the graph has {list(shape)}"
@@ -191,7 +210,41 @@ class Site:
                 axis = Fixed(1, ONE)
             given.append(axis)
         self.analysis.axes[name,] = given
-        self._given.add(o)
+
+    # -- subgraphs ----------------------------------------------------------------------------------------------
+
+    def body(self, name: str) -> Body:
+        """Subgraph of the attribute ``name``; raises SlotError if there is none."""
+        found = [b for b in self.node.bodies if b.name == name]
+        if len(found) != 1:
+            raise SlotError(f"{self.node.op} has no {name}")
+        return found[0]
+
+    def enter(self, body: Body, given: Sequence[Sequence[Axis] | None] = (), repeats: int = 1) -> None:
+        """Apply the rules inside a subgraph.
+
+        Args:
+            body: the subgraph.
+            given: slots of each of its inputs; None for one of which nothing is known.
+            repeats: how often it runs.
+        """
+        for name, axes in zip(body.inputs, given, strict=True):
+            shape, why = self.graph.shape(name), Reason("given by control flow", self.where)
+            if shape is None:
+                self.analysis.lost[name] = Reason(f"the shape of '{name}' is not the same in every run", self.where)
+            else:
+                self._name(name, [Fixed(s, why) for s in shape] if axes is None else axes)
+        outside = self.analysis.repeats
+        self.analysis.repeats = min(outside * max(repeats, 1), _MOST_REPEATS)
+        try:
+            for node in body.nodes:
+                self.analysis.visit(node)
+        finally:
+            self.analysis.repeats = outside
+
+    def inner(self, name: str) -> list[Axis] | None:
+        """Slots of a tensor inside a subgraph that has been entered; None where nothing is known of it."""
+        return self.analysis.axes.get((name,))
 
     def mention(self, axis: Axis) -> None:
         """State that the rule covers this axis; it may be cut without changing what the node does for the rest."""
@@ -254,7 +307,7 @@ class Site:
             if name in self.graph.constants:
                 return True
             producer = self.graph.producer.get(name)
-            if producer is None or not producer.inputs or producer.captured:
+            if producer is None or not producer.inputs or producer.bodies:
                 return False
             if any(n and n not in self.graph.constants for n in producer.inputs[1:]):
                 return False
@@ -271,7 +324,7 @@ class Site:
         live = tuple(a for a in axes if not isinstance(a, Fixed))
         for axis in axes:
             factor *= axis.size if isinstance(axis, Fixed) else 1
-        self.analysis.work.append(Work(self.node.key, factor, live))
+        self.analysis.work.append(Work(self.node.key, factor * self.analysis.repeats, live))
 
     # -- sizes --------------------------------------------------------------------------------------------------
 
@@ -333,6 +386,7 @@ class Site:
     def leave(self, o: int, why: Reason | None = None) -> None:
         """Fix every axis of output ``o``."""
         name = self.node.outputs[o]
+        self._given.add(o)
         shape = self.graph.shape(name)
         reason = why or Reason(f"{self.node.op} says nothing of output {o}", self.node.label)
         if shape is not None:

@@ -59,6 +59,8 @@ class OrtSession:
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; outputs by name."""
         names = list(outputs) if outputs is not None else [o.name for o in self.outputs]
+        if not names:  # ONNX Runtime would return all
+            return {}
         try:
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         except Exception as error:

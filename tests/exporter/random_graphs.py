@@ -34,6 +34,9 @@ class Draft:
         return f"t{self.count}"
 
     def weight(self, *shape: int, positive: bool = False) -> str:
+        same = [n for n, v in self.constants.items() if n[0] == "w" and v.shape == shape]
+        if same and not positive and self.draw(st.integers(0, 9)) == 0:
+            return self.pick(same)  # merged by the exporter, or shared on purpose
         name = f"w{len(self.constants)}"
         fan_in = max(int(np.prod(shape[1:])), 1)
         values = self.rng.standard_normal(shape) / np.sqrt(fan_in if len(shape) > 1 else 1)
@@ -194,6 +197,141 @@ def attention(d: Draft):
     d.add("Add", f"{x} {image}", (n, c, h, w))
 
 
+def residual_block(d: Draft):
+    """x + f(x): a bottleneck, sometimes with a block of its own inside, a gate, or a scale."""
+    x, shape = d.any()
+    c, inner = shape[1], d.pick([3, 4, 6])
+    a = d.add("Conv", f"{x} {d.weight(inner, c, 1, 1)} {d.weight(inner)}", None)
+    if d.pick([True, False]):
+        b = d.add("Relu", a, None)
+        e = d.add("Conv", f"{b} {d.weight(inner, inner, 3, 3)}", None, pads=[1] * 4)
+        a = d.add("Add", f"{a} {e}", None)
+    f = d.add(d.pick(["Relu", "Sigmoid"]), a, None)
+    g = d.add("Conv", f"{f} {d.weight(c, inner, 1, 1)}", None)
+    if d.pick([True, False]):
+        g = d.add("Mul", f"{g} {d.weight(c, 1, 1)}", None)
+    d.add("Add", d.pick([f"{x} {g}", f"{g} {x}"]), shape)
+
+
+def parallel_block(d: Draft):
+    """Two branches on one normalised input, added in either order."""
+    x, shape = d.any()
+    c = shape[1]
+    normed = d.add("GroupNormalization", f"{x} {d.weight(c)} {d.weight(c)}", None, num_groups=1)
+    branches = []
+    for inner in (d.pick([3, 4]), d.pick([2, 5])):
+        a = d.add("Relu", d.add("Conv", f"{normed} {d.weight(inner, c, 1, 1)}", None), None)
+        branches.append(d.add("Conv", f"{a} {d.weight(c, inner, 1, 1)}", None))
+    first, second, third = d.pick([(x, *branches), (*branches, x), (branches[0], x, branches[1])])
+    d.add("Add", f"{d.add('Add', f'{first} {second}', None)} {third}", shape)
+
+
+def grouped_query_attention(d: Draft):
+    """Query heads that share keys and values, by Expand and Reshape; rotary halves on either."""
+    x, (n, c, h, w) = d.any()
+    groups, per, inner = d.pick([2, 3]), 2, d.pick([2, 4])
+    flat = d.add("Reshape", f"{x} {d.ints(0, c, h * w)}", None)
+    tokens = d.add("Transpose", flat, None, perm=[0, 2, 1])
+    turned = d.pick([True, False])
+    cosine, sine = d.weight(inner), d.weight(inner)
+    parts = []
+    for k, heads in enumerate((groups * per, groups, groups)):
+        projected = d.add("MatMul", f"{tokens} {d.weight(c, heads * inner)}", None)
+        apart = d.add("Reshape", f"{projected} {d.ints(0, h * w, heads, inner)}", None)
+        part = d.add("Transpose", apart, None, perm=[0, 2, 1, 3])
+        if turned and k < 2:
+            half = inner // 2
+            one = d.add("Slice", f"{part} {d.ints(0)} {d.ints(half)} {d.ints(3)}", None)
+            two = d.add("Slice", f"{part} {d.ints(half)} {d.ints(inner)} {d.ints(3)}", None)
+            other = d.add("Concat", f"{d.add('Neg', two, None)} {one}", None, axis=-1)
+            part = d.add(
+                "Add", f"{d.add('Mul', f'{part} {cosine}', None)} {d.add('Mul', f'{other} {sine}', None)}", None
+            )
+        if k:
+            a = d.add("Unsqueeze", f"{part} {d.ints(2)}", None)
+            b = d.add("Expand", f"{a} {d.ints(1, 1, per, 1, 1)}", None)
+            part = d.add("Reshape", f"{b} {d.ints(0, groups * per, h * w, inner)}", None)
+        parts.append(part)
+    keys = d.add("Transpose", parts[1], None, perm=[0, 1, 3, 2])
+    weights = d.add("Softmax", d.add("MatMul", f"{parts[0]} {keys}", None), None)
+    mixed = d.add("Transpose", d.add("MatMul", f"{weights} {parts[2]}", None), None, perm=[0, 2, 1, 3])
+    joined = d.add("Reshape", f"{mixed} {d.ints(0, h * w, groups * per * inner)}", None)
+    out = d.add("MatMul", f"{joined} {d.weight(groups * per * inner, c)}", None)
+    image = d.add("Reshape", f"{d.add('Transpose', out, None, perm=[0, 2, 1])} {d.ints(0, c, h, w)}", None)
+    d.add("Add", f"{x} {image}", (n, c, h, w))
+
+
+def recurrent(d: Draft):
+    """Pixels as a sequence through one layer, of one direction or both."""
+    x, (n, c, h, w) = d.any()
+    op, directions, hidden = d.pick(["LSTM", "GRU", "RNN"]), d.pick([1, 2]), d.pick([3, 4])
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    flat = d.add("Reshape", f"{x} {d.ints(0, c, h * w)}", None)
+    steps = d.add("Transpose", flat, None, perm=[2, 0, 1])
+    w_, r = d.weight(directions, gates * hidden, c), d.weight(directions, gates * hidden, hidden)
+    b = d.weight(directions, 2 * gates * hidden)
+    attributes = {"direction": "bidirectional"} if directions == 2 else {}
+    if op == "GRU":
+        attributes["linear_before_reset"] = d.pick([0, 1])
+    y = d.add(op, f"{steps} {w_} {r} {b}", None, hidden_size=hidden, **attributes)
+    joined = d.add("Reshape", f"{d.add('Transpose', y, None, perm=[2, 1, 3, 0])} {d.ints(0, -1, h, w)}", None)
+    d.pool[joined] = (n, directions * hidden, h, w)
+
+
+def tokens_mlp(d: Draft):
+    """Pixels as tokens: normalised over the channels, through a gated layer, and back, with or without a shortcut."""
+    x, (n, c, h, w) = d.any()
+    inner = d.pick([3, 4, 6])
+    tokens = d.add("Transpose", x, None, perm=[0, 2, 3, 1])
+    normed = d.add(d.pick(["LayerNormalization", "Identity"]), tokens, None)
+    if d.nodes[-1].op_type == "LayerNormalization":
+        d.nodes[-1].input.append(d.weight(c))
+    gate = d.add("Sigmoid", d.add("MatMul", f"{normed} {d.weight(c, inner)}", None), None)
+    up = d.add("MatMul", f"{normed} {d.weight(c, inner)}", None)
+    down = d.add("MatMul", f"{d.add('Mul', f'{gate} {up}', None)} {d.weight(inner, c)}", None)
+    if d.pick([True, False]):
+        down = d.add("Add", f"{tokens} {down}", None)
+    d.add("Transpose", down, (n, c, h, w), perm=[0, 3, 1, 2])
+
+
+def up_and_down(d: Draft):
+    x, (n, c, h, w) = d.any()
+    out = d.pick(_CHANNELS)
+    group = d.pick([g for g in (1, 2) if c % g == 0 and out % g == 0])
+    a = d.add("ConvTranspose", f"{x} {d.weight(c, out // group, 2, 2)}", None, strides=[2, 2], group=group)
+    d.add(d.pick(["MaxPool", "AveragePool"]), a, (n, out, h, w), kernel_shape=[2, 2], strides=[2, 2])
+
+
+def einsum(d: Draft):
+    x, (n, c, h, w) = d.any()
+    out = d.pick(_CHANNELS)
+    d.add("Einsum", f"{x} {d.weight(c, out)}", (n, out, h, w), equation="nchw,co->nohw")
+
+
+def along_channels(d: Draft):
+    """Operators whose result depends on the order or the sum of the channels."""
+    x, shape = d.any()
+    op = d.pick(["Softmax", "LpNormalization", "CumSum", "ArgMax"])
+    if op == "ArgMax":
+        best = d.add("Cast", d.add("ArgMax", x, None, axis=1), None, to=1)
+        d.add("Add", f"{x} {best}", shape)
+    elif op == "CumSum":
+        d.constants["one"] = np.array(1, np.int64)
+        d.add("CumSum", f"{x} one", shape)
+    else:
+        d.add(op, x, shape, axis=1)
+
+
+def take_apart(d: Draft):
+    """A chain of splits, slices and concatenations in another order."""
+    x, (n, c, h, w) = d.any()
+    first, second = (c + 1) // 2, c // 2
+    a, b = d.name(), d.name()
+    d.nodes.append(node("Split", x, f"{a} {b}", axis=1, num_outputs=2))
+    e = d.add("Slice", f"{a} {d.ints(0)} {d.ints(d.pick([first, 2**31 - 1]))} {d.ints(1)}", None)
+    d.add("Concat", f"{b} {d.add('Tanh', e, None)}", (n, first + second, h, w), axis=1)
+
+
 def repeat(d: Draft):
     x, (n, c, h, w) = d.any()
     if c <= 8:
@@ -240,6 +378,16 @@ MOVES = (
     repeat,
     channel_pool,
     depth_to_space_and_back,
+    residual_block,
+    residual_block,
+    parallel_block,
+    grouped_query_attention,
+    recurrent,
+    tokens_mlp,
+    up_and_down,
+    einsum,
+    along_channels,
+    take_apart,
 )
 
 

@@ -403,7 +403,7 @@ def test_a_plan_is_replayed_exactly(pruned, tmp_path):
     assert {g.name: list(g.keep) for g in plan.groups} == {g["name"]: g["keep"] for g in first["groups"]}
     assert dict(plan.options) == {
         "ratio": 0.5, "score": "random", "consumers": False, "scope": "local", "align": "auto", "min_width": 1,
-        "granularity": None, "keep": [], "only": [], "seed": 3,
+        "granularity": None, "keep": [], "only": [], "io": [], "seed": 3,
     }  # fmt: skip
 
 

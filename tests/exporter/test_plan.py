@@ -20,6 +20,7 @@ from exporter import Plan, SecateurError, UsageError, find_groups, load, make_pl
 from exporter.fits import check_fits
 from exporter.model_file import from_model
 from exporter.plan import AxisTake, ConstantTake, Fingerprint
+from exporter.protos import graphs_of
 from tests.exporter.test_rules import random_plan
 from tests.onnx_builder import build, node, weights
 from tests.rows.all import ROWS
@@ -98,7 +99,7 @@ def test_round_trip(row):
     """From one model one plan; from the plan one text, as the schema says; from the text the same plan."""
     texts = []
     for _ in range(2):
-        groups = find_groups(from_model(row.model))
+        groups = find_groups(from_model(row.model), row.io)
         made = random_plan(groups, np.random.default_rng(1))
         texts.append(made.to_json())
         assert Plan.from_json(texts[-1]) == made
@@ -516,7 +517,10 @@ def audit(plan_text: str, before: onnx.ModelProto, after: onnx.ModelProto) -> in
     file; it holds no parameters.
     """
     document = json.loads(plan_text)
-    old = {t.name: numpy_helper.to_array(t) for t in before.graph.initializer}
+    old: dict[str, np.ndarray] = {}
+    for inner in graphs_of(before.graph):  # the first of a name keeps it; those inside a subgraph move out of it
+        for tensor in inner.initializer:
+            old.setdefault(tensor.name, numpy_helper.to_array(tensor))
     new = {t.name: numpy_helper.to_array(t) for t in after.graph.initializer}
     read = {v.name for v in before.graph.output}
     for found in reversed(before.graph.node):  # what no output needs is dropped
@@ -536,7 +540,7 @@ def audit(plan_text: str, before: onnx.ModelProto, after: onnx.ModelProto) -> in
         np.testing.assert_array_equal(new[name], values)
         assert new[name].dtype == values.dtype
         checked += 1
-    nodes = {n.output[0]: n for n in after.graph.node}
+    nodes = {n.output[0]: n for inner in graphs_of(after.graph) for n in inner.node if n.output}
     places = [s for s in document["sizes"] if "input" in s and s["node"] in nodes]
     sizes = {nodes[s["node"]].input[s["input"]]: s["value"] for s in places}
     remade = set(document["take"]) - set(old) - {n for n, t in document["take"].items() if "clone_of" in t}
@@ -554,7 +558,7 @@ def audit(plan_text: str, before: onnx.ModelProto, after: onnx.ModelProto) -> in
 def test_an_auditor_needs_only_the_plan(row, tmp_path):
     onnx.save(row.model, tmp_path / "model.onnx")
     graph = load(tmp_path / "model.onnx")
-    made = random_plan(find_groups(graph), np.random.default_rng(2))
+    made = random_plan(find_groups(graph, row.io), np.random.default_rng(2))
     save(rewrite(graph, made), tmp_path / "out.onnx")
     before, after = onnx.load(tmp_path / "model.onnx"), onnx.load(tmp_path / "out.onnx")
     assert audit(made.to_json(), before, after) > 0

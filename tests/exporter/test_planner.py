@@ -45,9 +45,19 @@ def test_budgets_are_met_and_nearly_used(kind, scope, target):
     assert 0.98 * target < left <= target
 
 
+def test_experts_go_only_where_they_are_asked_for():
+    groups = find_groups(from_model(next(r for r in ROWS if r.name == "router-experts").model))
+    (experts,) = (g for g in groups if g.kind == "experts")
+    plain = make_plan(groups, score(groups), ratio=0.5, align=1)
+    asked = make_plan(groups, score(groups), ratio=0.5, granularity=["experts"])
+    assert kept(plain)[groups.groups.index(experts)] == 4
+    assert list(kept(asked)) == [2 if g is experts else g.width for g in groups]
+
+
 def test_the_cost_model_agrees_with_the_rewritten_graph():
     for row in ROWS:
-        if row.name == "merged-constants":  # its clones are counted only once they exist
+        # clones are counted only once they exist; which tokens an expert gets depends on the data
+        if row.name == "merged-constants" or row.name.startswith("experts-"):
             continue
         graph = from_model(row.model)
         groups = find_groups(graph)
@@ -183,6 +193,31 @@ def test_kv_groups_go_before_single_query_heads():
     assert cut == {3}
 
 
+@pytest.mark.parametrize(
+    ("heads", "dims", "ratio", "cut"),
+    [
+        pytest.param(4, 6, 0.5, {4}, id="half of four heads"),
+        pytest.param(3, 6, 0.5, {6}, id="three heads have no half, their dimensions do"),
+        pytest.param(3, 6, 0.33, {3}, id="a third of three heads"),
+        pytest.param(3, 1, 0.5, {3}, id="no dimensions to cut instead"),
+    ],
+)
+def test_heads_go_first_where_they_can_be_cut_to_the_share(heads, dims, ratio, cut):
+    nodes = [
+        *(n for t in "qkv" for n in (node("MatMul", f"x w{t}", t), node("Reshape", f"{t} apart", f"{t}4"))),
+        node("Einsum", "q4 k4", "s", equation="bshe,bthe->bhst"),
+        node("Softmax", "s", "p"),
+        node("Einsum", "p v4", "o4", equation="bhst,bthf->bshf"),
+        node("Reshape", "o4 flat", "o"),
+        node("MatMul", "o wo", "y"),
+    ]
+    constants = weights(**{f"w{t}": (5, heads * dims) for t in "qkv"}, wo=(heads * dims, 5))
+    constants |= {"apart": np.array([0, 0, heads, dims]), "flat": np.array([0, 0, heads * dims])}
+    groups = find_groups(from_model(build(nodes, {"x": ["N", "S", 5]}, ["y"], constants)))
+    plan = make_plan(groups, score(groups), ratio=ratio, align=1)
+    assert {g.width for g in plan.groups if len(g.keep) < g.width} == cut
+
+
 def test_channels_of_a_grouped_convolution_go_before_groups_unless_alignment_forbids_it():
     nodes = [node("Conv", "x w0", "a"), node("Conv", "a w1", "b", group=8), node("Conv", "b w2", "y")]
     constants = weights(w0=(64, 3, 1, 1), w1=(64, 8, 3, 3), w2=(4, 64, 1, 1))
@@ -224,3 +259,32 @@ def test_nothing_to_prune():
     groups = find_groups(from_model(build([node("Softmax", "x", "y")], {"x": [2, 3]}, ["y"])))
     with pytest.raises(ModelError, match="nothing in this model can be pruned"):
         make_plan(groups, {}, ratio=0.5)
+
+
+def grouped_attention():
+    """An attention of four heads between convolutions of two groups, so that the groups are a factor of every axis."""
+    constants = weights(w0=(16, 8, 1), q=(16, 8, 1), k=(16, 8, 1), v=(16, 8, 1), o=(16, 8, 1), w1=(3, 16, 1))
+    constants |= {"apart": np.array([0, 4, 4, 6]), "flat": np.array([0, 16, 6])}
+    nodes = [
+        node("Conv", "x w0", "h"),
+        *(node("Conv", f"h {t}", f"{t}0", group=2) for t in "qkv"),
+        *(node("Reshape", f"{t}0 apart", f"{t}1") for t in "qkv"),
+        node("Transpose", "q1", "q2", perm=[0, 1, 3, 2]),
+        node("MatMul", "q2 k1", "s"),
+        node("Softmax", "s", "p"),
+        node("MatMul", "v1 p", "a"),
+        node("Reshape", "a flat", "b"),
+        node("Conv", "b o", "c", group=2),
+        node("Conv", "c w1", "y"),
+    ]
+    return build(nodes, {"x": ["N", 8, 6]}, ["y"], constants)
+
+
+def test_what_shares_no_axis_with_the_heads_is_cut_beside_them():
+    groups = find_groups(from_model(grouped_attention()))
+    plan = make_plan(groups, score(groups), ratio=0.5, align=1)
+    cut = {axis for g in plan.groups if len(g.keep) < g.width for axis in g.spans}
+    assert {("w0", 0), ("q", 0), ("q", 1), ("o", 0), ("w1", 1)} <= cut
+    pruned = rewrite(groups.graph, plan)
+    sizes = {t.name: tuple(t.dims) for t in pruned.model.graph.initializer}
+    assert (sizes["w0"], sizes["q"], sizes["o"], sizes["w1"]) == ((8, 8, 1), (8, 4, 1), (8, 4, 1), (3, 8, 1))

@@ -7,7 +7,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from exporter import find_groups, load, make_plan, rewrite, score, verify
-from tests.exporter.files import Case, check, ints, write
+from tests.exporter.files import Case, assert_same_function, check, ints, run, write
 from tests.onnx_builder import build, node, weights
 
 
@@ -255,6 +255,22 @@ SHAPES = {
     )),
 }  # fmt: skip
 
+
+def _element_of_a_sequence():
+    """``x[4, 5]`` cut into rows without their axis, one of them put upright by a target computed from its shape."""
+    nodes = [
+        node("MatMul", "x w1", "h"),
+        node("MatMul", "h w2", "k"),
+        node("SplitToSequence", "k size", "rows", axis=0, keepdims=0),
+        node("SequenceAt", "rows size", "row"),  # (3,) in ONNX Runtime, although onnx infers (1, 3)
+        node("Shape", "row", "length"),
+        node("Concat", "length one", "upright", axis=0),
+        node("Reshape", "row upright", "y"),
+    ]
+    constants = weights(w1=(5, 8), w2=(8, 3)) | {"size": np.int64(1), "one": ints(1)}
+    return build(nodes, {"x": [4, 5]}, ["y"], constants)
+
+
 SHAPE_CASES = [
     *(Case(name, model, (4, 6), TWO_SIZES) for name, model in SHAPES.items()),
     Case("scale from a shape", _scale_from_a_shape(), (4, 6), TWO_SIZES),
@@ -283,6 +299,19 @@ def test_a_scale_stays_the_number_it_was(tmp_path):
         division = next(n for n in found.nodes if n.op == "Div")
         assert found.array(division.inputs[1]) == pytest.approx(np.sqrt(6))
     verify(pruned, graph, plan)
+
+
+def test_a_shape_that_onnx_gets_wrong(tmp_path):
+    """The model still does what it did, and is pruned."""
+    model = _element_of_a_sequence()
+    graph = load(write(model, tmp_path))
+    feed = {"x": np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)}
+    assert run(model.SerializeToString(), feed)["y"].shape == (3, 1)
+    assert_same_function(model.SerializeToString(), graph.model.SerializeToString(), feed)
+    groups = find_groups(graph)
+    assert [g.width for g in groups] == [8]
+    plan = make_plan(groups, score(groups), ratio=0.5, align=1)
+    verify(rewrite(graph, plan), graph, plan)
 
 
 def test_folded_arithmetic_is_gone(tmp_path):

@@ -7,8 +7,9 @@ from functools import cached_property
 import numpy as np
 import pytest
 
+from exporter.partitions import common_part, connected
 from exporter.slots import ONE, Facts, Fixed, Reason, SlotError
-from exporter.solve import common_part, connected, solve
+from exporter.solve import solve
 
 _STAY = Reason("must stay", "here")
 
@@ -75,6 +76,17 @@ def test_a_flat_slot_is_made_of_its_factors(case):
     assert case.units(flat) == 5
 
 
+def test_ties_within_a_factor_reach_the_other_factorisation(case):
+    """A rotary embedding ties halves of the head dimensions; the attention after it factors the same axis anew."""
+    flat = case.axis(16)
+    for _ in range(2):
+        _, dims = case.facts.split(flat, [2, 8], "reshape")
+        if case.facts.ties == []:
+            case.facts.tie(dims[:4], dims[4:])
+    assert case.units(flat) == 2 + 4
+    assert case.classes(dims)[:4] == case.classes(dims)[4:]
+
+
 def test_merging_back_gives_the_same_units(case):
     flat = case.axis(6)
     again = case.facts.merge(case.facts.split(flat, [2, 3], "reshape"), "reshape")
@@ -90,7 +102,7 @@ def test_merging_back_gives_the_same_units(case):
         pytest.param([2, 12], [6, 4], 2 + 3 + 4, id="2 x 12 and 6 x 4 meet in 2 x 3 x 4"),
         pytest.param([8, 3], [8, 3], 11, id="the same twice"),
         pytest.param([2, 3], [3, 2], 0, id="2 x 3 and 3 x 2 share no grid"),
-        pytest.param([12, 64], [8, 96], 0, id="12 x 64 and 8 x 96 share no grid"),
+        pytest.param([12, 64], [8, 96], 4 + 32, id="12 x 64 and 8 x 96 share 4 and 32; what is between them stays"),
     ],
 )
 def test_two_factorisations_of_one_axis(case, one, other, units):
@@ -148,6 +160,45 @@ def test_a_partial_overlap_is_refined_or_frozen_never_wrong(case):
     part = [a | b for a in case.classes(second[0]) for b in case.classes(second[1])]
     assert classes == grid
     assert classes[:4] == part
+
+
+def test_groups_of_a_concatenation_share_what_all_have_in_common(case):
+    """Group normalisations of 192 channels, of the first 128 and of the last 64 of them: in groups of 24, 16 and 8.
+
+    The 8 positions that all share remain, whatever remains of the groups.
+    """
+    flat = case.axis(192)
+    case.facts.split(flat, [8, 24], "all")
+    case.facts.split(flat[:128], [8, 16], "first")
+    case.facts.split(flat[128:], [8, 8], "last")
+    classes = case.classes(flat)
+    positions = [frozenset.intersection(*classes[k::8]) for k in range(8)]
+    assert len(set(positions)) == 8
+    assert all(len(p) >= 1 for p in positions)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_flat_slot_is_left_exactly_where_all_its_factors_are(seed):
+    """Random factorisations of one axis and of runs of it, then random units removed."""
+    rng = np.random.default_rng(seed)
+    facts = Facts()
+    flat = facts.fresh(int(rng.choice([12, 24, 30, 36, 48, 72])))
+    products = []
+    for _ in range(3):
+        outer, inner = int(rng.integers(2, 7)), int(rng.integers(2, 7))
+        start = int(rng.integers(0, flat.size))
+        part = flat[start : start + outer * inner]
+        if part.size == outer * inner:
+            products.append((part, facts.split(part, [outer, inner], "reshape")))
+    solution = solve(facts)
+    units = np.unique(solution.parts_of(flat))
+    gone = rng.choice(units[units >= 0], units.size // 2) if units.max() >= 0 else units
+
+    def left(ids):
+        return ~np.isin(solution.parts_of(ids), gone[gone >= 0]).any(1)
+
+    for part, (outer, inner) in products:
+        assert (left(part) == (left(outer)[:, None] & left(inner)).reshape(-1)).all()
 
 
 def test_splitting_positions_that_repeat_keeps_them_fixed(case):

@@ -17,6 +17,7 @@ class Row:
         model: the graph.
         widths: width of every group that must be found, sorted.
         frozen: a reason that must be reported (part of its text), for what stays on purpose.
+        io: inputs and outputs that may shrink, as ``find_groups`` takes them.
         inner: the proof compares inner tensors, because the outputs do not show the cut or are whole numbers.
     """
 
@@ -26,3 +27,4 @@ class Row:
     widths: tuple[int, ...]
     frozen: str = ""
     inner: bool = False
+    io: tuple[str, ...] = ()

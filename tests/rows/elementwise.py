@@ -104,4 +104,5 @@ ROWS = [
       for op in ("Gelu", "QuickGelu", "FastGelu")),
     _between("FastGelu-bias", ("com.microsoft::FastGelu",), node("com.microsoft::FastGelu", "h v", "a")),
     _between("BiasGelu", ("com.microsoft::BiasGelu",), node("com.microsoft::BiasGelu", "h v", "a")),
+    _between("Binarizer", ("ai.onnx.ml::Binarizer",), node("ai.onnx.ml::Binarizer", "h", "a", threshold=0.2)),
 ]

@@ -149,4 +149,7 @@ ROWS = [
             [node("Shape", "x", "n1", end=1), node("Squeeze", "n1", "n"), node("Range", "zero n one", "r"),
              node("Cast", "r", "c", to=1), node("Unsqueeze", "c u", "d"), node("Add", "h d", "a")],
             (8,), zero=np.array(0), one=np.array(1), u=_i(1), w2=(8, 3)),
+    _linear("Constant", ("Constant",),
+            [node("Constant", "", "c", value_floats=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]), node("Mul", "h c", "a")], (8,),
+            w2=(8, 3)),
 ]

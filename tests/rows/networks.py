@@ -85,4 +85,63 @@ def _merged_constants():
     return Row("merged-constants", ("Conv",), build(nodes, {"x": ["N", 3, 4, 4]}, ["y"], constants), (8, 8))
 
 
-ROWS = [_fused_attention(), _grouped_query_attention(), _residual(), _merged_constants()]
+def _experts(add):
+    """A residual mixture of two experts as tracing exporters write it: each gets the tokens the router chose for it.
+
+    How many they are depends on the data. ``add`` writes their results back: ScatterND, or ScatterElements with indices
+    expanded to the shape of one token, as torch's older exporter writes index_add.
+    """
+    nodes = [
+        node("MatMul", "x we", "e"), node("Reshape", "e tokens", "h"), node("MatMul", "h wr", "r"), node("Softmax", "r", "p"),
+        node("ArgMax", "p", "best", axis=1, keepdims=0), node("Sub", "h h", "out0"),
+        node("Slice", "h zero one zero", "row"), node("Shape", "row", "row_shape"),
+    ]
+    for k in (0, 1):
+        nodes += [
+            node("Equal", f"best number{k}", f"mine{k}"), node("NonZero", f"mine{k}", f"places{k}"),
+            node("Squeeze", f"places{k} zero", f"index{k}"), node("Gather", f"h index{k}", f"a{k}"),
+            node("MatMul", f"a{k} up{k}", f"b{k}"), node("Relu", f"b{k}", f"c{k}"), node("MatMul", f"c{k} down{k}", f"d{k}"),
+            node("Unsqueeze", f"index{k} one", f"column{k}"),
+        ]
+        if add == "ScatterND":
+            nodes += [node(add, f"out{k} column{k} d{k}", f"out{k + 1}", reduction="add")]
+        else:
+            nodes += [node("Expand", f"d{k} row_shape", f"f{k}"), node("Shape", f"f{k}", f"f{k}_shape"),
+                      node("Expand", f"column{k} f{k}_shape", f"grid{k}"),
+                      node(add, f"out{k} grid{k} f{k}", f"out{k + 1}", axis=0, reduction="add")]
+    nodes += [node("Add", "h out2", "t"), node("MatMul", "t wc", "y")]
+    constants = weights(we=(5, 10), wr=(10, 2), up0=(10, 7), down0=(7, 10), up1=(10, 6), down1=(6, 10), wc=(10, 3))
+    constants |= {"tokens": _i(-1, 10), "zero": _i(0), "one": _i(1), "number0": np.int64(0), "number1": np.int64(1)}
+    return Row(f"experts-{add}", (add,), build(nodes, {"x": ["N", "S", 5]}, ["y"], constants), (6, 7, 10))
+
+
+def _router(name, widths, frozen="", largest=1, more=(), outputs=("y",), softmax="Softmax", kinds=None):
+    """Five experts, of which a router takes the best two: their numbers select weights from two tables."""
+    nodes = [
+        node("MatMul", "x we", "e"), node("Reshape", "e tokens", "h"), node("MatMul", "h wr", "r0"),
+        node("Mul", "r0 sign", "r"), node(softmax, "r", "p"), node("TopK", "p two", "v i", largest=largest),
+        node("Reshape", "i flat", "f"), node("Unsqueeze", "f last", "column"), node("Cast", "f", "numbers", to=6),
+        node("GatherND", "up column", "u"), node("Gather", "down numbers", "d"),
+        node("Unsqueeze", "h one", "h1"), node("Expand", "h1 pair", "h2"), node("Reshape", "h2 each", "a"),
+        node("MatMul", "a u", "b"), node("Relu", "b", "c"), node("MatMul", "c d", "g"), node("Reshape", "g back", "k"),
+        node("Unsqueeze", "v last", "v1"), node("Mul", "k v1", "m"), node("ReduceSum", "m one", "s", keepdims=0),
+        node("Add", "h s", "t"), node("MatMul", "t wc", "y"), *more,
+    ]
+    constants = weights(we=(5, 10), wr=(10, 5), up=(5, 10, 7), down=(5, 7, 10), wc=(10, 3))
+    constants |= {"tokens": _i(-1, 10), "two": _i(2), "flat": _i(-1), "last": _i(-1), "one": _i(1), "pair": _i(1, 2, 1),
+                  "each": _i(-1, 1, 10), "back": _i(-1, 2, 10), "sign": np.float32(1 if largest else -1)}
+    model = build(nodes, {"x": ["N", "S", 5]}, outputs, constants, kinds=kinds)
+    return Row(f"router-{name}", ("TopK", "GatherND", "Gather", softmax), model, widths, frozen=frozen)
+
+
+ROWS = [
+    _fused_attention(), _grouped_query_attention(), _residual(), _merged_constants(),
+    *(_experts(add) for add in ("ScatterND", "ScatterElements")),
+    # one of the five experts stays for the router to take a second
+    _router("experts", (4, 7, 10)),
+    _router("smallest", (4, 7, 10), largest=0),
+    _router("log-softmax", (4, 7, 10), softmax="LogSoftmax"),
+    _router("numbers-read", (7, 10), "positions along it are read", outputs=("y", "best"),
+            more=[node("Cast", "i", "best", to=1)]),
+    _router("numbers-returned", (7, 10), "graph output", outputs=("y", "i"), kinds={"i": "i"}),
+]

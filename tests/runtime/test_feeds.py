@@ -186,7 +186,19 @@ def _two_inputs():
     return build(nodes, {"x": ["N"], "z": ["N"]}, ["y"], arrays, kinds={"x": "i", "z": "i"}).graph
 
 
+def _in_a_branch():
+    from onnx import helper
+
+    output = [helper.make_tensor_value_info("r", 1, None)]
+    then = helper.make_graph([node("Gather", "w x", "r")], "then", [], output)
+    other = helper.make_graph([node("Gather", "v x", "r")], "other", [], output)
+    nodes = [node("If", "flag", "y", then_branch=then, else_branch=other)]
+    inputs = {"x": ["N"], "flag": []}
+    return build(nodes, inputs, ["y"], weights(w=(9, 4), v=(5, 4)), kinds={"x": "i", "flag": "b"}).graph
+
+
 CONSTRAINTS = {
+    "a table read in a branch": (_in_a_branch(), {"x": Constraint(5)}),
     "rows of a table": (embedding(), {"x": Constraint(9)}),
     "columns of a table": (embedding(axis=1), {"x": Constraint(4)}),
     "the last axis": (embedding(axis=-1), {"x": Constraint(4)}),

@@ -1,0 +1,101 @@
+"""Run a pruned model as users will: with ONNX Runtime's default optimisation, which is itself wrong on some graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from exporter.agreement import Array, difference, is_float, signal
+from exporter.errors import GoalError
+from exporter.graph import Graph
+from exporter.model_file import finished
+from exporter.normalise import serialize_with_data
+from exporter.sessions import run_own
+from runtime import feeds
+from runtime.backends import Session, open_session
+from runtime.errors import RunError
+
+_LOOSER = 10.0
+_ROUNDED = 0.1
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """A pruned model and the dense one, as they stand and about to be optimised.
+
+    Attributes:
+        graph: the dense graph.
+        pruned: the pruned one.
+        dense: session of the dense model without optimisation.
+        plain: session of the pruned model without optimisation.
+        names: outputs to compare.
+        tolerance: largest accepted difference relative to the signal; ten times that is accepted here.
+        rounds: whether the models are quantized. Optimised, they compute in integers of few bits, which rounds
+            otherwise, and outputs move by steps: the square mean then counts, and a tenth of the signal is accepted.
+    """
+
+    graph: Graph
+    pruned: Graph
+    dense: Session
+    plain: Session
+    names: Sequence[str]
+    tolerance: float
+    rounds: bool
+
+    def check(self, pairs: Sequence[tuple[feeds.Feeds, feeds.Feeds]]) -> list[str]:
+        """Run and compare.
+
+        Args:
+            pairs: inputs of the dense model, and the part of them that the pruned one takes.
+
+        Returns:
+            Warnings.
+
+        Raises:
+            GoalError: optimisation breaks the pruned model and not the dense one.
+        """
+        model = serialize_with_data(finished(self.pruned), self.pruned.folder)
+        warnings: list[str] = []
+        for feed, kept in pairs:
+            try:
+                optimised = open_session(model).run(kept)
+            except RunError as error:
+                if self._optimised_dense(feed) is None:
+                    return ["ONNX Runtime's default optimisation fails on this model, pruned or not"]
+                raise GoalError(f"the pruned model runs only without graph optimisation: {error}") from error
+            dense = run_own(self.dense, feed, "the model", self.names)
+            for name, want in run_own(self.plain, kept, "the pruned model", self.names).items():
+                # the dense signal: what a cut leaves of an output may be nothing but rounding noise
+                scale = max(signal(want), signal(dense[name]))
+                moved = self._moved(optimised[name], want, scale) if is_float(want) else 0.0
+                if moved > _LOOSER * self.tolerance:
+                    warning = f"ONNX Runtime rounds otherwise when it optimises: output '{name}' changes"
+                    if not self.rounds or moved > _ROUNDED:
+                        warning = self._blame(name, dense[name], feed)
+                    warnings += [warning] if warning not in warnings else []
+        return warnings
+
+    def _moved(self, got: Array, want: Array, scale: float) -> float:
+        if not self.rounds or got.shape != want.shape or not np.isfinite(want.astype(np.float64)).all():
+            return difference(got, want, scale)
+        return float(np.sqrt(np.mean((got.astype(np.float64) - want.astype(np.float64)) ** 2))) / scale
+
+    def _blame(self, name: str, reference: Array, feed: feeds.Feeds) -> str:
+        """An output changes when the graph is optimised: a warning if the dense model's does too, else a failure."""
+        other = self._optimised_dense(feed)
+        least = _ROUNDED / _LOOSER if self.rounds else self.tolerance
+        if other is None or self._moved(other[name], reference, signal(reference)) <= least:
+            raise GoalError(
+                f"output '{name}' of the pruned model changes when ONNX Runtime optimises the graph, that of the dense "
+                "model does not. Nothing was written."
+            )
+        return f"ONNX Runtime's optimisation changes output '{name}', of the dense model too"
+
+    def _optimised_dense(self, feed: feeds.Feeds) -> Mapping[str, Array] | None:
+        """Outputs of the dense model with default optimisation; None where it does not run."""
+        try:
+            return open_session(serialize_with_data(self.graph.model, self.graph.folder)).run(feed)
+        except RunError:
+            return None

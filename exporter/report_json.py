@@ -1,0 +1,156 @@
+"""What the commands print, as JSON with a version field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from exporter.blocks import Block, find_blocks
+from exporter.graph import Graph
+from exporter.groups import Frozen, Group, Groups
+from exporter.hints import hint_for
+from exporter.interface import shrunk
+from exporter.pruner import Result, Totals
+from exporter.report import dropped_blocks, prunable_parameters
+from exporter.verifier import Proof
+from runtime.latency import Latency, Ratio
+
+JSON_VERSION = 1
+
+
+def inspect_json(graph: Graph, groups: Groups, before: Totals) -> dict[str, Any]:
+    """All of ``inspect``."""
+    return {
+        "version": JSON_VERSION,
+        "model": _model_json(graph),
+        "totals": _totals_json(before),
+        "prunable_parameters": prunable_parameters(groups),
+        "layers": [_block_json(b) for b in find_blocks(groups)],
+        "groups": [_group_json(g) for g in groups],
+        "frozen": [_frozen_json(f) for f in groups.frozen],
+    }
+
+
+def prune_json(result: Result, latency: tuple[Latency, Latency, Ratio] | None = None) -> dict[str, Any]:
+    """All of ``prune``."""
+    planned = {g.name: g for g in result.plan.groups}
+    document: dict[str, Any] = {
+        "version": JSON_VERSION,
+        "model": _model_json(result.groups.graph),
+        "output": str(result.output) if result.output is not None else None,
+        "options": dict(result.plan.options),
+        "before": _totals_json(result.before),
+        "after": _totals_json(result.after),
+        "layers": [{**_block_json(b), "kept": b.name not in dropped_blocks(result)} for b in result.blocks or ()],
+        "groups": [{**_group_json(g), "keep": list(planned[g.name].keep)} for g in result.groups],
+        "frozen": [_frozen_json(f) for f in result.groups.frozen],
+        "interface": [
+            {"name": c.name, "kind": c.kind, "axis": c.axis, "before": c.before, "keep": list(c.keep)}
+            for c in shrunk(result.plan, result.groups.graph)
+        ],
+        "proof": proof_json(result.proof) if result.proof is not None else None,
+        "seconds": result.seconds,
+        "warnings": list(result.warnings),
+    }
+    if latency is not None:
+        dense, pruned, ratio = latency
+        document["latency"] = {"dense": latency_json(dense), "pruned": latency_json(pruned), "ratio": ratio_json(ratio)}
+    return document
+
+
+def proof_json(proof: Proof) -> dict[str, Any]:
+    """A proof."""
+    return {
+        "error": proof.error,
+        "outputs": dict(proof.outputs),
+        "tolerance": proof.tolerance,
+        "change": proof.change,
+        "inner": proof.inner,
+        "runs": proof.runs,
+        "shapes": [{k: list(v) for k, v in shapes.items()} for shapes in proof.shapes],
+        "warnings": list(proof.warnings),
+    }
+
+
+def bench_json(results: Sequence[Latency], ratios: Sequence[Ratio]) -> dict[str, Any]:
+    """All of ``bench``, raw samples included."""
+    import platform
+
+    return {
+        "version": JSON_VERSION,
+        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
+        "results": [latency_json(r) for r in results],
+        "ratios_to_first": [ratio_json(r) for r in ratios],
+    }
+
+
+def latency_json(latency: Latency) -> dict[str, Any]:
+    """One measurement."""
+    return {
+        "model": latency.model,
+        "backend": latency.backend,
+        "threads": latency.threads,
+        "shapes": {k: list(v) for k, v in latency.shapes.items()},
+        "load_s": latency.load,
+        "first_s": latency.first,
+        "median_s": latency.median,
+        "min_s": float(latency.samples.min()),
+        "mean_s": float(latency.samples.mean()),
+        "p90_s": latency.percentile(90),
+        "p99_s": latency.percentile(99),
+        "samples_s": [round(float(s), 9) for s in latency.samples],
+        "cpu_s": [round(float(s), 9) for s in latency.cpu],
+        "switched": [bool(s) for s in latency.switched],
+    }
+
+
+def ratio_json(ratio: Ratio) -> dict[str, float]:
+    """A ratio with its interval."""
+    return {"value": ratio.value, "low": ratio.low, "high": ratio.high}
+
+
+def _model_json(graph: Graph) -> dict[str, Any]:
+    return {
+        "file": str(graph.source.path) if graph.source.path is not None else None,
+        "sha256": graph.source.sha256,
+        "opsets": dict(graph.opsets),
+        "nodes": len(graph.nodes),
+        "shapes": {k: list(v) for k, v in graph.binding.shapes.items()},
+    }
+
+
+def _totals_json(totals: Totals) -> dict[str, int | None]:
+    return {"parameters": totals.parameters, "macs": totals.macs, "file_bytes": totals.file_bytes}
+
+
+def _block_json(block: Block) -> dict[str, Any]:
+    return {
+        "name": block.name,
+        "sum": block.drop.node,
+        "parameters": block.parameters,
+        "macs": block.macs,
+        "nodes": len(block.nodes),
+        "inside": sorted(block.inside),
+    }
+
+
+def _group_json(group: Group) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "width": group.width,
+        "spans": [{"tensor": s.tensor, "axis": s.axis, "constant": s.constant} for s in group.spans],
+        "partners": list(group.partners),
+    }
+
+
+def _frozen_json(frozen: Frozen) -> dict[str, Any]:
+    return {
+        "tensor": frozen.tensor,
+        "axis": frozen.axis,
+        "count": frozen.count,
+        "size": frozen.size,
+        "reason": frozen.reason.text,
+        "where": frozen.reason.where,
+        "hint": hint_for(frozen.reason),
+    }

@@ -1,0 +1,41 @@
+"""Text for the console: aligned tables, and numbers and names short enough for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+_LONGEST_NAME = 44
+
+
+def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """Align columns; the first row is the heading. Columns in ``right`` are flushed right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    flushed = set(right)
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [c.rjust(w) if k in flushed else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+        if number == 0:
+            lines.append("  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def quantity(value: float) -> str:
+    """A count with a metric prefix: 25.6 M."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.0f}"
+
+
+def short(name: str) -> str:
+    """A name with its middle left out where it is longer than a table can bear."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    half = (_LONGEST_NAME - 3) // 2
+    return f"{name[:half]}...{name[-half:]}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time in ms, with three significant digits."""
+    return f"{seconds * 1e3:.3g} ms"
