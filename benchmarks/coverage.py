@@ -76,16 +76,12 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 # -- running ----------------------------------------------------------------------------------------------------
 
 
 def _network(name: str, kind: str, cache: Path, out: Path) -> Row:
     """One network with one set of weights, through every tool."""
-    _say(f"{name}, {kind} weights")
+    table.say(f"{name}, {kind} weights")
     source = cache / f"{name}_{kind}.onnx"
     built = child.call("zoo:write", LIMIT, name=name, kind=kind, path=str(source))
     row: Row = {"network": name, "built": built.value, "failure": built.error}
@@ -110,7 +106,7 @@ def _run(function: str, out: Path, **arguments: Any) -> Row:
     """What a call returned and took; the output file is removed, also one left over."""
     out.unlink(missing_ok=True)
     outcome = child.call(function, LIMIT, **arguments)
-    _say(f"  {function} {outcome.error or 'done'} ({outcome.usage.wall:.1f} s)")
+    table.say(f"  {function} {outcome.error or 'done'} ({outcome.usage.wall:.1f} s)")
     usage = {"wall": outcome.usage.wall, "cpu": outcome.usage.cpu, "peak": outcome.usage.peak}
     return {**outcome.value, "failure": outcome.error, "usage": usage}
 
@@ -139,7 +135,7 @@ def _plain(error: str, out: Path) -> str:
 
 def _file(file: Path, out: Path) -> Row:
     """Secateur on one file."""
-    _say(file.name)
+    table.say(file.name)
     row = _run("ours:prune", out, source=str(file), output=str(out), ratio=RATIO)
     if row["failure"]:
         row.update(child.call("ours:inspect", LIMIT, path=str(file)).value)

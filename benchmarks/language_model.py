@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,10 +63,6 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 # -- one kind of unit at a time -----------------------------------------------------------------------------------
 
 
@@ -79,7 +74,7 @@ def _each_kind(options: argparse.Namespace, source: Path, out: Path, tokens: Any
     np.savez(recorded, input_ids=calibration)
     for what, choice in _choices(source, recorded).items():
         for ratio in RATIOS:
-            _say(f"{source.stem}: {what}, {ratio:g}")
+            table.say(f"{source.stem}: {what}, {ratio:g}")
             row = {"file": source.stem, "what": what, "ratio": ratio}
             rows.append({**row, **_pruned(options, source, out, ratio, choice), "loss": _loss(out, tokens)})
     return rows
@@ -159,7 +154,7 @@ def _with_cache(options: argparse.Namespace, scratch: Path, tokens: Any) -> list
     from runtime.latency import bench, compare
 
     source, out = scratch / "cached.onnx", scratch / "cached_pruned.onnx"
-    _say("exporting the decoder with a cache")
+    table.say("exporting the decoder with a cache")
     cached_llama.export(options.data / "onnx" / FILES[1], source)
     dense = _Decoder(source.read_bytes())
     rows: list[Row] = [{"what": "dense", "loss": dense.loss(tokens), "cache_bytes": dense.cache_bytes}]
@@ -169,7 +164,7 @@ def _with_cache(options: argparse.Namespace, scratch: Path, tokens: Any) -> list
     }
     for what, choice in choices.items():
         for ratio in RATIOS:
-            _say(f"with a cache: {what}, {ratio:g}")
+            table.say(f"with a cache: {what}, {ratio:g}")
             row = {"what": what, "ratio": ratio, **_pruned(options, source, out, ratio, choice, CACHES)}
             pruned, masked = _Decoder(out.read_bytes()), _masked(options, source, ratio, choice)
             step = {"tokens": (1, 1)} | {name: (1, size, 128, width) for name, size, width in dense.caches}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exporter.pruner import Result
 
 
 def measure(path: str) -> dict[str, Any]:
@@ -39,6 +42,11 @@ def prune(source: str, output: str, ratio: float = 0.5, align: int = 1) -> dict[
     Returns:
         ``macs_left``, ``parameters_left``, ``groups``, ``prunable``, what the proof found, ``seconds``.
     """
+    return _pruned(source, output, ratio, align)[1]
+
+
+def _pruned(source: str, output: str, ratio: float, align: int) -> tuple[Result, dict[str, Any]]:
+    """What ``prune`` of the library returned, and the figures of it."""
     from exporter import prune as prune_file
     from exporter.report import prunable_parameters
 
@@ -47,8 +55,9 @@ def prune(source: str, output: str, ratio: float = 0.5, align: int = 1) -> dict[
     seconds = time.perf_counter() - started
     before, after, proof = result.before, result.after, result.proof
     assert proof is not None
-    return {
+    return result, {
         "macs": before.macs,
+        "parameters": before.parameters,
         "macs_left": after.macs / max(before.macs, 1),
         "parameters_left": after.parameters / max(before.parameters, 1),
         "groups": len(result.groups),
@@ -70,34 +79,16 @@ def survey(source: str, output: str, ratio: float = 0.5) -> dict[str, Any]:
     import shortfall
 
     from exporter import find_groups, load
-    from exporter import prune as prune_file
     from exporter.errors import ModelError
-    from exporter.report import prunable_parameters
 
-    started = time.perf_counter()
     try:
-        result = prune_file(source, output, ratio=ratio, align=1)
+        result, figures = _pruned(source, output, ratio, align=1)
     except ModelError as error:
         groups = find_groups(load(source))
         if len(groups):
             raise
         return {"explained": str(error).splitlines()[0], "reasons": inspect(source)["frozen"]}
-    seconds = time.perf_counter() - started
-    before, after, proof = result.before, result.after, result.proof
-    assert proof is not None
-    return {
-        "macs_left": after.macs / max(before.macs, 1),
-        "parameters_left": after.parameters / max(before.parameters, 1),
-        "macs": before.macs,
-        "parameters": before.parameters,
-        "groups": len(result.groups),
-        "prunable": prunable_parameters(result.groups) / max(before.parameters, 1),
-        "error": proof.error,
-        "change": proof.change,
-        "warnings": list(result.warnings),
-        "seconds": seconds,
-        "why": shortfall.shortfall(result.groups, result.plan),
-    }
+    return {**figures, "why": shortfall.shortfall(result.groups, result.plan)}
 
 
 def command_line(arguments: list[str]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def main() -> None:
     about = table.environment()
     options.cache.mkdir(parents=True, exist_ok=True)
     source = options.cache / f"{NETWORK}_random.onnx"
-    _say(f"exporting {NETWORK}")
+    table.say(f"exporting {NETWORK}")
     built = child.call("zoo:write", LIMIT, name=NETWORK, kind="random", path=str(source))
     if built.error:
         sys.exit(f"speed: {NETWORK} was not exported: {built.error}")
@@ -48,7 +48,7 @@ def main() -> None:
             _prepare(tool, source)
         for number in range(options.repeat):
             for tool in tools:
-                _say(f"round {number + 1} of {options.repeat}: {tool['tool']}")
+                table.say(f"round {number + 1} of {options.repeat}: {tool['tool']}")
                 _measure(tool, Path(scratch))
     size = source.stat().st_size
     rows = [_summary(t, size) for t in tools]
@@ -62,10 +62,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=table.CACHE, help="where the export is kept (build/benchmarks)")
     parser.add_argument("--results", type=Path, default=table.RESULTS, help="where the table goes (benchmarks/results)")
     return parser.parse_args()
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _tools(source: Path, scratch: Path) -> list[Row]:
@@ -93,7 +89,7 @@ def _tools(source: Path, scratch: Path) -> list[Row]:
 
 def _prepare(tool: Row, source: Path) -> None:
     """Run a tool once, unmeasured: what it imports, and how much of the network it leaves."""
-    _say(f"trying {tool['tool']}")
+    table.say(f"trying {tool['tool']}")
     function, arguments = tool["call"]
     found = child.call("child:modules_after", LIMIT, function=function, arguments=arguments)
     tool["modules"], tool["failure"] = found.value.get("modules", []), found.error

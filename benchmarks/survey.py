@@ -87,10 +87,6 @@ def _code() -> str:
     return sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _network(name: str, variants: Sequence[str], options: argparse.Namespace, code: str) -> list[Row]:
     """All rows of one network."""
     folder = options.cache
@@ -101,14 +97,14 @@ def _network(name: str, variants: Sequence[str], options: argparse.Namespace, co
         row: Row = {"network": name, "variant": variant, "export": exported}
         rows.append(row)
         if "error" in exported:
-            _say(f"{name} {variant}: not exported, {exported['error']}")
+            table.say(f"{name} {variant}: not exported, {exported['error']}")
             continue
         source = Path(exported["path"])
         row["secateur"] = _cached(source, "secateur", f"{code} {exported['maker']}", _ours)
         if options.peers and variant == variants[0]:
             for tool in ("onnxsim", "torch_pruning"):
                 row[tool] = _cached(source, tool, exported["maker"], partial(_peer, tool, name))
-        _say(_line(row))
+        table.say(_line(row))
     return rows
 
 

@@ -88,6 +88,11 @@ def publish(name: str, text: str, data: dict[str, Any], about: dict[str, Any], f
     print(f"written: {folder / name}.md, .json", file=sys.stderr)
 
 
+def say(line: str) -> None:
+    """Progress, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def _pad(text: str, width: int, right: bool) -> str:
     return text.rjust(width) if right else text.ljust(width)
 

@@ -43,6 +43,16 @@ def put_in_place(temporary: Path, target: Path) -> None:
     flush(target.parent)
 
 
+def obstacle(target: Path) -> str:
+    """Why no file can be written there, as far as can be told beforehand; empty where one can."""
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    if target.is_dir():
+        return "it is a folder"
+    return "" if os.access(folder, os.W_OK) else f"no permission to write in {folder}"
+
+
 def write_text(target: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with replacing(target) as temporary:

@@ -137,9 +137,7 @@ def _widths(
     return make_plan(
         groups,
         scores,
-        ratio=budget.get("ratio"),
-        macs=budget.get("macs"),
-        params=budget.get("params"),
+        **budget,
         scope=request.scope,
         align=request.align,
         min_width=request.min_width,

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,37 +119,22 @@ def _prune(options: argparse.Namespace) -> int:
 
 def _check_prune(options: argparse.Namespace) -> None:
     """Refuse what would be ignored, or would fail only after the work."""
+    from exporter.atomic import obstacle
+    from exporter.choice import Request
     from exporter.errors import UsageError
 
     if options.plan:
-        defaults = {
-            "score": "l2",
-            "layer_score": "similarity",
-            "include_consumers": False,
-            "scope": "local",
-            "align": "auto",
-            "min_width": 1,
-        }
-        defaults |= {"granularity": None, "keep": [], "only": [], "io": [], "seed": 0}
-        for name, default in defaults.items():
-            if getattr(options, name) != default:
-                option = name.replace("_", "-")
-                raise UsageError(f"--plan already says what to keep; leave out --{option}.")
+        for field in fields(Request):
+            name = "include_consumers" if field.name == "consumers" else field.name
+            given = getattr(options, name)
+            if (tuple(given) if isinstance(given, list) else given) != field.default:
+                raise UsageError(f"--plan already says what to keep; leave out --{name.replace('_', '-')}.")
     if options.measure and options.dry_run:
         raise UsageError("--measure needs a result to time; leave out --dry-run.")
     for path in (options.save_plan, options.json):
-        if path not in (None, "-"):
-            _check_writable(Path(path))
-
-
-def _check_writable(path: Path) -> None:
-    from exporter.errors import UsageError
-
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no folder {folder}.")
-    if path.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"{path} cannot be written.")
+        why = obstacle(Path(path)) if path not in (None, "-") else ""
+        if why:
+            raise UsageError(f"{path} cannot be written: {why}.")
 
 
 def _align(text: str) -> int | str:
@@ -167,18 +153,15 @@ def _measure(options: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) ->
 
 def _verify(options: argparse.Namespace) -> int:
     from exporter import GoalError, Plan, compose, load, report, report_json, verify
-    from exporter.fits import check_fits
     from exporter.interface import pruned_shapes
     from exporter.normalise import input_specs
+    from exporter.pruner import load_for
     from runtime.errors import BadRequest
     from runtime.feeds import recorded
 
     plan = reduce(compose, [Plan.load(p) for p in options.plan])
-    graph = load(options.original)
-    check_fits(plan, graph)  # before its shapes are asked of a model it is not for
+    graph = load_for(plan, options.original)
     shapes = dict(plan.model.shapes)
-    if graph.binding.shapes != shapes:
-        graph = load(options.original, shapes)
     try:
         pruned = load(options.pruned, pruned_shapes(plan, shapes))
     except BadRequest as error:

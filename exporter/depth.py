@@ -13,7 +13,7 @@ from exporter.errors import GoalError, ModelError
 from exporter.graph import Before, Graph
 from exporter.normalise import normalise
 from exporter.plan import Drop
-from exporter.removal import renewed_calls, take_out
+from exporter.removal import forget_unmade, renewed_calls, take_out
 
 _REASONS = 3
 _LIST = "List them with: secateur inspect MODEL"
@@ -124,6 +124,7 @@ def drop(graph: Graph, drops: Sequence[Drop]) -> Graph:
     model = ModelProto()
     model.CopyFrom(graph.model)
     take_out(model, drops, graph.constants)
+    forget_unmade(model)
     left = {v.name for v in model.graph.input}
     shapes = {name: shape for name, shape in graph.binding.shapes.items() if name in left}
     reduced = normalise(model, graph.folder, graph.source, shapes)

@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from exporter.graph import op_of
 from exporter.protos import all_nodes
+from exporter.registry import enter
 from exporter.shapes import Inferred
 
 Step = Callable[[NodeProto, Inferred], None]
@@ -24,15 +25,7 @@ STEPS: dict[str, Step] = {}
 
 def explicit(*operators: str) -> Callable[[Step], Step]:
     """Register what writes out the attributes of operators (``Attention``, ``com.microsoft::Attention``)."""
-
-    def register(function: Step) -> Step:
-        for operator in operators:
-            if operator in STEPS:
-                raise ValueError(f"two steps for {operator}: {STEPS[operator].__name__} and {function.__name__}")
-            STEPS[operator] = function
-        return function
-
-    return register
+    return enter(STEPS, "steps", *operators)
 
 
 def write_out(model: ModelProto, inferred: Inferred) -> None:

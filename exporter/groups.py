@@ -309,7 +309,7 @@ def _frozen(groups: Groups) -> list[Frozen]:
             rows.extend(_frozen_axis(groups, name, k, axis, why, root))
     for name, freed in groups.io.items():
         for k in freed:
-            whole = {**dict(enumerate(groups.analysis.axes.get((name,), ())))}
+            whole = dict(enumerate(groups.analysis.axes.get((name,), ())))
             whole |= dict(enumerate(groups.analysis.axes.get((name, "ids"), ())))
             if k in whole:
                 rows.extend(_frozen_axis(groups, name, k, whole[k], why, root))

@@ -13,6 +13,7 @@ from exporter.codes import numbers_of
 from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.groups import Groups
+from exporter.registry import enter
 from exporter.spans import Span
 from runtime.feeds import Feeds
 
@@ -39,12 +40,7 @@ SCORERS: dict[str, Scorer] = {}
 
 def scorer(name: str) -> Callable[[Scorer], Scorer]:
     """Register a scorer."""
-
-    def register(function: Scorer) -> Scorer:
-        SCORERS[name] = function
-        return function
-
-    return register
+    return enter(SCORERS, "scores", name)
 
 
 def score(groups: Groups, by: str = "l2", *, consumers: bool = False, seed: int = 0) -> Scores:

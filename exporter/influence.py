@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
 from exporter.blocks import Block, Blocks
 from exporter.errors import UsageError
 from exporter.normalise import inline_data, input_specs
+from exporter.registry import enter
+from exporter.sessions import with_outputs
 from exporter.verifier import CannotRun
 from runtime import feeds
 from runtime.backends import SessionOptions, open_session
@@ -38,12 +39,7 @@ JUDGES: dict[str, Judge] = {}
 
 def judge(name: str) -> Callable[[Judge], Judge]:
     """Register a way to score blocks."""
-
-    def register(function: Judge) -> Judge:
-        JUDGES[name] = function
-        return function
-
-    return register
+    return enter(JUDGES, "layer scores", name)
 
 
 def score_blocks(
@@ -79,12 +75,10 @@ def similarity(blocks: Blocks, options: InfluenceOptions) -> dict[str, float]:
     graph = blocks.groups.graph
     names = list(dict.fromkeys(n for b in blocks for n in (b.branch, b.whole)))
     model = inline_data(graph.model, graph.folder)
-    present = {v.name for v in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
     totals = {b.name: 0.0 for b in blocks}
     runs = 0
     try:
-        session = open_session(model.SerializeToString(), options=SessionOptions(optimize=False))
+        session = open_session(with_outputs(model, names), options=SessionOptions(optimize=False))
         for feed in options.inputs or _seeded(graph.model, dict(graph.binding.shapes), options.seed):
             runs += 1
             for part in _parts(blocks):

@@ -19,7 +19,7 @@ from exporter.errors import ModelError
 from exporter.explicit import write_out
 from exporter.fold import fold
 from exporter.graph import Graph, Source, make_nodes, opsets_of
-from exporter.protos import constant_of, graphs_of, reads, set_nodes
+from exporter.protos import add_outputs, constant_of, graphs_of, reads, set_nodes
 from exporter.shapes import Dims, Inferred, infer
 from exporter.subgraphs import flatten_scopes
 from exporter.unshare import part_uses
@@ -296,8 +296,7 @@ def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inf
     unknown = [n for n in unknown if n not in bound.types or bound.types[n].HasField("tensor_type")]
     probe = ModelProto()
     probe.CopyFrom(model)
-    present = {v.name for v in probe.graph.output}
-    probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in unknown if n not in present)
+    add_outputs(probe, unknown)
     try:
         session = open_session(serialize_with_data(probe, folder), options=SessionOptions(optimize=False))
         allowed = feeds.constraints(model.graph)

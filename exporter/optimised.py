@@ -28,7 +28,6 @@ class Optimised:
     Attributes:
         graph: the dense graph.
         pruned: the pruned one.
-        dense: session of the dense model without optimisation.
         plain: session of the pruned model without optimisation.
         names: outputs to compare.
         tolerance: largest accepted difference relative to the signal; ten times that is accepted here.
@@ -38,17 +37,16 @@ class Optimised:
 
     graph: Graph
     pruned: Graph
-    dense: Session
     plain: Session
     names: Sequence[str]
     tolerance: float
     rounds: bool
 
-    def check(self, pairs: Sequence[tuple[feeds.Feeds, feeds.Feeds]]) -> list[str]:
+    def check(self, runs: Sequence[tuple[feeds.Feeds, Mapping[str, Array], feeds.Feeds]]) -> list[str]:
         """Run and compare.
 
         Args:
-            pairs: inputs of the dense model, and the part of them that the pruned one takes.
+            runs: inputs of the dense model, its outputs, and the part of the inputs that the pruned one takes.
 
         Returns:
             Warnings.
@@ -58,14 +56,13 @@ class Optimised:
         """
         model = serialize_with_data(finished(self.pruned), self.pruned.folder)
         warnings: list[str] = []
-        for feed, kept in pairs:
+        for feed, dense, kept in runs:
             try:
                 optimised = open_session(model).run(kept)
             except RunError as error:
                 if self._optimised_dense(feed) is None:
                     return ["ONNX Runtime's default optimisation fails on this model, pruned or not"]
                 raise GoalError(f"the pruned model runs only without graph optimisation: {error}") from error
-            dense = run_own(self.dense, feed, "the model", self.names)
             for name, want in run_own(self.plain, kept, "the pruned model", self.names).items():
                 # the dense signal: what a cut leaves of an output may be nothing but rounding noise
                 scale = max(signal(want), signal(dense[name]))

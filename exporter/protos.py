@@ -31,6 +31,11 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
     return result
 
 
+def key_of(node: NodeProto) -> str:
+    """First output of a node, which names it in plans and graphs; empty for a node without one."""
+    return next((o for o in node.output if o), "")
+
+
 def subgraphs(node: NodeProto) -> list[GraphProto]:
     """Graphs a node runs: the branches of an If, the body of a Loop."""
     return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
@@ -55,6 +60,12 @@ def set_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def add_outputs(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Make tensors of a model outputs of it too, in place; those that are stay once."""
+    present = {v.name for v in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
 
 
 def captured_names(graph: onnx.GraphProto) -> set[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.atomic import obstacle
 from exporter.blocks import Blocks, find_blocks
 from exporter.choice import Request, choose
 from exporter.cost import CostModel
@@ -135,12 +136,12 @@ def prune(
         io, seed,
     )  # fmt: skip
     wanted = dict(shapes or {})
-    if plan is not None and not wanted:
-        check_fits(plan, load(model))  # before its shapes are asked of a model it is not for
-        wanted = dict(plan.model.shapes)
     for attempt in range(len(feeds.PROFILES)):
         step("reading and analysing the model")
-        graph = load(model, wanted, profile=attempt)
+        if plan is not None and not wanted:
+            graph, wanted = load_for(plan, model), dict(plan.model.shapes)
+        else:
+            graph = load(model, wanted, profile=attempt)
         try:
             chosen, whole, groups, warnings = _chosen(graph, plan, request, inputs, step)
         except CannotRun:
@@ -174,6 +175,19 @@ def prune(
         after = Totals(after.parameters, after.macs, written)
         return Result(chosen, groups, before, after, proof, Path(output), _since(started), tuple(warnings), blocks)
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def load_for(plan: Plan, model: str | os.PathLike[str]) -> Graph:
+    """Load the model a plan is for, under the shapes it was made with.
+
+    Raises:
+        UsageError: the plan is for another model.
+        ModelError: the file cannot be read.
+    """
+    graph = load(model)
+    check_fits(plan, graph)  # before its shapes are asked of a model it is not for
+    shapes = dict(plan.model.shapes)
+    return graph if graph.binding.shapes == shapes else load(model, shapes)
 
 
 def _chosen(
@@ -210,13 +224,11 @@ def _check_output(output: str | os.PathLike[str] | None, dry_run: bool) -> None:
         if not dry_run:
             raise UsageError("say where to write the result with -o OUT.onnx, or try --dry-run.")
         return
-    folder = Path(output).absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"{output} cannot be written: there is no folder {folder}.")
     if Path(output).is_dir():
         raise UsageError(f"{output} is a folder; name a file with -o OUT.onnx.")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{output} cannot be written: no permission to write in {folder}.")
+    why = obstacle(Path(output))
+    if why:
+        raise UsageError(f"{output} cannot be written: {why}.")
 
 
 def _since(started: float) -> float:

@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto
 from exporter.functions import Calls
 from exporter.graph import Graph
 from exporter.plan import Drop
-from exporter.protos import all_nodes, reads, set_nodes, subgraphs
+from exporter.protos import all_nodes, graphs_of, key_of, reads, set_nodes, subgraphs
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,6 @@ def links(model: ModelProto) -> list[Link]:
     return [
         Link(n, key_of(n), frozenset(reads(n)), tuple(o for o in n.output if o)) for n in model.graph.node if n.output
     ]
-
-
-def key_of(node: NodeProto) -> str:
-    """First output of a node."""
-    return next((o for o in node.output if o), "")
 
 
 def stand_ins(drops: Sequence[Drop]) -> dict[str, str]:
@@ -76,7 +71,7 @@ def survivors(nodes: Sequence[Link], outputs: Collection[str], drops: Sequence[D
 
 
 def take_out(model: ModelProto, drops: Sequence[Drop], constants: Collection[str]) -> None:
-    """Take branches out of a model in place, with the nodes, constants and declarations nothing needs any more.
+    """Take branches out of a model in place, with the nodes and constants nothing needs any more.
 
     Args:
         model: owned by the caller; its nodes are in topological order.
@@ -110,7 +105,6 @@ def take_out(model: ModelProto, drops: Sequence[Drop], constants: Collection[str
     # an input that held the default of such a constant goes with it; any other stays, though nothing reads it
     for value in [v for v in model.graph.input if v.name in unread.intersection(constants)]:
         model.graph.input.remove(value)
-    _forget_unmade(model)
 
 
 def _reread(node: NodeProto, instead: Mapping[str, str]) -> None:
@@ -136,14 +130,15 @@ def renewed_calls(calls: Calls, drops: Sequence[Drop]) -> Calls:
     return replace(calls, nodes=nodes, bodies=[[n.SerializeToString(deterministic=True) for n in b] for b in bodies])
 
 
-def _forget_unmade(model: ModelProto) -> None:
-    """Drop, in place, what is declared of tensors that no longer exist."""
+def forget_unmade(model: ModelProto) -> None:
+    """Drop, in place, what is declared of tensors that no longer exist, in subgraphs too."""
     made = {name for node in all_nodes(model.graph) for name in node.output}
     made |= {t.name for t in model.graph.initializer}
-    for stale in [v for v in model.graph.value_info if v.name not in made]:
-        model.graph.value_info.remove(stale)
-    for annotation in [a for a in model.graph.quantization_annotation if a.tensor_name not in made]:
-        model.graph.quantization_annotation.remove(annotation)
+    for graph in graphs_of(model.graph):
+        for stale in [v for v in graph.value_info if v.name not in made]:
+            graph.value_info.remove(stale)
+        for annotation in [a for a in graph.quantization_annotation if a.tensor_name not in made]:
+            graph.quantization_annotation.remove(annotation)
 
 
 def sum_fault(graph: Graph, node: NodeProto) -> str:

@@ -1,4 +1,4 @@
-"""What the commands print: console tables, and the same as JSON with a version field."""
+"""What the commands print on the console."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from exporter.pruner import Result, Totals
 from exporter.tables import milliseconds, quantity, short, table
 from exporter.verifier import Proof
 from runtime.latency import Latency, Ratio
-
-JSON_VERSION = 1
 
 _NAMED_SPANS = 2
 _NAMED_TENSORS = 4
@@ -177,10 +175,10 @@ def _achieved(result: Result) -> list[str]:
     ):
         target = result.plan.options.get(kind)
         if isinstance(target, float) and old:
-            short = target - new / old
-            if short > 0.02 * target:
+            missed = target - new / old
+            if missed > 0.02 * target:
                 return [
-                    f"--{kind} {target:g}: {new / old:.3f} is left, {short:.3f} less than allowed: "
+                    f"--{kind} {target:g}: {new / old:.3f} is left, {missed:.3f} less than allowed: "
                     "alignment leaves no width between"
                 ]
     return []

@@ -33,7 +33,7 @@ def inspect_json(graph: Graph, groups: Groups, before: Totals) -> dict[str, Any]
 
 def prune_json(result: Result, latency: tuple[Latency, Latency, Ratio] | None = None) -> dict[str, Any]:
     """All of ``prune``."""
-    planned = {g.name: g for g in result.plan.groups}
+    planned, dropped = {g.name: g for g in result.plan.groups}, dropped_blocks(result)
     document: dict[str, Any] = {
         "version": JSON_VERSION,
         "model": _model_json(result.groups.graph),
@@ -41,7 +41,7 @@ def prune_json(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
         "options": dict(result.plan.options),
         "before": _totals_json(result.before),
         "after": _totals_json(result.after),
-        "layers": [{**_block_json(b), "kept": b.name not in dropped_blocks(result)} for b in result.blocks or ()],
+        "layers": [{**_block_json(b), "kept": b.name not in dropped} for b in result.blocks or ()],
         "groups": [{**_group_json(g), "keep": list(planned[g.name].keep)} for g in result.groups],
         "frozen": [_frozen_json(f) for f in result.groups.frozen],
         "interface": [

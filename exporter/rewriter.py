@@ -17,8 +17,8 @@ from exporter.graph import Graph, opsets_of
 from exporter.interface import pruned_shapes, shrunk
 from exporter.normalise import fresh_names, normalise
 from exporter.plan import ConstantTake, GatherEdit, Plan, SizeEdit
-from exporter.protos import all_nodes, constant_of, graphs_of, reads, set_nodes
-from exporter.removal import renewed_calls, take_out
+from exporter.protos import all_nodes, constant_of, graphs_of, key_of, reads, set_nodes
+from exporter.removal import forget_unmade, renewed_calls, take_out
 
 _SLICE_INPUTS_OPSET = 10
 IDS_KEY = "secateur.ids"
@@ -40,7 +40,7 @@ def rewrite(graph: Graph, plan: Plan) -> Graph:
     """
     check_fits(plan, graph)
     model = _without_constants(graph.model)
-    nodes = {next((o for o in n.output if o), ""): n for n in all_nodes(model.graph)}
+    nodes = {key_of(n): n for n in all_nodes(model.graph)}
     _rewire_clones(plan, nodes)
     for name, take in plan.take.items():
         if not take.removed:
@@ -160,7 +160,7 @@ def _replace_in(
 ) -> None:
     nodes: list[NodeProto] = []
     for node in graph.node:
-        edit = by_result.get(next((o for o in node.output if o), ""))
+        edit = by_result.get(key_of(node))
         nodes.append(node if edit is None else _selection(model, edit, node, fresh))
     outputs = {v.name for v in graph.output}
     while True:  # a chain of several nodes dies from its end
@@ -205,17 +205,12 @@ def _owns(model: ModelProto, node: NodeProto, name: str) -> bool:
 
 def _resize_declared(model: ModelProto, plan: Plan) -> None:
     """Bring declared shapes of inner tensors, inputs and outputs up to date; drop those of no tensor."""
-    made = {name for node in all_nodes(model.graph) for name in node.output}
-    made |= {t.name for t in model.graph.initializer}
+    forget_unmade(model)
     sizes = {name: {axis: len(t.keep) for axis, t in axes.items()} for name, axes in plan.hide.items()}
     sizes |= {
         name: {axis: len(t.keep) for axis, t in take.axes.items()} for name, take in plan.take.items() if take.axes
     }
     for graph in graphs_of(model.graph):
-        for stale in [v for v in graph.value_info if v.name not in made]:
-            graph.value_info.remove(stale)
-        for annotation in [a for a in graph.quantization_annotation if a.tensor_name not in made]:
-            graph.quantization_annotation.remove(annotation)
         for value in (*graph.value_info, *graph.input, *graph.output):
             for axis, size in sizes.get(value.name, {}).items():
                 _declare(value, axis, size)

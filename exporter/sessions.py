@@ -9,6 +9,7 @@ import onnx
 
 from exporter.agreement import Array
 from exporter.errors import ModelError
+from exporter.protos import add_outputs
 from runtime import feeds
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
@@ -68,5 +69,5 @@ def cannot_run(what: str, error: RunError) -> str:
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     """The model, changed in place, with these tensors as outputs too."""
-    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    add_outputs(model, names)
     return bytes(model.SerializeToString())

@@ -66,11 +66,6 @@ Axis = Ids | Fixed
 ONE = Reason("axis of size one")
 
 
-def size_of(axis: Axis) -> int:
-    """Number of slots of an axis."""
-    return axis.size
-
-
 @dataclass(frozen=True)
 class Product:
     """``flat[i, j, ...]`` (row-major) exists exactly when ``factors[0][i]``, ``factors[1][j]``, ... all do."""

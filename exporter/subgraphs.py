@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from exporter.protos import constant_of, set_nodes, subgraphs
+from exporter.protos import constant_of, key_of, set_nodes, subgraphs
 
 _CONTROL = frozenset({"If", "Loop", "Scan"})
 
@@ -35,7 +35,7 @@ def _enter(graph: GraphProto, names: Mapping[str, str], taken: set[str], hoisted
             node.input[i] = names.get(name, name)
         for inner in subgraphs(node):
             local = dict(names)
-            owner = next((o for o in node.output if o), node.op_type)
+            owner = key_of(node) or node.op_type
             for name in _definitions(inner):
                 local[name] = _unique(name, owner, taken)
             _rename_definitions(inner, local)

@@ -178,8 +178,8 @@ class _Prover:
         if change <= self.tolerance:
             self.warnings.append("the outputs do not react to the cut on these inputs; only inner tensors prove it")
         self.progress("running the result with default optimisation")
-        as_used = Optimised(self.graph, self.pruned, dense, plain, names, self.tolerance, is_quantized(self.graph))
-        self.warnings += as_used.check([(feed, self._kept_feed(feed)) for feed in sets])
+        as_used = Optimised(self.graph, self.pruned, plain, names, self.tolerance, is_quantized(self.graph))
+        self.warnings += as_used.check([(f, r, self._kept_feed(f)) for f, r in zip(sets, references, strict=True)])
         compared = len(inner) + len(self.codes)
         shapes = tuple({n: v.shape for n, v in f.items()} for f in sets)
         return Proof(worst, errors, self.tolerance, change, compared, len(sets), shapes, tuple(self.warnings))

@@ -9,7 +9,7 @@ import onnx
 from onnx import ModelProto
 
 from exporter.graph import Graph, Node
-from exporter.protos import all_nodes
+from exporter.protos import all_nodes, key_of
 
 Way = Mapping[str, bool]
 """What is forced, by key (first output): the branch an If takes; that a Loop is entered. The last one is what is tried,
@@ -70,7 +70,7 @@ def force(model: ModelProto, way: Way) -> bytes:
         name = f"secateur.way.{taken}"
         copy.graph.initializer.append(onnx.numpy_helper.from_array(np.array(taken), name))
         for node in all_nodes(copy.graph):
-            key = next((o for o in node.output if o), "")
+            key = key_of(node)
             if way.get(key) is not taken:
                 continue
             if node.op_type == "If":

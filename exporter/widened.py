@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +10,7 @@ from onnx import GraphProto, TensorProto, TypeProto
 
 from exporter.graph import Graph
 from exporter.normalise import inline_data, normalise
+from exporter.protos import graphs_of
 
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision", "stash_type")
 
@@ -31,19 +31,11 @@ def widened(graph: Graph) -> Graph:
         A graph with the same names that belongs to no file.
     """
     model = inline_data(graph.model, graph.folder)
-    for inner in _graphs(model.graph):
+    for inner in graphs_of(model.graph):
         _widen(inner)
     wide = normalise(model, graph.folder, replace(graph.source, path=None, size=0), graph.binding.shapes)
     wide.calls = graph.calls
     return wide
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _graphs(inner)
 
 
 def _widen(graph: GraphProto) -> None:

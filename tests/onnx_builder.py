@@ -27,6 +27,11 @@ def weights(seed: int = 0, **shapes) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+def ints(*values: int) -> np.ndarray:
+    """A vector of int64."""
+    return np.array(values, np.int64)
+
+
 def build(
     nodes: Sequence[NodeProto],
     inputs: Mapping[str, Sequence[int | str]],

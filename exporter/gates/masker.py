@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
 from exporter.plan import AxisTake, Plan
+from exporter.protos import graphs_of
+from exporter.registry import enter
 
 Mask = NDArray[np.bool_]
 Cut = Mapping[int, AxisTake]
@@ -151,10 +153,8 @@ class Masker:
 def _share_constants(graph: onnx.GraphProto) -> None:
     """Put the constants of all subgraphs into the main graph, once: graphsurgeon repeats them in each."""
     present = {t.name for t in graph.initializer}
-    waiting = [g for node in graph.node for a in node.attribute if a.HasField("g") for g in [a.g]]
-    while waiting:
-        inner = waiting.pop()
-        waiting.extend(a.g for node in inner.node for a in node.attribute if a.HasField("g"))
+    _, *inside = graphs_of(graph)
+    for inner in inside:
         for tensor in inner.initializer:
             if tensor.name not in present:
                 present.add(tensor.name)
@@ -177,12 +177,4 @@ GATES: dict[str, Gate] = {}
 
 def gate(*operators: str) -> Callable[[Gate], Gate]:
     """Register what one or more operators (``Conv``, ``com.microsoft::FusedConv``) must not see."""
-
-    def register(function: Gate) -> Gate:
-        for operator in operators:
-            if operator in GATES:
-                raise ValueError(f"two gates for {operator}: {GATES[operator].__name__} and {function.__name__}")
-            GATES[operator] = function
-        return function
-
-    return register
+    return enter(GATES, "gates", *operators)

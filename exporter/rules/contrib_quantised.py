@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 
 from exporter.rules.elementwise import broadcast
+from exporter.rules.movement import join
 from exporter.rules.registry import rule
 from exporter.rules.site import Site
-from exporter.slots import Axis, Fixed, SlotError
+from exporter.slots import Axis, SlotError
 
 _BYTE = 8
 
@@ -43,20 +44,7 @@ def softmax(site: Site) -> None:
 @rule("com.microsoft::QLinearConcat")
 def concat(site: Site) -> None:
     """Along its axis the operands' slots follow each other; along the others they are tied."""
-    operands = [site.axes(i) for i in range(2, len(site.node.inputs), 3)]
-    at = int(site.attribute("axis", 1)) % len(operands[0])
-    result: list[Axis] = []
-    for k in range(len(operands[0])):
-        if k == at:
-            result.append(site.concatenate([o[k] for o in operands]))
-            for o in operands:
-                site.mention(o[k])
-            continue
-        lead = next((o[k] for o in operands if not isinstance(o[k], Fixed)), operands[0][k])
-        for o in operands:
-            site.tie(lead, o[k])
-        result.append(lead)
-    site.give(0, result)
+    join(site, [site.axes(i) for i in range(2, len(site.node.inputs), 3)])
 
 
 @rule("com.microsoft::QLinearAveragePool", "com.microsoft::QLinearGlobalAveragePool", "com.microsoft::NhwcMaxPool")

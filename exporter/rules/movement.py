@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from exporter.rules.registry import rule
@@ -77,11 +79,14 @@ def unsqueeze(site: Site) -> None:
 @rule("Concat")
 def concat(site: Site) -> None:
     """Along its axis the operands' slots follow each other; along the others they are tied."""
-    operands = [site.axes(i) for i in range(len(site.node.inputs))]
-    rank = len(operands[0])
-    at = int(site.attribute("axis", 1)) % rank
+    join(site, [site.axes(i) for i in range(len(site.node.inputs))])
+
+
+def join(site: Site, operands: Sequence[list[Axis]]) -> None:
+    """State the facts of a concatenation of operands, given by their axes."""
+    at = int(site.attribute("axis", 1)) % len(operands[0])
     result: list[Axis] = []
-    for k in range(rank):
+    for k in range(len(operands[0])):
         if k == at:
             result.append(site.concatenate([o[k] for o in operands]))
             for o in operands:

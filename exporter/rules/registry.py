@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from exporter.registry import enter
 from exporter.rules.site import Site
 
 Rule = Callable[[Site], None]
@@ -16,15 +17,7 @@ FROZEN: dict[str, str] = {}
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
     """Register a rule for one or more operators (``Conv``, ``com.microsoft::FusedConv``)."""
-
-    def register(function: Rule) -> Rule:
-        for operator in operators:
-            if operator in RULES:
-                raise ValueError(f"two rules for {operator}: {RULES[operator].__name__} and {function.__name__}")
-            RULES[operator] = function
-        return function
-
-    return register
+    return enter(RULES, "rules", *operators)
 
 
 def freezes(why: str, *operators: str) -> None:

@@ -266,13 +266,6 @@ class Site:
         self.facts.freeze(axis, Reason(why, self.where, hint))
         self.mention(axis)
 
-    def freeze_inputs(self, why: str, hint: str = "") -> None:
-        """Freeze every axis of every input."""
-        for i in range(len(self.node.inputs)):
-            if self.has(i) and (self.is_constant(i) or (self.node.inputs[i],) in self.analysis.axes):
-                for axis in self.axes(i):
-                    self.freeze(axis, why, hint)
-
     def merge(self, axes: Sequence[Axis]) -> Axis:
         """Flatten axes into one."""
         merged = self.facts.merge(axes, self.where)

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from exporter import find_groups, load, make_plan, rewrite, save, score, verify
 from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,6 @@ class Case:
     widths: tuple[int, ...] | None
     sizes: tuple[dict[str, tuple[int, ...]], ...] = ()
     frozen: str = ""
-
-
-def ints(*values):
-    return np.array(values, np.int64)
 
 
 def run(model, feeds):

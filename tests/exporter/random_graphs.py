@@ -188,11 +188,17 @@ def attention(d: Draft):
         projected = d.add("MatMul", f"{tokens} {d.weight(c, heads * size)}", None)
         apart = d.add("Reshape", f"{projected} {d.ints(0, h * w, heads, size)}", None)
         parts.append(d.add("Transpose", apart, None, perm=[0, 2, 1, 3]))
+    _attend(d, x, (n, c, h, w), parts, heads * value)
+
+
+def _attend(d: Draft, x, shape, parts, width):
+    """Softmax attention of queries, keys and values [n, heads, pixels, size], projected and added to the image x."""
+    n, c, h, w = shape
     keys = d.add("Transpose", parts[1], None, perm=[0, 1, 3, 2])
     weights = d.add("Softmax", d.add("MatMul", f"{parts[0]} {keys}", None), None)
     mixed = d.add("Transpose", d.add("MatMul", f"{weights} {parts[2]}", None), None, perm=[0, 2, 1, 3])
-    joined = d.add("Reshape", f"{mixed} {d.ints(0, h * w, heads * value)}", None)
-    out = d.add("MatMul", f"{joined} {d.weight(heads * value, c)}", None)
+    joined = d.add("Reshape", f"{mixed} {d.ints(0, h * w, width)}", None)
+    out = d.add("MatMul", f"{joined} {d.weight(width, c)}", None)
     image = d.add("Reshape", f"{d.add('Transpose', out, None, perm=[0, 2, 1])} {d.ints(0, c, h, w)}", None)
     d.add("Add", f"{x} {image}", (n, c, h, w))
 
@@ -252,13 +258,7 @@ def grouped_query_attention(d: Draft):
             b = d.add("Expand", f"{a} {d.ints(1, 1, per, 1, 1)}", None)
             part = d.add("Reshape", f"{b} {d.ints(0, groups * per, h * w, inner)}", None)
         parts.append(part)
-    keys = d.add("Transpose", parts[1], None, perm=[0, 1, 3, 2])
-    weights = d.add("Softmax", d.add("MatMul", f"{parts[0]} {keys}", None), None)
-    mixed = d.add("Transpose", d.add("MatMul", f"{weights} {parts[2]}", None), None, perm=[0, 2, 1, 3])
-    joined = d.add("Reshape", f"{mixed} {d.ints(0, h * w, groups * per * inner)}", None)
-    out = d.add("MatMul", f"{joined} {d.weight(groups * per * inner, c)}", None)
-    image = d.add("Reshape", f"{d.add('Transpose', out, None, perm=[0, 2, 1])} {d.ints(0, c, h, w)}", None)
-    d.add("Add", f"{x} {image}", (n, c, h, w))
+    _attend(d, x, (n, c, h, w), parts, groups * per * inner)
 
 
 def recurrent(d: Draft):

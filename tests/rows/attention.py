@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.rows import Row
-from tests.rows.normalisation import _i
 
 _X = {"x": ["N", 6, 5]}
 _CACHE = {"pk": ["N", 2, 4, 3], "pv": ["N", 2, 4, 2]}
@@ -35,8 +34,8 @@ def _split(name, heads, kv, d, dv, widths, *, opset=23, mask=None, covers=("Atte
         *pre, node("Attention", f"q{3 if pre else 2} k{3 if pre else 2} v2{' mask' if mask is not None else extra}", "a0", **(at or {})),
         node("Transpose", "a0", "a1", perm=[0, 2, 1, 3]), node("Reshape", "a1 so", "a"), node("MatMul", "a wo", "y"),
     ]
-    constants = {**weights(**_shapes(heads * d, kv * d, kv * dv, heads * dv)), "sq": _i(0, 0, heads, d), "sk": _i(0, 0, kv, d),
-                 "sv": _i(0, 0, kv, dv), "so": _i(0, 0, heads * dv), **({} if mask is None else {"mask": mask}), **more}
+    constants = {**weights(**_shapes(heads * d, kv * d, kv * dv, heads * dv)), "sq": ints(0, 0, heads, d), "sk": ints(0, 0, kv, d),
+                 "sv": ints(0, 0, kv, dv), "so": ints(0, 0, heads * dv), **({} if mask is None else {"mask": mask}), **more}
     return Row(name, covers, build(nodes, _X, ["y"], constants, opset=opset), widths)
 
 
@@ -82,7 +81,7 @@ ROWS = [
             node("MatMul", "x0 wv", "pv0"), node("Reshape", "pv0 cv", "pv1"), node("Transpose", "pv1", "pv", perm=[0, 2, 1, 3]),
             node("Attention", "q k v - pk pv", "a nk nv", q_num_heads=2, kv_num_heads=2),
             node("ReduceSum", "nk", "y2"), node("ReduceMax", "nv", "y3"),
-            inputs={"x0": ["N", 4, 5]}, outputs=("y", "y2", "y3"), ck=_i(0, 0, 2, 3), cv=_i(0, 0, 2, 2)),
+            inputs={"x0": ["N", 4, 5]}, outputs=("y", "y2", "y3"), ck=ints(0, 0, 2, 3), cv=ints(0, 0, 2, 2)),
     _packed("Attention-scores", _shapes(6, 6, 4, 4), (2, 3, 2),
             node("Attention", "q k v", "a - - s", q_num_heads=2, kv_num_heads=2, qk_matmul_output_mode=3),
             node("ReduceMax", "s", "y2"), outputs=("y", "y2")),
@@ -99,5 +98,5 @@ ROWS = [
             node("Expand", "sin0 to", "sin"),
             node("RotaryEmbedding", "q cos sin", "q3", num_heads=2), node("RotaryEmbedding", "k cos sin", "k3", num_heads=2),
             node("Attention", "q3 k3 v", "a", q_num_heads=2, kv_num_heads=2), opset=23, covers=("RotaryEmbedding",),
-            rest=_i(1, 1), **{f"{k}0": v[None] for k, v in _tables(6, 4).items()}),
+            rest=ints(1, 1), **{f"{k}0": v[None] for k, v in _tables(6, 4).items()}),
 ]

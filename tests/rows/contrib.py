@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.rows import Row
 
 
@@ -18,10 +18,6 @@ def _row(name, covers, nodes, widths, constants, *, inputs=None, frozen="", inne
     shapes = {k: v for k, v in constants.items() if k not in arrays}
     made = build(nodes, inputs or {"x": ["N", "S", 5]}, ["y"], {**weights(**shapes), **arrays}, **options)
     return Row(name, tuple(f"com.microsoft::{op}" for op in covers), made, widths, frozen, inner)
-
-
-def _i(*values):
-    return np.array(values, np.int64)
 
 
 _HIDDEN = {"w1": (5, 8), "w2": (8, 3)}
@@ -126,7 +122,7 @@ _PRODUCTS = [
             node("MatMul", "of wo", "y"),
         ],
         (3, 4, 4),
-        {"wq": (5, 16), "wk": (5, 16), "wv": (5, 12), "wo": (12, 5), "sd": _i(0, 0, 4, 4), "se": _i(0, 0, 4, 3), "flat": _i(0, 0, 12)},
+        {"wq": (5, 16), "wk": (5, 16), "wv": (5, 12), "wo": (12, 5), "sd": ints(0, 0, 4, 4), "se": ints(0, 0, 4, 3), "flat": ints(0, 0, 12)},
     ),
     _row(
         "FusedMatMul-batches-behind",
@@ -141,7 +137,7 @@ _PRODUCTS = [
             node("MatMul", "f w2", "y"),
         ],
         (2, 4),
-        {"w1": (5, 8), "w2": (8, 3), "split": _i(0, 4, 4, 2), "last": _i(-1), "flat": _i(4, -1, 8)},
+        {"w1": (5, 8), "w2": (8, 3), "split": ints(0, 4, 4, 2), "last": ints(-1), "flat": ints(4, -1, 8)},
         inputs={"x": [4, 4, 5]},
     ),
     _row(
@@ -172,7 +168,7 @@ _PRODUCTS = [
             node("MatMul", "a w3", "y"),
         ],
         (8, 12),
-        {"w0": (5, 8), "r": (8, 4), "w1": (4, 12, 8), "b1": (4, 12), "w2": (4, 8, 12), "b2": (4, 8), "w3": (8, 3), "flat": _i(-1, 4)},
+        {"w0": (5, 8), "r": (8, 4), "w1": (4, 12, 8), "b1": (4, 12), "w2": (4, 8, 12), "b2": (4, 8), "w3": (8, 3), "flat": ints(-1, 4)},
         frozen="experts are chosen by data",
     ),
     _row(
@@ -187,7 +183,7 @@ _PRODUCTS = [
             node("MatMul", "a w3", "y"),
         ],  # ONNX Runtime 1.31 is wrong where it reuses the memory of h for m
         (8, 12),
-        {"w0": (5, 8), "r": (8, 4), "w1": (4, 24, 8), "b1": (4, 24), "w2": (4, 8, 12), "b2": (4, 8), "w3": (8, 3), "flat": _i(-1, 4)},
+        {"w0": (5, 8), "r": (8, 4), "w1": (4, 24, 8), "b1": (4, 24), "w2": (4, 8, 12), "b2": (4, 8), "w3": (8, 3), "flat": ints(-1, 4)},
     ),
 ]
 
@@ -199,10 +195,10 @@ _SMALL = [
     ),
     _between("Trilu-contrib-other-axes", ("Trilu",), node("Transpose", "h", "t", perm=[2, 0, 1]), _ms("Trilu", "t", "u"), node("Transpose", "u", "a", perm=[1, 2, 0])),
     _between(
-        "ExpandDims", ("ExpandDims",), _ms("ExpandDims", "h axis", "e"), node("Relu", "e", "f"), node("Squeeze", "f axis64", "a"), constants={"axis": np.int32(1), "axis64": _i(1)}
+        "ExpandDims", ("ExpandDims",), _ms("ExpandDims", "h axis", "e"), node("Relu", "e", "f"), node("Squeeze", "f axis64", "a"), constants={"axis": np.int32(1), "axis64": ints(1)}
     ),
-    _between("Pad-contrib", ("Pad",), _ms("Pad", "h pads", "p"), node("MatMul", "p w3", "a"), constants={"pads": _i(0, 0, 1, 0, 0, 2), "w3": (11, 8)}, widths=(3, 8, 8)),
-    _between("GatherND-contrib", ("GatherND",), _ms("GatherND", "h at", "a"), inputs={"x": [2, 4, 5]}, constants={"at": _i((0, 1), (1, 3))}),
+    _between("Pad-contrib", ("Pad",), _ms("Pad", "h pads", "p"), node("MatMul", "p w3", "a"), constants={"pads": ints(0, 0, 1, 0, 0, 2), "w3": (11, 8)}, widths=(3, 8, 8)),
+    _between("GatherND-contrib", ("GatherND",), _ms("GatherND", "h at", "a"), inputs={"x": [2, 4, 5]}, constants={"at": ints((0, 1), (1, 3))}),
     _row(
         "GridSample-contrib",
         ("GridSample",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.rows import Row
 
 
@@ -19,10 +19,6 @@ def _row(name, covers, nodes, widths, constants, *, inputs=None, frozen="", io=(
     outputs = options.pop("outputs", ["y"])
     made = build(nodes, inputs or {"x": ["N", "S", 5]}, outputs, {**weights(**shapes), **arrays}, **options)
     return Row(name, tuple(f"com.microsoft::{op}" for op in covers), made, widths, frozen, io=io)
-
-
-def _i(*values):
-    return np.array(values, np.int64)
 
 
 def _apart(query=12, key=12, value=12):
@@ -72,7 +68,7 @@ def _decoder():
         _ms("GroupQueryAttention", "q k v past_k past_v lengths total cos sin", "o present_k present_v", num_heads=4, kv_num_heads=2, do_rotary=1),
         node("MatMul", "o wo", "y"),
     ]
-    constants = {"wq": (5, 128), "wk": (5, 64), "wv": (5, 64), "wo": (128, 5), "cos": _COS, "sin": _SIN, "one": np.int64(1), "i32": np.int32(1), "zero": _i(0), "end": _i(1)}
+    constants = {"wq": (5, 128), "wk": (5, 64), "wv": (5, 64), "wo": (128, 5), "cos": _COS, "sin": _SIN, "one": np.int64(1), "i32": np.int32(1), "zero": ints(0), "end": ints(1)}
     cache = {f"past_{t}": ["N", 2, "P", 32] for t in "kv"}
     return {
         "covers": ("GroupQueryAttention",),
@@ -146,7 +142,7 @@ ROWS = [
             node("MatMul", "o wo", "y"),
         ],
         (3, 4),
-        {"wq": (5, 12), "wk": (5, 12), "wv": (5, 12), "b": (36,), "apart": _i(0, 0, 4, 3), "wo": (12, 5)},
+        {"wq": (5, 12), "wk": (5, 12), "wv": (5, 12), "b": (36,), "apart": ints(0, 0, 4, 3), "wo": (12, 5)},
         inputs={"x": [2, 4, 5], "z": [2, 7, 5]},
     ),
     _grouped("GroupQueryAttention", (2, 2, 3), 24),
@@ -167,7 +163,7 @@ ROWS = [
         ("RotaryEmbedding",),
         [node("MatMul", "x w", "q"), _ms("RotaryEmbedding", "q places cos sin", "r"), node("MatMul", "r wo", "y")],
         (2, 4),
-        {"w": (5, 128), "cos": _COS, "sin": _SIN, "wo": (128, 5), "places": _i(0)},
+        {"w": (5, 128), "cos": _COS, "sin": _SIN, "wo": (128, 5), "places": ints(0)},
         inputs={"x": [2, 6, 5]},
     ),
     _row(
@@ -183,7 +179,7 @@ ROWS = [
             node("MatMul", "rf wo", "y"),
         ],
         (2, 4),
-        {"w": (5, 128), "cos": _COS, "sin": _SIN, "wo": (128, 5), "places": _i(0), "apart": _i(0, 0, 4, 32), "flat": _i(0, 0, 128)},
+        {"w": (5, 128), "cos": _COS, "sin": _SIN, "wo": (128, 5), "places": ints(0), "apart": ints(0, 0, 4, 32), "flat": ints(0, 0, 128)},
         inputs={"x": [2, 6, 5]},
     ),
 ]

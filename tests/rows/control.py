@@ -5,14 +5,10 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.rows import Row
 
 _X = {"x": ["N", 5]}
-
-
-def _i(*values):
-    return np.array(values, np.int64)
 
 
 def _graph(nodes, outputs, inputs="", constants=None, kinds=None):
@@ -81,7 +77,7 @@ def _different_shapes():
     """The branches return what cannot be one axis by axis: frozen there, free inside."""
     then = _graph([node("MatMul", "h w", "p"), node("Relu", "p", "q"), node("MatMul", "q v", "r")], "r",
                   constants=weights(1, w=(8, 6), v=(6, 4)))
-    other = _graph([node("ReduceSum", "h last", "r", keepdims=0)], "r", constants={"last": _i(1)})
+    other = _graph([node("ReduceSum", "h last", "r", keepdims=0)], "r", constants={"last": ints(1)})
     nodes = [*_POSITIVE, node("MatMul", "x wi", "h"), _if("positive", "k", then, other),
              node("ReduceMax", "k", "m", keepdims=0), node("Mul", "m x", "y")]
     return build(nodes, {"x": [2, 5]}, ["y"], weights(wi=(5, 8)) | _NOUGHT)
@@ -101,12 +97,12 @@ def _everything_inside():
     then = _graph([
         node("Conv", "h wd", "d", group=8), node("Split", "d parts", "a b", axis=1), node("Gather", "a odd", "c", axis=1),
         node("Concat", "c b", "e", axis=1), node("Conv", "e w1", "r")],
-        "r", constants=weights(1, wd=(8, 1, 1, 1), w1=(4, 6, 1, 1)) | {"parts": _i(4, 4), "odd": _i(1, 3)})
+        "r", constants=weights(1, wd=(8, 1, 1, 1), w1=(4, 6, 1, 1)) | {"parts": ints(4, 4), "odd": ints(1, 3)})
     other = _graph([node("Transpose", "g", "gt", perm=[0, 2, 1, 3, 4]), node("Reshape", "gt back", "s"),
-                    node("Conv", "s w2", "r")], "r", constants=weights(2, w2=(4, 8, 1, 1)) | {"back": _i(0, 8, 3, 3)})
+                    node("Conv", "s w2", "r")], "r", constants=weights(2, w2=(4, 8, 1, 1)) | {"back": ints(0, 8, 3, 3)})
     nodes = [*_POSITIVE, node("Conv", "x wi", "h"), node("Reshape", "h grid", "g"), _if("positive", "k", then, other),
              node("Conv", "k wo", "y")]
-    constants = weights(wi=(8, 3, 1, 1), wo=(2, 4, 1, 1)) | _NOUGHT | {"grid": _i(0, 2, 4, 3, 3)}
+    constants = weights(wi=(8, 3, 1, 1), wo=(2, 4, 1, 1)) | _NOUGHT | {"grid": ints(0, 2, 4, 3, 3)}
     return build(nodes, {"x": ["N", 3, 3, 3]}, ["y"], constants)
 
 
@@ -180,7 +176,7 @@ def _scan_cell(**attributes):
     nodes = [node("MatMul", "x wi", "es"), node("Scan", "start es", "last all", body=cell, num_scan_inputs=1, **attributes),
              node("MatMul", "all wo", "a1"), node("ReduceMax", "last first", "top", keepdims=0), node("MatMul", "top wl", "a2"), node("Add", "a1 a2", "y")]
     constants = weights(wi=(5, 6), wo=(8, 3), wl=(8, 3)) | {"start": np.full((4, 8), 0.1, np.float32),
-                                                                 "first": _i(0)}
+                                                                 "first": ints(0)}
     time_last = attributes.get("scan_input_axes") == [1]
     return build(nodes, {"x": [4, 7, 5] if time_last else [7, 4, 5]}, ["y"], constants)
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.rows import Row
-
-
-def _i(*values):
-    return np.array(values, np.int64)
 
 
 def cached_attention(heads=4, groups=4):
@@ -30,8 +26,8 @@ def cached_attention(heads=4, groups=4):
         node("MatMul", "of wo", "y"),
     ]
     constants = weights(wq=(5, heads * 3), wk=(5, groups * 3), wv=(5, groups * 3), wo=(heads * 3, 5))
-    constants |= {"sq": _i(0, 0, heads, 3), "sk": _i(0, 0, groups, 3), "two": _i(2), "one": _i(1), "zero": _i(0),
-                  "heads": _i(heads), "repeat": _i(heads // groups), "three": _i(3), "flat": _i(0, 0, heads * 3)}
+    constants |= {"sq": ints(0, 0, heads, 3), "sk": ints(0, 0, groups, 3), "two": ints(2), "one": ints(1), "zero": ints(0),
+                  "heads": ints(heads), "repeat": ints(heads // groups), "three": ints(3), "flat": ints(0, 0, heads * 3)}
     past = ["N", groups, "P", 3]
     return build(nodes, {"x": ["N", "S", 5], "past_k": past, "past_v": past}, ["y", "present_k", "present_v"], constants)
 

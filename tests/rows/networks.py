@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.rows import Row
-
-
-def _i(*values):
-    return np.array(values, np.int64)
 
 
 def _fused_attention():
@@ -26,7 +22,7 @@ def _fused_attention():
     ]
     constants = weights(we=(5, 10), wqkv=(10, 36), bqkv=(36,), wo=(12, 10), w1=(10, 14), w2=(14, 10), wc=(10, 3))
     constants |= {"g1": np.ones(10, np.float32), "b1": np.zeros(10, np.float32), "scale": np.float32(0.5),
-                  "thirds": _i(12, 12, 12), "heads": _i(0, 0, 4, 3), "flat": _i(0, 0, 12)}
+                  "thirds": ints(12, 12, 12), "heads": ints(0, 0, 4, 3), "flat": ints(0, 0, 12)}
     # hidden width 10, heads 4, query-key dimensions 3, value dimensions 3, FFN 14
     return Row("attention-fused-qkv", ("Reshape",), build(nodes, {"x": ["N", "S", 5]}, ["y"], constants), (3, 3, 4, 10, 14))
 
@@ -50,8 +46,8 @@ def _grouped_query_attention():
         node("MatMul", "a wu", "u"), node("Mul", "g u", "h"), node("MatMul", "h wd", "y"),
     ]
     constants = weights(wq=(5, 24), wk=(5, 12), wv=(5, 12), wo=(24, 7), wg=(7, 9), wu=(7, 9), wd=(9, 2), cos=(4,), sin=(4,))
-    constants |= {"sq": _i(0, 0, 6, 4), "sk": _i(0, 0, 3, 4), "zero": _i(0), "two": _i(2), "four": _i(4), "three": _i(3),
-                  "axis2": _i(2), "repeat": _i(1, 1, 2, 1, 1), "merge": _i(0, 6, -1, 4), "flat": _i(0, 0, 24)}
+    constants |= {"sq": ints(0, 0, 6, 4), "sk": ints(0, 0, 3, 4), "zero": ints(0), "two": ints(2), "four": ints(4), "three": ints(3),
+                  "axis2": ints(2), "repeat": ints(1, 1, 2, 1, 1), "merge": ints(0, 6, -1, 4), "flat": ints(0, 0, 24)}
     # 3 KV groups, 2 query heads in each, 2 rotary pairs, 4 value dimensions, 7 between, 9 FFN
     return Row("attention-grouped-query", ("Expand",), build(nodes, {"x": ["N", 6, 5]}, ["y"], constants), (2, 2, 3, 4, 7, 9))
 
@@ -111,7 +107,7 @@ def _experts(add):
                       node(add, f"out{k} grid{k} f{k}", f"out{k + 1}", axis=0, reduction="add")]
     nodes += [node("Add", "h out2", "t"), node("MatMul", "t wc", "y")]
     constants = weights(we=(5, 10), wr=(10, 2), up0=(10, 7), down0=(7, 10), up1=(10, 6), down1=(6, 10), wc=(10, 3))
-    constants |= {"tokens": _i(-1, 10), "zero": _i(0), "one": _i(1), "number0": np.int64(0), "number1": np.int64(1)}
+    constants |= {"tokens": ints(-1, 10), "zero": ints(0), "one": ints(1), "number0": np.int64(0), "number1": np.int64(1)}
     return Row(f"experts-{add}", (add,), build(nodes, {"x": ["N", "S", 5]}, ["y"], constants), (6, 7, 10))
 
 
@@ -128,8 +124,8 @@ def _router(name, widths, frozen="", largest=1, more=(), outputs=("y",), softmax
         node("Add", "h s", "t"), node("MatMul", "t wc", "y"), *more,
     ]
     constants = weights(we=(5, 10), wr=(10, 5), up=(5, 10, 7), down=(5, 7, 10), wc=(10, 3))
-    constants |= {"tokens": _i(-1, 10), "two": _i(2), "flat": _i(-1), "last": _i(-1), "one": _i(1), "pair": _i(1, 2, 1),
-                  "each": _i(-1, 1, 10), "back": _i(-1, 2, 10), "sign": np.float32(1 if largest else -1)}
+    constants |= {"tokens": ints(-1, 10), "two": ints(2), "flat": ints(-1), "last": ints(-1), "one": ints(1), "pair": ints(1, 2, 1),
+                  "each": ints(-1, 1, 10), "back": ints(-1, 2, 10), "sign": np.float32(1 if largest else -1)}
     model = build(nodes, {"x": ["N", "S", 5]}, outputs, constants, kinds=kinds)
     return Row(f"router-{name}", ("TopK", "GatherND", "Gather", softmax), model, widths, frozen=frozen)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.rows import Row
 
 
@@ -38,10 +38,6 @@ def _linear(name, covers, nodes, widths, *, opset=21, frozen="", inner=False, **
     )
 
 
-def _i(*values):
-    return np.array(values, np.int64)
-
-
 _POSITIVE = np.linspace(0.5, 2, 8).astype(np.float32)
 
 
@@ -50,7 +46,7 @@ def _reduce(op, opset=21, **options):
     pre = [node("Abs", "h", "h0"), node("Add", "h0 half", "h1")]
     axes = [node(op, "h1 last", "m")] if opset >= 18 or op == "ReduceSum" else [node(op, "h1", "m", axes=[-1])]
     return _linear(f"{op}-{opset}", (op,), [*pre, *axes, node("MatMul", "h w3", "k"), node("Mul", "k m", "a")], (8, 6),
-                   opset=opset, half=np.float32(0.5), last=_i(-1), w3=(8, 6), w2=(6, 3), **options)
+                   opset=opset, half=np.float32(0.5), last=ints(-1), w3=(8, 6), w2=(6, 3), **options)
 
 
 _REDUCTIONS = (
@@ -67,13 +63,13 @@ ROWS = [
     _image("BatchNormalization-of-weights", ("BatchNormalization",),  # weight standardisation of a normaliser-free network
            [node("Reshape", "w3 s1", "r"), node("BatchNormalization", "r g b m v", "n mean var", training_mode=1, momentum=1.0),
             node("Reshape", "n s2", "w"), node("Conv", "h w", "k"), node("Relu", "k", "a")], (6, 8),
-           s1=_i(1, 6, -1), s2=_i(6, 8, 1, 1), w3=(6, 8, 1, 1), g=(6,), b=(6,), m=(6,), v=_POSITIVE[:6], w2=(2, 6, 1, 1)),
+           s1=ints(1, 6, -1), s2=ints(6, 8, 1, 1), w3=(6, 8, 1, 1), g=(6,), b=(6,), m=(6,), v=_POSITIVE[:6], w2=(2, 6, 1, 1)),
     _image("InstanceNormalization", ("InstanceNormalization",), [node("InstanceNormalization", "h g b", "a")], (8,),
            g=(8,), b=(8,), w2=(2, 8, 1, 1)),
     _image("InstanceNormalization-as-groups", ("InstanceNormalization",),  # how exporters write GroupNorm
            [node("Reshape", "h s1", "r"), node("InstanceNormalization", "r one zero", "n"), node("Reshape", "n s2", "q"),
             node("Mul", "q g", "p"), node("Add", "p b", "a")],
-           (2, 4), s1=_i(0, 4, -1), s2=_i(0, 8, 6, 6), one=np.ones(4, np.float32), zero=np.zeros(4, np.float32),
+           (2, 4), s1=ints(0, 4, -1), s2=ints(0, 8, 6, 6), one=np.ones(4, np.float32), zero=np.zeros(4, np.float32),
            g=(8, 1, 1), b=(8, 1, 1), w2=(2, 8, 1, 1)),
     _image("GroupNormalization-21", ("GroupNormalization",),
            [node("GroupNormalization", "h g b", "a", num_groups=4)], (2, 4), g=(8,), b=(8,), w2=(2, 8, 1, 1)),
@@ -96,7 +92,7 @@ ROWS = [
             [node("ReduceMean", "h last", "m"), node("Sub", "h m", "d"), node("Pow", "d two", "s"),
              node("ReduceMean", "s last", "v"), node("Add", "v eps", "e"), node("Sqrt", "e", "r"), node("Div", "d r", "n"),
              node("Mul", "n g", "a")],
-            (8,), last=_i(-1), two=np.float32(2), eps=np.float32(1e-5), g=(8,), w2=(8, 3)),
+            (8,), last=ints(-1), two=np.float32(2), eps=np.float32(1e-5), g=(8,), w2=(8, 3)),
     _linear("RMSNormalization", ("RMSNormalization",), [node("RMSNormalization", "h g", "a")], (8,), opset=23,
             g=(8,), w2=(8, 3)),
     _linear("SimplifiedLayerNormalization", ("SimplifiedLayerNormalization",),
@@ -116,15 +112,15 @@ ROWS = [
             [node("Mul", "h big", "h0"), node("Cast", "h0", "i", to=6), node("ReduceMax", "i last", "p"),
              node("ReduceMin", "i last", "n"), node("Sub", "p n", "r"), node("Cast", "r", "f", to=1),
              node("MatMul", "h w3", "k"), node("Mul", "k f", "a")],
-            (8, 6), big=np.float32(50), last=_i(-1), w3=(8, 6), w2=(6, 3)),
+            (8, 6), big=np.float32(50), last=ints(-1), w3=(8, 6), w2=(6, 3)),
     _linear("ReduceMax-truth-values", ("ReduceMax", "ReduceMin"),
             [node("Greater", "h g", "i"), node("ReduceMax", "i last", "p"), node("ReduceMin", "i last", "n"),
              node("Cast", "p", "p1", to=1), node("Cast", "n", "n1", to=1), node("Sub", "p1 n1", "f"), node("Add", "f one", "f1"),
              node("MatMul", "h w3", "k"), node("Mul", "k f1", "a")],
-            (8, 6), g=np.linspace(-3, 9, 8).astype(np.float32), last=_i(-1), one=np.float32(1), w3=(8, 6), w2=(6, 3)),
+            (8, 6), g=np.linspace(-3, 9, 8).astype(np.float32), last=ints(-1), one=np.float32(1), w3=(8, 6), w2=(6, 3)),
     _linear("ReduceLogSum-empty-axes", ("ReduceLogSum",),
             [node("Abs", "h", "p"), node("ReduceLogSum", "p none", "m"), node("MatMul", "h w3", "k"), node("Mul", "k m", "a")],
-            (8, 6), none=_i(), w3=(8, 6), w2=(6, 3)),
+            (8, 6), none=ints(), w3=(8, 6), w2=(6, 3)),
     _linear("ReduceMean-all", ("ReduceMean",),
             [node("ReduceMean", "h", "m", keepdims=0), node("MatMul", "h w3", "k"), node("Add", "k m", "a")],
             (8, 6), w3=(8, 6), w2=(6, 3)),

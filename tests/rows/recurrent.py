@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.rows import Row
 
 _SEQUENCE = {"x": [7, "N", 5]}
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
-
-
-def _i(*values):
-    return np.array(values, np.int64)
 
 
 def _cell(op, prefix, inputs, hidden, directions=1, *, peepholes=False):
@@ -32,7 +28,7 @@ def _seed(text):
 def _plain(op, **attributes):
     """One layer, its whole sequence read by a linear layer."""
     nodes = [node(op, "x aw ar ab", "h", hidden_size=8, **attributes), node("Squeeze", "h one", "s"), node("MatMul", "s wo", "y")]
-    constants = _cell(op, "a", 5, 8) | weights(wo=(8, 3)) | {"one": _i(1)}
+    constants = _cell(op, "a", 5, 8) | weights(wo=(8, 3)) | {"one": ints(1)}
     return build(nodes, _SEQUENCE, ["y"], constants)
 
 
@@ -50,7 +46,7 @@ def _bidirectional(op):
         node("Transpose", "k", "u", perm=[0, 2, 1, 3]), node("Reshape", "u flat", "g"),
         node("MatMul", "g wo", "y"),
     ]
-    constants = _cell(op, "a", 5, 6, 2) | _cell(op, "c", 12, 4, 2) | weights(wo=(8, 3)) | {"flat": _i(0, 0, -1)}
+    constants = _cell(op, "a", 5, 6, 2) | _cell(op, "c", 12, 4, 2) | weights(wo=(8, 3)) | {"flat": ints(0, 0, -1)}
     return build(nodes, _SEQUENCE, ["y"], constants)
 
 
@@ -66,7 +62,7 @@ def _everything():
     ]
     constants = _cell("LSTM", "a", 6, 8, peepholes=True)
     constants |= weights(wi=(5, 6), wo=(8, 3), wh=(8, 3), wc=(8, 3), h0=(1, 2, 8), c0=(1, 2, 8))
-    constants |= {"lengths": np.array([7, 4], np.int32), "one": _i(1), "zero": _i(0)}
+    constants |= {"lengths": np.array([7, 4], np.int32), "one": ints(1), "zero": ints(0)}
     return build(nodes, {"x": [7, 2, 5]}, ["y"], constants)
 
 
@@ -79,7 +75,7 @@ def _zeros_for_the_batch():
         node("MatMul", "s wo", "y"),
     ]
     constants = _cell("LSTM", "a", 5, 8) | weights(wo=(8, 3))
-    constants |= {"at": _i(1), "one": _i(1), "eight": _i(8), "zero": _i(0), "zero_f": np.float32(0)}
+    constants |= {"at": ints(1), "one": ints(1), "eight": ints(8), "zero": ints(0), "zero_f": np.float32(0)}
     return build(nodes, _SEQUENCE, ["y"], constants)
 
 
@@ -89,7 +85,7 @@ def _states_of_the_interface():
         node("MatMul", "x wi", "e"), node("LSTM", "e aw ar ab - h0 c0", "- hn cn", hidden_size=8),
         node("Squeeze", "hn zero", "s"), node("MatMul", "s wo", "y"),
     ]
-    constants = _cell("LSTM", "a", 6, 8) | weights(wi=(5, 6), wo=(8, 3)) | {"zero": _i(0)}
+    constants = _cell("LSTM", "a", 6, 8) | weights(wi=(5, 6), wo=(8, 3)) | {"zero": ints(0)}
     return build(nodes, {**_SEQUENCE, "h0": [1, "N", 8], "c0": [1, "N", 8]}, ["y", "hn", "cn"], constants)
 
 
@@ -100,7 +96,7 @@ def _encoder_decoder():
         node("GRU", "z cw cr cb - hn", "d", hidden_size=8, linear_before_reset=1),
         node("Squeeze", "d one", "s"), node("MatMul", "s wo", "y"),
     ]
-    constants = _cell("GRU", "a", 5, 8) | _cell("GRU", "c", 4, 8) | weights(wo=(8, 3)) | {"one": _i(1)}
+    constants = _cell("GRU", "a", 5, 8) | _cell("GRU", "c", 4, 8) | weights(wo=(8, 3)) | {"one": ints(1)}
     return build(nodes, {**_SEQUENCE, "z": [3, "N", 4]}, ["y"], constants)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.rows import Row
-from tests.rows.normalisation import _i, _image, _linear
+from tests.rows.normalisation import _image, _linear
 
 _ROIS = np.array([[0, 0, 3, 3], [1, 1, 5, 5]], np.float32)
 _GRID = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 2)).astype(np.float32)
@@ -20,7 +20,7 @@ ROWS = [
         build([node("MatMul", "x w1", "h"), node("Unsqueeze", "h one", "u"),
                node("AveragePool", "u", "p", kernel_shape=[2, 1], strides=[2, 1]), node("Squeeze", "p one", "a"),
                node("MatMul", "a w2", "y")], {"x": ["N", 6, 5]}, ["y"],
-              {**weights(w1=(5, 8), w2=(8, 3)), "one": _i(1)}), (8,)),
+              {**weights(w1=(5, 8), w2=(8, 3)), "one": ints(1)}), (8,)),
     _image("MaxUnpool", ("MaxUnpool", "MaxPool"),
            [node("MaxPool", "h", "p i", kernel_shape=[2, 2], strides=[2, 2]),
             node("MaxUnpool", "p i", "u", kernel_shape=[2, 2], strides=[2, 2]), node("Conv", "u w3", "a")],
@@ -29,8 +29,8 @@ ROWS = [
            scales=np.array([1, 1, 2, 2], np.float32), w2=(2, 8, 1, 1)),
     _image("Resize-sizes", ("Resize",),
            [node("Shape", "h", "n", end=1), node("Concat", "n sizes", "t", axis=0), node("Resize", "h - - t", "a")],
-           (8,), sizes=_i(8, 12, 12), w2=(2, 8, 1, 1)),
-    _image("Resize-axes", ("Resize",), [node("Resize", "h - - sizes", "a", axes=[2, 3])], (8,), sizes=_i(9, 9),
+           (8,), sizes=ints(8, 12, 12), w2=(2, 8, 1, 1)),
+    _image("Resize-axes", ("Resize",), [node("Resize", "h - - sizes", "a", axes=[2, 3])], (8,), sizes=ints(9, 9),
            w2=(2, 8, 1, 1)),
     _image("Upsample", ("Upsample",), [node("Upsample", "h scales", "a")], (8,), opset=9,
            scales=np.array([1, 1, 2, 2], np.float32), w2=(2, 8, 1, 1)),
@@ -44,20 +44,20 @@ ROWS = [
                  node("Conv", "a w2", "y")],
                 {"x": [1, 3, 6, 6]}, ["y"],
                 {**weights(w1=(8, 3, 1, 1), w2=(2, 8, 1, 1)),
-                 **({"rois": _ROIS, "batch": _i(0, 0)} if op == "RoiAlign"
+                 **({"rois": _ROIS, "batch": ints(0, 0)} if op == "RoiAlign"
                     else {"rois5": np.pad(_ROIS, ((0, 0), (1, 0)))})}), (8,))
       for op in ("RoiAlign", "MaxRoiPool")),
     _image("CenterCropPad", ("CenterCropPad",), [node("CenterCropPad", "h sizes", "a", axes=[2, 3])], (8,),
-           sizes=_i(4, 8), w2=(2, 8, 1, 1)),
+           sizes=ints(4, 8), w2=(2, 8, 1, 1)),
     _linear("Gather-constant", ("Gather",), [node("Gather", "h order", "a", axis=2)], (5, 3),
-            order=_i(7, 1, 3, 0, 5), w2=(5, 3)),
+            order=ints(7, 1, 3, 0, 5), w2=(5, 3)),
     _linear("Gather-scalar", ("Gather",),
             [node("Gather", "h third", "s", axis=2), node("Unsqueeze", "s last", "u"), node("MatMul", "h w3", "k"),
              node("Mul", "k u", "a")],
-            (6, 7), third=np.array(2), last=_i(-1), w3=(8, 6), w2=(6, 3)),
+            (6, 7), third=np.array(2), last=ints(-1), w3=(8, 6), w2=(6, 3)),
     _linear("Gather-grid", ("Gather",),
             [node("Gather", "h order", "g", axis=2), node("Reshape", "g s", "f"), node("MatMul", "f w3", "a")],
-            (6,), order=np.array([[0, 3], [5, 1]]), s=_i(0, 0, 4), w3=(4, 6), w2=(6, 3), frozen="selected into a grid"),
+            (6,), order=np.array([[0, 3], [5, 1]]), s=ints(0, 0, 4), w3=(4, 6), w2=(6, 3), frozen="selected into a grid"),
     Row("Gather-embedding", ("Gather",),
         build([node("Gather", "table ids", "h"), node("LayerNormalization", "h g b", "a"), node("MatMul", "a w2", "y")],
               {"ids": ["N", "S"]}, ["y"], weights(table=(11, 8), g=(8,), b=(8,), w2=(8, 3)), kinds={"ids": "i"}),
@@ -71,7 +71,7 @@ ROWS = [
             [node("ArgMax", "h", "i", axis=1, keepdims=1), node("GatherElements", "h i", "g", axis=1),
              node("Mul", "h g", "a")],
             (8,), w2=(8, 3)),
-    _linear("GatherND", ("GatherND",), [node("GatherND", "h place", "a")], (8,), place=_i(0, 1, 1, 0).reshape(2, 2),
+    _linear("GatherND", ("GatherND",), [node("GatherND", "h place", "a")], (8,), place=ints(0, 1, 1, 0).reshape(2, 2),
             w2=(8, 3)),
     _linear("ScatterElements", ("ScatterElements",),  # along the cut axis, and along another one
             [node("ScatterElements", "h place value", "s", axis=2), node("MatMul", "s w3", "a")],
@@ -80,11 +80,11 @@ ROWS = [
     _linear("ScatterElements-other-axis", ("ScatterElements",),
             [node("ArgMax", "h", "i", axis=1), node("MatMul", "h w3", "g"), node("ReduceMax", "g one", "u"),
              node("ScatterElements", "h i u", "a", axis=1, reduction="add")],
-            (8,), one=_i(1), w3=(8, 8), w2=(8, 3)),
+            (8,), one=ints(1), w3=(8, 8), w2=(8, 3)),
     _linear("ScatterND", ("ScatterND",),
             [node("ScatterND", "h place value", "s"), node("MatMul", "s w3", "a")], (6,), place=np.zeros((1, 3), np.int64),
             value=np.zeros(1, np.float32), w3=(8, 6), w2=(6, 3), frozen="written by index"),
-    _linear("ScatterND-rows", ("ScatterND",), [node("ScatterND", "h place value", "a")], (8,), place=_i(0, 1, 1, 0).reshape(2, 2),
+    _linear("ScatterND-rows", ("ScatterND",), [node("ScatterND", "h place value", "a")], (8,), place=ints(0, 1, 1, 0).reshape(2, 2),
             value=(2, 8), w2=(8, 3)),
     _linear("Scatter", ("Scatter",),
             [node("Scatter", "h place value", "s", axis=2), node("MatMul", "s w3", "a")], (6,), opset=10,
@@ -93,10 +93,10 @@ ROWS = [
     Row("TensorScatter", ("TensorScatter",),
         build([node("MatMul", "x w1", "h"), node("MatMul", "x0 w0", "cache"), node("TensorScatter", "cache h at", "a"),
                node("MatMul", "a w2", "y")], {"x": [2, 4, 5], "x0": [2, 6, 5]}, ["y"],
-              {**weights(w1=(5, 8), w0=(5, 8), w2=(8, 3)), "at": _i(1, 2)}, opset=24), (8,)),
-    _linear("TopK", ("TopK",), [node("TopK", "h k", "v i", axis=2), node("MatMul", "v w3", "a")], (6,), k=_i(4),
+              {**weights(w1=(5, 8), w0=(5, 8), w2=(8, 3)), "at": ints(1, 2)}, opset=24), (8,)),
+    _linear("TopK", ("TopK",), [node("TopK", "h k", "v i", axis=2), node("MatMul", "v w3", "a")], (6,), k=ints(4),
             w3=(4, 6), w2=(6, 3), frozen="order along the axis of TopK"),
-    _linear("TopK-other-axis", ("TopK",), [node("TopK", "h k", "a i", axis=1)], (8,), k=_i(2), w2=(8, 3)),
+    _linear("TopK-other-axis", ("TopK",), [node("TopK", "h k", "a i", axis=1)], (8,), k=ints(2), w2=(8, 3)),
     _linear("Hardmax", ("Hardmax",), [node("Hardmax", "h", "g"), node("MatMul", "g w3", "a")], (6,), w3=(8, 6),
             w2=(6, 3), frozen="order along the axis of Hardmax"),
     _linear("CumSum", ("CumSum",), [node("CumSum", "h axis", "a")], (8,), axis=np.array(2), w2=(8, 3)),
@@ -106,7 +106,7 @@ ROWS = [
             [node("ArgMax", "h", "i", axis=1, keepdims=0), node("OneHot", "i depth values", "o", axis=1),
              node("Cast", "ramp", "r", to=1), node("Mul", "o r", "p"), node("ReduceSum", "p one", "m"),
              node("Mul", "h m", "a")],
-            (8,), depth=np.array(20), values=np.array([0, 1], np.float32), one=_i(1),
+            (8,), depth=np.array(20), values=np.array([0, 1], np.float32), one=ints(1),
             ramp=np.arange(1, 21, dtype=np.float32).reshape(1, 20, 1), w2=(8, 3)),
     _linear("Trilu", ("Trilu",), [node("Transpose", "h", "t", perm=[2, 0, 1]), node("Trilu", "t", "u"),
                                   node("Transpose", "u", "a", perm=[1, 2, 0])], (8,), w2=(8, 3)),
@@ -135,8 +135,8 @@ ROWS = [
         build([node("Conv", "x w1", "h"), node("Relu", "h", "a"), node("Conv", "a wb", "b0"), node("Reshape", "b0 sb", "b1"),
                node("Transpose", "b1", "boxes", perm=[0, 2, 1]), node("Conv", "a ws", "s0"), node("Reshape", "s0 ss", "scores"),
                node("NonMaxSuppression", "boxes scores most iou", "y")], {"x": [1, 3, 4, 4]}, ["y"],
-              {**weights(w1=(8, 3, 1, 1), wb=(4, 8, 1, 1), ws=(2, 8, 1, 1)), "sb": _i(1, 4, 16), "ss": _i(1, 2, 16),
-               "most": _i(3), "iou": np.array([0.5], np.float32)}, kinds={"y": "i"}),
+              {**weights(w1=(8, 3, 1, 1), wb=(4, 8, 1, 1), ws=(2, 8, 1, 1)), "sb": ints(1, 4, 16), "ss": ints(1, 2, 16),
+               "most": ints(3), "iou": np.array([0.5], np.float32)}, kinds={"y": "i"}),
         (8,), frozen="depends on data", inner=True),
     _linear("NonZero", ("NonZero",),
             [node("NonZero", "h", "i"), node("Cast", "i", "f", to=1), node("ReduceMax", "f", "m", keepdims=0),
@@ -144,7 +144,7 @@ ROWS = [
             (6,), w3=(8, 6), w2=(6, 3), frozen="depends on data"),
     _image("Col2Im", ("Col2Im",),  # 3 channels of 2 x 2 windows
            [node("Reshape", "h flat", "f"), node("Col2Im", "f image block", "c", strides=[2, 2]),
-            node("Conv", "c w3", "a")], (3, 4), flat=_i(0, 12, 36), image=_i(12, 12), block=_i(2, 2), w1=(12, 3, 1, 1),
+            node("Conv", "c w3", "a")], (3, 4), flat=ints(0, 12, 36), image=ints(12, 12), block=ints(2, 2), w1=(12, 3, 1, 1),
            w3=(4, 3, 1, 1), w2=(2, 4, 1, 1)),
     _image("DeformConv", ("DeformConv",),
            [node("Conv", "x wo", "o"), node("Conv", "x wm", "m"), node("DeformConv", "h wd o bd m", "d", pads=[1, 1, 1, 1]),
@@ -161,11 +161,11 @@ ROWS = [
     _linear("DFT", ("DFT",),
             [node("Unsqueeze", "h u", "r"), node("DFT", "r - axis", "f"), node("ReduceSum", "f u", "g", keepdims=0),
              node("Abs", "g", "a")],
-            (8,), u=_i(3), axis=np.array(1), w2=(8, 3)),
+            (8,), u=ints(3), axis=np.array(1), w2=(8, 3)),
     _linear("DFT-17", ("DFT",),
             [node("Unsqueeze", "h u", "r"), node("DFT", "r", "f", axis=2), node("ReduceSum", "f u", "g", keepdims=0),
              node("MatMul", "g w3", "a")],
-            (6,), opset=17, u=_i(3), w3=(8, 6), w2=(6, 3), frozen="axis of DFT"),
+            (6,), opset=17, u=ints(3), w3=(8, 6), w2=(6, 3), frozen="axis of DFT"),
     _image("Det", ("Det",),
-           [node("Det", "h", "d"), node("Unsqueeze", "d u", "e"), node("Mul", "h e", "a")], (8,), u=_i(2, 3), w2=(2, 8, 1, 1)),
+           [node("Det", "h", "d"), node("Unsqueeze", "d u", "e"), node("Mul", "h e", "a")], (8,), u=ints(2, 3), w2=(2, 8, 1, 1)),
 ]
