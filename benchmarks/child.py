@@ -121,7 +121,9 @@ def shorten(text: str, length: int = _ERROR_LENGTH) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """One line for an exception: its type, and the first line of its text."""
+    """One line for what an exception goes back to: its type, and the first line of its text."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines() or [""]
     return shorten(f"{type(error).__name__}: {lines[0]}")
 

@@ -3,7 +3,8 @@
     python benchmarks/survey.py [--only NAME,...] [--all-variants] [--peers] [--jobs N]
 
 Every network is exported twice: by torch's dynamo exporter with its default opset, and in one other variant, chosen in
-turn. What was done before with the same code is taken from the cache, so that an interrupted run goes on where it was.
+turn; where both fail, the legacy exporter is tried. What was done before with the same code is taken from the cache, so
+that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import survey_page
 import table
 
 RATIO = 0.5
+FALLBACK = "legacy-17"
+PEERS = ("onnxsim", "torch_pruning")
 EXPORT_LIMIT = 600.0
 PRUNE_LIMIT = 300.0
 PEER_LIMIT = 120.0
@@ -90,10 +93,16 @@ def _code() -> str:
 def _network(name: str, variants: Sequence[str], options: argparse.Namespace, code: str) -> list[Row]:
     """All rows of one network."""
     folder = options.cache
-    outcome = child.call("exports:write", EXPORT_LIMIT, name=name, variants=list(variants), folder=str(folder))
+    exports_of = partial(child.call, "exports:write", EXPORT_LIMIT, name=name, folder=str(folder))
+    found: dict[str, Row] = {}
+    for wanted in (list(variants), [FALLBACK]):
+        outcome = exports_of(variants=wanted)
+        found |= {v: outcome.value.get(v, {"error": outcome.error or "not exported"}) for v in wanted}
+        written = [v for v in found if "error" not in found[v]]
+        if written:
+            break
     rows = []
-    for variant in variants:
-        exported = outcome.value.get(variant, {"error": outcome.error or "not exported"})
+    for variant, exported in found.items():
         row: Row = {"network": name, "variant": variant, "export": exported}
         rows.append(row)
         if "error" in exported:
@@ -101,8 +110,8 @@ def _network(name: str, variants: Sequence[str], options: argparse.Namespace, co
             continue
         source = Path(exported["path"])
         row["secateur"] = _cached(source, "secateur", f"{code} {exported['maker']}", _ours)
-        if options.peers and variant == variants[0]:
-            for tool in ("onnxsim", "torch_pruning"):
+        if options.peers and variant == written[0]:
+            for tool in PEERS:
                 row[tool] = _cached(source, tool, exported["maker"], partial(_peer, tool, name))
         table.say(_line(row))
     return rows

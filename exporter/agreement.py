@@ -43,7 +43,7 @@ def signal(values: Array) -> float:
 
 def is_float(values: Array) -> bool:
     """Say whether values are floating-point numbers."""
-    return np.asarray(values).dtype.kind == "f"
+    return "float" in np.asarray(values).dtype.name  # bfloat16 and the float8 types are not of numpy's kind "f"
 
 
 def take_axes(values: Array, axes: Mapping[int, AxisTake]) -> Array:

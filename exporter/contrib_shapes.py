@@ -14,7 +14,7 @@ import onnx
 import onnx.shape_inference
 from onnx import NodeProto, TensorProto, TypeProto
 
-from exporter.values import Dim
+from exporter.symbols import Dim
 
 if TYPE_CHECKING:
     from exporter.shapes import Inferred

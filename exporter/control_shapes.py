@@ -13,7 +13,8 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto
 
 from exporter.protos import graphs_of, reads, subgraphs
-from exporter.values import Dim, is_standard
+from exporter.symbols import Dim
+from exporter.values import is_standard
 
 if TYPE_CHECKING:
     from exporter.shapes import Inferred

@@ -20,7 +20,8 @@ from onnx import NodeProto, TensorProto
 
 from exporter.protos import attributes_of, reads
 from exporter.shapes import Dims, Inferred
-from exporter.values import Dim, Vector, is_standard
+from exporter.symbols import Dim, is_computed
+from exporter.values import Vector, is_standard
 
 FreshName = Callable[[str], str]
 
@@ -206,7 +207,7 @@ def _reshape_elements(target: Vector, source: Dims, out: Dims) -> Vector | None:
     if -1 not in elements:
         symbols = [i for i, e in enumerate(elements) if isinstance(e, str)]
         # leave the result of arithmetic to the reshape, rather than the size of an axis, which is cheap to read
-        symbols.sort(key=lambda i: not str(elements[i]).startswith("="))
+        symbols.sort(key=lambda i: not is_computed(str(elements[i])))
         if symbols:
             elements[symbols[0]] = -1
     return tuple(elements)

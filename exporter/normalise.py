@@ -22,6 +22,7 @@ from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.protos import add_outputs, constant_of, graphs_of, reads, set_nodes
 from exporter.shapes import Dims, Inferred, infer
 from exporter.subgraphs import flatten_scopes
+from exporter.symbols import named
 from exporter.unshare import part_uses
 from exporter.values import LIMIT, Known
 from runtime import feeds
@@ -134,8 +135,8 @@ def _inputs(
             found[spec.name] = onnx.TypeProto()
             continue
         dims = shapes[spec.name] if shapes else spec.shape
-        symbols = tuple(d if d is not None else f"{spec.name}:{k}" for k, d in enumerate(dims))
-        found[spec.name] = (onnx.helper.np_dtype_to_tensor_dtype(spec.dtype), symbols)
+        sizes = tuple(named(d or f"{spec.name}:{k}") if not isinstance(d, int) else d for k, d in enumerate(dims))
+        found[spec.name] = (onnx.helper.np_dtype_to_tensor_dtype(spec.dtype), sizes)
     return found
 
 

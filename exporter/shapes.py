@@ -20,7 +20,8 @@ from onnx import NodeProto, TensorProto, TypeProto
 from exporter.contrib_shapes import SHAPED_LIKE, contrib_types
 from exporter.control_shapes import Run, infer_control
 from exporter.protos import attributes_of
-from exporter.values import LIMIT, Dim, Known, Vector, evaluate, evaluate_vector, is_standard
+from exporter.symbols import Dim, is_computed, product, quotient
+from exporter.values import LIMIT, Known, Vector, evaluate, evaluate_vector, is_standard
 
 Dims = tuple[Dim, ...]
 
@@ -115,6 +116,7 @@ class Inferred:
         for i, element in enumerate(elements):
             if element is None:
                 element = f"={name}[{i}]"
+            if isinstance(element, str):
                 self.origins.setdefault(element, Origin(name, element=i))
             whole.append(element)
         self.vectors[name] = tuple(whole)
@@ -260,7 +262,14 @@ def _vector_values(node: NodeProto, attributes: dict[str, Any], found: Inferred)
     if len(node.output) != 1 or node.output[0] in found.known or not is_standard(node):
         return
     output, names = node.output[0], list(node.input)
-    if found.dtype.get(output) not in _INTEGERS or len(found.dims.get(output, (0, 0))) > 1:
+    if found.dtype.get(output) not in _INTEGERS:
+        return
+    if len(found.dims.get(output, (0, 0))) > 1 and (node.op_type != "OneHot" or found.dims[output][0] != 1):
+        return
+    if node.op_type != "Reshape" and any(len(found.dims.get(n, ())) > 1 for n in names if n in found.vectors):
+        return  # of a row
+    if node.op_type == "Size" and names[0] in found.dims:
+        found.set_vector(output, (product(found.dims[names[0]]),))
         return
     if node.op_type == "Shape":
         dims = found.dims.get(names[0])
@@ -304,26 +313,9 @@ def _reshape(attributes: dict[str, Any], names: list[str], found: Inferred) -> D
             element = source[i]
         out.append(element)
     if rest is not None:
-        quotient = _quotient(source, [d for d in out if d != -1])
-        out[rest] = quotient if quotient is not None else f"{names[0]}~{names[1]}:{rest}"
+        size = quotient(source, [d for d in out if d != -1])
+        out[rest] = size if size is not None else f"{names[0]}~{names[1]}:{rest}"
     return tuple(out)
-
-
-def _quotient(whole: Sequence[Dim], part: Sequence[Dim]) -> Dim | None:
-    """Product of ``whole`` divided by product of ``part``, where that is a number or a single symbol."""
-    symbols = [d for d in whole if isinstance(d, str)]
-    for d in part:
-        if isinstance(d, str):
-            if d not in symbols:
-                return None
-            symbols.remove(d)
-    above = int(np.prod([d for d in whole if isinstance(d, int)], dtype=np.int64))
-    below = int(np.prod([d for d in part if isinstance(d, int)], dtype=np.int64))
-    if below <= 0 or above % below:
-        return None
-    if not symbols:
-        return above // below
-    return symbols[0] if len(symbols) == 1 and above == below else None
 
 
 def _expand(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
@@ -354,10 +346,8 @@ def _tile(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
         return None
     out: list[Dim] = []
     for axis, (d, r) in enumerate(zip(source, repeats, strict=True)):
-        if isinstance(d, int) and isinstance(r, int):
-            out.append(d * r)
-        else:
-            out.append(d if r == 1 else r if d == 1 else f"{names[0]}*{names[1]}:{axis}")
+        size = product((d, r))
+        out.append(size if size is not None else f"{names[0]}*{names[1]}:{axis}")
     return tuple(out)
 
 
@@ -384,7 +374,7 @@ def _slice(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
             if not isinstance(size, int):
                 return None
             end = max(0, min(end if end >= 0 else end + size, size))
-        elif end.startswith("=") or not (isinstance(size, int) or size == end):
+        elif is_computed(end) or not (isinstance(size, int) or size == end):
             return None
         out[axis] = end
     return tuple(out)

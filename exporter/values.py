@@ -1,8 +1,7 @@
 """Evaluate shape arithmetic: the few small integer nodes exporters put in front of Reshape, Slice and Expand.
 
 Two levels of knowledge. A *known* tensor is a small numpy array. A *vector* is an integer tensor of rank one (or a
-scalar, as a vector of one) whose elements are numbers or symbols. A symbol stands for a number only a run knows: the
-size of an axis, by name, or, with a leading ``=``, the result of arithmetic.
+scalar, as a vector of one) whose elements are numbers or symbols.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from exporter.symbols import Dim, is_size, product, quotient
+
 LIMIT = 4096
 """Elements of the largest tensor treated as shape arithmetic."""
 
 Known = NDArray[np.generic]
-Dim = int | str
 Vector = tuple[Dim, ...]
 Attributes = Mapping[str, Any]
 
@@ -184,7 +184,9 @@ def evaluate_vector(
         target = known[1]
         return first if target is not None and target.size <= 1 else None
     if op == "ReduceProd":
-        return _product(first)
+        return (product(first),)
+    if op == "OneHot":
+        return _one_hot(attributes, inputs, known)
     if op == "Gather":
         indices = known[1]
         if indices is None or indices.ndim > 1:
@@ -202,13 +204,17 @@ def evaluate_vector(
     return None
 
 
-def _product(elements: Vector) -> tuple[_Element, ...]:
-    """The elements multiplied, as a vector of one."""
-    whole = int(np.prod([e for e in elements if isinstance(e, int)], dtype=np.int64))
-    rest = [e for e in elements if isinstance(e, str)]
-    if not rest:
-        return (whole,)
-    return (rest[0],) if len(rest) == 1 and whole == 1 else (None,)
+def _one_hot(
+    attributes: Attributes, inputs: Sequence[Vector | None], known: Sequence[Known | None]
+) -> tuple[_Element, ...] | None:
+    """One index written as a row: repeats of an axis, as exported from ``repeat_interleave``."""
+    index, depth, values = known[0], known[1], inputs[2]
+    if index is None or depth is None or values is None or index.size != 1 or attributes.get("axis", -1) not in (-1, 1):
+        return None
+    length, at = int(depth.ravel()[0]), int(index.ravel()[0])
+    if not 0 < length <= LIMIT or not -length <= at < length:
+        return None
+    return tuple(values[i == at % length] for i in range(length))
 
 
 def _slice(attributes: Attributes, first: Vector, known: Sequence[Known | None]) -> Vector | None:
@@ -228,18 +234,18 @@ def _slice(attributes: Attributes, first: Vector, known: Sequence[Known | None])
 
 
 def _arithmetic(op: str) -> Callable[[Dim, Dim], _Element]:
-    neutral = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}[op]
-
     def apply(a: Dim, b: Dim) -> _Element:
         if isinstance(a, int) and isinstance(b, int):
             return None if op == "Div" and b == 0 else int(_ELEMENTWISE[op](np.int64(a), np.int64(b)))
-        if b == neutral:
+        if op == "Mul":
+            return product((a, b))
+        if op == "Div":
+            return quotient((a,), (b,))
+        if b == 0:
             return a
-        if a == neutral and op in ("Add", "Mul"):
-            return b
-        if a == b and op in ("Sub", "Div"):
-            return 0 if op == "Sub" else 1
-        return None
+        if op == "Add":
+            return b if a == 0 else None
+        return 0 if a == b else None
 
     return apply
 
@@ -251,7 +257,7 @@ def _equal(a: Dim, b: Dim) -> _Element:
         return 0
     negative = any(isinstance(v, int) and v < 0 for v in (a, b))
     # the size of an axis is never negative; the result of arithmetic may be
-    size = any(isinstance(v, str) and not v.startswith("=") for v in (a, b))
+    size = any(isinstance(v, str) and is_size(v) for v in (a, b))
     return 0 if negative and size else None
 
 

@@ -194,6 +194,59 @@ def _tiled():
     return build(nodes, {"x": ["N", "S", 5]}, ["y"], constants)
 
 
+def _repeated_row():
+    """One row per window, by the legacy exporter's ``repeat_interleave``: how often is a division of two sizes."""
+    nodes = [
+        node("Reshape", "x windows", "v"),
+        node("MatMul", "v w1", "h"),
+        *size_of("h", 0, "all"),
+        *size_of("x", 0, "b"),
+        node("Div", "all_size b_size", "times"),
+        node("Reshape", "times minus", "t"),
+        node("Concat", "one t", "off_on", axis=0),
+        node("OneHot", "one four off_on", "row"),
+        node("Reshape", "row minus", "repeats"),
+        node("ReduceMean", "x one", "m", keepdims=0),
+        node("MatMul", "m w0", "q"),
+        node("Unsqueeze", "q one_two", "q1"),
+        node("Tile", "q1 repeats", "q2"),
+        node("Reshape", "q2 rows", "q3"),
+        node("Mul", "h q3", "g"),
+        node("MatMul", "g w2", "y"),
+    ]
+    constants = (
+        weights(w0=(5, 8), w1=(5, 8), w2=(8, 3)) | INDICES | {"one": ints(1), "minus": ints(-1), "four": np.int64(4)}
+    )
+    constants |= {"windows": ints(-1, 2, 5), "rows": ints(-1, 1, 8), "one_two": ints(1, 2)}
+    return build(nodes, {"x": ["N", 6, 5]}, ["y"], constants)
+
+
+def _heads_in_the_batch():
+    """Attention with its heads joined to the batch, which a product of a size and the number of heads says."""
+    nodes = [
+        node("MatMul", "x w1", "h"),
+        node("Reshape", "h to", "r"),
+        node("Transpose", "r", "t", perm=[0, 2, 1, 3]),
+        *size_of("x", 0, "b"),
+        *size_of("x", 1, "s"),
+        node("Mul", "b four", "bn"),
+        node("Concat", "bn s minus", "joined", axis=0),
+        node("Reshape", "t joined", "q"),
+        node("Transpose", "q", "k", perm=[0, 2, 1]),
+        node("MatMul", "q k", "scores"),
+        node("Softmax", "scores", "p", axis=2),
+        node("MatMul", "p q", "a"),
+        node("Concat", "b four s minus", "apart", axis=0),
+        node("Reshape", "a apart", "u"),
+        node("Transpose", "u", "o", perm=[0, 2, 1, 3]),
+        node("Concat", "b s minus", "flat", axis=0),
+        node("Reshape", "o flat", "f"),
+        node("MatMul", "f w2", "y"),
+    ]
+    constants = weights(w1=(5, 24), w2=(24, 3)) | INDICES | {"to": ints(0, 0, 4, 6), "four": ints(4), "minus": ints(-1)}
+    return build(nodes, {"x": ["N", "S", 5]}, ["y"], constants)
+
+
 def _both_ends(*nodes):
     return [*size_of("x", 0, "b"), *size_of("h", 1, "s"), *nodes]
 
@@ -279,6 +332,8 @@ SHAPE_CASES = [
     Case("positions", _positions(), (8,), TWO_SIZES),
     Case("zero state", _zeros_like(), (8,), ({"x": (1, 5)}, {"x": (4, 5)})),
     Case("tiled row", _tiled(), (8,), TWO_SIZES),
+    Case("repeated row", _repeated_row(), (8,), ({"x": (1, 6, 5)}, {"x": (3, 6, 5)})),
+    Case("heads in the batch", _heads_in_the_batch(), (4, 6), TWO_SIZES),
     Case("resize to another's size", _resize_to_another(), (6, 8), ({"x": (1, 3, 8, 8)}, {"x": (2, 3, 12, 6)})),
     Case("chunk", _chunk(), (8,)),
 ]
