@@ -30,7 +30,7 @@ FALLBACK = "legacy-17"
 PEERS = ("onnxsim", "torch_pruning")
 EXPORT_LIMIT = 600.0
 PRUNE_LIMIT = 300.0
-PEER_LIMIT = 120.0
+PEER_LIMIT = 60.0
 """Seconds a call may take."""
 
 Row = dict[str, Any]
