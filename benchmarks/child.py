@@ -121,8 +121,8 @@ def shorten(text: str, length: int = _ERROR_LENGTH) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """One line for what an exception goes back to: its type, and the first line of its text."""
-    while error.__cause__ is not None:
+    """One line for an exception, or for what one of another's code goes back to: its type and the start of its text."""
+    while error.__cause__ is not None and not type(error).__module__.startswith(("exporter", "runtime")):
         error = error.__cause__
     lines = str(error).strip().splitlines() or [""]
     return shorten(f"{type(error).__name__}: {lines[0]}")

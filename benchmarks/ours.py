@@ -85,10 +85,21 @@ def survey(source: str, output: str, ratio: float = 0.5) -> dict[str, Any]:
         result, figures = _pruned(source, output, ratio, align=1)
     except ModelError as error:
         groups = find_groups(load(source))
-        if len(groups):
+        if len(groups) and _runs(source):
             raise
         return {"explained": str(error).splitlines()[0], "reasons": inspect(source)["frozen"]}
     return {**figures, "why": shortfall.shortfall(result.groups, result.plan)}
+
+
+def _runs(source: str) -> bool:
+    """Say whether ONNX Runtime loads a file."""
+    import onnxruntime as ort
+
+    try:
+        ort.InferenceSession(source, providers=["CPUExecutionProvider"])
+    except Exception:
+        return False
+    return True
 
 
 def command_line(arguments: list[str]) -> dict[str, Any]:

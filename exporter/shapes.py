@@ -352,7 +352,7 @@ def _tile(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
 
 
 def _slice(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
-    """A table cut to the length of the input, ``table[:seq]``, has that length.
+    """A table cut to the length of the input, ``table[:seq]``, has that length; axes that are not cut keep theirs.
 
     Where the input is longer than the table, the slice is shorter than the input and whatever follows fails anyway.
     """
@@ -367,17 +367,18 @@ def _slice(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
         return None
     out = list(source)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if not isinstance(axis, int) or start != 0 or step != 1:
+        if not isinstance(axis, int):
             return None
-        size = source[axis]
-        if isinstance(end, int):
-            if not isinstance(size, int):
-                return None
-            end = max(0, min(end if end >= 0 else end + size, size))
-        elif is_computed(end) or not (isinstance(size, int) or size == end):
-            return None
-        out[axis] = end
+        size = _sliced(source[axis], end) if start == 0 and step == 1 else None
+        out[axis] = size if size is not None else f"{names[0]}[{names[1]}:{names[2]}]:{axis % len(source)}"
     return tuple(out)
+
+
+def _sliced(size: Dim, end: Dim) -> Dim | None:
+    """Size of ``axis[:end]``; None where it cannot be told."""
+    if isinstance(end, int):
+        return max(0, min(end if end >= 0 else end + size, size)) if isinstance(size, int) else None
+    return None if is_computed(end) or not (isinstance(size, int) or size == end) else end
 
 
 _SPECIAL: dict[str, Callable[[dict[str, Any], list[str], Inferred], Dims | None]] = {

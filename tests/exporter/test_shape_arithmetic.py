@@ -247,6 +247,22 @@ def _heads_in_the_batch():
     return build(nodes, {"x": ["N", "S", 5]}, ["y"], constants)
 
 
+def _causal():
+    """A causal convolution, padded at both ends and cut to the length of its input, then taken apart by its channels."""
+    nodes = [
+        node("Conv", "x w1", "h", pads=[2, 2]),
+        *size_of("x", 2, "s"),
+        node("Slice", "h zero s two", "c"),
+        *size_of("c", 1, "n"),
+        node("Concat", "same n minus", "to", axis=0),
+        node("Reshape", "c to", "r"),
+        node("Relu", "r", "g"),
+        node("Conv", "g w2", "y"),
+    ]
+    constants = weights(w1=(8, 3, 3), w2=(2, 8, 1)) | INDICES | {"two": ints(2), "same": ints(0), "minus": ints(-1)}
+    return build(nodes, {"x": ["N", 3, "S"]}, ["y"], constants)
+
+
 def _both_ends(*nodes):
     return [*size_of("x", 0, "b"), *size_of("h", 1, "s"), *nodes]
 
@@ -333,6 +349,7 @@ SHAPE_CASES = [
     Case("zero state", _zeros_like(), (8,), ({"x": (1, 5)}, {"x": (4, 5)})),
     Case("tiled row", _tiled(), (8,), TWO_SIZES),
     Case("repeated row", _repeated_row(), (8,), ({"x": (1, 6, 5)}, {"x": (3, 6, 5)})),
+    Case("causal convolution", _causal(), (8,), ({"x": (1, 3, 5)}, {"x": (3, 3, 9)})),
     Case("heads in the batch", _heads_in_the_batch(), (4, 6), TWO_SIZES),
     Case("resize to another's size", _resize_to_another(), (6, 8), ({"x": (1, 3, 8, 8)}, {"x": (2, 3, 12, 6)})),
     Case("chunk", _chunk(), (8,)),
