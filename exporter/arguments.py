@@ -35,6 +35,7 @@ def parser_for(functions: Mapping[str, Command]) -> argparse.ArgumentParser:
     _add_prune(commands, functions["prune"])
     _add_verify(commands, functions["verify"])
     _add_bench(commands, functions["bench"])
+    _add_eval(commands, functions["eval"])
     _add_convert(commands, functions["convert"])
     return parser
 
@@ -182,6 +183,46 @@ def _add_bench(commands: Any, function: Command) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the inputs")
     _add_shape(parser)
     _add_json(parser)
+
+
+def _add_eval(commands: Any, function: Command) -> None:
+    parser = _command(
+        commands, "eval", function, "Judge a model's outputs on data: accuracy, or agreement with another."
+    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        type=Path,
+        required=True,
+        help="an .npz keyed by input name (FILE.npz:test takes NAME_test), a folder of NAME.npy or of .npz files, or a "
+        "folder of images; samples along the leading axis",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        required=True,
+        help="top1, top5, perplexity (logits of the next id); agreement (same largest output), mse, psnr, cosine with "
+        "--reference; or plugin:package.module:callable, called with (outputs, labels)",
+    )
+    parser.add_argument("--reference", metavar="ORIGINAL", type=Path, help="the model to compare with")
+    parser.add_argument(
+        "--labels", metavar="KEY", help="the array that holds the labels (y, label or labels); in a folder, KEY.npy"
+    )
+    parser.add_argument("--output", metavar="NAME", help="the output to judge (the first floating-point one)")
+    parser.add_argument("--limit", type=int, metavar="N", help="take at most N samples, at random")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="most samples in one run (32)")
+    _add_preprocess(parser)
+    _add_json(parser)
+
+
+def _add_preprocess(parser: Any) -> None:
+    parser.add_argument(
+        "--preprocess",
+        metavar="K=V,...",
+        help="what is done to image files and uint8 pixels: resize=256,crop=224,mean=0.485/0.456/0.406,"
+        "std=0.229/0.224/0.225,scale=255,layout=NCHW,order=RGB, or none (default: this recipe at the input's size)",
+    )
 
 
 def _add_convert(commands: Any, function: Command) -> None:

@@ -40,7 +40,14 @@ class _Progress:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    functions = {"inspect": _inspect, "prune": _prune, "verify": _verify, "bench": _bench, "convert": _convert}
+    functions = {
+        "inspect": _inspect,
+        "prune": _prune,
+        "verify": _verify,
+        "bench": _bench,
+        "eval": _eval,
+        "convert": _convert,
+    }
     options = parser_for(functions).parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
@@ -197,6 +204,43 @@ def _bench(options: argparse.Namespace) -> int:
         _write_json(options.json, report_json.bench_json(results, ratios))
     if options.json != "-":
         print(report.bench_text(results, ratios))
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from exporter import report, report_json
+    from runtime.backends import open_session
+    from runtime.errors import BadRequest
+    from runtime.evaluation import evaluate
+    from runtime.images import parse_preprocess
+    from runtime.metrics import find_metric
+    from runtime.samples import load_samples
+    from runtime.sources import USUAL_LABELS
+
+    preprocess = parse_preprocess(options.preprocess) if options.preprocess else None
+    needs = find_metric(options.metric).needs
+    if needs == "reference" and options.labels:
+        raise BadRequest(f"--metric {options.metric} compares two models; leave out --labels.")
+    if not options.model.is_file():
+        raise BadRequest(f"{options.model}: no such file.")
+    session = open_session(options.model)
+    names = (options.labels,) if options.labels else () if needs == "reference" else USUAL_LABELS
+    samples = load_samples(options.data, session.inputs, preprocess=preprocess, limit=options.limit, labels=names)
+    if options.labels and samples.answers is None:
+        raise BadRequest(f"--labels {options.labels}: {options.data} has no such array.")
+    result = evaluate(
+        session,
+        samples,
+        options.metric,
+        reference=options.reference,
+        output=options.output,
+        batch=options.batch,
+        progress=_Progress(options.quiet),
+    )
+    if options.json:
+        _write_json(options.json, report_json.evaluation_json(options.model, result))
+    if options.json != "-":
+        print(report.evaluation_text(options.model, result))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from exporter.plan import PlannedGroup
 from exporter.pruner import Result, Totals
 from exporter.tables import milliseconds, quantity, short, table
 from exporter.verifier import Proof
+from runtime.evaluation import Evaluation
 from runtime.latency import Latency, Ratio
 
 _NAMED_SPANS = 2
@@ -253,6 +255,17 @@ def bench_text(results: Sequence[Latency], ratios: Sequence[Ratio]) -> str:
     shapes = shapes_text(results[0].shapes)
     threads = f"{results[0].threads} threads" if results[0].threads else "default threads"
     return f"{results[0].backend}, {threads}, inputs: {shapes or 'none'}\n\n" + table(rows, right=range(1, 9))
+
+
+def evaluation_text(model: Path, result: Evaluation) -> str:
+    """The value with its standard error, and what was done to the data."""
+    scale, unit, places = (100, " %", ".2f") if result.rate else (1, "", ".5g")
+    value = f"{scale * result.value:{places}}{unit}"
+    error = (
+        "" if result.error is None else f" (standard error {scale * result.error:{'.2f' if result.rate else '.2g'}})"
+    )
+    what = f"{result.samples} samples, output '{result.output}', {result.seconds:.1f} s"
+    return "\n".join([*(f"note: {n}" for n in result.notes), f"{model}: {result.metric} {value}{error}; {what}"])
 
 
 def _percentile(latency: Latency, q: int, needed: int) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from exporter.blocks import Block, find_blocks
@@ -13,6 +15,7 @@ from exporter.interface import shrunk
 from exporter.pruner import Result, Totals
 from exporter.report import dropped_blocks, prunable_parameters
 from exporter.verifier import Proof
+from runtime.evaluation import Evaluation
 from runtime.latency import Latency, Ratio
 
 JSON_VERSION = 1
@@ -107,6 +110,22 @@ def latency_json(latency: Latency) -> dict[str, Any]:
 def ratio_json(ratio: Ratio) -> dict[str, float]:
     """A ratio with its interval."""
     return {"value": ratio.value, "low": ratio.low, "high": ratio.high}
+
+
+def evaluation_json(model: Path, result: Evaluation) -> dict[str, Any]:
+    """All of ``eval``; a value that is no finite number is null."""
+    return {
+        "version": JSON_VERSION,
+        "model": str(model),
+        "metric": result.metric,
+        "value": result.value if math.isfinite(result.value) else None,
+        "standard_error": result.error if result.error is not None and math.isfinite(result.error) else None,
+        "better": result.better,
+        "output": result.output,
+        "samples": result.samples,
+        "seconds": result.seconds,
+        "notes": list(result.notes),
+    }
 
 
 def _model_json(graph: Graph) -> dict[str, Any]:

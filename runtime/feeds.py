@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from runtime.archives import FAULTS
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
 
@@ -120,11 +119,12 @@ def bind(
             sizes.append(symbols[symbol])
         shapes[spec.name] = tuple(sizes)
     dynamic = [(s, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int)]
-    batches = {_symbol(s, k) for s, k in dynamic if _is_batch(s, k)}
+    batches = {_symbol(s, k) for s, k in dynamic if is_batch(s, k)}
     return Binding(shapes, symbols, symbols[batches.pop()] if len(batches) == 1 else 1)
 
 
-def _is_batch(spec: TensorSpec, axis: int) -> bool:
+def is_batch(spec: TensorSpec, axis: int) -> bool:
+    """Say whether an axis counts samples: by its name, or the first of several."""
     return bool(_BATCH.search(_symbol(spec, axis))) or (axis == 0 and len(spec.shape) > 1)
 
 
@@ -146,7 +146,7 @@ def _sum(symbol: str, symbols: dict[str, int], profile: Profile) -> int | None:
 
 def _default(spec: TensorSpec, axis: int, profile: Profile) -> int:
     rank = len(spec.shape)
-    if _is_batch(spec, axis):
+    if is_batch(spec, axis):
         return profile.batch
     floating = spec.dtype is not None and spec.dtype.kind == "f"
     if rank == _IMAGE_AXES + 2 and floating:
@@ -258,7 +258,7 @@ def recorded(path: Path, inputs: Sequence[TensorSpec], limit: int = 64) -> list[
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except FAULTS as error:
         raise BadRequest(f"{path} is not a readable .npz of arrays: {error}") from error
     missing = [spec.name for spec in inputs if spec.name not in arrays]
     if missing:

@@ -106,7 +106,7 @@ def test_no_cycles_at_import():
     assert done.returncode == 0, done.stderr
 
 
-HEAVY = ("torch", "onnxruntime", "tensorrt", "safetensors", "onnxscript")
+HEAVY = ("torch", "onnxruntime", "tensorrt", "safetensors", "onnxscript", "PIL")
 
 
 @pytest.mark.parametrize("name", MODULES)

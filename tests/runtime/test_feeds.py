@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import struct
 import traceback
+import zipfile
 
 import numpy as np
 import pytest
@@ -353,7 +355,23 @@ def _corrupt(path):
     path.write_bytes(data)
 
 
+def _header(text):
+    """An .npz whose one array says this of itself."""
+    data = text.encode() + b"\n"
+
+    def make(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("ids.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(data)) + data + bytes(32))
+
+    return make
+
+
 UNREADABLE = {
+    "more than any memory": (
+        _header("{'descr': '<i8', 'fortran_order': False, 'shape': (17592186044416, 2)}"),
+        "is not a readable .npz",
+    ),
+    "an open bracket": (_header("{'descr': '<i8', 'shape': (("), "is not a readable .npz"),
     "no file": (lambda path: None, "No such file"),
     "text": (lambda path: path.write_text("ids: 1, 2\n"), "is not a readable .npz"),
     "objects": (_objects, "allow_pickle=False"),

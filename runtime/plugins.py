@@ -1,0 +1,80 @@
+"""Metrics of the user: a callable named on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import BadRequest
+from runtime.metrics import Batch, Metric, Scores
+
+_HELP = "expected plugin:package.module:callable or plugin:path/to/file.py:callable"
+
+
+def plugin_metric(name: str) -> Metric:
+    """A metric that calls ``callable(outputs, labels)`` for every batch. This runs the code it names.
+
+    ``outputs`` is a dict of all outputs by name, ``labels`` an array or None. It returns the mean of the batch, or one
+    number per sample. Its attribute ``better``, "higher" by default, says which way is better.
+
+    Raises:
+        BadRequest: there is no such file, package or callable.
+    """
+    place, _, target = name.removeprefix("plugin:").rpartition(":")
+    if not place or not target:
+        raise BadRequest(f"--metric {name}: {_HELP}.")
+    home = _import(place)
+    function = getattr(home, target, None)
+    if not callable(function):
+        raise BadRequest(f"--metric {name}: {place} has no callable '{target}'.")
+    better = getattr(function, "better", "higher")
+    if better not in ("higher", "lower"):
+        raise BadRequest(f"--metric {name}: its attribute 'better' is {better!r}, not 'higher' or 'lower'.")
+    return Metric(name, better, "", _observer(name, function), whole=True)
+
+
+def _observer(name: str, function: Callable[..., Any]) -> Callable[[Batch], Scores]:
+    def observe(batch: Batch) -> Scores:
+        try:
+            found = np.asarray(function(dict(batch.outputs), batch.labels), np.float64)
+        except Exception as error:  # the user's code may raise anything
+            raise BadRequest(f"--metric {name} failed: {type(error).__name__}: {error}") from error
+        if found.shape not in {(), (batch.samples,)}:
+            raise BadRequest(
+                f"--metric {name}: expected a number, or one for each of {batch.samples} samples; it returned an array "
+                f"of shape {list(found.shape)}."
+            )
+        if found.ndim:
+            return Scores(found, np.ones(batch.samples))
+        return Scores(np.array([found * batch.samples]), np.array([float(batch.samples)]))
+
+    return observe
+
+
+def _import(place: str) -> Any:
+    """Import a file, or a package from the current folder or where packages are installed."""
+    file = Path(place).resolve()
+    if place.endswith(".py") and not file.is_file():
+        raise BadRequest(f"--metric: {place}: no such file.")
+    folder = str(file.parent if place.endswith(".py") else Path.cwd())
+    if folder not in sys.path:  # for what a file imports itself, as if it were run as a script
+        sys.path.insert(0, folder)
+    name = f"secateur_plugin_{file.stem}" if place.endswith(".py") else place
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+        return sys.modules[name]
+    except Exception as error:
+        sys.modules.pop(name, None)
+        raise BadRequest(f"--metric: {place} cannot be imported: {type(error).__name__}: {error}") from error
