@@ -104,14 +104,19 @@ def _add_prune(commands: Any, function: Command) -> None:
         help="similarity of the residual stream with and without a block, on --inputs or seeded ones (default), "
         "magnitude (no run needed) or random",
     )
-    choice.add_argument("--score", default="l2", metavar="NAME", help="l1, l2 (default) or random")
+    choice.add_argument(
+        "--score",
+        metavar="NAME",
+        help="l2 (default), l1, fpgm, lamp, random; with --calib also energy, flap, wanda and reconstruction (default "
+        "there): how badly the layers that read a unit can do without it",
+    )
     choice.add_argument("--include-consumers", action="store_true", help="score the weights that read a unit as well")
     choice.add_argument(
         "--scope",
-        default="local",
-        choices=("local", "global"),
-        help="the same share of every group (default), or all units ranked together, each by its score relative to the "
-        "mean of its group",
+        choices=("local", "global", "damage"),
+        help="local: the same share of every group (default); global: all units ranked together, each by its score "
+        "relative to the mean of its group; damage: meet --macs or --params with the least predicted damage to the "
+        "outputs (default with --calib)",
     )
     choice.add_argument(
         "--align",
@@ -136,6 +141,16 @@ def _add_prune(commands: Any, function: Command) -> None:
     )
     _add_io(choice)
     choice.add_argument("--seed", type=int, default=0, metavar="N", help="for random scores")
+    data = parser.add_argument_group("calibration (unlabelled inputs)")
+    data.add_argument(
+        "--calib",
+        metavar="DATA",
+        help="inputs to choose with, and to fit the layers that stay to: an .npz by input name, a folder of .npy, .npz "
+        "or image files, or synthetic for made-up ones",
+    )
+    _add_preprocess(data)
+    data.add_argument("--calib-samples", type=int, default=512, metavar="N", help="use at most N of them (512)")
+    data.add_argument("--no-compensate", action="store_true", help="leave the weights that stay as they are")
     plan = parser.add_argument_group("plans")
     plan.add_argument("--save-plan", metavar="P.json", type=Path, help="write the plan")
     plan.add_argument("--plan", metavar="P.json", type=Path, help="carry out this plan")

@@ -11,9 +11,11 @@ What the options ask for, a budget always being of the dense model:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,14 +26,20 @@ from exporter.edits import complete
 from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
+from exporter.importance import Scores, seen_first
 from exporter.importance import score as score_groups
-from exporter.importance import seen_first
 from exporter.influence import score_blocks
 from exporter.interface import patterns_for
 from exporter.normalise import input_specs
 from exporter.plan import Plan
-from exporter.planner import KINDS, make_plan, touched
+from exporter.planner import KINDS, budget_of, eligible, make_plan, touched
 from runtime import feeds
+
+if TYPE_CHECKING:
+    from exporter.calibration.data import Calibration
+
+RECONSTRUCTION = "reconstruction"
+"""The score that needs calibration inputs, and is the default with them."""
 
 _BUDGETS = ("ratio", "macs", "params")
 
@@ -44,10 +52,10 @@ class Request:
     macs: float | None = None
     params: float | None = None
     layers: int | None = None
-    score: str = "l2"
+    score: str | None = None
     layer_score: str = "similarity"
     consumers: bool = False
-    scope: str = "local"
+    scope: str | None = None
     align: int | str = "auto"
     min_width: int = 1
     granularity: Sequence[str] | None = None
@@ -77,6 +85,12 @@ class Request:
         """Whether units of groups are to go."""
         return not self.deep or (bool(self.budget) and self.kinds != [])
 
+    def resolved(self, calibrated: bool) -> Request:
+        """With the defaults that depend on whether there are calibration inputs."""
+        least = calibrated and self.score in (None, RECONSTRUCTION) and self.budget.keys() <= {"macs", "params"}
+        score = self.score or (RECONSTRUCTION if calibrated else "l2")
+        return replace(self, score=score, scope=self.scope or ("damage" if least else "local"))
+
     def record(self) -> dict[str, object]:
         """The options for the plan."""
         options = {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in asdict(self).items()}
@@ -85,13 +99,21 @@ class Request:
         return {k: v for k, v in options.items() if k not in _BUDGETS or v is not None}
 
 
-def choose(whole: Groups, request: Request, inputs: Path | None = None) -> tuple[Plan, Groups]:
+def choose(
+    whole: Groups,
+    request: Request,
+    inputs: Path | None = None,
+    calibration: Calibration | None = None,
+    step: Callable[[str], None] = lambda _: None,
+) -> tuple[Plan, Groups]:
     """Choose blocks and units.
 
     Args:
         whole: the analysis of the dense graph.
         request: what to cut.
         inputs: ``.npz`` of recorded inputs, to rank blocks and ids with.
+        calibration: inputs to predict the damage of a cut with.
+        step: called with a line before each step that may take time.
 
     Returns:
         The plan, for the dense graph, and the analysis of the graph without the blocks that go.
@@ -99,9 +121,17 @@ def choose(whole: Groups, request: Request, inputs: Path | None = None) -> tuple
     Raises:
         UsageError, ModelError, GoalError: as for ``prune``.
     """
+    given_scope = request.scope is not None
+    request = request.resolved(calibration is not None)
     options = request.record()
+    if calibration is not None:
+        options |= {"calib": calibration.source, "calib_samples": len(calibration.fit) + len(calibration.held)}
+    widths = partial(
+        _widths, request=request, options=options, inputs=inputs, calibration=calibration, given_scope=given_scope,
+        step=step,
+    )  # fmt: skip
     if not request.deep:
-        return _widths(whole, request, request.budget, request.keep, request.only, options, [], inputs), whole
+        return widths(whole, budget=request.budget, keep=request.keep, only=request.only, notes=[]), whole
     _check(request)
     blocks = find_blocks(whole)
     _check_patterns(whole, blocks, request)
@@ -113,7 +143,7 @@ def choose(whole: Groups, request: Request, inputs: Path | None = None) -> tuple
     budget = _rest(request, whole, groups)
     if request.wide and budget and not (request.only and not only):
         try:
-            return _widths(groups, request, budget, keep, only, options, notes, inputs), groups
+            return widths(groups, budget=budget, keep=keep, only=only, notes=notes), groups
         except ModelError as error:
             if shallow is whole.graph or "ratio" not in budget:
                 raise
@@ -123,6 +153,7 @@ def choose(whole: Groups, request: Request, inputs: Path | None = None) -> tuple
 
 def _widths(
     groups: Groups,
+    *,
     request: Request,
     budget: dict[str, float],
     keep: Sequence[str],
@@ -130,23 +161,56 @@ def _widths(
     options: dict[str, object],
     notes: Sequence[str],
     inputs: Path | None,
+    calibration: Calibration | None,
+    given_scope: bool,
+    step: Callable[[str], None],
 ) -> Plan:
-    scores = score_groups(groups, request.score, consumers=request.consumers, seed=request.seed)
+    assert request.scope is not None
+    scope, damage = request.scope, None
+    numbers = eligible(CostModel(groups), budget_of(**budget), request.kinds, keep, only, request.align)
+    if calibration is not None and request.score == RECONSTRUCTION:
+        from exporter.calibration.damage import predict
+
+        predicted = predict(groups, numbers, calibration, step)
+        scores, damage = predicted.scores, predicted.damage
+        if not damage and not given_scope:
+            scope, notes = "local", [*notes, "every group is cut alike, by magnitude: no linear layer reads them"]
+    else:
+        scores = _scores(groups, numbers, request, calibration, step)
     if inputs is not None and any(g.kind == "tokens" for g in groups):
         scores = seen_first(groups, scores, feeds.recorded(inputs, input_specs(groups.graph.model)))
     return make_plan(
         groups,
         scores,
         **budget,
-        scope=request.scope,
+        scope=scope,
         align=request.align,
         min_width=request.min_width,
         granularity=request.kinds,
         keep=keep,
         only=only,
+        damage=damage,
         options=options,
         notes=notes,
     )
+
+
+def _scores(
+    groups: Groups,
+    numbers: Sequence[int],
+    request: Request,
+    calibration: Calibration | None,
+    step: Callable[[str], None],
+) -> Scores:
+    assert request.score is not None
+    if calibration is not None:
+        from exporter.calibration.runner import Runner
+        from exporter.calibration.scores import CALIBRATED, calibrated_scores
+
+        if request.score in CALIBRATED:
+            runner = Runner(groups.graph, calibration.fit, calibration.batch)
+            return calibrated_scores(groups, numbers, request.score, runner, step)
+    return score_groups(groups, request.score, consumers=request.consumers, seed=request.seed)
 
 
 def _check(request: Request) -> None:

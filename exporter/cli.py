@@ -87,6 +87,7 @@ def _inspect(options: argparse.Namespace) -> int:
 def _prune(options: argparse.Namespace) -> int:
     from exporter import Plan, prune, report, report_json
     from runtime.feeds import parse_shapes
+    from runtime.images import parse_preprocess
 
     _check_prune(options)
     result = prune(
@@ -107,6 +108,10 @@ def _prune(options: argparse.Namespace) -> int:
         only=options.only,
         io=options.io,
         plan=Plan.load(options.plan) if options.plan else None,
+        calib=options.calib,
+        preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
+        calib_samples=options.calib_samples,
+        compensate=not options.no_compensate,
         dry_run=options.dry_run,
         prove=not options.no_verify,
         shapes=parse_shapes(options.shape),

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from exporter.codes import numbers_of
 from exporter.errors import UsageError
 from exporter.graph import Graph
-from exporter.groups import Groups
+from exporter.groups import Group, Groups
 from exporter.registry import enter
 from exporter.spans import Span
 from runtime.feeds import Feeds
 
 Scores = dict[str, NDArray[np.float64]]
+
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class ScoreOptions:
 
     consumers: bool = False
     seed: int = 0
+
+
+class Comparable(dict[str, NDArray[np.float64]]):
+    """Scores whose values mean the same in every group, so that no global ranking normalises them again."""
 
 
 Scorer = Callable[[Groups, ScoreOptions], Scores]
@@ -49,7 +55,7 @@ def score(groups: Groups, by: str = "l2", *, consumers: bool = False, seed: int 
     Args:
         groups: as ``find_groups`` returned them.
         by: ``l1``, ``l2`` (magnitude: the norm of all parameters a unit owns; Li et al., "Pruning filters for efficient
-            ConvNets", ICLR 2017) or ``random``.
+            ConvNets", ICLR 2017), ``fpgm``, ``lamp`` or ``random``.
         consumers: count the weights that read a unit too, not only those that produce it.
         seed: for ``random``.
 
@@ -57,9 +63,15 @@ def score(groups: Groups, by: str = "l2", *, consumers: bool = False, seed: int 
         For each group name an array of shape (width,); higher means keep.
 
     Raises:
-        UsageError: there is no scorer of that name.
+        UsageError: there is no scorer of that name, or it needs calibration inputs.
     """
     if by not in SCORERS:
+        from exporter.calibration.scores import CALIBRATED
+
+        if by in CALIBRATED:
+            raise UsageError(
+                f"the score '{by}' needs inputs: give them with --calib DATA, or --calib synthetic if there are none."
+            )
         raise UsageError(f"there is no score '{by}'. Choose from: {', '.join(SCORERS)}.")
     return SCORERS[by](groups, ScoreOptions(consumers, seed))
 
@@ -69,8 +81,11 @@ def normalised(scores: Mapping[str, NDArray[np.float64]]) -> Scores:
 
     Raw magnitudes cannot: they grow with a layer's fan-in and differ between kinds of layers by orders of magnitude,
     so a global threshold would empty whole layers. Relative to the mean of its group, a score says how much a unit
-    matters among those that could stand in for it. (Torch-Pruning's ``mean`` normaliser does the same.)
+    matters among those that could stand in for it. (Torch-Pruning's ``mean`` normaliser does the same.) ``Comparable``
+    scores, which ``lamp`` gives, stay as they are.
     """
+    if isinstance(scores, Comparable):
+        return scores
     result: Scores = {}
     for name, values in scores.items():
         mean = float(np.mean(values)) if values.size else 0.0
@@ -86,7 +101,7 @@ def seen_first(groups: Groups, scores: Scores, recorded: Sequence[Feeds]) -> Sco
         scores: as ``score`` returned them.
         recorded: input sets.
     """
-    result = {name: values.copy() for name, values in scores.items()}
+    result = type(scores)({name: values.copy() for name, values in scores.items()})
     for name in groups.io:
         for ids in groups.analysis.axes.get((name, "ids"), [])[-1:]:
             slots = groups.analysis.facts.ids(ids)
@@ -110,6 +125,33 @@ def l1(groups: Groups, options: ScoreOptions) -> Scores:
 def l2(groups: Groups, options: ScoreOptions) -> Scores:
     """Square root of the sum of w^2 over the parameters a unit owns."""
     return {name: np.sqrt(values) for name, values in _magnitude(groups, options, np.square).items()}
+
+
+@scorer("fpgm")
+def fpgm(groups: Groups, options: ScoreOptions) -> Scores:
+    """Sum of the distances from a unit's parameters to those of all units of its group: what is redundant goes.
+
+    He et al., "Filter pruning via geometric median for deep neural networks acceleration", CVPR 2019.
+    """
+    return {group.name: _distances(_parameters(groups, group, options)) for group in groups}
+
+
+@scorer("lamp")
+def lamp(groups: Groups, options: ScoreOptions) -> Scores:
+    """Square of the ``l2`` score over the sum of this square and all larger ones; equal ones count in their order.
+
+    Lee et al., "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021. Within a group the ranking is that
+    of ``l2``. Between groups it needs no normalisation: the largest of each scores 1, and the wider a group, the lower
+    its least units.
+    """
+    result = Comparable()
+    for name, values in l2(groups, options).items():
+        order = np.argsort(values, kind="stable")
+        squares = np.square(values[order])
+        left = np.cumsum(squares[::-1])[::-1]
+        result[name] = np.empty_like(values)
+        result[name][order] = np.divide(squares, left, out=np.zeros_like(left), where=left > 0)
+    return result
 
 
 @scorer("random")
@@ -143,6 +185,39 @@ def _magnitude(
         return {name: produced[name] + consumed[name] for name in produced}
     # a unit that no constant produces is judged by what reads it
     return {name: values if values.any() else consumed[name] for name, values in produced.items()}
+
+
+def _parameters(groups: Groups, group: Group, options: ScoreOptions) -> NDArray[np.float64]:
+    """The parameters of each unit in a row, shape (width, number); chosen as for magnitudes.
+
+    Where units hold differently many, rows are filled with zeros.
+    """
+    produced: list[NDArray[np.float64]] = []
+    consumed: list[NDArray[np.float64]] = []
+    for span in _owned(groups.graph, group.parameters):
+        values = numbers_of(groups.graph, span.tensor)
+        if values is None:
+            continue
+        along = np.moveaxis(values, span.axis, 0).reshape(span.units.size, -1)
+        here = np.flatnonzero(span.units >= 0)
+        here = here[np.argsort(span.units[here], kind="stable")]
+        _, start, counts = np.unique(span.units[here], return_index=True, return_counts=True)
+        rows = np.zeros((group.width, int(counts.max(initial=0)), along.shape[1]))
+        rows[span.units[here], np.arange(here.size) - np.repeat(start, counts)] = along[here]
+        (consumed if span.contracted else produced).append(rows.reshape(group.width, -1))
+    chosen = produced + consumed if options.consumers or not any(r.any() for r in produced) else produced
+    return np.concatenate(chosen, axis=1) if chosen else np.zeros((group.width, 1))
+
+
+def _distances(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum of the distances from each row to all rows."""
+    squares = np.square(rows).sum(1)
+    result = np.empty(len(rows))
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        apart = squares[part, None] + squares - 2 * rows[part] @ rows.T
+        result[part] = np.sqrt(np.maximum(apart, 0.0)).sum(1)
+    return result
 
 
 def _owned(graph: Graph, spans: tuple[Span, ...]) -> list[Span]:

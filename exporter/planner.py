@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.calibration.allocation import allocate
 from exporter.cost import CostModel
 from exporter.edits import complete
 from exporter.errors import GoalError, ModelError, UsageError
@@ -41,6 +42,7 @@ def make_plan(
     granularity: Sequence[str] | None = None,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
+    damage: Mapping[str, NDArray[np.float64]] | None = None,
     options: Mapping[str, object] | None = None,
     notes: Sequence[str] = (),
 ) -> Plan:
@@ -53,7 +55,7 @@ def make_plan(
         macs: leave at most this share of the dense multiply-accumulates, 0 < macs < 1.
         params: leave at most this share of the dense parameters.
         scope: ``local`` removes the same share from every group; ``global`` ranks all units by their score relative to
-            the mean of their group.
+            the mean of their group; ``damage`` meets ``macs`` or ``params`` with the least predicted damage.
         align: widths become multiples of this; ``auto`` is 16 for groups that touch a convolution and 8 for others.
             A group narrower than that keeps the power of two it is divisible by. ``auto`` also keeps every weight axis
             divisible by 4 that was so before.
@@ -62,6 +64,8 @@ def make_plan(
             (heads and head dimensions) only one is cut; see ``exporter.products``.
         keep: patterns of node, tensor or group names; a group that touches a match is kept whole.
         only: patterns; only groups that touch a match are cut.
+        damage: for the scope ``damage``, by group name the damage with ``k`` units kept at ``k - 1``, shape (width,);
+            groups without stay whole.
         options, notes: recorded in the plan.
 
     Returns:
@@ -72,12 +76,16 @@ def make_plan(
         ModelError: nothing can be pruned.
         GoalError: the budget cannot be reached.
     """
-    budget = _budget(ratio, macs, params)
+    budget = budget_of(ratio, macs, params)
     _check(scope, align, min_width)
     cost = CostModel(groups)
-    share = 1 - budget.value if budget.kind == "ratio" else _HALF
-    chosen = _eligible(groups, granularity, keep, only, align, cost, share)
-    counts, remarks = _widths_for(cost, chosen, scores, budget, scope, align, min_width)
+    chosen = eligible(cost, budget, granularity, keep, only, align)
+    if scope == "damage":
+        chosen, remarks = _judged(groups, chosen, budget, damage)
+        counts, more = _least_damage(cost, chosen, damage or {}, budget, align, min_width)
+        remarks += more
+    else:
+        counts, remarks = _widths_for(cost, chosen, scores, budget, scope, align, min_width)
     masks = [_top(scores[g.name], int(n)) for g, n in zip(groups, counts, strict=True)]
     return complete(groups, masks, options or {}, [*notes, *remarks])
 
@@ -109,7 +117,56 @@ def _widths_for(
     raise failure
 
 
-def _budget(ratio: float | None, macs: float | None, params: float | None) -> Budget:
+def _judged(
+    groups: Groups, chosen: list[int], budget: Budget, damage: Mapping[str, NDArray[np.float64]] | None
+) -> tuple[list[int], list[str]]:
+    """The groups whose damage is known."""
+    if damage is None:
+        raise UsageError("--scope damage needs calibration inputs: give --calib.")
+    if budget.kind == "ratio":
+        raise UsageError("--scope damage needs a budget of --macs or --params; --ratio cuts every group alike.")
+    judged = [n for n in chosen if groups.groups[n].name in damage]
+    if not judged:
+        raise ModelError("no linear layer reads a group that may be cut: choose another --scope than damage.")
+    rest = [groups.groups[n].name for n in chosen if n not in judged]
+    return judged, [f"{len(rest)} groups stay whole, because no linear layer reads them ({rest[0]})"] if rest else []
+
+
+def _least_damage(
+    cost: CostModel,
+    chosen: list[int],
+    damage: Mapping[str, NDArray[np.float64]],
+    budget: Budget,
+    align: int | str,
+    min_width: int,
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Widths that meet a budget with the least damage; automatic alignment gives way where it cannot be met."""
+    groups = cost.groups
+    measure = cost.macs if budget.kind == "macs" else cost.parameters
+    for relax in (1, 2, 4) if align == "auto" else (1,):
+        widths = Widths(cost, chosen, {g.name: np.ones(g.width) for g in groups}, "local", align, min_width, relax)
+        try:
+            counts = allocate(
+                cost.widths,
+                widths.allowed,
+                {n: damage[groups.groups[n].name][widths.allowed[n] - 1] for n in chosen},
+                lambda counts: measure(widths.repaired(counts.copy())),  # noqa: B023  (called within the round)
+                budget.value * measure(cost.widths),
+            )
+        except GoalError as error:
+            failure = error
+            continue
+        relaxed = [f"alignment was relaxed to {16 // relax} channels: the budget cannot be reached with 16"]
+        return widths.repaired(counts), relaxed if relax > 1 else []
+    raise failure
+
+
+def budget_of(ratio: float | None = None, macs: float | None = None, params: float | None = None) -> Budget:
+    """The one budget that is given.
+
+    Raises:
+        UsageError: there are none or several, or it is out of range.
+    """
     given = [Budget(k, v) for k, v in (("ratio", ratio), ("macs", macs), ("params", params)) if v is not None]
     if len(given) != 1:
         raise UsageError("give exactly one budget: --ratio, --macs or --params.")
@@ -120,8 +177,8 @@ def _budget(ratio: float | None, macs: float | None, params: float | None) -> Bu
 
 
 def _check(scope: str, align: int | str, min_width: int) -> None:
-    if scope not in ("local", "global"):
-        raise UsageError(f"--scope {scope}: choose local or global.")
+    if scope not in ("local", "global", "damage"):
+        raise UsageError(f"--scope {scope}: choose local, global or damage.")
     if align != "auto" and (not isinstance(align, int) or align < 1):
         raise UsageError(f"--align {align}: choose auto or a whole number of at least 1.")
     if min_width < 1:
@@ -138,15 +195,22 @@ def _top(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
 # -- which groups -----------------------------------------------------------------------------------------------
 
 
-def _eligible(
-    groups: Groups,
+def eligible(
+    cost: CostModel,
+    budget: Budget,
     granularity: Sequence[str] | None,
     keep: Sequence[str],
     only: Sequence[str],
     align: int | str,
-    cost: CostModel,
-    share: float,
 ) -> list[int]:
+    """Numbers of the groups that may be cut for a budget.
+
+    Raises:
+        UsageError: an unknown kind, or a pattern that matches nothing.
+        ModelError: none is left.
+    """
+    groups = cost.groups
+    share = 1 - budget.value if budget.kind == "ratio" else _HALF
     if granularity is None:
         chosen = [n for n in one_per_product(groups, cost, align, share) if groups.groups[n].kind not in OPT_IN]
     else:

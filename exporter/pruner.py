@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporter.atomic import obstacle
 from exporter.blocks import Blocks, find_blocks
@@ -24,6 +25,11 @@ from exporter.plan import Plan
 from exporter.rewriter import rewrite
 from exporter.verifier import CannotRun, Proof, verify
 from runtime import feeds
+
+if TYPE_CHECKING:
+    from exporter.calibration.data import Calibration, Source
+    from exporter.calibration.fidelity import Fidelity
+    from runtime.images import Preprocess
 
 Progress = Callable[[str], None]
 
@@ -53,6 +59,7 @@ class Result:
         seconds: wall time of the whole call.
         warnings: what the reader should know.
         blocks: the residual blocks of the dense graph, where some of them were to go.
+        fidelity: how true the result is to the original, where calibration inputs were given.
     """
 
     plan: Plan
@@ -64,6 +71,7 @@ class Result:
     seconds: float
     warnings: tuple[str, ...]
     blocks: Blocks | None = None
+    fidelity: Fidelity | None = None
 
 
 def prune(
@@ -74,10 +82,10 @@ def prune(
     macs: float | None = None,
     params: float | None = None,
     layers: int | None = None,
-    score: str = "l2",
+    score: str | None = None,
     layer_score: str = "similarity",
     consumers: bool = False,
-    scope: str = "local",
+    scope: str | None = None,
     align: int | str = "auto",
     min_width: int = 1,
     granularity: Sequence[str] | None = None,
@@ -85,6 +93,10 @@ def prune(
     only: Sequence[str] = (),
     io: Sequence[str] = (),
     plan: Plan | None = None,
+    calib: Source | None = None,
+    preprocess: Preprocess | None = None,
+    calib_samples: int = 512,
+    compensate: bool = True,
     dry_run: bool = False,
     prove: bool = True,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -99,21 +111,28 @@ def prune(
         output: the file to write. May be left out for a dry run.
         ratio, macs, params: the budget, exactly one; see ``make_plan``. None of them with ``plan``.
         layers: drop this many residual blocks; may stand alone, or with a budget that the widths then meet.
-        score: see ``score``.
+        score: see ``score``; with ``calib`` also ``reconstruction``, the default there: how badly the layers that read
+            a unit can do without it.
         layer_score: see ``exporter.influence.score_blocks``.
         consumers: count the weights that read a unit too.
-        scope, align, min_width, keep, only: see ``make_plan``; patterns may match residual blocks too.
+        scope: see ``make_plan``; by default ``damage`` with ``calib`` and ``macs`` or ``params``, else ``local``.
+        align, min_width, keep, only: see ``make_plan``; patterns may match residual blocks too.
         granularity: kinds of groups, as for ``make_plan``, and ``layers``; ``exporter.choice`` says how depth and width
             share a budget.
         io: ``GLOB:AXIS`` of graph inputs and outputs that may shrink; see ``find_groups``.
         plan: carry out this plan instead of making one.
+        calib: calibration inputs, unlabelled: a path or feeds as ``exporter.calibration.data`` takes them, or
+            ``synthetic``. They choose what goes, and the layers that stay are fitted to them.
+        preprocess: for images and pixels in ``calib``.
+        calib_samples: most of them to use.
+        compensate: fit the layers that stay.
         dry_run: stop after planning.
         prove: prove the result equal to its masked original before writing it. Without, errors in the analysis would go
             unnoticed.
         shapes: concrete shapes of inputs with dynamic axes, used for the cost model and the proof.
         inputs: ``.npz`` of recorded inputs for the proof, and to rank residual blocks and ids with; keyed by input
             name, samples along the leading axis.
-        seed: for random scores.
+        seed: for random scores, the subset of ``calib`` and synthetic inputs.
         progress: called with a line before each step that may take time.
 
     Returns:
@@ -135,6 +154,8 @@ def prune(
         ratio, macs, params, layers, score, layer_score, consumers, scope, align, min_width, granularity, keep, only,
         io, seed,
     )  # fmt: skip
+    if calib is None and (preprocess is not None or not compensate):
+        raise UsageError("--preprocess and --no-compensate need calibration inputs: give --calib.")
     wanted = dict(shapes or {})
     for attempt in range(len(feeds.PROFILES)):
         step("reading and analysing the model")
@@ -142,8 +163,9 @@ def prune(
             graph, wanted = load_for(plan, model), dict(plan.model.shapes)
         else:
             graph = load(model, wanted, profile=attempt)
+        calibration = _calibration(calib, graph, preprocess, calib_samples, seed) if calib is not None else None
         try:
-            chosen, whole, groups, warnings = _chosen(graph, plan, request, inputs, step)
+            chosen, whole, groups, warnings = _chosen(graph, plan, request, inputs, calibration, step)
         except CannotRun:
             if wanted or not graph.binding.symbols or attempt == len(feeds.PROFILES) - 1:
                 raise
@@ -155,26 +177,34 @@ def prune(
             return Result(chosen, groups, before, after, None, None, _since(started), tuple(warnings), blocks)
         step("rewriting the graph")
         pruned = rewrite(graph, chosen)
-        proof = None
-        if prove:
-            recorded = feeds.recorded(Path(inputs), input_specs(graph.model)) if inputs is not None else ()
-            try:
-                proof = verify(pruned, graph, chosen, inputs=recorded, progress=step)
-            except CannotRun:
-                # sizes taken for dynamic axes may be too small for the model: try others, unless the user gave them
-                if wanted or not graph.binding.symbols or attempt == len(feeds.PROFILES) - 1:
-                    raise
-                continue
-            warnings += proof.warnings
-        else:
-            warnings.append("not proved: --no-verify")
+        try:
+            proof = _prove(pruned, graph, chosen, inputs, step) if prove else None
+        except CannotRun:
+            # sizes taken for dynamic axes may be too small for the model: try others, unless the user gave them
+            if wanted or not graph.binding.symbols or attempt == len(feeds.PROFILES) - 1:
+                raise
+            continue
+        warnings += proof.warnings if proof is not None else ["not proved: --no-verify"]
         assert output is not None
+        fidelity = None
+        if calibration is not None:
+            from exporter.calibration.fidelity import fitted
+
+            pruned, fidelity, notes = fitted(pruned, graph, chosen, calibration, compensate, step)
+            warnings += [*calibration.fit.notes, *notes]
         step("writing the result")
         written = save(pruned, output)
         after = totals(pruned, find_groups(pruned))
         after = Totals(after.parameters, after.macs, written)
-        return Result(chosen, groups, before, after, proof, Path(output), _since(started), tuple(warnings), blocks)
+        return Result(
+            chosen, groups, before, after, proof, Path(output), _since(started), tuple(warnings), blocks, fidelity
+        )
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _prove(pruned: Graph, graph: Graph, plan: Plan, inputs: str | os.PathLike[str] | None, step: Progress) -> Proof:
+    recorded = feeds.recorded(Path(inputs), input_specs(graph.model)) if inputs is not None else ()
+    return verify(pruned, graph, plan, inputs=recorded, progress=step)
 
 
 def load_for(plan: Plan, model: str | os.PathLike[str]) -> Graph:
@@ -190,14 +220,25 @@ def load_for(plan: Plan, model: str | os.PathLike[str]) -> Graph:
     return graph if graph.binding.shapes == shapes else load(model, shapes)
 
 
+def _calibration(calib: Source, graph: Graph, preprocess: Preprocess | None, limit: int, seed: int) -> Calibration:
+    from exporter.calibration.data import calibration_of
+
+    return calibration_of(calib, graph, preprocess=preprocess, limit=limit, seed=seed)
+
+
 def _chosen(
-    graph: Graph, plan: Plan | None, request: Request, inputs: str | os.PathLike[str] | None, step: Progress
+    graph: Graph,
+    plan: Plan | None,
+    request: Request,
+    inputs: str | os.PathLike[str] | None,
+    calibration: Calibration | None,
+    step: Progress,
 ) -> tuple[Plan, Groups, Groups, list[str]]:
     """The plan, the analysis of the dense graph and that without the blocks that go, and what to say of them."""
     if plan is None:
         whole = find_groups(graph, request.io)
         step("scoring and choosing what goes")
-        plan, groups = choose(whole, request, Path(inputs) if inputs is not None else None)
+        plan, groups = choose(whole, request, Path(inputs) if inputs is not None else None, calibration, step)
         return plan, whole, groups, list(plan.notes)
     warning = check_fits(plan, graph)
     groups = find_groups(drop(graph, plan.drop), patterns_for(plan.io))

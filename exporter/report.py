@@ -153,6 +153,7 @@ def prune_text(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
         totals_table(result.before, result.after, latency),
         *_achieved(result),
         *_interface(result),
+        *_fidelity(result),
         "",
         frozen_text(result.groups.frozen),
         "",
@@ -167,6 +168,24 @@ def dropped_blocks(result: Result) -> frozenset[str]:
     nodes = {d.node for d in result.plan.drop}
     gone = [b for b in result.blocks or () if b.drop.node in nodes]
     return frozenset(name for b in gone for name in (b.name, *b.inside))
+
+
+def _fidelity(result: Result) -> list[str]:
+    """How true the result is to the original on inputs nothing was fitted to."""
+    found = result.fidelity
+    if found is None:
+        return []
+    lines = [f"on {found.samples} held-out inputs: output error {found.error:.3g} of the outputs' variance"]
+    if found.refits:
+        moved = sum(r.damping is not None for r in found.refits)
+        lines[0] += f" ({found.plain:.3g} before {moved} of {len(found.refits)} layers were fitted anew)"
+    if found.agreement is not None:
+        lines.append(f"the same class as the original's: {100 * found.agreement:.1f} %")
+    if found.synthetic:
+        lines.append(
+            "these inputs are made up: accuracy is unmeasured; give real ones with --calib, or try secateur eval"
+        )
+    return ["", *lines]
 
 
 def _achieved(result: Result) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.blocks import Block, find_blocks
+from exporter.calibration.fidelity import Fidelity
 from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
 from exporter.hints import hint_for
@@ -52,6 +53,7 @@ def prune_json(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
             for c in shrunk(result.plan, result.groups.graph)
         ],
         "proof": proof_json(result.proof) if result.proof is not None else None,
+        "fidelity": _fidelity_json(result.fidelity) if result.fidelity is not None else None,
         "seconds": result.seconds,
         "warnings": list(result.warnings),
     }
@@ -59,6 +61,10 @@ def prune_json(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
         dense, pruned, ratio = latency
         document["latency"] = {"dense": latency_json(dense), "pruned": latency_json(pruned), "ratio": ratio_json(ratio)}
     return document
+
+
+def _fidelity_json(found: Fidelity) -> dict[str, Any]:
+    return {**vars(found), "refits": [vars(r) for r in found.refits]}
 
 
 def proof_json(proof: Proof) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from exporter.masked import masked_original
 from exporter.normalise import inline_data
 from exporter.optimised import Optimised
 from exporter.plan import Plan
+from exporter.protos import all_nodes
 from exporter.rounding import code_error, code_tensors, given, hand_over, is_quantized
 from exporter.sessions import cannot_run, open_given, open_own, run_own, with_outputs
 from exporter.ways import force, name_of, ways
@@ -34,6 +35,8 @@ _INNER_ELEMENTS = 1 << 25
 _LONGEST_SYMBOL = 64
 _LAST_PLACE = 2.0**-23
 _NOISE_FACTOR = 10.0
+_SCALED = ("Resize", "Upsample")
+"""Operators whose floating-point constants decide sizes."""
 
 Progress = Callable[[str], None]
 
@@ -337,8 +340,9 @@ class _Prover:
         self.progress("measuring rounding noise")
         model = masked_original(self.graph, self.plan)
         rng = np.random.default_rng(0)
+        sizes = {n for node in all_nodes(model.graph) if node.op_type in _SCALED for n in node.input[1:]}
         for tensor in model.graph.initializer:
-            if tensor.data_type == onnx.TensorProto.FLOAT:
+            if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name not in sizes:
                 values = onnx.numpy_helper.to_array(tensor)
                 moved = values * (1 + rng.choice([-1, 1], values.shape) * _LAST_PLACE)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(moved, np.float32), tensor.name))

@@ -110,9 +110,9 @@ class Widths:
             bias = 1e-9 if fine else -1e-9
             nearest = np.argmin(np.abs(options - wanted) + bias * options)
             counts[n] = options[nearest]
-        return self._repair(counts)
+        return self.repaired(counts)
 
-    def _repair(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    def repaired(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Widen groups until every weight axis is divisible by 4 again that was so before."""
         if not self.auto:
             return counts
@@ -151,7 +151,7 @@ class Widths:
                     continue
                 trial = counts.copy()
                 trial[n] = later[0]
-                trial = self._repair(trial)
+                trial = self.repaired(trial)
                 if measure(trial) > target:
                     open_.discard(n)
                     continue
@@ -165,14 +165,14 @@ class Widths:
 
     def _shrink(self, counts: NDArray[np.int64], measure: Measure, target: float) -> NDArray[np.int64]:
         """Meet the budget by narrowing, one step of one group at a time, where it hurts least."""
-        while measure(self._repair(counts.copy())) > target:
+        while measure(self.repaired(counts.copy())) > target:
             steps = [(n, self.allowed[n][self.allowed[n] < counts[n]]) for n in self.chosen]
             able = [(n, int(lower[-1])) for n, lower in steps if lower.size]
             if not able:
                 return self.at(1.0)
             n, narrower = min(able, key=lambda step: self._gain(step[0], step[1], int(counts[step[0]])))
             counts[n] = narrower
-        return self._repair(counts)
+        return self.repaired(counts)
 
     def _gain(self, n: int, now: int, then: int) -> float:
         """What a group gains between two widths: the importance of the units in between, or what it had lost."""

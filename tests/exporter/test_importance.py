@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from exporter import UsageError, find_groups, score
+from exporter.calibration.scores import CALIBRATED
+from exporter.importance import normalised
 from exporter.model_file import from_model
 from tests.onnx_builder import build, node, weights
 
@@ -31,7 +33,8 @@ def test_magnitude(network, by, consumers):
     assert score(groups, by, consumers=consumers)["w1"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_head_owns_its_columns():
+def _heads():
+    """Two heads of three dimensions, with what is behind them."""
     constants = weights(w=(5, 6), o=(6, 3)) | {"s": np.array([0, 2, 3]), "f": np.array([0, 6])}
     nodes = [
         node("MatMul", "x w", "h"),
@@ -40,7 +43,11 @@ def test_a_head_owns_its_columns():
         node("Reshape", "p f", "q"),
         node("MatMul", "q o", "y"),
     ]
-    groups = find_groups(from_model(build(nodes, {"x": ["N", 5]}, ["y"], constants)))
+    return find_groups(from_model(build(nodes, {"x": ["N", 5]}, ["y"], constants))), constants
+
+
+def test_a_head_owns_its_columns():
+    groups, constants = _heads()
     scores = score(groups, "l1")
     columns = np.abs(constants["w"]).sum(0).reshape(2, 3)
     by_width = {len(v): v for v in scores.values()}
@@ -65,5 +72,64 @@ def test_random_is_fixed_by_its_seed(network):
 
 
 def test_unknown_score(network):
-    with pytest.raises(UsageError, match="Choose from: l1, l2, random"):
+    with pytest.raises(UsageError, match="Choose from: l1, l2, fpgm, lamp, random"):
         score(network[0], "taylor")
+
+
+@pytest.mark.parametrize("by", CALIBRATED)
+def test_scores_that_need_inputs_say_so(network, by):
+    with pytest.raises(UsageError, match="--calib DATA"):
+        score(network[0], by)
+
+
+@pytest.mark.parametrize("consumers", [False, True])
+def test_fpgm_sums_distances(network, consumers):
+    groups, c = network
+    owned = [c["w1"].reshape(4, -1), c["b1"][:, None], c["g"][:, None], c["b"][:, None]]
+    rows = np.concatenate([*owned, *([c["w2"][:, :, 0, 0].T] if consumers else [])], axis=1)
+    expected = [sum(np.linalg.norm(a - b) for b in rows) for a in rows]
+    assert score(groups, "fpgm", consumers=consumers)["w1"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_fpgm_takes_a_head_for_its_columns_in_order():
+    groups, constants = _heads()
+    scores = {len(v): v for v in score(groups, "fpgm").values()}
+    heads = constants["w"].reshape(5, 2, 3)
+    apart = np.linalg.norm(heads[:, 0] - heads[:, 1])
+    assert scores[2] == pytest.approx([apart, apart], rel=1e-5)
+    dims = [sum(np.linalg.norm(heads[..., a] - heads[..., b]) for b in range(3)) for a in range(3)]
+    assert scores[3] == pytest.approx(dims, rel=1e-5)
+
+
+def test_fpgm_prefers_what_is_redundant_to_what_is_small():
+    """Two large filters that are alike lie close to the middle of the layer; a small odd one does not."""
+    w1 = np.zeros((4, 3, 1, 1), np.float32)
+    w1[:, :, 0, 0] = [[5, 5, 5], [5, 5, 5.1], [5, 5.1, 5], [-1, 1, 0]]
+    nodes = [node("Conv", "x w1", "h"), node("Conv", "h w2", "y")]
+    constants = {"w1": w1, **weights(w2=(2, 4, 1, 1))}
+    groups = find_groups(from_model(build(nodes, {"x": ["N", 3, 6, 6]}, ["y"], constants)))
+    assert score(groups, "fpgm")["w1"].argmax() == score(groups, "l2")["w1"].argmin() == 3
+
+
+def test_lamp_divides_by_what_is_not_smaller(network):
+    groups, _ = network
+    squares = score(groups, "l2")["w1"] ** 2
+    expected = [s / squares[squares >= s].sum() for s in squares]
+    found = score(groups, "lamp")
+    assert found["w1"] == pytest.approx(expected)
+    assert found["w1"].max() == 1
+    assert normalised(found)["w1"] == pytest.approx(expected), "what needs no normalisation gets none"
+
+
+def test_lamp_counts_equal_units_in_their_order():
+    constants = {"w1": np.ones((4, 3, 1, 1), np.float32), **weights(w2=(2, 4, 1, 1))}
+    nodes = [node("Conv", "x w1", "h"), node("Conv", "h w2", "y")]
+    groups = find_groups(from_model(build(nodes, {"x": ["N", 3, 6, 6]}, ["y"], constants)))
+    assert score(groups, "lamp")["w1"] == pytest.approx([1 / 4, 1 / 3, 1 / 2, 1])
+
+
+def test_normalised_scores_have_a_mean_of_one():
+    found = normalised({"a": np.array([1.0, 3.0]), "b": np.array([0.0, 0.0]), "c": np.array([10.0, 20.0, 60.0])})
+    assert found["a"] == pytest.approx([0.5, 1.5])
+    assert found["b"] == pytest.approx([1, 1])
+    assert found["c"] == pytest.approx([1 / 3, 2 / 3, 2])

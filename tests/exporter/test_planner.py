@@ -236,7 +236,7 @@ ERRORS = {
     "one": ({"macs": 1.0}, UsageError, "between 0 and 1"),
     "not a number": ({"params": float("nan")}, UsageError, "between 0 and 1"),
     "impossible": ({"macs": 1e-6}, GoalError, "cannot be reached"),
-    "scope": ({"ratio": 0.5, "scope": "both"}, UsageError, "local or global"),
+    "scope": ({"ratio": 0.5, "scope": "both"}, UsageError, "local, global or damage"),
     "align": ({"ratio": 0.5, "align": 0}, UsageError, "at least 1"),
     "align text": ({"ratio": 0.5, "align": "most"}, UsageError, "auto or a whole number"),
     "min width": ({"ratio": 0.5, "min_width": 0}, UsageError, "at least 1"),

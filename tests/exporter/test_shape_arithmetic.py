@@ -248,7 +248,7 @@ def _heads_in_the_batch():
 
 
 def _causal():
-    """A causal convolution, padded at both ends and cut to the length of its input, then taken apart by its channels."""
+    """A causal convolution, padded and cut to the length of its input, then put together by its channels."""
     nodes = [
         node("Conv", "x w1", "h", pads=[2, 2]),
         *size_of("x", 2, "s"),

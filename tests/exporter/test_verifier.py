@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -12,6 +13,7 @@ from exporter import GoalError, ModelError, UsageError, find_groups, load, make_
 from exporter.graph import Graph
 from exporter.model_file import from_model
 from exporter.verifier import difference
+from tests.exporter.files import write
 from tests.onnx_builder import build, node, weights
 from tests.rows.networks import ROWS
 
@@ -200,3 +202,18 @@ def test_verify_from_files(tmp_path, pruned):
     again = Plan.load(tmp_path / "plan.json")
     assert again == plan
     assert verify(load(tmp_path / "pruned.onnx"), dense, again).error < 1e-5
+
+
+def test_rounding_noise_leaves_sizes_alone(tmp_path):
+    """Weights are moved by a rounding error to measure noise; the scales of a Resize, moved so, would change a size."""
+    nodes = [
+        node("Conv", "x w1", "h"),
+        node("Resize", "h - scales", "r", mode="nearest"),
+        node("Conv", "r w2", "y"),
+    ]
+    constants = weights(w1=(8, 3, 1, 1), w2=(2, 8, 1, 1)) | {"scales": np.array([1, 1, 2, 2], np.float32)}
+    graph = load(write(build(nodes, {"x": ["N", 3, 4, 4]}, ["y"], constants), tmp_path))
+    groups = find_groups(graph)
+    plan = make_plan(groups, score(groups), ratio=0.5, align=1)
+    with contextlib.suppress(GoalError):  # below what 32 bits can tell
+        verify(rewrite(graph, plan), graph, plan, tolerance=1e-12)

@@ -1,0 +1,303 @@
+"""Compensation: change the weights that stay so that the layers' outputs stay, layer after layer.
+
+Each reader of what changed is fitted anew, in the order of the graph: least squares on calibration inputs, with the
+pruned network's own activations as inputs and the original network's output as the target, less what the pruned
+shortcut brings, so that errors do not add up from layer to layer (He et al., "Channel pruning for accelerating very
+deep neural networks", ICCV 2017). Where a Relu follows, only what it lets through has to fit (Zhang et al.,
+"Accelerating very deep convolutional networks", 2015). No labels and no gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from exporter import tensors
+from exporter.agreement import take_axes
+from exporter.calibration.evidence import Sample, moments_of, sampled
+from exporter.calibration.joint import Batch, Joint, Pair, find_pairs
+from exporter.calibration.moments import Moments, Vector
+from exporter.calibration.readers import Matrix, Reader, Rows, find_readers, matrix, weight_of
+from exporter.calibration.runner import Runner
+from exporter.graph import Graph
+from exporter.plan import Plan
+from exporter.protos import constant_of, key_of, reads
+from exporter.tensors import Array
+from runtime.errors import RunError
+from runtime.samples import Samples
+
+_DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
+_RECTIFIED_ROUNDS = 1
+_JOINT_SAMPLES = 256
+"""Samples that two layers are fitted together on."""
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What became of one reader.
+
+    Attributes:
+        weight: name of its weight.
+        before, after: error of its output on the held-out samples, relative to the output's variance, as it was and as
+            fitted alone.
+        damping: ridge taken, as a share of the mean second moment; None where the weights stayed.
+    """
+
+    weight: str
+    before: float
+    after: float
+    damping: float | None
+
+
+def compensate(
+    pruned: Graph,
+    graph: Graph,
+    plan: Plan,
+    samples: Samples,
+    batch: int,
+    step: Callable[[str], None] = lambda _: None,
+) -> tuple[Graph, list[Refit]]:
+    """Fit the weights that stay to calibration inputs.
+
+    A refit that does not help on the held-out eighth of the samples is not applied.
+
+    Args:
+        pruned: as ``rewrite`` returned it.
+        graph: the dense graph.
+        plan: what was carried out.
+        samples: calibration inputs of the dense graph.
+        batch: samples in one run.
+        step: called with a line before each layer.
+
+    Returns:
+        The pruned graph with new weights, and what became of each reader.
+
+    Raises:
+        ModelError: a model does not run on the samples.
+    """
+    own, dense = Runner(pruned, samples, batch), Runner(graph, samples, batch)
+    touched = _touched(pruned, plan)
+    todo = [r for r in find_readers(pruned) if r.source in touched]
+    later = {r.weight for r in todo}
+    pairs = find_pairs(pruned, find_readers(pruned))
+    known: dict[str, Moments] = {}
+    refits = []
+    fresh: dict[str, Array] = {}
+    for i, reader in enumerate(todo, 1):
+        step(f"fitting the layers that stay, {i} of {len(todo)}")
+        target = _target(pruned, graph, reader, later)
+        later.discard(reader.weight)
+        dense.advance([target.tensor])
+        pair = pairs.get(reader.weight)
+        own.held = {p.first.source for p in pairs.values() if p.second.weight in later | {reader.weight}}
+        own.advance([reader.source, *([target.other] if target.other else [])])
+        fit = _Fit(reader, target, own, dense, plan)
+        refit, values = fit.values()
+        if any(p.first.weight == reader.weight for p in pairs.values()):
+            known[reader.weight] = fit.moments
+        refits.append(refit)
+        own.weights |= values
+        together = fit.with_first(pair, known.pop(pair.first.weight, None)) if pair is not None else {}
+        if pair is not None and together:
+            own.weights |= together
+            own.rewind(pair.again)
+        fresh |= values | together
+    return _with_values(pruned, fresh), refits
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a reader's result is fitted to: ``result + other = tensor`` of the dense graph.
+
+    Attributes:
+        tensor: name of the tensor of the dense graph.
+        other: name of the activation of the pruned graph that is added, "" for none.
+        rectified: whether nothing but Relus read it.
+    """
+
+    tensor: str
+    other: str
+    rectified: bool
+
+
+def _target(pruned: Graph, graph: Graph, reader: Reader, later: set[str]) -> _Target:
+    """Follow a result to the sum it goes into, if that is where it goes at once.
+
+    What is added there must be final: nothing before it may be fitted later.
+    """
+    name, other = reader.result, ""
+    users = pruned.users.get(name, [])
+    if len(users) == 1 and users[0][0].op == "Add" and users[0][0].depth == 0 and name not in pruned.outputs:
+        add, i = users[0]
+        added = add.inputs[1 - i]
+        same = added not in pruned.constants and pruned.shape(added) == pruned.shape(name)
+        if same and add.key in graph.producer and not _constants_before(pruned, added) & later:
+            name, other = add.key, added
+    users = pruned.users.get(name, [])
+    rectified = bool(users) and name not in pruned.outputs and all(node.op == "Relu" for node, _ in users)
+    return _Target(name, other, rectified)
+
+
+def _constants_before(graph: Graph, name: str) -> set[str]:
+    """Constants that a tensor depends on."""
+    found: set[str] = set()
+    todo, seen = [name], {name}
+    while todo:
+        node = graph.producer.get(todo.pop())
+        for other in reads(node.proto) if node is not None else ():
+            if other in graph.constants:
+                found.add(other)
+            elif other not in seen:
+                seen.add(other)
+                todo.append(other)
+    return found
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """Weights and bias, with their error on the held-out samples and the damping they came from."""
+
+    error: float
+    damping: float | None
+    weights: Matrix
+    bias: Vector | None
+
+
+class _Fit:
+    """The fit of one reader."""
+
+    def __init__(self, reader: Reader, target: _Target, own: Runner, dense: Runner, plan: Plan) -> None:
+        self.reader, self.target, self.own, self.dense = reader, target, own, dense
+        self.axes = plan.hide.get(target.tensor, {})
+        self.weight = own.graph.array(reader.weight)
+        self.present = matrix(reader, self.weight)
+        self.moments = Moments()
+
+    def values(self) -> tuple[Refit, dict[str, Array]]:
+        """The weights that fit the held-out samples best, the present ones included."""
+        intercept = self.reader.bias is not None
+        fit, held = moments_of(self.own, self.reader, self._less_added())
+        self.moments = fit + held if held.rows else fit
+        if not fit.rows:
+            return Refit(self.reader.weight, 0.0, 0.0, None), {}
+        centre = fit.centred(intercept)
+        judge = held.centred(intercept) if held.rows else centre
+        energy = float(judge.yy.sum()) or 1.0
+        old = self._bias()
+        tried: list[_Tried] = [_Tried(judge.error(self.present, old), None, self.present, old)]
+        for damping in _DAMPINGS:
+            found = centre.fit(self.present, damping)
+            bias = centre.bias(found) if intercept else None
+            tried.append(_Tried(judge.error(found, bias), damping, found, bias))
+        best = min(tried, key=lambda t: t.error)
+        refit = Refit(self.reader.weight, tried[0].error / energy, best.error / energy, best.damping)
+        if best.damping is None:
+            return refit, {}
+        weights, bias = best.weights, best.bias
+        if self.target.rectified and bias is not None:
+            weights, bias = self._rectified(fit, weights, bias, best.damping)
+        return refit, self._written(weights, bias)
+
+    def _bias(self) -> Vector | None:
+        """The present bias, shape [groups, outputs]."""
+        if self.reader.bias is None:
+            return None
+        values = np.asarray(self.own.graph.array(self.reader.bias), np.float64)
+        return values.reshape(self.reader.groups, -1)
+
+    def with_first(self, pair: Pair, before: Moments | None) -> dict[str, Array]:
+        """New weights of this layer and of the one before it, fitted together; empty where that does not help."""
+        names = (pair.first.weight, pair.first.bias or "", self.reader.weight, self.reader.bias or "")
+        graph = self.own.graph
+        w1, b1, w2, b2 = (np.asarray(self.own.weights.get(n, graph.array(n))) for n in names)
+        others = self.own.values(self.target.other) if self.target.other else None
+        few = range(-(-_JOINT_SAMPLES * self.own.batches // max(self.own.rows, 1)))
+        batches = [
+            Batch(source, wanted, next(others) if others is not None else None)
+            for _, source, wanted in zip(few, self.own.values(pair.first.source), self._wanted(), strict=False)
+        ]
+        try:
+            joint = Joint(pair, graph, (w1, b1, w2, b2), self.target.rectified, others is not None)
+            found = joint.fit(batches, (before, self.moments))
+        except RunError:  # batches of other sizes than those the graph was analysed with
+            return {}
+        return dict(zip(names, found, strict=True)) if found is not None else {}
+
+    def _less_added(self) -> Iterator[Array]:
+        """What the reader itself should give, batch by batch."""
+        others = self.own.values(self.target.other) if self.target.other else None
+        for values in self._wanted():
+            yield np.subtract(values, next(others)) if others is not None else values
+
+    def _wanted(self) -> Iterator[Array]:
+        """The part of the target that the pruned graph has."""
+        for values in self.dense.values(self.target.tensor):
+            yield take_axes(values, self.axes)
+
+    def _rectified(self, fit: Moments, weights: Matrix, bias: Vector, damping: float) -> tuple[Matrix, Vector]:
+        """Fit what a Relu lets through: where the target is below zero any output below zero will do.
+
+        Each round takes the output there for the target, if it is below zero, and fits again; the square error behind
+        the Relu does not grow on the samples fitted. Of all rounds the best on the held-out samples is returned.
+        """
+        best = (np.inf, weights, bias)
+        for last in range(_RECTIFIED_ROUNDS + 1):
+            again = Moments(fit.rows, fit.xx, np.zeros(()), np.zeros(()), fit.x, np.zeros(()))
+            error = 0.0
+            for sample, added in self._sampled():
+                whole = sample.x @ weights.astype(np.float32) + bias[:, None].astype(np.float32) + added
+                passed = np.maximum(whole, 0) - np.maximum(sample.y, 0)
+                error += float(np.square(passed[:, sample.held]).sum())
+                wanted = np.where(sample.y > 0, sample.y, np.minimum(whole, 0)) - added
+                again.add_outputs(sample.x[:, ~sample.held], wanted[:, ~sample.held])
+            if error < best[0]:
+                best = error, weights, bias
+            if last < _RECTIFIED_ROUNDS:
+                renewed = again.centred(intercept=True)
+                weights = renewed.fit(weights, damping)
+                bias = renewed.bias(weights)
+        return best[1], best[2]
+
+    def _sampled(self) -> Iterator[tuple[Sample, Rows]]:
+        """Rows with the target before the Relu, and what is added on the way."""
+        wholes = sampled(self.own, self.reader, self._wanted())
+        if not self.target.other:
+            for sample in wholes:
+                yield sample, np.zeros((1, 1, 1), np.float32)
+            return
+        others = sampled(self.own, self.reader, self.own.values(self.target.other))
+        for sample, other in zip(wholes, others, strict=True):
+            yield sample, other.y
+
+    def _written(self, weights: Matrix, bias: Vector | None) -> dict[str, Array]:
+        values = {self.reader.weight: weight_of(self.reader, weights, self.weight)}
+        if self.reader.bias is not None and bias is not None:
+            old = self.own.graph.array(self.reader.bias)
+            values[self.reader.bias] = bias.reshape(old.shape).astype(old.dtype)
+        return values
+
+
+def _touched(graph: Graph, plan: Plan) -> set[str]:
+    """Tensors of the pruned graph that do not hold what they held."""
+    found: set[str] = set(plan.hide)
+    for node in graph.nodes:
+        if found & reads(node.proto):
+            found.update(o for o in node.outputs if o)
+    return found
+
+
+def _with_values(graph: Graph, values: dict[str, Array]) -> Graph:
+    """The graph with other values of some constants."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    constants = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        held = constant_of(node)
+        if held is not None:
+            constants[key_of(node)] = held
+    for name, fresh in values.items():
+        tensors.assign(constants[name], fresh)
+    return replace(graph, model=model, constants=constants)

@@ -1,0 +1,177 @@
+"""The order in which the units of a group are best removed, and the damage each width does.
+
+Units go one after another, each time the one whose loss the readers of the group can make up for best, with their
+weights fitted anew after each: the optimal brain surgeon (Hassibi & Stork, 1993) on whole blocks of columns, with the
+layer's own output as the target as in ThiNet (Luo et al., 2017) and OBC (Frantar & Alistarh, 2022). A unit that others
+can stand in for costs little, however large its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.calibration.moments import Centred
+from exporter.calibration.readers import Matrix
+
+_AT_ONCE = 48
+"""One of so many units may go in a step: one at a time up to twice this width."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a group can shrink.
+
+    Attributes:
+        order: units in the order they go, the last one staying; shape (width,).
+        damage: relative output error with ``k`` units kept, at ``k - 1``; shape (width,).
+    """
+
+    order: NDArray[np.int64]
+    damage: NDArray[np.float64]
+
+    def kept(self, count: int) -> NDArray[np.int64]:
+        """The units that stay when ``count`` do, ascending."""
+        return np.sort(self.order[len(self.order) - count :])
+
+    def importance(self) -> NDArray[np.float64]:
+        """The damage done by the time each unit has gone, shape (width,); the last one stays and is just above all."""
+        gone = np.append(self.damage[-2::-1], self.damage[0])
+        result = np.empty(len(gone))
+        result[self.order] = gone + np.arange(len(gone)) * 1e-9 * max(float(gone[-1]), 1e-9)  # in order where equal
+        return result
+
+
+class Layer:
+    """One reader while units are taken from it: weights and inverse second moments of the columns left."""
+
+    def __init__(self, moments: Centred, units: NDArray[np.int64], damping: float) -> None:
+        """Start with all columns; ``units`` [groups, K] is the unit of each column, -1 for none."""
+        ridge = moments.ridge(damping)
+        self.inverse: Matrix = np.asarray(np.linalg.inv(moments.xx + ridge * np.eye(moments.xx.shape[1])))
+        self.weights: Matrix = self.inverse @ moments.xy
+        self.energy = float(moments.yy.sum()) or 1.0
+        self.error = moments.error(self.weights)
+        self.units = units
+        self._means = moments.x, moments.y
+
+    def bias(self) -> Matrix:
+        """The bias that goes with the weights left, shape [groups, outputs]."""
+        x, y = self._means
+        return np.asarray(y - (x[:, None] @ self.weights)[:, 0])
+
+    def losses(self, units: Sequence[int]) -> NDArray[np.float64]:
+        """Growth of the relative error if each of some units went alone, shape (units,)."""
+        found = np.zeros(len(units))
+        place = {u: i for i, u in enumerate(units)}
+        for g, names, columns in blocks_of(self.units, units):
+            blocks = self.inverse[g][columns[:, :, None], columns[:, None, :]]
+            weights = self.weights[g][columns]
+            found[[place[int(n)] for n in names]] += (weights * np.linalg.solve(blocks, weights)).sum((1, 2))
+        return found / self.energy
+
+    def remove(self, units: Sequence[int]) -> None:
+        """Take units away and fit the weights that stay."""
+        for g in range(len(self.units)):
+            columns = np.flatnonzero(np.isin(self.units[g], units))
+            if not columns.size:
+                continue
+            block = self.inverse[g][np.ix_(columns, columns)]
+            weights = np.linalg.solve(block, self.weights[g][columns])
+            self.error += float((self.weights[g][columns] * weights).sum())
+            left = self.inverse[g][:, columns]
+            self.weights[g] -= left @ weights
+            self.inverse[g] -= left @ np.linalg.solve(block, self.inverse[g][columns])
+            self.weights[g][columns] = 0
+            self.inverse[g][columns] = 0
+            self.inverse[g][:, columns] = 0
+
+    def part(self, units: Sequence[int]) -> Layer:
+        """The columns of some units alone: as long as only these go, what is found of them is what the whole would say.
+
+        Taking units from it leaves this layer as it is.
+        """
+        members = [np.flatnonzero(np.isin(row, units)) for row in self.units]
+        size = max(len(columns) for columns in members)
+        part = copy(self)
+        part.inverse = np.zeros((len(members), size, size))
+        part.weights = np.zeros((len(members), size, self.weights.shape[2]))
+        part.units = np.full((len(members), size), -1)
+        for g, columns in enumerate(members):
+            n = len(columns)
+            part.inverse[g, :n, :n] = self.inverse[g][np.ix_(columns, columns)]
+            part.weights[g, :n] = self.weights[g][columns]
+            part.units[g, :n] = self.units[g][columns]
+        return part
+
+
+def blocks_of(
+    units: NDArray[np.int64], wanted: Sequence[int]
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    """Where the columns of units lie: group of the reader, units [n], and their columns [n, columns of each].
+
+    Args:
+        units: unit of each column, -1 for none; shape [groups, K].
+        wanted: the units looked for.
+    """
+    for g, row in enumerate(units):
+        present = np.flatnonzero(np.isin(row, wanted))
+        order = present[np.argsort(row[present], kind="stable")]
+        names, counts = np.unique(row[order], return_counts=True)
+        starts = np.cumsum(counts) - counts
+        for size in np.unique(counts):
+            chosen = np.flatnonzero(counts == size)
+            yield g, names[chosen], order[starts[chosen][:, None] + np.arange(size)]
+
+
+def eliminate(layers: Sequence[Layer], width: int, pause: int = 0, look: Callable[[], None] | None = None) -> Curve:
+    """Take all units but one away, the cheapest first; the damage of several readers adds up.
+
+    Args:
+        layers: the readers; what is left of them in the end is of no use.
+        width: number of units.
+        pause: call ``look`` when so many units, or just fewer, are left.
+        look: may read the layers as they stand.
+    """
+    alive = list(range(width))
+    order: list[int] = []
+    damage = np.zeros(width)
+    damage[width - 1] = sum(layer.error / layer.energy for layer in layers)
+    narrow = min(width // 2, pause or width)
+    while len(alive) > 1:
+        losses = np.asarray(sum(layer.losses(alive) for layer in layers))
+        count = min(max(1, len(alive) // _AT_ONCE), len(alive) - 1)
+        going = _cheapest(layers, [alive[i] for i in np.argsort(losses, kind="stable")[: 2 * count]], count)
+        for layer in layers:
+            layer.remove(going)
+        order += going
+        alive = [u for u in alive if u not in set(going)]
+        if look is not None and len(alive) <= pause < len(alive) + count:
+            look()
+        if len(alive) <= narrow:  # what went needs no more work
+            layers, narrow = [layer.part(alive) for layer in layers], len(alive) // 2
+        total = sum(layer.error / layer.energy for layer in layers)
+        start = damage[len(alive) + count - 1]
+        for k in range(count):  # evenly, among those that went together
+            damage[len(alive) + k - 1] = total + (start - total) * k / count
+    damage = np.maximum.accumulate(damage[::-1])[::-1] - damage[width - 1]
+    return Curve(np.array(order + alive), np.maximum(damage, 0.0))
+
+
+def _cheapest(layers: Sequence[Layer], candidates: list[int], count: int) -> list[int]:
+    """Some of the candidates, one after another: of two that can stand in for each other only one is cheap."""
+    if count == 1:
+        return candidates[:1]
+    parts = [layer.part(candidates) for layer in layers]
+    going: list[int] = []
+    for _ in range(count):
+        left = [u for u in candidates if u not in going]
+        losses = np.asarray(sum(part.losses(left) for part in parts))
+        going.append(left[int(np.argmin(losses))])
+        for part in parts:
+            part.remove(going[-1:])
+    return going

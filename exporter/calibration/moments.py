@@ -1,0 +1,129 @@
+"""Second moments of what a reader sees and of what it should give: all that least squares needs of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.calibration.readers import Matrix, Rows
+
+Vector = NDArray[np.float64]
+
+
+@dataclass
+class Moments:
+    """Sums over rows.
+
+    Attributes:
+        rows: number of rows.
+        xx: inputs times inputs, shape [groups, K, K].
+        xy: inputs times outputs, shape [groups, K, outputs].
+        yy: outputs squared, shape [groups, outputs].
+        x, y: inputs and outputs, shapes [groups, K] and [groups, outputs].
+    """
+
+    rows: int = 0
+    xx: Matrix = field(default_factory=lambda: np.zeros(()))
+    xy: Matrix = field(default_factory=lambda: np.zeros(()))
+    yy: Matrix = field(default_factory=lambda: np.zeros(()))
+    x: Matrix = field(default_factory=lambda: np.zeros(()))
+    y: Matrix = field(default_factory=lambda: np.zeros(()))
+
+    def add(self, inputs: Rows, outputs: Rows) -> None:
+        """Add rows: inputs [groups, rows, K] and outputs [groups, rows, outputs]; those that hold NaN or infinity do
+        not count."""
+        inputs, outputs = _finite(inputs, outputs)
+        self.rows += inputs.shape[1]
+        centred, mean, total = _about_mean(inputs)
+        # one product of a matrix with itself, transposed, takes half the work; numpy sees that for two axes only
+        self.xx = self.xx + np.stack([x.T @ x for x in centred]) + _shift(mean, total, mean, total, inputs.shape[1])
+        self.x = self.x + total
+        self.add_outputs(inputs, outputs)
+
+    def add_outputs(self, inputs: Rows, outputs: Rows) -> None:
+        """Add what depends on the outputs, for rows whose inputs are in already."""
+        inputs, outputs = _finite(inputs, outputs)
+        x, x_mean, x_total = _about_mean(inputs)
+        y, y_mean, y_total = _about_mean(outputs)
+        self.xy = self.xy + x.transpose(0, 2, 1) @ y + _shift(x_mean, x_total, y_mean, y_total, inputs.shape[1])
+        self.yy = self.yy + np.square(outputs, dtype=np.float64).sum(1)
+        self.y = self.y + y_total
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def centred(self, intercept: bool) -> Centred:
+        """Means per row, about their mean where a bias takes up the mean."""
+        n = max(self.rows, 1)
+        x, y = (self.x / n, self.y / n) if intercept else (np.zeros_like(self.x), np.zeros_like(self.y))
+        return Centred(
+            self.xx / n - x[:, :, None] * x[:, None],
+            self.xy / n - x[:, :, None] * y[:, None],
+            self.yy / n - y**2,
+            x,
+            y,
+        )
+
+
+def _finite(inputs: Rows, outputs: Rows) -> tuple[Rows, Rows]:
+    """The rows that hold numbers alone: a sample that overflows must not spoil what the others tell."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        if np.isfinite(inputs.sum()) and np.isfinite(outputs.sum()):
+            return inputs, outputs
+    good = np.isfinite(inputs).all((0, 2)) & np.isfinite(outputs).all((0, 2))
+    return inputs[:, good], outputs[:, good]
+
+
+def _about_mean(rows: Rows) -> tuple[Rows, Vector, Vector]:
+    """Rows less their mean, that mean, and their sum: a product of 32-bit rows with large means would lose what varies.
+
+    Means and sums have the shape [groups, columns].
+    """
+    total = rows.sum(1, dtype=np.float64)
+    mean = (total / max(rows.shape[1], 1)).astype(np.float32)
+    return rows - mean[:, None], mean.astype(np.float64), total
+
+
+def _shift(x_mean: Vector, x_total: Vector, y_mean: Vector, y_total: Vector, rows: int) -> Matrix:
+    """What to add to a product of rows less ``x_mean`` and ``y_mean`` to get that of the rows themselves."""
+    left = x_total - rows * x_mean
+    return np.asarray(left[:, :, None] * y_mean[:, None] + x_mean[:, :, None] * y_total[:, None])
+
+
+@dataclass(frozen=True)
+class Centred:
+    """Moments per row.
+
+    Attributes:
+        xx, xy, yy: as in ``Moments``.
+        x, y: the means that were taken off.
+    """
+
+    xx: Matrix
+    xy: Matrix
+    yy: Matrix
+    x: Matrix
+    y: Matrix
+
+    def error(self, weights: Matrix, bias: Vector | None = None) -> float:
+        """Mean square of ``Y - X W - b``, summed over outputs; W is [groups, K, outputs], b by default the best."""
+        quadratic = (weights * (self.xx @ weights - 2 * self.xy)).sum()
+        offset = np.square(self.bias(weights) - bias).sum() if bias is not None else 0.0
+        return max(float(quadratic + self.yy.sum()), 0.0) + float(offset)
+
+    def bias(self, weights: Matrix) -> Vector:
+        """The bias that goes with weights, shape [groups, outputs]."""
+        return np.asarray(self.y - (self.x[:, None] @ weights)[:, 0])
+
+    def ridge(self, damping: float) -> float:
+        """What damping adds to the diagonal of ``xx``: a share of its mean."""
+        diagonal = np.diagonal(self.xx, axis1=1, axis2=2)
+        return float(damping * max(diagonal.mean(), 1e-12))
+
+    def fit(self, present: Matrix, damping: float) -> Matrix:
+        """Least squares, held to the present weights by a ridge: argmin |Y - X W|^2 + ridge |W - present|^2."""
+        ridge = self.ridge(damping)
+        system = self.xx + ridge * np.eye(self.xx.shape[1])
+        return np.asarray(np.linalg.solve(system, self.xy + ridge * present))

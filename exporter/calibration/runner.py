@@ -1,0 +1,203 @@
+"""Run a graph piece by piece over calibration inputs, every node once, keeping only what is still to be read."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from exporter.errors import ModelError
+from exporter.graph import Graph, Node
+from exporter.protos import reads
+from exporter.tensors import Array, is_external, read
+from runtime.archives import map_npy
+from runtime.backends import Session, open_session
+from runtime.errors import RunError
+from runtime.samples import Samples
+
+MEMORY = 1 << 30
+"""Bytes of activations a runner holds in memory; beyond, they go to temporary files."""
+
+_MAPPED = "fiub"
+
+
+class Runner:
+    """A graph on its way through the calibration inputs.
+
+    ``advance`` runs the nodes that the named tensors need and that have not run yet. What later nodes read is kept, in
+    memory up to ``MEMORY`` and in temporary files beyond; all else is dropped. The weights of a node may be changed
+    until it runs.
+
+    Attributes:
+        graph: the graph.
+        weights: new values of constants, for the nodes that have not run.
+        held: tensors to keep once they are there, though nothing reads them any more.
+        batches: number of batches.
+        rows: number of samples.
+    """
+
+    def __init__(self, graph: Graph, samples: Samples, batch: int, memory: int = MEMORY) -> None:
+        self.graph = graph
+        self.weights: dict[str, Array] = {}
+        self.held: set[str] = set()
+        self._waiting = {n.index: n for n in graph.nodes if n.depth == 0 and n.key not in graph.constants}
+        self._store = _Store(memory)
+        self.batches = 0
+        for feed in samples.batches(batch):
+            self.batches += 1
+            for name, values in feed.items():
+                self._store.add(name, values)
+        self.rows = len(samples)
+
+    def advance(self, names: Sequence[str]) -> None:
+        """Run until these tensors are there; they stay until the next call."""
+        needed = self._needed(names)
+        for node in needed:
+            del self._waiting[node.index]
+        later = {n for node in self._waiting.values() for n in reads(node.proto)} | set(names) | self.held
+        later.update(self.graph.outputs)
+        made = {o for node in needed for o in node.outputs if o}
+        if needed:
+            self._run(needed, sorted(made & later))
+        self._store.keep(later)
+
+    def rewind(self, nodes: Iterable[Node]) -> None:
+        """Let nodes run again, whose inputs are still there: their weights have changed."""
+        for node in nodes:
+            self._waiting[node.index] = node
+            self._store.keep(self._store.arrays.keys() - set(node.outputs))
+
+    def values(self, name: str) -> Iterator[Array]:
+        """A tensor that is there, batch by batch."""
+        return iter(self._store.arrays[name])
+
+    def branch(self, names: Sequence[str], weights: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """What these tensors would be if constants had other values, batch by batch; the runner stays where it is."""
+        there = [n for n in names if n in self._store.arrays]
+        rest = [n for n in names if n not in self._store.arrays]
+        piece_of = self._session(self._needed(rest), rest, {**self.weights, **weights}) if rest else None
+        for b in range(self.batches):
+            found = self._feed(*piece_of, rest, b) if piece_of is not None else {}
+            yield found | {n: self._store.arrays[n][b] for n in there}
+
+    def _needed(self, names: Iterable[str]) -> list[Node]:
+        """Waiting nodes that these tensors depend on, in order."""
+        wanted = {n for n in names if n not in self._store.arrays}
+        needed = []
+        for node in sorted(self._waiting.values(), key=lambda n: -n.index):
+            if wanted.intersection(node.outputs):
+                needed.append(node)
+                wanted |= {n for n in reads(node.proto) if n not in self._store.arrays}
+        return needed[::-1]
+
+    def _run(self, nodes: Sequence[Node], names: Sequence[str]) -> None:
+        session, inputs = self._session(nodes, names, self.weights)
+        for b in range(self.batches):
+            found = self._feed(session, inputs, names, b)
+            for name in names:
+                self._store.add(name, found[name])
+
+    def _feed(self, session: Session, inputs: Sequence[str], names: Sequence[str], b: int) -> dict[str, Array]:
+        try:
+            return session.run({n: self._store.arrays[n][b] for n in inputs}, names)
+        except RunError as error:
+            raise ModelError(f"the model does not run on the calibration inputs: {error}") from error
+
+    def _session(
+        self, nodes: Sequence[Node], outputs: Sequence[str], weights: Mapping[str, Array]
+    ) -> tuple[Session, list[str]]:
+        """A session of some nodes, and the names of its inputs."""
+        model, inputs = piece(self.graph, nodes, outputs, weights)
+        try:
+            return open_session(model.SerializeToString()), inputs
+        except RunError as error:
+            raise ModelError(f"a part of the model cannot be run for calibration: {error}") from error
+
+
+def piece(
+    graph: Graph, nodes: Sequence[Node], outputs: Sequence[str], weights: Mapping[str, Array]
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Some nodes of a graph as a model, and the names of the tensors it is to be fed.
+
+    Args:
+        graph: the graph.
+        nodes: top-level nodes, in order.
+        outputs: tensors to return.
+        weights: values of constants that differ from the file's.
+    """
+    model = onnx.ModelProto(ir_version=graph.model.ir_version)
+    model.opset_import.extend(graph.model.opset_import)
+    model.functions.extend(graph.model.functions)
+    model.graph.name = "piece"
+    made = {o for node in nodes for o in node.outputs}
+    used = {n for node in nodes for n in reads(node.proto)} | set(outputs)
+    inputs = []
+    for name in sorted(used - made):
+        if name in graph.constants:
+            tensor = model.graph.initializer.add()
+            given = graph.constants[name]
+            if name in weights or is_external(given):
+                values = weights[name] if name in weights else read(given, graph.folder)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(values, order="C"), name))
+            else:
+                tensor.CopyFrom(given)
+                tensor.name = name
+        elif name in graph.inferred.types:
+            inputs.append(name)
+            kind = graph.inferred.types[name]
+            value = model.graph.input.add(name=name)
+            value.type.CopyFrom(kind)
+            if kind.HasField("tensor_type"):
+                for dim in value.type.tensor_type.shape.dim:
+                    dim.Clear()
+    model.graph.node.extend(n.proto for n in nodes)
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs)
+    return model, inputs
+
+
+class _Store:
+    """Arrays by tensor name and batch: in memory up to a limit, in files beyond, which go when the store goes."""
+
+    def __init__(self, limit: int) -> None:
+        self.arrays: dict[str, list[Array]] = {}
+        self._limit, self._held, self._count = limit, 0, 0
+        self._bytes: dict[str, int] = {}
+        self._files: dict[str, list[Path]] = {}
+        self._folder: Path | None = None
+
+    def add(self, name: str, values: Array) -> None:
+        size = getattr(values, "nbytes", 0)  # a sequence of tensors has no size, and stays in memory
+        if size and self._held + size > self._limit and values.dtype.kind in _MAPPED:
+            values = self._spill(name, values)
+        else:
+            self._held += size
+            self._bytes[name] = self._bytes.get(name, 0) + size
+        self.arrays.setdefault(name, []).append(values)
+
+    def keep(self, names: set[str]) -> None:
+        for name in [n for n in self.arrays if n not in names]:
+            del self.arrays[name]
+            self._held -= self._bytes.pop(name, 0)
+            for path in self._files.pop(name, ()):
+                path.unlink()
+
+    def _spill(self, name: str, values: Array) -> Array:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="secateur-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = self._folder / f"{self._count}.npy"
+        self._count += 1
+        try:
+            np.save(path, values)
+        except OSError as error:
+            raise ModelError(
+                f"activations of the model do not fit into {self._folder}: {error}.\nUse fewer samples, or set TMPDIR "
+                "to a folder with more room."
+            ) from error
+        self._files.setdefault(name, []).append(path)
+        return map_npy(path)

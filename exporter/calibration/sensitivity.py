@@ -1,0 +1,78 @@
+"""How much the model's outputs suffer from the damage to one group: the exchange rate between groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from onnx import TensorProto
+
+from exporter.calibration.evidence import Evidence, readings
+from exporter.calibration.runner import Runner
+from exporter.graph import Graph
+from exporter.groups import Groups
+from exporter.tensors import Array
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+
+
+def float_outputs(graph: Graph) -> list[str]:
+    """Names of the floating-point outputs."""
+    return [n for n in graph.outputs if graph.inferred.dtype.get(n) in _FLOATS]
+
+
+class Deviation:
+    """Square error of outputs relative to their variance, mean over outputs, batch by batch."""
+
+    def __init__(self) -> None:
+        self._error: dict[str, float] = {}
+        self._moments: dict[str, list[float]] = {}
+
+    def add(self, got: Mapping[str, Array], want: Mapping[str, Array]) -> None:
+        """Add a batch."""
+        for name, values in want.items():
+            a, b = np.asarray(got[name], np.float64), np.asarray(values, np.float64)
+            good = np.isfinite(b)
+            self._error[name] = self._error.get(name, 0.0) + float(np.square(a - b)[good].sum())
+            sums = self._moments.setdefault(name, [0.0, 0.0, 0.0])
+            for k, part in enumerate((good.sum(), b[good].sum(), np.square(b[good]).sum())):
+                sums[k] += float(part)
+
+    @property
+    def value(self) -> float:
+        """The mean; infinite where an output is not a number any more."""
+        found = []
+        for name, error in self._error.items():
+            n, total, square = self._moments[name]
+            variance = square / max(n, 1) - (total / max(n, 1)) ** 2
+            found.append(error / max(n, 1) / variance if variance > 0 else 0.0)
+        mean = float(np.mean(found)) if found else 0.0
+        return mean if np.isfinite(mean) else float("inf")
+
+
+def sensitivities(
+    groups: Groups, known: Mapping[int, Evidence], runner: Runner, step: Callable[[str], None]
+) -> dict[int, float]:
+    """Deviation of the outputs per unit of damage, by group: each group is cut alone to the width of its evidence.
+
+    Args:
+        groups: the analysis.
+        known: evidence by number of the group.
+        runner: at the start of the dense graph, over a few samples.
+        step: called with a line before each group.
+    """
+    graph = groups.graph
+    outputs = float_outputs(graph)
+    first = {n: min((r.reader for r in found), key=lambda r: r.node.index)
+             for n, found in readings(groups, list(known)).items()}  # fmt: skip
+    want = list(runner.branch(outputs, {}))
+    result = {}
+    for i, n in enumerate(sorted(known, key=lambda n: first[n].node.index), 1):
+        step(f"measuring how the outputs react, group {i} of {len(known)}")
+        runner.advance([first[n].source])
+        deviation = Deviation()
+        for got, dense in zip(runner.branch(outputs, known[n].weights), want, strict=True):
+            deviation.add(got, dense)
+        damage = known[n].curve.damage[known[n].level - 1]
+        result[n] = deviation.value / max(float(damage), 1e-9)
+    return result

@@ -1,0 +1,123 @@
+"""``prune --calib``: choose with calibration inputs, fit the layers that stay, and say what is left of the outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter import UsageError, load, prune
+from exporter.cli import main
+from runtime.evaluation import evaluate
+from runtime.samples import load_samples
+from tests.exporter.files import run, write
+from tests.onnx_builder import build, node, weights
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+TRAIN, TEST = f"{MODELS / 'digits.npz'}:train", f"{MODELS / 'digits.npz'}:test"
+
+
+def _top1(path):
+    samples = load_samples(Path(TEST), [_input(path)], labels=("y",))
+    return evaluate(path, samples, "top1").value
+
+
+def _input(path):
+    from exporter.normalise import input_specs
+
+    return input_specs(load(path).model)[0]
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_vit"])
+def test_half_the_work_within_a_point_and_a_half(name, tmp_path):
+    """Issue 4 asks for one point; with 128 samples instead of 512 a half is allowed for."""
+    dense, out = MODELS / f"{name}.onnx", tmp_path / "out.onnx"
+    result = prune(dense, out, macs=0.5, calib=TRAIN, calib_samples=128)
+    found = result.fidelity
+    assert found is not None
+    assert result.after.macs <= 0.5 * result.before.macs
+    assert found.error < 0.2 * found.plain
+    assert found.agreement is not None
+    assert found.agreement > 0.9
+    assert not found.synthetic
+    assert _top1(dense) - _top1(out) < 0.015
+
+
+def test_compensation_can_be_left_out(tmp_path):
+    dense = MODELS / "digits_cnn.onnx"
+    result = prune(dense, tmp_path / "out.onnx", macs=0.5, calib=TRAIN, calib_samples=48, compensate=False)
+    found = result.fidelity
+    assert found is not None
+    assert found.error == found.plain > 0.05
+    assert not found.refits
+
+
+def test_the_same_twice(tmp_path):
+    dense = MODELS / "digits_cnn.onnx"
+    first, second = (tmp_path / f"{k}.onnx" for k in (1, 2))
+    for out in (first, second):
+        prune(dense, out, macs=0.6, calib=TRAIN, calib_samples=32)
+    spec = _input(dense)
+    feed = {spec.name: np.random.default_rng(0).standard_normal((2, *spec.shape[1:])).astype(np.float32)}
+    for name, values in run(first.read_bytes(), feed).items():
+        np.testing.assert_array_equal(values, run(second.read_bytes(), feed)[name])
+
+
+@pytest.mark.parametrize("score", ["wanda", "flap", "energy", "fpgm", "lamp", "reconstruction"])
+def test_scores(score, tmp_path):
+    result = prune(
+        MODELS / "digits_cnn.onnx", tmp_path / "o.onnx", ratio=0.3, align=1, score=score, calib=TRAIN, calib_samples=32
+    )
+    assert result.plan.options["score"] == score
+    assert result.plan.options["scope"] == "local"
+    assert result.fidelity is not None
+    assert result.fidelity.error < result.fidelity.plain
+
+
+def test_a_plan_is_fitted_too(tmp_path):
+    dense = MODELS / "digits_cnn.onnx"
+    plan = prune(dense, macs=0.6, dry_run=True).plan
+    result = prune(dense, tmp_path / "out.onnx", plan=plan, calib=TRAIN, calib_samples=48)
+    assert result.fidelity is not None
+    assert result.fidelity.error < 0.5 * result.fidelity.plain
+
+
+def test_no_linear_layer(tmp_path):
+    """Where no reader tells of a group, every group is cut alike, and the report says so."""
+    nodes = [node("Mul", "x scale", "h"), node("Softplus", "h", "k"), node("ReduceSum", "k axes", "y", keepdims=1)]
+    model = build(nodes, {"x": ["N", 1]}, ["y"], weights(scale=(1, 8)) | {"axes": np.array([1], np.int64)})
+    feeds = [{"x": np.random.default_rng(k).standard_normal((4, 1)).astype(np.float32)} for k in range(16)]
+    result = prune(write(model, tmp_path), tmp_path / "out.onnx", params=0.5, align=1, calib=feeds)
+    assert any("no linear layer reads them" in w for w in result.warnings)
+    assert result.after.parameters == 4
+
+
+def test_synthetic_is_said(tmp_path, capsys):
+    command = ["prune", str(MODELS / "digits_cnn.onnx"), "-o", str(tmp_path / "out.onnx"), "-q", "--macs", "0.7"]
+    report = tmp_path / "report.json"
+    assert main([*command, "--calib", "synthetic", "--calib-samples", "32", "--json", str(report)]) == 0
+    text = capsys.readouterr().out
+    assert "accuracy is unmeasured" in text
+    document = json.loads(report.read_text())
+    assert document["fidelity"]["synthetic"]
+    assert document["fidelity"]["error"] < document["fidelity"]["plain"]
+    assert document["options"]["calib"] == "synthetic"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"macs": 0.5, "scope": "damage"}, "give --calib"),
+        ({"macs": 0.5, "score": "wanda"}, "--calib"),
+        ({"macs": 0.5, "compensate": False}, "need calibration inputs"),
+        ({"ratio": 0.5, "scope": "damage", "calib": TRAIN}, "--macs or --params"),
+        ({"macs": 0.5, "calib": TRAIN, "calib_samples": 8}, "at least 16"),
+    ],
+    ids=["scope", "score", "compensate", "ratio", "few"],
+)
+def test_errors(options, says, tmp_path):
+    with pytest.raises(UsageError, match=says):
+        prune(MODELS / "digits_cnn.onnx", tmp_path / "out.onnx", **options)
+    assert not (tmp_path / "out.onnx").exists()
