@@ -32,7 +32,7 @@ from exporter.influence import score_blocks
 from exporter.interface import patterns_for
 from exporter.normalise import input_specs
 from exporter.plan import Plan
-from exporter.planner import KINDS, budget_of, eligible, make_plan, touched
+from exporter.planner import KINDS, budget_of, check, eligible, make_plan, touched
 from runtime import feeds
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ def _widths(
 ) -> Plan:
     assert request.scope is not None
     scope, damage = request.scope, None
+    check(scope, request.align, request.min_width)
     numbers = eligible(CostModel(groups), budget_of(**budget), request.kinds, keep, only, request.align)
     if calibration is not None and request.score == RECONSTRUCTION:
         from exporter.calibration.damage import predict

@@ -77,7 +77,7 @@ def make_plan(
         GoalError: the budget cannot be reached.
     """
     budget = budget_of(ratio, macs, params)
-    _check(scope, align, min_width)
+    check(scope, align, min_width)
     cost = CostModel(groups)
     chosen = eligible(cost, budget, granularity, keep, only, align)
     if scope == "damage":
@@ -176,7 +176,8 @@ def budget_of(ratio: float | None = None, macs: float | None = None, params: flo
     return given[0]
 
 
-def _check(scope: str, align: int | str, min_width: int) -> None:
+def check(scope: str, align: int | str, min_width: int) -> None:
+    """Refuse values out of range with a UsageError."""
     if scope not in ("local", "global", "damage"):
         raise UsageError(f"--scope {scope}: choose local, global or damage.")
     if align != "auto" and (not isinstance(align, int) or align < 1):

@@ -30,6 +30,8 @@ from runtime.errors import RunError
 from runtime.samples import Samples
 
 _DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Tried where there are ten rows or more for every column; larger ones where there are fewer."""
+
 _RECTIFIED_ROUNDS = 1
 _JOINT_SAMPLES = 256
 """Samples that two layers are fitted together on."""
@@ -188,7 +190,8 @@ class _Fit:
         energy = float(judge.yy.sum()) or 1.0
         old = self._bias()
         tried: list[_Tried] = [_Tried(judge.error(self.present, old), None, self.present, old)]
-        for damping in _DAMPINGS:
+        few = max(1.0, 10 * self.present.shape[1] / fit.rows)
+        for damping in (few * d for d in _DAMPINGS):
             found = centre.fit(self.present, damping)
             bias = centre.bias(found) if intercept else None
             tried.append(_Tried(judge.error(found, bias), damping, found, bias))

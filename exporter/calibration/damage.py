@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.data import Calibration
-from exporter.calibration.evidence import evidence
+from exporter.calibration.evidence import evidence, readings
 from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import sensitivities
 from exporter.groups import Groups
@@ -17,6 +17,10 @@ from exporter.importance import Scores, score
 
 _FEW = 128
 """Samples that tell how the outputs react."""
+
+_SHARED = 3.0
+"""How much worse the damage is of what several layers read: the two layers around other units are fitted together in
+the end, which the prediction leaves out. Tried on ResNet-20 at half the work: 4.0 points lost with 1, 3.0 with 3."""
 
 
 @dataclass(frozen=True)
@@ -55,4 +59,8 @@ def predict(
     scores = score(groups, "l2")
     for n, known in found.items():
         scores[groups.groups[n].name] = known.curve.importance()
+    readers = readings(groups, list(found))
+    for n in found:
+        if len(readers[n]) > 1:
+            rates[n] *= _SHARED
     return Prediction(scores, {groups.groups[n].name: rates[n] * known.curve.damage for n, known in found.items()})

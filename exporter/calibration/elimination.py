@@ -49,11 +49,20 @@ class Curve:
 class Layer:
     """One reader while units are taken from it: weights and inverse second moments of the columns left."""
 
-    def __init__(self, moments: Centred, units: NDArray[np.int64], damping: float) -> None:
-        """Start with all columns; ``units`` [groups, K] is the unit of each column, -1 for none."""
+    def __init__(
+        self, moments: Centred, units: NDArray[np.int64], damping: float, present: Matrix | None = None
+    ) -> None:
+        """Start with all columns.
+
+        Args:
+            moments: of what the reader sees and gives.
+            units: unit of each column, -1 for none; shape [groups, K].
+            damping: ridge, as a share of the mean second moment.
+            present: weights that the ridge holds to; zero by default.
+        """
         ridge = moments.ridge(damping)
         self.inverse: Matrix = np.asarray(np.linalg.inv(moments.xx + ridge * np.eye(moments.xx.shape[1])))
-        self.weights: Matrix = self.inverse @ moments.xy
+        self.weights: Matrix = self.inverse @ (moments.xy if present is None else moments.xy + ridge * present)
         self.energy = float(moments.yy.sum()) or 1.0
         self.error = moments.error(self.weights)
         self.units = units

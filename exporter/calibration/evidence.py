@@ -18,6 +18,7 @@ from exporter.calibration.readers import (
     columns,
     find_readers,
     inputs_at,
+    matrix,
     outputs_at,
     places,
     weight_of,
@@ -29,6 +30,9 @@ from exporter.slots import Fixed
 from exporter.tensors import Array
 
 DAMPING = 1e-3
+UNCERTAIN = 0.02
+"""What the damping grows by for every column there is to a row: few rows fit anything."""
+
 _ROWS_PER_COLUMN = 12
 _FEWEST_ROWS, _MOST_ROWS = 20_000, 24_576
 HELD_OUT = 8
@@ -173,10 +177,13 @@ def evidence(
         step(f"measuring what the layers read, {i} of {len(by_reader)}")
         runner.advance([reader.source, reader.result])
         fit, held = moments_of(runner, reader, runner.values(reader.result))
-        centred = (fit + held).centred(reader.bias is not None)
+        both = fit + held
+        centred = both.centred(reader.bias is not None)
+        present = matrix(reader, groups.graph.array(reader.weight))
+        damping = DAMPING + UNCERTAIN * present.shape[1] / max(both.rows, 1)
         for n, reading in members:
-            units = columns_of(reading, centred.xx.shape[1])
-            layers.setdefault(n, []).append((reader, Layer(centred, units, DAMPING)))
+            units = columns_of(reading, present.shape[1])
+            layers.setdefault(n, []).append((reader, Layer(centred, units, damping, present)))
             open_readings[n] -= 1
             if not open_readings[n]:
                 result[n] = _evidence(groups, n, layers.pop(n))

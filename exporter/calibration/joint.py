@@ -204,10 +204,9 @@ class _Solver:
 
     def __init__(self, known: Moments) -> None:
         centre = known.centred(intercept=True)
+        damping = _DAMPING * max(1.0, 10 * centre.xx.shape[1] / max(known.rows, 1))
         self.mean = centre.x
-        self.inverse: Matrix = np.asarray(
-            np.linalg.inv(centre.xx + centre.ridge(_DAMPING) * np.eye(centre.xx.shape[1]))
-        )
+        self.inverse: Matrix = np.asarray(np.linalg.inv(centre.xx + centre.ridge(damping) * np.eye(centre.xx.shape[1])))
 
     def direction(self, sums: Moments) -> tuple[Matrix, Vector]:
         """Weights and bias that fit what the sums' outputs ask for."""

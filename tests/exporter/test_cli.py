@@ -727,7 +727,7 @@ WRONG = {
     "no such model": ("prune {folder}/none.onnx -o {out} --ratio 0.5", 2, "none.onnx: no such file"),
     "not a model": ("prune {text} -o {out} --ratio 0.5", 3, "is not an ONNX file|holds no ONNX graph"),
     "nothing to prune": ("prune {rigid} -o {out} --ratio 0.5", 3, "nothing in this model can be pruned"),
-    "an unknown score": (f"{HALF} --score best", 2, "there is no score 'best'. Choose from: l1, l2, random"),
+    "an unknown score": (f"{HALF} --score best", 2, "no score 'best'. Choose from: l1, l2, fpgm, lamp, random"),
     "an unknown scope": (f"{HALF} --scope wide", 2, "invalid choice: 'wide'"),
     "align of 0": (f"{HALF} --align 0", 2, "--align 0: choose auto or a whole number of at least 1"),
     "align of a word": (f"{HALF} --align odd", 2, "--align odd: choose auto"),
