@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.blocks import KIND, Blocks, find_blocks
 from exporter.cost import CostModel
@@ -165,19 +166,17 @@ def _widths(
     given_scope: bool,
     step: Callable[[str], None],
 ) -> Plan:
+    assert request.score is not None
     assert request.scope is not None
     scope, damage = request.scope, None
-    check(scope, request.align, request.min_width)
-    numbers = eligible(CostModel(groups), budget_of(**budget), request.kinds, keep, only, request.align)
-    if calibration is not None and request.score == RECONSTRUCTION:
-        from exporter.calibration.damage import predict
-
-        predicted = predict(groups, numbers, calibration, step)
-        scores, damage = predicted.scores, predicted.damage
-        if not damage and not given_scope:
-            scope, notes = "local", [*notes, "every group is cut alike, by magnitude: no linear layer reads them"]
+    if calibration is None:
+        scores = score_groups(groups, request.score, consumers=request.consumers, seed=request.seed)
     else:
-        scores = _scores(groups, numbers, request, calibration, step)
+        check(scope, request.align, request.min_width)  # before the work
+        numbers = eligible(CostModel(groups), budget_of(**budget), request.kinds, keep, only, request.align)
+        scores, damage = _calibrated(groups, numbers, request, calibration, step)
+        if damage is not None and not damage and not given_scope:
+            scope, notes = "local", [*notes, "every group is cut alike, by magnitude: no linear layer reads them"]
     if inputs is not None and any(g.kind == "tokens" for g in groups):
         scores = seen_first(groups, scores, feeds.recorded(inputs, input_specs(groups.graph.model)))
     return make_plan(
@@ -196,22 +195,22 @@ def _widths(
     )
 
 
-def _scores(
-    groups: Groups,
-    numbers: Sequence[int],
-    request: Request,
-    calibration: Calibration | None,
-    step: Callable[[str], None],
-) -> Scores:
-    assert request.score is not None
-    if calibration is not None:
-        from exporter.calibration.runner import Runner
-        from exporter.calibration.scores import CALIBRATED, calibrated_scores
+def _calibrated(
+    groups: Groups, numbers: Sequence[int], request: Request, calibration: Calibration, step: Callable[[str], None]
+) -> tuple[Scores, dict[str, NDArray[np.float64]] | None]:
+    """Scores of all groups, and the predicted damage of some where the score is ``reconstruction``."""
+    from exporter.calibration.damage import predict
+    from exporter.calibration.runner import Runner
+    from exporter.calibration.scores import CALIBRATED, calibrated_scores
 
-        if request.score in CALIBRATED:
-            runner = Runner(groups.graph, calibration.fit, calibration.batch)
-            return calibrated_scores(groups, numbers, request.score, runner, step)
-    return score_groups(groups, request.score, consumers=request.consumers, seed=request.seed)
+    assert request.score is not None
+    if request.score == RECONSTRUCTION:
+        predicted = predict(groups, numbers, calibration, step)
+        return predicted.scores, predicted.damage
+    if request.score in CALIBRATED:
+        runner = Runner(groups.graph, calibration.fit, calibration.batch)
+        return calibrated_scores(groups, numbers, request.score, runner, step), None
+    return score_groups(groups, request.score, consumers=request.consumers, seed=request.seed), None
 
 
 def _check(request: Request) -> None:

@@ -5,11 +5,8 @@ torch is imported inside the functions, so that everything else works without it
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import re
-import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import SecateurError, UsageError
+from runtime.importing import import_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,25 +80,11 @@ def load_module(source: str) -> Module:
 
 
 def _import(place: str) -> Any:
-    """Import a file, or a package from the current folder or where packages are installed."""
-    file = Path(place).resolve()
-    if place.endswith(".py") and not file.is_file():
+    if place.endswith(".py") and not Path(place).is_file():
         raise UsageError(f"{place}: no such file.")
-    folder = str(file.parent if place.endswith(".py") else Path.cwd())
-    if folder not in sys.path:  # for what a file imports itself, as if it were run as a script
-        sys.path.insert(0, folder)
-    name = f"secateur_source_{file.stem}" if place.endswith(".py") else place
     try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-        return sys.modules[name]
+        return import_place(place, "secateur_source")
     except Exception as error:
-        sys.modules.pop(name, None)
         raise UsageError(f"{place} cannot be imported: {said(error)}") from error
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import BadRequest
+from runtime.importing import import_place
 from runtime.metrics import Batch, Metric, Scores
 
 _HELP = "expected plugin:package.module:callable or plugin:path/to/file.py:callable"
@@ -58,23 +56,9 @@ def _observer(name: str, function: Callable[..., Any]) -> Callable[[Batch], Scor
 
 
 def _import(place: str) -> Any:
-    """Import a file, or a package from the current folder or where packages are installed."""
-    file = Path(place).resolve()
-    if place.endswith(".py") and not file.is_file():
+    if place.endswith(".py") and not Path(place).is_file():
         raise BadRequest(f"--metric: {place}: no such file.")
-    folder = str(file.parent if place.endswith(".py") else Path.cwd())
-    if folder not in sys.path:  # for what a file imports itself, as if it were run as a script
-        sys.path.insert(0, folder)
-    name = f"secateur_plugin_{file.stem}" if place.endswith(".py") else place
     try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-        return sys.modules[name]
+        return import_place(place, "secateur_plugin")
     except Exception as error:
-        sys.modules.pop(name, None)
         raise BadRequest(f"--metric: {place} cannot be imported: {type(error).__name__}: {error}") from error

@@ -20,7 +20,7 @@ from exporter.agreement import take_axes
 from exporter.calibration.evidence import Sample, moments_of, sampled
 from exporter.calibration.joint import Batch, Joint, Pair, find_pairs
 from exporter.calibration.moments import Moments, Vector
-from exporter.calibration.readers import Matrix, Reader, Rows, find_readers, matrix, weight_of
+from exporter.calibration.readers import Matrix, Reader, Rows, find_readers, grouped_outputs_at, matrix, weight_of
 from exporter.calibration.runner import Runner
 from exporter.graph import Graph
 from exporter.plan import Plan
@@ -82,9 +82,10 @@ def compensate(
     """
     own, dense = Runner(pruned, samples, batch), Runner(graph, samples, batch)
     touched = _touched(pruned, plan)
-    todo = [r for r in find_readers(pruned) if r.source in touched]
+    readers = find_readers(pruned)
+    todo = [r for r in readers if r.source in touched]
     later = {r.weight for r in todo}
-    pairs = find_pairs(pruned, find_readers(pruned))
+    pairs = find_pairs(pruned, readers)
     known: dict[str, Moments] = {}
     refits = []
     fresh: dict[str, Array] = {}
@@ -271,9 +272,8 @@ class _Fit:
             for sample in wholes:
                 yield sample, np.zeros((1, 1, 1), np.float32)
             return
-        others = sampled(self.own, self.reader, self.own.values(self.target.other))
-        for sample, other in zip(wholes, others, strict=True):
-            yield sample, other.y
+        for sample, other in zip(wholes, self.own.values(self.target.other), strict=True):
+            yield sample, grouped_outputs_at(self.reader, other, sample.at)
 
     def _written(self, weights: Matrix, bias: Vector | None) -> dict[str, Array]:
         values = {self.reader.weight: weight_of(self.reader, weights, self.weight)}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.data import Calibration
-from exporter.calibration.evidence import evidence, readings
+from exporter.calibration.evidence import evidence
 from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import sensitivities
 from exporter.groups import Groups
@@ -55,12 +55,11 @@ def predict(
     graph = groups.graph
     found = evidence(groups, numbers, Runner(graph, calibration.fit, calibration.batch), step)
     few = calibration.fit.part(0, _FEW)
-    rates = sensitivities(groups, found, Runner(graph, few, calibration.batch), step)
+    rates = sensitivities(found, Runner(graph, few, calibration.batch), step)
     scores = score(groups, "l2")
     for n, known in found.items():
         scores[groups.groups[n].name] = known.curve.importance()
-    readers = readings(groups, list(found))
-    for n in found:
-        if len(readers[n]) > 1:
+    for n, known in found.items():
+        if len(known.readers) > 1:
             rates[n] *= _SHARED
     return Prediction(scores, {groups.groups[n].name: rates[n] * known.curve.damage for n, known in found.items()})

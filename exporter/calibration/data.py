@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from exporter.calibration.evidence import HELD_OUT
 from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.normalise import input_specs
@@ -21,7 +22,6 @@ SYNTHETIC = "synthetic"
 FEWEST = 16
 """Samples below which least squares learns nothing worth keeping."""
 
-_HELD_OUT = 8
 _MOST_IN_A_BATCH = 64
 _TENSOR_BYTES = 1 << 27
 
@@ -78,7 +78,7 @@ def calibration_of(
         raise UsageError(
             f"--calib {text} holds {len(samples)} samples; at least {FEWEST} are needed, and a few hundred do well."
         )
-    held = max(len(samples) // _HELD_OUT, 1)
+    held = max(len(samples) // HELD_OUT, 1)
     cut = len(samples) - held
     return Calibration(samples.part(0, cut), samples.part(cut, len(samples)), _batch(graph), text, synthetic)
 

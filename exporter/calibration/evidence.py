@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from exporter.calibration.elimination import Curve, Layer, eliminate
 from exporter.calibration.moments import Moments
 from exporter.calibration.readers import (
+    Matrix,
+    Places,
     Reader,
     Rows,
     channel_of_column,
     columns,
     find_readers,
+    grouped_outputs_at,
     inputs_at,
     matrix,
-    outputs_at,
     places,
     weight_of,
 )
@@ -92,11 +94,13 @@ class Sample:
         x: what they see, shape [groups, rows, K].
         y: what the result should be there, shape [groups, rows, outputs].
         held: which rows are held out, shape (rows,).
+        at: their positions.
     """
 
     x: Rows
     y: Rows
     held: NDArray[np.bool_]
+    at: Places
 
 
 def sampled(runner: Runner, reader: Reader, targets: Iterable[Array]) -> Iterator[Sample]:
@@ -130,10 +134,9 @@ def rows_at(
     rows = int(np.clip(_ROWS_PER_COLUMN * columns(reader, dims), _FEWEST_ROWS, _MOST_ROWS))
     at = places(reader, target.shape, math.ceil(rows * share), np.random.default_rng(batch))
     x = inputs_at(reader, source, at, tuple(dims[2:]) if reader.spatial else (), target.shape[2:])
-    y = outputs_at(reader, target, at)
-    y = y.reshape(len(y), reader.groups, -1).transpose(1, 0, 2)
+    y = grouped_outputs_at(reader, target, at)
     number = batch * samples + at[0] * samples // max(len(target), 1)
-    return Sample(x, y, number % HELD_OUT == HELD_OUT - 1)
+    return Sample(x, y, number % HELD_OUT == HELD_OUT - 1, at)
 
 
 def moments_of(runner: Runner, reader: Reader, targets: Iterable[Array]) -> tuple[Moments, Moments]:
@@ -146,15 +149,53 @@ def moments_of(runner: Runner, reader: Reader, targets: Iterable[Array]) -> tupl
 
 
 @dataclass(frozen=True)
+class Seen:
+    """One reader, and what the calibration inputs showed it.
+
+    Attributes:
+        reader: the reader.
+        moments: of what it reads and gives.
+        weights: its weights, shape [groups, K, outputs].
+        units: by number of a group that it reads, the unit of each column, -1 for none; shape [groups, K].
+        last: groups that no later reader reads.
+    """
+
+    reader: Reader
+    moments: Moments
+    weights: Matrix
+    units: dict[int, NDArray[np.int64]]
+    last: frozenset[int]
+
+
+def readers_of(groups: Groups, numbers: Sequence[int], runner: Runner, step: Callable[[str], None]) -> Iterator[Seen]:
+    """The readers of some groups in the order of the graph, each as soon as the runner has reached it."""
+    by_reader: dict[int, dict[int, Reading]] = {}
+    for n, found in readings(groups, numbers).items():
+        for reading in found:
+            by_reader.setdefault(reading.reader.node.index, {})[n] = reading
+    last = {n: place for place, members in sorted(by_reader.items()) for n in members}
+    for i, (place, members) in enumerate(sorted(by_reader.items()), 1):
+        reader = next(iter(members.values())).reader
+        step(f"measuring what the layers read, {i} of {len(by_reader)}")
+        runner.advance([reader.source, reader.result])
+        fit, held = moments_of(runner, reader, runner.values(reader.result))
+        weights = matrix(reader, groups.graph.array(reader.weight))
+        units = {n: columns_of(reading, weights.shape[1]) for n, reading in members.items()}
+        yield Seen(reader, fit + held, weights, units, frozenset(n for n in members if last[n] == place))
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What calibration inputs say of a group.
 
     Attributes:
+        readers: the linear layers that read it, in the order of the graph.
         curve: the order in which its units go, and the damage to its readers.
         level: a width between, and
         weights: the weights and biases that its readers have at that width; zero for the units that went.
     """
 
+    readers: tuple[Reader, ...]
     curve: Curve
     level: int
     weights: dict[str, Array]
@@ -164,28 +205,14 @@ def evidence(
     groups: Groups, numbers: Sequence[int], runner: Runner, step: Callable[[str], None]
 ) -> dict[int, Evidence]:
     """Damage curves of the groups that readers tell of, by number, from one pass over the calibration inputs."""
-    of_group = readings(groups, numbers)
-    open_readings = {n: len(found) for n, found in of_group.items()}
-    by_reader: dict[int, list[tuple[int, Reading]]] = {}
-    for n, found in of_group.items():
-        for reading in found:
-            by_reader.setdefault(reading.reader.node.index, []).append((n, reading))
-    layers: dict[int, list[tuple[Reader, Layer]]] = {}
     result: dict[int, Evidence] = {}
-    for i, (_, members) in enumerate(sorted(by_reader.items()), 1):
-        reader = members[0][1].reader
-        step(f"measuring what the layers read, {i} of {len(by_reader)}")
-        runner.advance([reader.source, reader.result])
-        fit, held = moments_of(runner, reader, runner.values(reader.result))
-        both = fit + held
-        centred = both.centred(reader.bias is not None)
-        present = matrix(reader, groups.graph.array(reader.weight))
-        damping = DAMPING + UNCERTAIN * present.shape[1] / max(both.rows, 1)
-        for n, reading in members:
-            units = columns_of(reading, present.shape[1])
-            layers.setdefault(n, []).append((reader, Layer(centred, units, damping, present)))
-            open_readings[n] -= 1
-            if not open_readings[n]:
+    layers: dict[int, list[tuple[Reader, Layer]]] = {}
+    for seen in readers_of(groups, numbers, runner, step):
+        centred = seen.moments.centred(seen.reader.bias is not None)
+        damping = DAMPING + UNCERTAIN * seen.weights.shape[1] / max(seen.moments.rows, 1)
+        for n, units in seen.units.items():
+            layers.setdefault(n, []).append((seen.reader, Layer(centred, units, damping, seen.weights)))
+            if n in seen.last:
                 result[n] = _evidence(groups, n, layers.pop(n))
     return result
 
@@ -203,4 +230,4 @@ def _evidence(groups: Groups, number: int, layers: list[tuple[Reader, Layer]]) -
                 weights[reader.bias] = layer.bias().reshape(like.shape).astype(like.dtype)
 
     curve = eliminate([layer for _, layer in layers], width, max(1, width // 2), look)
-    return Evidence(curve, max(1, width // 2), weights)
+    return Evidence(tuple(reader for reader, _ in layers), curve, max(1, width // 2), weights)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from exporter.calibration.evidence import rows_at
+from exporter.calibration.evidence import HELD_OUT, rows_at
 from exporter.calibration.moments import Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, weight_of
 from exporter.graph import Graph, Node
@@ -30,7 +30,6 @@ _STEP = 1e-2
 
 _DAMPING = 1e-3
 _ROUNDS = 4
-_SHARE_HELD = 8
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class Joint:
         Raises:
             RunError: ONNX Runtime does not run the two layers apart from the rest.
         """
-        held = max(1, len(batches) // _SHARE_HELD)
+        held = max(1, len(batches) // HELD_OUT)
         if len(batches) < 2:
             return None
         seen, unseen = batches[:-held], batches[-held:]

@@ -188,6 +188,12 @@ def outputs_at(reader: Reader, result: Array, at: Places) -> Rows:
     return np.asarray(moved[at], np.float32)
 
 
+def grouped_outputs_at(reader: Reader, result: Array, at: Places) -> Rows:
+    """Outputs at some positions, shape [groups, rows, outputs of a group]."""
+    rows = outputs_at(reader, result, at)
+    return rows.reshape(len(rows), reader.groups, -1).transpose(1, 0, 2)
+
+
 def inputs_at(reader: Reader, source: Array, at: Places, kernel: tuple[int, ...], spatial: tuple[int, ...]) -> Rows:
     """What the outputs at some positions see, shape [groups, rows, K].
 

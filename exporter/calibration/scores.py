@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.elimination import blocks_of
-from exporter.calibration.evidence import Reading, columns_of, evidence, moments_of, readings
+from exporter.calibration.evidence import evidence, readers_of, readings
 from exporter.calibration.moments import Moments
-from exporter.calibration.readers import Matrix, matrix
+from exporter.calibration.readers import Matrix
 from exporter.calibration.runner import Runner
 from exporter.errors import UsageError
 from exporter.groups import Groups
@@ -118,18 +118,9 @@ def _seen(
     groups: Groups, numbers: Sequence[int], runner: Runner, step: Step
 ) -> Iterator[tuple[int, Moments, Units, Matrix]]:
     """For each reader of each group: the group, the reader's moments, the unit of each column, and the weights."""
-    members: dict[int, list[tuple[int, Reading]]] = {}
-    for n, found in readings(groups, numbers).items():
-        for reading in found:
-            members.setdefault(reading.reader.node.index, []).append((n, reading))
-    for i, (_, own) in enumerate(sorted(members.items()), 1):
-        reader = own[0][1].reader
-        step(f"measuring what the layers read, {i} of {len(members)}")
-        runner.advance([reader.source, reader.result])
-        fit, held = moments_of(runner, reader, runner.values(reader.result))
-        weights = matrix(reader, groups.graph.array(reader.weight))
-        for n, reading in own:
-            yield n, fit + held, columns_of(reading, weights.shape[1]), weights
+    for seen in readers_of(groups, numbers, runner, step):
+        for n, units in seen.units.items():
+            yield n, seen.moments, units, seen.weights
 
 
 def _zeros(groups: Groups, numbers: Sequence[int]) -> dict[int, NDArray[np.float64]]:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from onnx import TensorProto
 
-from exporter.calibration.evidence import Evidence, readings
+from exporter.calibration.evidence import Evidence
 from exporter.calibration.runner import Runner
 from exporter.graph import Graph
-from exporter.groups import Groups
 from exporter.tensors import Array
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
@@ -50,26 +49,20 @@ class Deviation:
         return mean if np.isfinite(mean) else float("inf")
 
 
-def sensitivities(
-    groups: Groups, known: Mapping[int, Evidence], runner: Runner, step: Callable[[str], None]
-) -> dict[int, float]:
+def sensitivities(known: Mapping[int, Evidence], runner: Runner, step: Callable[[str], None]) -> dict[int, float]:
     """Deviation of the outputs per unit of damage, by group: each group is cut alone to the width of its evidence.
 
     Args:
-        groups: the analysis.
         known: evidence by number of the group.
         runner: at the start of the dense graph, over a few samples.
         step: called with a line before each group.
     """
-    graph = groups.graph
-    outputs = float_outputs(graph)
-    first = {n: min((r.reader for r in found), key=lambda r: r.node.index)
-             for n, found in readings(groups, list(known)).items()}  # fmt: skip
+    outputs = float_outputs(runner.graph)
     want = list(runner.branch(outputs, {}))
     result = {}
-    for i, n in enumerate(sorted(known, key=lambda n: first[n].node.index), 1):
+    for i, n in enumerate(sorted(known, key=lambda n: known[n].readers[0].node.index), 1):
         step(f"measuring how the outputs react, group {i} of {len(known)}")
-        runner.advance([first[n].source])
+        runner.advance([known[n].readers[0].source])
         deviation = Deviation()
         for got, dense in zip(runner.branch(outputs, known[n].weights), want, strict=True):
             deviation.add(got, dense)
