@@ -44,7 +44,7 @@ class Told:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch):
     """No progress lines, however slow the machine is."""
-    monkeypatch.setattr("exporter.cli._QUIET_SECONDS", float("inf"))
+    monkeypatch.setattr("exporter.commands.console.QUIET_SECONDS", float("inf"))
 
 
 @pytest.fixture
@@ -685,7 +685,7 @@ def test_an_interrupt_is_told_in_a_line(models, cli, tmp_path, monkeypatch):
 
 
 def test_progress_goes_to_stderr_and_can_be_silenced(models, cli, tmp_path, monkeypatch):
-    monkeypatch.setattr("exporter.cli._QUIET_SECONDS", -1.0)
+    monkeypatch.setattr("exporter.commands.console.QUIET_SECONDS", -1.0)
     arguments = ("prune", models / "cnn.onnx", "-o", tmp_path / "out.onnx", "--ratio", "0.5", *SMALL)
     told = cli(*arguments)
     assert "rewriting the graph" in told.err

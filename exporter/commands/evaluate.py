@@ -1,0 +1,78 @@
+"""``secateur eval``: judge outputs on data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from exporter.commands.console import Progress, write_json
+from exporter.commands.options import add_json, add_preprocess, command
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(commands, "eval", run, "Judge a model's outputs on data: accuracy, or agreement with another.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        type=Path,
+        required=True,
+        help="an .npz keyed by input name (FILE.npz:test takes NAME_test), a folder of NAME.npy or of .npz files, or a "
+        "folder of images; samples along the leading axis",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        required=True,
+        help="top1, top5, perplexity (logits of the next id); agreement (same largest output), mse, psnr, cosine with "
+        "--reference; or plugin:package.module:callable, called with (outputs, labels)",
+    )
+    parser.add_argument("--reference", metavar="ORIGINAL", type=Path, help="the model to compare with")
+    parser.add_argument(
+        "--labels", metavar="KEY", help="the array that holds the labels (y, label or labels); in a folder, KEY.npy"
+    )
+    parser.add_argument("--output", metavar="NAME", help="the output to judge (the first floating-point one)")
+    parser.add_argument("--limit", type=int, metavar="N", help="take at most N samples, at random")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="most samples in one run (32)")
+    add_preprocess(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter import report, report_json
+    from runtime.backends import open_session
+    from runtime.errors import BadRequest
+    from runtime.evaluation import evaluate
+    from runtime.images import parse_preprocess
+    from runtime.metrics import find_metric
+    from runtime.samples import load_samples
+    from runtime.sources import USUAL_LABELS
+
+    preprocess = parse_preprocess(options.preprocess) if options.preprocess else None
+    needs = find_metric(options.metric).needs
+    if needs == "reference" and options.labels:
+        raise BadRequest(f"--metric {options.metric} compares two models; leave out --labels.")
+    if not options.model.is_file():
+        raise BadRequest(f"{options.model}: no such file.")
+    session = open_session(options.model)
+    names = (options.labels,) if options.labels else () if needs == "reference" else USUAL_LABELS
+    samples = load_samples(options.data, session.inputs, preprocess=preprocess, limit=options.limit, labels=names)
+    if options.labels and samples.answers is None:
+        raise BadRequest(f"--labels {options.labels}: {options.data} has no such array.")
+    result = evaluate(
+        session,
+        samples,
+        options.metric,
+        reference=options.reference,
+        output=options.output,
+        batch=options.batch,
+        progress=Progress(options.quiet),
+    )
+    if options.json:
+        write_json(options.json, report_json.evaluation_json(options.model, result))
+    if options.json != "-":
+        print(report.evaluation_text(options.model, result))
+    return 0

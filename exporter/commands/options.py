@@ -1,0 +1,66 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+EXIT_CODES = """exit codes:
+  0  done
+  1  a goal, check or regression failed (budget out of reach, proof failed)
+  2  usage (unknown option, value out of range, plan for another model, path not writable)
+  3  model unsupported (not an ONNX file, truncated, nothing to prune, does not run)
+  4  backend missing
+  5  inconclusive (too noisy)
+"""
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def command(commands: Any, name: str, run: Command, text: str) -> argparse.ArgumentParser:
+    """Add a command that calls ``run``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(command=run)
+    parser.add_argument("--quiet", "-q", action="store_true", help="no progress on stderr")
+    return parser
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Add sizes of dynamic axes."""
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME:1x3x224x224",
+        help="size of an input with dynamic axes, for costs and runs (the written file stays dynamic); repeatable",
+    )
+
+
+def add_io(parser: Any) -> None:
+    """Add axes of the interface that may shrink."""
+    parser.add_argument(
+        "--io",
+        action="append",
+        default=[],
+        metavar="GLOB:AXIS",
+        help="let an axis of matching graph inputs and outputs shrink ('past_key*:1'), or the ids an integer input may "
+        "hold ('input_ids:ids'); what calls the model must follow; repeatable",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the JSON report."""
+    parser.add_argument("--json", metavar="FILE|-", help="write everything as JSON to a file, or to stdout for '-'")
+
+
+def add_preprocess(parser: Any) -> None:
+    """Add what is done to images."""
+    parser.add_argument(
+        "--preprocess",
+        metavar="K=V,...",
+        help="what is done to image files and uint8 pixels: resize=256,crop=224,mean=0.485/0.456/0.406,"
+        "std=0.229/0.224/0.225,scale=255,layout=NCHW,order=RGB, or none (default: this recipe at the input's size)",
+    )

@@ -1,0 +1,181 @@
+"""``secateur prune``: remove units, prove the result, write it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.commands.console import Progress, write_json
+from exporter.commands.options import add_io, add_json, add_preprocess, add_shape, command
+
+if TYPE_CHECKING:
+    from runtime.latency import Latency, Ratio
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(commands, "prune", run, "Remove units from a model, prove the result, and write it.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="the file to write")
+    budget = parser.add_argument_group("budget (one of them, unless --layers or --plan is given)")
+    budget.add_argument("--ratio", type=float, metavar="R", help="remove this share of the units")
+    budget.add_argument("--macs", type=float, metavar="M", help="leave at most this share of the multiply-accumulates")
+    budget.add_argument("--params", type=float, metavar="P", help="leave at most this share of the parameters")
+    choice = parser.add_argument_group("choosing units")
+    choice.add_argument(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="drop N residual blocks, the least important ones; widths meet the budget",
+    )
+    choice.add_argument(
+        "--layer-score",
+        default="similarity",
+        metavar="NAME",
+        help="similarity of the residual stream with and without a block, on --inputs or seeded ones (default), "
+        "magnitude (no run needed) or random",
+    )
+    choice.add_argument(
+        "--score",
+        metavar="NAME",
+        help="l2 (default), l1, fpgm, lamp, random; with --calib also energy, flap, wanda and reconstruction (default "
+        "there): how badly the layers that read a unit can do without it",
+    )
+    choice.add_argument("--include-consumers", action="store_true", help="score the weights that read a unit as well")
+    choice.add_argument(
+        "--scope",
+        choices=("local", "global", "damage"),
+        help="local: the same share of every group (default); global: all units ranked together, each by its score "
+        "relative to the mean of its group; damage: meet --macs or --params with the least predicted damage to the "
+        "outputs (default with --calib)",
+    )
+    choice.add_argument(
+        "--align",
+        default="auto",
+        metavar="N",
+        help="make widths multiples of N; auto (default): 16 for convolutions, 8 for matrix products",
+    )
+    choice.add_argument("--min-width", type=int, default=1, metavar="N", help="keep at least N units of every group")
+    choice.add_argument(
+        "--granularity",
+        metavar="KINDS",
+        help="kinds of groups to cut, separated by commas: channels, neurons, hidden, heads, head_dims, conv_groups, "
+        "norm_groups, tokens (default: all, but one factor of each product axis); experts, whole, only where they are "
+        "named; and layers: whole residual blocks. With layers and others --ratio applies to each, and --macs and "
+        "--params are split evenly",
+    )
+    choice.add_argument(
+        "--keep", action="append", default=[], metavar="GLOB", help="keep whole what touches a matching node or tensor"
+    )
+    choice.add_argument(
+        "--only", action="append", default=[], metavar="GLOB", help="cut only what touches a matching node or tensor"
+    )
+    add_io(choice)
+    choice.add_argument("--seed", type=int, default=0, metavar="N", help="for random scores")
+    data = parser.add_argument_group("calibration (unlabelled inputs)")
+    data.add_argument(
+        "--calib",
+        metavar="DATA",
+        help="inputs to choose with, and to fit the layers that stay to: an .npz by input name, a folder of .npy, .npz "
+        "or image files, or synthetic for made-up ones",
+    )
+    add_preprocess(data)
+    data.add_argument("--calib-samples", type=int, default=512, metavar="N", help="use at most N of them (512)")
+    data.add_argument("--no-compensate", action="store_true", help="leave the weights that stay as they are")
+    plan = parser.add_argument_group("plans")
+    plan.add_argument("--save-plan", metavar="P.json", type=Path, help="write the plan")
+    plan.add_argument("--plan", metavar="P.json", type=Path, help="carry out this plan")
+    plan.add_argument("--dry-run", action="store_true", help="plan and report only; write no model")
+    proof = parser.add_argument_group("proof and measurement")
+    proof.add_argument("--no-verify", action="store_true", help="write the result without proving it")
+    proof.add_argument(
+        "--inputs",
+        metavar="FILE.npz",
+        type=Path,
+        help="recorded inputs for the proof and for --layer-score, by input name",
+    )
+    proof.add_argument("--measure", action="store_true", help="time the result against the original in one paired run")
+    add_shape(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter import Plan, prune, report, report_json
+    from runtime.feeds import parse_shapes
+    from runtime.images import parse_preprocess
+
+    _check(options)
+    result = prune(
+        options.model,
+        options.output,
+        ratio=options.ratio,
+        macs=options.macs,
+        params=options.params,
+        layers=options.layers,
+        score=options.score,
+        layer_score=options.layer_score,
+        consumers=options.include_consumers,
+        scope=options.scope,
+        align=_align(options.align),
+        min_width=options.min_width,
+        granularity=[k.strip() for k in options.granularity.split(",")] if options.granularity else None,
+        keep=options.keep,
+        only=options.only,
+        io=options.io,
+        plan=Plan.load(options.plan) if options.plan else None,
+        calib=options.calib,
+        preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
+        calib_samples=options.calib_samples,
+        compensate=not options.no_compensate,
+        dry_run=options.dry_run,
+        prove=not options.no_verify,
+        shapes=parse_shapes(options.shape),
+        inputs=options.inputs,
+        seed=options.seed,
+        progress=Progress(options.quiet),
+    )
+    if options.save_plan:
+        result.plan.save(options.save_plan)
+    latency = _measure(options, dict(result.plan.model.shapes)) if options.measure and result.output else None
+    if options.json:
+        write_json(options.json, report_json.prune_json(result, latency))
+    if options.json != "-":
+        print(report.prune_text(result, latency))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what would be ignored, or would fail only after the work."""
+    from exporter.atomic import obstacle
+    from exporter.choice import Request
+    from exporter.errors import UsageError
+
+    if options.plan:
+        for field in fields(Request):
+            name = "include_consumers" if field.name == "consumers" else field.name
+            given = getattr(options, name)
+            if (tuple(given) if isinstance(given, list) else given) != field.default:
+                raise UsageError(f"--plan already says what to keep; leave out --{name.replace('_', '-')}.")
+    if options.measure and options.dry_run:
+        raise UsageError("--measure needs a result to time; leave out --dry-run.")
+    for path in (options.save_plan, options.json):
+        why = obstacle(Path(path)) if path not in (None, "-") else ""
+        if why:
+            raise UsageError(f"{path} cannot be written: {why}.")
+
+
+def _align(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _measure(options: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> tuple[Latency, Latency, Ratio]:
+    from runtime.latency import bench, compare
+
+    dense, pruned = bench([options.model, options.output], shapes=shapes, progress=Progress(options.quiet))
+    return dense, pruned, compare(dense, pruned)
