@@ -11,7 +11,7 @@ What the options ask for, a budget always being of the dense model:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from exporter.planner import KINDS, budget_of, check, eligible, make_plan, touch
 from runtime import feeds
 
 if TYPE_CHECKING:
+    from exporter.calibration.damage import Prediction
     from exporter.calibration.data import Calibration
 
 RECONSTRUCTION = "reconstruction"
@@ -168,37 +169,47 @@ def _widths(
 ) -> Plan:
     assert request.score is not None
     assert request.scope is not None
-    scope, damage = request.scope, None
+    scope, prediction = request.scope, None
     if calibration is None:
         scores = score_groups(groups, request.score, consumers=request.consumers, seed=request.seed)
     else:
         check(scope, request.align, request.min_width)  # before the work
         numbers = eligible(CostModel(groups), budget_of(**budget), request.kinds, keep, only, request.align)
-        scores, damage = _calibrated(groups, numbers, request, calibration, step)
-        if damage is not None and not damage and not given_scope:
+        scores, prediction = _calibrated(groups, numbers, request, calibration, step)
+        if prediction is not None and not prediction.damage and not given_scope:
             scope, notes = "local", [*notes, "every group is cut alike, by magnitude: no linear layer reads them"]
     if inputs is not None and any(g.kind == "tokens" for g in groups):
         scores = seen_first(groups, scores, feeds.recorded(inputs, input_specs(groups.graph.model)))
-    return make_plan(
-        groups,
-        scores,
-        **budget,
-        scope=scope,
-        align=request.align,
-        min_width=request.min_width,
-        granularity=request.kinds,
-        keep=keep,
-        only=only,
-        damage=damage,
-        options=options,
-        notes=notes,
-    )
+
+    def plan_for(damage: Mapping[str, NDArray[np.float64]] | None = None) -> Plan:
+        return make_plan(
+            groups,
+            scores,
+            **budget,
+            scope=scope,
+            align=request.align,
+            min_width=request.min_width,
+            granularity=request.kinds,
+            keep=keep,
+            only=only,
+            damage=damage,
+            options=options,
+            notes=notes,
+        )
+
+    if prediction is None or scope != "damage":
+        return plan_for()
+    assert calibration is not None
+    from exporter.calibration.trial import best_share
+
+    share = best_share(groups.graph, lambda share: plan_for(damage=prediction.mended(share)), calibration, step)
+    return plan_for(damage=prediction.mended(share))
 
 
 def _calibrated(
     groups: Groups, numbers: Sequence[int], request: Request, calibration: Calibration, step: Callable[[str], None]
-) -> tuple[Scores, dict[str, NDArray[np.float64]] | None]:
-    """Scores of all groups, and the predicted damage of some where the score is ``reconstruction``."""
+) -> tuple[Scores, Prediction | None]:
+    """Scores of all groups, and the prediction where the score is ``reconstruction``."""
     from exporter.calibration.damage import predict
     from exporter.calibration.runner import Runner
     from exporter.calibration.scores import CALIBRATED, calibrated_scores
@@ -206,7 +217,7 @@ def _calibrated(
     assert request.score is not None
     if request.score == RECONSTRUCTION:
         predicted = predict(groups, numbers, calibration, step)
-        return predicted.scores, predicted.damage
+        return predicted.scores, predicted
     if request.score in CALIBRATED:
         runner = Runner(groups.graph, calibration.fit, calibration.batch)
         return calibrated_scores(groups, numbers, request.score, runner, step), None

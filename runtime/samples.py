@@ -70,9 +70,17 @@ class Samples:
         for rows in self._groups(size):
             yield self.store.feeds(rows), None if self.answers is None else self.answers[rows]
 
+    def counts(self, size: int) -> list[int]:
+        """How many samples each of ``batches`` holds."""
+        return [len(rows) for rows in self._groups(size)]
+
     def part(self, start: int, stop: int) -> Samples:
         """The samples from ``start`` to before ``stop``; nothing is read or copied."""
         return _fill(replace(self, rows=self.rows[start:stop]))
+
+    def at(self, positions: Rows) -> Samples:
+        """The samples at some positions, in their order."""
+        return _fill(replace(self, rows=self.rows[positions]))
 
     def shuffled(self, seed: int = 0) -> Samples:
         """The same samples in a random order: files sorted by class are no order to split by."""

@@ -9,7 +9,8 @@ deep neural networks", ICCV 2017). Where a Relu follows, only what it lets throu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ import onnx
 
 from exporter import tensors
 from exporter.agreement import take_axes
-from exporter.calibration.evidence import Sample, moments_of, sampled
+from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, sampled
 from exporter.calibration.joint import Batch, Joint, Pair, find_pairs
 from exporter.calibration.moments import Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, Rows, find_readers, grouped_outputs_at, matrix, weight_of
@@ -29,12 +30,12 @@ from exporter.tensors import Array
 from runtime.errors import RunError
 from runtime.samples import Samples
 
-_DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
+_DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 """Tried where there are ten rows or more for every column; larger ones where there are fewer."""
 
 _RECTIFIED_ROUNDS = 1
-_JOINT_SAMPLES = 256
-"""Samples that two layers are fitted together on."""
+_JOINT_SAMPLES, _JOINT_ROWS = 256, 1 << 18
+"""Samples that two layers are fitted together on: fewer where each has many positions."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def compensate(
     samples: Samples,
     batch: int,
     step: Callable[[str], None] = lambda _: None,
+    *,
+    quick: bool = False,
 ) -> tuple[Graph, list[Refit]]:
     """Fit the weights that stay to calibration inputs.
 
@@ -73,6 +76,7 @@ def compensate(
         samples: calibration inputs of the dense graph.
         batch: samples in one run.
         step: called with a line before each layer.
+        quick: each layer once, alone and to fewer rows: good enough to compare plans by.
 
     Returns:
         The pruned graph with new weights, and what became of each reader.
@@ -85,7 +89,7 @@ def compensate(
     readers = find_readers(pruned)
     todo = [r for r in readers if r.source in touched]
     later = {r.weight for r in todo}
-    pairs = find_pairs(pruned, readers)
+    pairs = find_pairs(pruned, readers) if not quick else {}
     known: dict[str, Moments] = {}
     refits = []
     fresh: dict[str, Array] = {}
@@ -97,7 +101,7 @@ def compensate(
         pair = pairs.get(reader.weight)
         own.held = {p.first.source for p in pairs.values() if p.second.weight in later | {reader.weight}}
         own.advance([reader.source, *([target.other] if target.other else [])])
-        fit = _Fit(reader, target, own, dense, plan)
+        fit = _Fit(reader, target, own, dense, plan, quick)
         refit, values = fit.values()
         if any(p.first.weight == reader.weight for p in pairs.values()):
             known[reader.weight] = fit.moments
@@ -172,8 +176,8 @@ class _Tried:
 class _Fit:
     """The fit of one reader."""
 
-    def __init__(self, reader: Reader, target: _Target, own: Runner, dense: Runner, plan: Plan) -> None:
-        self.reader, self.target, self.own, self.dense = reader, target, own, dense
+    def __init__(self, reader: Reader, target: _Target, own: Runner, dense: Runner, plan: Plan, quick: bool) -> None:
+        self.reader, self.target, self.own, self.dense, self.quick = reader, target, own, dense, quick
         self.axes = plan.hide.get(target.tensor, {})
         self.weight = own.graph.array(reader.weight)
         self.present = matrix(reader, self.weight)
@@ -182,7 +186,11 @@ class _Fit:
     def values(self) -> tuple[Refit, dict[str, Array]]:
         """The weights that fit the held-out samples best, the present ones included."""
         intercept = self.reader.bias is not None
-        fit, held = moments_of(self.own, self.reader, self._less_added())
+        rows: Iterable[tuple[Sample, Rows]] = self._rows()
+        rectified = self.target.rectified and intercept and not self.quick
+        if rectified:
+            rows = list(rows)  # they are gone through again
+        fit, held = moments_of(sample for sample, _ in rows)
         self.moments = fit + held if held.rows else fit
         if not fit.rows:
             return Refit(self.reader.weight, 0.0, 0.0, None), {}
@@ -201,8 +209,8 @@ class _Fit:
         if best.damping is None:
             return refit, {}
         weights, bias = best.weights, best.bias
-        if self.target.rectified and bias is not None:
-            weights, bias = self._rectified(fit, weights, bias, best.damping)
+        if rectified and bias is not None:
+            weights, bias = self._rectified(rows, fit, weights, bias, best.damping)
         return refit, self._written(weights, bias)
 
     def _bias(self) -> Vector | None:
@@ -218,7 +226,10 @@ class _Fit:
         graph = self.own.graph
         w1, b1, w2, b2 = (np.asarray(self.own.weights.get(n, graph.array(n))) for n in names)
         others = self.own.values(self.target.other) if self.target.other else None
-        few = range(-(-_JOINT_SAMPLES * self.own.batches // max(self.own.rows, 1)))
+        shape = self.own.graph.shape(pair.first.result) or ()
+        positions = math.prod(n for k, n in enumerate(shape) if k not in (0, pair.first.channel_axis % len(shape)))
+        count = min(_JOINT_SAMPLES, max(_JOINT_ROWS // max(positions, 1), 1))
+        few = range(max(2, -(-count * self.own.batches // max(self.own.rows, 1))))
         batches = [
             Batch(source, wanted, next(others) if others is not None else None)
             for _, source, wanted in zip(few, self.own.values(pair.first.source), self._wanted(), strict=False)
@@ -230,18 +241,26 @@ class _Fit:
             return {}
         return dict(zip(names, found, strict=True)) if found is not None else {}
 
-    def _less_added(self) -> Iterator[Array]:
-        """What the reader itself should give, batch by batch."""
-        others = self.own.values(self.target.other) if self.target.other else None
-        for values in self._wanted():
-            yield np.subtract(values, next(others)) if others is not None else values
-
     def _wanted(self) -> Iterator[Array]:
         """The part of the target that the pruned graph has."""
         for values in self.dense.values(self.target.tensor):
             yield take_axes(values, self.axes)
 
-    def _rectified(self, fit: Moments, weights: Matrix, bias: Vector, damping: float) -> tuple[Matrix, Vector]:
+    def _rows(self) -> Iterator[tuple[Sample, Rows]]:
+        """Rows with what the reader itself should give, and what is added to it."""
+        enough = ENOUGH_TO_COMPARE if self.quick else ENOUGH_TO_FIT
+        wholes = sampled(self.own, self.reader, self._wanted(), enough)
+        if not self.target.other:
+            for sample in wholes:
+                yield sample, np.zeros((1, 1, 1), np.float32)
+            return
+        for sample, other in zip(wholes, self.own.values(self.target.other), strict=True):
+            added = grouped_outputs_at(self.reader, other, sample.at)
+            yield replace(sample, y=sample.y - added), added
+
+    def _rectified(
+        self, rows: Iterable[tuple[Sample, Rows]], fit: Moments, weights: Matrix, bias: Vector, damping: float
+    ) -> tuple[Matrix, Vector]:
         """Fit what a Relu lets through: where the target is below zero any output below zero will do.
 
         Each round takes the output there for the target, if it is below zero, and fits again; the square error behind
@@ -251,12 +270,14 @@ class _Fit:
         for last in range(_RECTIFIED_ROUNDS + 1):
             again = Moments(fit.rows, fit.xx, np.zeros(()), np.zeros(()), fit.x, np.zeros(()))
             error = 0.0
-            for sample, added in self._sampled():
-                whole = sample.x @ weights.astype(np.float32) + bias[:, None].astype(np.float32) + added
-                passed = np.maximum(whole, 0) - np.maximum(sample.y, 0)
+            for sample, added in rows:
+                own = sample.x @ weights.astype(np.float32) + bias[:, None].astype(np.float32)
+                whole, target = own + added, sample.y + added
+                passed = np.maximum(whole, 0) - np.maximum(target, 0)
                 error += float(np.square(passed[:, sample.held]).sum())
-                wanted = np.where(sample.y > 0, sample.y, np.minimum(whole, 0)) - added
-                again.add_outputs(sample.x[:, ~sample.held], wanted[:, ~sample.held])
+                if last < _RECTIFIED_ROUNDS:
+                    wanted = np.where(target > 0, sample.y, np.minimum(own, -added))
+                    again.add_outputs(sample.x[:, ~sample.held], wanted[:, ~sample.held])
             if error < best[0]:
                 best = error, weights, bias
             if last < _RECTIFIED_ROUNDS:
@@ -264,16 +285,6 @@ class _Fit:
                 weights = renewed.fit(weights, damping)
                 bias = renewed.bias(weights)
         return best[1], best[2]
-
-    def _sampled(self) -> Iterator[tuple[Sample, Rows]]:
-        """Rows with the target before the Relu, and what is added on the way."""
-        wholes = sampled(self.own, self.reader, self._wanted())
-        if not self.target.other:
-            for sample in wholes:
-                yield sample, np.zeros((1, 1, 1), np.float32)
-            return
-        for sample, other in zip(wholes, self.own.values(self.target.other), strict=True):
-            yield sample, grouped_outputs_at(self.reader, other, sample.at)
 
     def _written(self, weights: Matrix, bias: Vector | None) -> dict[str, Array]:
         values = {self.reader.weight: weight_of(self.reader, weights, self.weight)}

@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.data import Calibration
-from exporter.calibration.evidence import evidence
+from exporter.calibration.evidence import HELD_OUT, evidence
+from exporter.calibration.readers import find_readers
 from exporter.calibration.runner import Runner
-from exporter.calibration.sensitivity import sensitivities
+from exporter.calibration.sensitivity import deviations, predicted
 from exporter.groups import Groups
 from exporter.importance import Scores, score
+from runtime.samples import Samples
 
-_FEW = 128
-"""Samples that tell how the outputs react."""
+_FEW = (64, 32)
+"""Samples that tell how the outputs react at each of the levels of the evidence; large effects need fewer."""
 
 _SHARED = 3.0
 """How much worse the damage is of what several layers read: the two layers around other units are fitted together in
@@ -31,10 +33,20 @@ class Prediction:
         scores: importance of the units, shape (width,): the later a unit would go, the higher.
         damage: square error of the outputs relative to their variance with ``k`` units kept, at ``k - 1``; shape
             (width,). A group that no linear layer reads has none.
+        later: share of the linear layers that come after those which read a group.
     """
 
     scores: Scores
     damage: dict[str, NDArray[np.float64]]
+    later: dict[str, float]
+
+    def mended(self, share: float) -> dict[str, NDArray[np.float64]]:
+        """The damage that is left where the layers after a group, fitted in turn, mend it.
+
+        Args:
+            share: of the damage that all layers together would mend; each mends as much as any other.
+        """
+        return {name: values * (1 - share * self.later[name]) for name, values in self.damage.items()}
 
 
 def predict(
@@ -43,7 +55,7 @@ def predict(
     """Predict the damage of cutting some groups, each with the layers that read it fitted anew.
 
     The square error of the layers that read a group grows along the order in which its units go (``eliminate``); how
-    much the outputs suffer for it is measured at half the width (``sensitivities``). A group that no linear layer reads
+    much the outputs suffer for it is measured at some widths (``deviations``). A group that no linear layer reads
     is ranked by magnitude.
 
     Args:
@@ -54,12 +66,26 @@ def predict(
     """
     graph = groups.graph
     found = evidence(groups, numbers, Runner(graph, calibration.fit, calibration.batch), step)
-    few = calibration.fit.part(0, _FEW)
-    rates = sensitivities(found, Runner(graph, few, calibration.batch), step)
+    measured: dict[int, list[tuple[float, float]]] = {n: [] for n in found}
+    for level, count in enumerate(_FEW):
+        few = Runner(graph, _held_first(calibration.fit, count), calibration.batch)
+        for n, value in deviations(found, few, level, step).items():
+            width = found[n].levels[level][0]
+            measured[n].append((float(found[n].curve.damage[width - 1]), value))
     scores = score(groups, "l2")
+    damage, later = {}, {}
+    places = np.array([r.node.index for r in find_readers(graph)])
     for n, known in found.items():
-        scores[groups.groups[n].name] = known.curve.importance()
-    for n, known in found.items():
-        if len(known.readers) > 1:
-            rates[n] *= _SHARED
-    return Prediction(scores, {groups.groups[n].name: rates[n] * known.curve.damage for n, known in found.items()})
+        name = groups.groups[n].name
+        scores[name] = known.curve.importance()
+        later[name] = float((places > known.readers[-1].node.index).mean())
+        factor = _SHARED if len(known.readers) > 1 else 1.0
+        damage[name] = factor * predicted(known.curve.damage, measured[n])
+    return Prediction(scores, damage, later)
+
+
+def _held_first(samples: Samples, count: int) -> Samples:
+    """Those the readers were not fitted to, if they are enough: a fit to few rows looks good on these rows."""
+    numbers = np.arange(len(samples))
+    held = numbers % HELD_OUT == HELD_OUT - 1
+    return samples.at(np.concatenate([numbers[held], numbers[~held]])[:count])

@@ -21,6 +21,9 @@ from exporter.calibration.readers import Matrix
 _AT_ONCE = 48
 """One of so many units may go in a step: one at a time up to twice this width."""
 
+_JUDGED = 0.9
+"""Share of the units left since the last time after which layers with a judge are judged again."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -50,7 +53,12 @@ class Layer:
     """One reader while units are taken from it: weights and inverse second moments of the columns left."""
 
     def __init__(
-        self, moments: Centred, units: NDArray[np.int64], damping: float, present: Matrix | None = None
+        self,
+        moments: Centred,
+        units: NDArray[np.int64],
+        damping: float,
+        present: Matrix | None = None,
+        judge: Centred | None = None,
     ) -> None:
         """Start with all columns.
 
@@ -59,6 +67,7 @@ class Layer:
             units: unit of each column, -1 for none; shape [groups, K].
             damping: ridge, as a share of the mean second moment.
             present: weights that the ridge holds to; zero by default.
+            judge: moments of other rows, where those fitted are too few to tell the error: few rows fit anything.
         """
         ridge = moments.ridge(damping)
         self.inverse: Matrix = np.asarray(np.linalg.inv(moments.xx + ridge * np.eye(moments.xx.shape[1])))
@@ -66,7 +75,23 @@ class Layer:
         self.energy = float(moments.yy.sum()) or 1.0
         self.error = moments.error(self.weights)
         self.units = units
+        self.judge = judge
         self._means = moments.x, moments.y
+        self._columns = [np.arange(units.shape[1])] * len(units)
+        self._size = units.shape[1]
+
+    def damage(self) -> float:
+        """Square error relative to the energy of the output."""
+        if self.judge is None:
+            return self.error / self.energy
+        return self.judge.error(self.weights, self.bias()) / (float(self.judge.yy.sum()) or 1.0)
+
+    def whole(self) -> Matrix:
+        """The weights left, among all the columns there were at first; shape [groups, K, outputs]."""
+        found = np.zeros((len(self.weights), self._size, self.weights.shape[2]))
+        for g, columns in enumerate(self._columns):
+            found[g, columns] = self.weights[g, : len(columns)]
+        return found
 
     def bias(self) -> Matrix:
         """The bias that goes with the weights left, shape [groups, outputs]."""
@@ -115,6 +140,10 @@ class Layer:
             part.inverse[g, :n, :n] = self.inverse[g][np.ix_(columns, columns)]
             part.weights[g, :n] = self.weights[g][columns]
             part.units[g, :n] = self.units[g][columns]
+        if self.judge is not None:
+            part.judge = self.judge.part(members)
+        part._columns = [self._columns[g][columns] for g, columns in enumerate(members)]
+        part._means = Centred.take(self._means[0], members), self._means[1]
         return part
 
 
@@ -137,20 +166,23 @@ def blocks_of(
             yield g, names[chosen], order[starts[chosen][:, None] + np.arange(size)]
 
 
-def eliminate(layers: Sequence[Layer], width: int, pause: int = 0, look: Callable[[], None] | None = None) -> Curve:
+Look = Callable[[int, Sequence[Layer]], None]
+
+
+def eliminate(layers: Sequence[Layer], width: int, pauses: Sequence[int] = (), look: Look | None = None) -> Curve:
     """Take all units but one away, the cheapest first; the damage of several readers adds up.
 
     Args:
         layers: the readers; what is left of them in the end is of no use.
         width: number of units.
-        pause: call ``look`` when so many units, or just fewer, are left.
-        look: may read the layers as they stand.
+        pauses: call ``look`` when so many units, or just fewer, are left; falling.
+        look: gets the pause and the layers as they stand.
     """
     alive = list(range(width))
     order: list[int] = []
-    damage = np.zeros(width)
-    damage[width - 1] = sum(layer.error / layer.energy for layer in layers)
-    narrow = min(width // 2, pause or width)
+    known = [(width, sum(layer.damage() for layer in layers))]
+    apart = any(layer.judge is not None for layer in layers)
+    narrow, waiting = width // 2, list(pauses)
     while len(alive) > 1:
         losses = np.asarray(sum(layer.losses(alive) for layer in layers))
         count = min(max(1, len(alive) // _AT_ONCE), len(alive) - 1)
@@ -159,14 +191,14 @@ def eliminate(layers: Sequence[Layer], width: int, pause: int = 0, look: Callabl
             layer.remove(going)
         order += going
         alive = [u for u in alive if u not in set(going)]
-        if look is not None and len(alive) <= pause < len(alive) + count:
-            look()
+        while look is not None and waiting and len(alive) <= waiting[0]:
+            look(waiting.pop(0), layers)
         if len(alive) <= narrow:  # what went needs no more work
             layers, narrow = [layer.part(alive) for layer in layers], len(alive) // 2
-        total = sum(layer.error / layer.energy for layer in layers)
-        start = damage[len(alive) + count - 1]
-        for k in range(count):  # evenly, among those that went together
-            damage[len(alive) + k - 1] = total + (start - total) * k / count
+        if not apart or len(alive) <= _JUDGED * known[-1][0] or len(alive) == 1:
+            known.append((len(alive), sum(layer.damage() for layer in layers)))
+    kept, total = np.array(known[::-1], np.float64).T
+    damage = np.interp(np.arange(1, width + 1), kept, total)  # evenly, among those that went together
     damage = np.maximum.accumulate(damage[::-1])[::-1] - damage[width - 1]
     return Curve(np.array(order + alive), np.maximum(damage, 0.0))
 

@@ -36,7 +36,16 @@ UNCERTAIN = 0.02
 """What the damping grows by for every column there is to a row: few rows fit anything."""
 
 _ROWS_PER_COLUMN = 12
-_FEWEST_ROWS, _MOST_ROWS = 20_000, 24_576
+_TELLING = 6
+"""Rows for a column below which the error on the rows fitted says little of that on others."""
+
+ENOUGH_TO_COMPARE, ENOUGH_TO_CHOOSE, ENOUGH_TO_FIT = 4096, 8192, 20_000
+"""Rows taken for any reader, however few columns it has."""
+
+_MOST_ROWS = 24_576
+LEVELS = (2, 8)
+"""A group's readers are kept as they are at these parts of its width."""
+
 HELD_OUT = 8
 """One of so many samples is held out."""
 
@@ -103,21 +112,31 @@ class Sample:
     at: Places
 
 
-def sampled(runner: Runner, reader: Reader, targets: Iterable[Array]) -> Iterator[Sample]:
+def sampled(runner: Runner, reader: Reader, targets: Iterable[Array], enough: int = ENOUGH_TO_FIT) -> Iterator[Sample]:
     """Rows at positions drawn at random, the same in every call, batch by batch.
 
     Args:
         runner: holds the reader's source.
         reader: the reader.
         targets: what its result should be, batch by batch.
+        enough: rows in all that are taken at least, if there are so many; more where there are many columns.
     """
-    samples = math.ceil(runner.rows / max(runner.batches, 1))
+    first = 0
     for b, (source, target) in enumerate(zip(runner.values(reader.source), targets, strict=True)):
-        yield rows_at(runner.graph, reader, source, target, 1 / runner.batches, b, samples)
+        count = runner.counts[b]
+        yield rows_at(runner.graph, reader, source, target, count / runner.rows, b, range(first, first + count), enough)
+        first += count
 
 
 def rows_at(
-    graph: Graph, reader: Reader, source: Array, target: Array, share: float, batch: int, samples: int = 1
+    graph: Graph,
+    reader: Reader,
+    source: Array,
+    target: Array,
+    share: float,
+    batch: int,
+    samples: range = range(1),
+    enough: int = ENOUGH_TO_FIT,
 ) -> Sample:
     """Rows of one batch.
 
@@ -128,21 +147,23 @@ def rows_at(
         target: what its result should be.
         share: of all rows that this batch brings.
         batch: its number, which decides the positions.
-        samples: in a batch; the leading axis of the target is theirs, or theirs and another's.
+        samples: numbers of its samples; the leading axis of the target is theirs, or theirs and another's.
+        enough: as for ``sampled``.
     """
     dims = graph.constants[reader.weight].dims
-    rows = int(np.clip(_ROWS_PER_COLUMN * columns(reader, dims), _FEWEST_ROWS, _MOST_ROWS))
+    per_column = _ROWS_PER_COLUMN if enough > ENOUGH_TO_COMPARE else _ROWS_PER_COLUMN // 2
+    rows = int(np.clip(per_column * columns(reader, dims), enough, _MOST_ROWS))
     at = places(reader, target.shape, math.ceil(rows * share), np.random.default_rng(batch))
     x = inputs_at(reader, source, at, tuple(dims[2:]) if reader.spatial else (), target.shape[2:])
     y = grouped_outputs_at(reader, target, at)
-    number = batch * samples + at[0] * samples // max(len(target), 1)
+    number = samples.start + at[0] * len(samples) // max(len(target), 1)
     return Sample(x, y, number % HELD_OUT == HELD_OUT - 1, at)
 
 
-def moments_of(runner: Runner, reader: Reader, targets: Iterable[Array]) -> tuple[Moments, Moments]:
-    """Moments of a reader at positions drawn at random: those to fit, and the held-out eighth of the samples."""
+def moments_of(samples: Iterable[Sample]) -> tuple[Moments, Moments]:
+    """Moments of rows: those to fit, and those of the held-out eighth of the samples."""
     fit, held = Moments(), Moments()
-    for sample in sampled(runner, reader, targets):
+    for sample in samples:
         fit.add(sample.x[:, ~sample.held], sample.y[:, ~sample.held])
         held.add(sample.x[:, sample.held], sample.y[:, sample.held])
     return fit, held
@@ -155,6 +176,7 @@ class Seen:
     Attributes:
         reader: the reader.
         moments: of what it reads and gives.
+        judge: of the held-out samples, which ``moments`` then leaves out, where there are few rows; else None.
         weights: its weights, shape [groups, K, outputs].
         units: by number of a group that it reads, the unit of each column, -1 for none; shape [groups, K].
         last: groups that no later reader reads.
@@ -162,6 +184,7 @@ class Seen:
 
     reader: Reader
     moments: Moments
+    judge: Moments | None
     weights: Matrix
     units: dict[int, NDArray[np.int64]]
     last: frozenset[int]
@@ -178,10 +201,12 @@ def readers_of(groups: Groups, numbers: Sequence[int], runner: Runner, step: Cal
         reader = next(iter(members.values())).reader
         step(f"measuring what the layers read, {i} of {len(by_reader)}")
         runner.advance([reader.source, reader.result])
-        fit, held = moments_of(runner, reader, runner.values(reader.result))
+        fit, held = moments_of(sampled(runner, reader, runner.values(reader.result), ENOUGH_TO_CHOOSE))
         weights = matrix(reader, groups.graph.array(reader.weight))
         units = {n: columns_of(reading, weights.shape[1]) for n, reading in members.items()}
-        yield Seen(reader, fit + held, weights, units, frozenset(n for n in members if last[n] == place))
+        apart = held.rows > 0 and fit.rows < _TELLING * weights.shape[1]
+        moments, judge = (fit, held) if apart else (fit + held, None)
+        yield Seen(reader, moments, judge, weights, units, frozenset(n for n in members if last[n] == place))
 
 
 @dataclass(frozen=True)
@@ -191,14 +216,13 @@ class Evidence:
     Attributes:
         readers: the linear layers that read it, in the order of the graph.
         curve: the order in which its units go, and the damage to its readers.
-        level: a width between, and
-        weights: the weights and biases that its readers have at that width; zero for the units that went.
+        levels: some widths between, falling, each with
+            the weights and biases that the readers have there; zero for the units that went.
     """
 
     readers: tuple[Reader, ...]
     curve: Curve
-    level: int
-    weights: dict[str, Array]
+    levels: tuple[tuple[int, dict[str, Array]], ...]
 
 
 def evidence(
@@ -208,10 +232,12 @@ def evidence(
     result: dict[int, Evidence] = {}
     layers: dict[int, list[tuple[Reader, Layer]]] = {}
     for seen in readers_of(groups, numbers, runner, step):
-        centred = seen.moments.centred(seen.reader.bias is not None)
+        intercept = seen.reader.bias is not None
+        centred = seen.moments.centred(intercept)
+        judge = seen.judge.centred(intercept) if seen.judge is not None else None
         damping = DAMPING + UNCERTAIN * seen.weights.shape[1] / max(seen.moments.rows, 1)
         for n, units in seen.units.items():
-            layers.setdefault(n, []).append((seen.reader, Layer(centred, units, damping, seen.weights)))
+            layers.setdefault(n, []).append((seen.reader, Layer(centred, units, damping, seen.weights, judge)))
             if n in seen.last:
                 result[n] = _evidence(groups, n, layers.pop(n))
     return result
@@ -219,15 +245,19 @@ def evidence(
 
 def _evidence(groups: Groups, number: int, layers: list[tuple[Reader, Layer]]) -> Evidence:
     width = groups.groups[number].width
-    weights: dict[str, Array] = {}
     graph = groups.graph
+    readers = tuple(reader for reader, _ in layers)
+    levels: list[tuple[int, dict[str, Array]]] = []
 
-    def look() -> None:
-        for reader, layer in layers:
-            weights[reader.weight] = weight_of(reader, layer.weights, graph.array(reader.weight))
+    def look(level: int, layers: Sequence[Layer]) -> None:
+        weights: dict[str, Array] = {}
+        for reader, layer in zip(readers, layers, strict=True):
+            weights[reader.weight] = weight_of(reader, layer.whole(), graph.array(reader.weight))
             if reader.bias is not None:
                 like = graph.array(reader.bias)
                 weights[reader.bias] = layer.bias().reshape(like.shape).astype(like.dtype)
+        levels.append((level, weights))
 
-    curve = eliminate([layer for _, layer in layers], width, max(1, width // 2), look)
-    return Evidence(tuple(reader for reader, _ in layers), curve, max(1, width // 2), weights)
+    pauses = sorted({max(1, width // share) for share in LEVELS if width > 1}, reverse=True)
+    curve = eliminate([layer for _, layer in layers], width, pauses, look)
+    return Evidence(readers, curve, tuple(levels))

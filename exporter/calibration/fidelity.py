@@ -15,6 +15,7 @@ from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
 from runtime.errors import BadRequest
 from runtime.evaluation import evaluate
+from runtime.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ def fitted(
     if shrunk(plan, graph) or pruned.inputs != graph.inputs:
         return pruned, None, ["not compensated and not measured: inputs or outputs of the model shrink"]
     step("measuring the pruned model on held-out inputs")
-    plain = _deviation(pruned, graph, calibration)
+    plain = deviation(pruned, graph, calibration.held, calibration.batch)
     if not wanted:
         return pruned, _fidelity(pruned, graph, calibration, plain, plain, []), []
     better, refits = compensate(pruned, graph, plan, calibration.fit, calibration.batch, step)
-    error = _deviation(better, graph, calibration)
+    error = deviation(better, graph, calibration.held, calibration.batch)
     if not error < plain:
         note = f"compensation was left out: output error on held-out inputs {error:.3g} with it, {plain:.3g} without"
         return pruned, _fidelity(pruned, graph, calibration, plain, plain, []), [note]
@@ -81,10 +82,11 @@ def _fidelity(
     return Fidelity(len(calibration.held), plain, error, agreement, tuple(refits), calibration.synthetic)
 
 
-def _deviation(pruned: Graph, graph: Graph, calibration: Calibration) -> float:
+def deviation(pruned: Graph, graph: Graph, samples: Samples, batch: int) -> float:
+    """Square error of the outputs relative to their variance, mean over outputs."""
     outputs = float_outputs(graph)
-    deviation = Deviation()
-    runners = [Runner(g, calibration.held, calibration.batch) for g in (pruned, graph)]
+    found = Deviation()
+    runners = [Runner(g, samples, batch) for g in (pruned, graph)]
     for got, want in zip(*(r.branch(outputs, {}) for r in runners), strict=True):
-        deviation.add(got, want)
-    return deviation.value
+        found.add(got, want)
+    return found.value

@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from exporter.calibration.evidence import HELD_OUT, rows_at
+from exporter.calibration.evidence import ENOUGH_TO_CHOOSE, HELD_OUT, rows_at
 from exporter.calibration.moments import Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, weight_of
 from exporter.graph import Graph, Node
 from exporter.tensors import Array
-from runtime.backends import Session, open_session
+from runtime.backends import Session, SessionOptions, open_session
 
 _RECTIFIERS = ("Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Clip", "Elu", "Celu", "Selu", "Softplus", "HardSwish")
 _SMOOTH = ("Sigmoid", "HardSigmoid", "Tanh", "Softsign", "Swish", "Mish", "Gelu", "Erf")
@@ -114,8 +114,8 @@ class Joint:
     def __init__(self, pair: Pair, graph: Graph, weights: Weights, rectified: bool, added: bool) -> None:
         self.pair, self.graph, self.weights = pair, graph, weights
         build = _Build(pair, graph, rectified, added)
-        self._pass: Session = open_session(build.residual())
-        self._along: Session = open_session(build.response())
+        self._pass: Session = open_session(build.residual(), options=SessionOptions(spinning=False))
+        self._along: Session = open_session(build.response(), options=SessionOptions(spinning=False))
 
     def fit(self, batches: Sequence[Batch], known: tuple[Moments | None, Moments | None]) -> Weights | None:
         """The weights and biases of both layers; None where no round helps on the last eighth of the batches.
@@ -167,7 +167,10 @@ class Joint:
             found = self._pass.run(self._fed(batch, weights), ["residual", "hidden", "slope"])
             read, wanted = (batch.source, found["hidden"]), (found["slope"], found["residual"])
             for k, reader in enumerate(readers):
-                sample = rows_at(self.graph, reader, read[k], np.negative(wanted[k]), len(batch.source) / whole, number)
+                share = len(batch.source) / whole
+                sample = rows_at(
+                    self.graph, reader, read[k], np.negative(wanted[k]), share, number, enough=ENOUGH_TO_CHOOSE
+                )
                 if solvers[k] is None:
                     sums[k].add(sample.x, sample.y)
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -36,18 +37,22 @@ class Moments:
         not count."""
         inputs, outputs = _finite(inputs, outputs)
         self.rows += inputs.shape[1]
-        centred, mean, total = _about_mean(inputs)
+        about = _about_mean(inputs)
+        centred, mean, total = about
         # one product of a matrix with itself, transposed, takes half the work; numpy sees that for two axes only
         self.xx = self.xx + np.stack([x.T @ x for x in centred]) + _shift(mean, total, mean, total, inputs.shape[1])
         self.x = self.x + total
-        self.add_outputs(inputs, outputs)
+        self._add_outputs(about, outputs)
 
     def add_outputs(self, inputs: Rows, outputs: Rows) -> None:
         """Add what depends on the outputs, for rows whose inputs are in already."""
         inputs, outputs = _finite(inputs, outputs)
-        x, x_mean, x_total = _about_mean(inputs)
+        self._add_outputs(_about_mean(inputs), outputs)
+
+    def _add_outputs(self, inputs: tuple[Rows, Vector, Vector], outputs: Rows) -> None:
+        x, x_mean, x_total = inputs
         y, y_mean, y_total = _about_mean(outputs)
-        self.xy = self.xy + x.transpose(0, 2, 1) @ y + _shift(x_mean, x_total, y_mean, y_total, inputs.shape[1])
+        self.xy = self.xy + x.transpose(0, 2, 1) @ y + _shift(x_mean, x_total, y_mean, y_total, x.shape[1])
         self.yy = self.yy + np.square(outputs, dtype=np.float64).sum(1)
         self.y = self.y + y_total
 
@@ -112,6 +117,21 @@ class Centred:
         quadratic = (weights * (self.xx @ weights - 2 * self.xy)).sum()
         offset = np.square(self.bias(weights) - bias).sum() if bias is not None else 0.0
         return max(float(quadratic + self.yy.sum()), 0.0) + float(offset)
+
+    @staticmethod
+    def take(values: Matrix, columns: Sequence[NDArray[np.int64]]) -> Matrix:
+        """Some columns of each group, filled up with zeros; values [groups, K, ...]."""
+        found = np.zeros((len(columns), max(len(c) for c in columns), *values.shape[2:]))
+        for g, chosen in enumerate(columns):
+            found[g, : len(chosen)] = values[g][chosen]
+        return found
+
+    def part(self, columns: Sequence[NDArray[np.int64]]) -> Centred:
+        """Of some columns of each group alone, filled up with zeros."""
+        half = self.take(self.xx, columns).swapaxes(1, 2)
+        return Centred(
+            self.take(half, columns), self.take(self.xy, columns), self.yy, self.take(self.x, columns), self.y
+        )
 
     def bias(self, weights: Matrix) -> Vector:
         """The bias that goes with weights, shape [groups, outputs]."""

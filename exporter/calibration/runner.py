@@ -16,7 +16,7 @@ from exporter.graph import Graph, Node
 from exporter.protos import reads
 from exporter.tensors import Array, is_external, read
 from runtime.archives import map_npy
-from runtime.backends import Session, open_session
+from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.samples import Samples
 
@@ -38,6 +38,7 @@ class Runner:
         weights: new values of constants, for the nodes that have not run.
         held: tensors to keep once they are there, though nothing reads them any more.
         batches: number of batches.
+        counts: samples in each batch.
         rows: number of samples.
     """
 
@@ -47,12 +48,11 @@ class Runner:
         self.held: set[str] = set()
         self._waiting = {n.index: n for n in graph.nodes if n.depth == 0 and n.key not in graph.constants}
         self._store = _Store(memory)
-        self.batches = 0
+        self.counts = samples.counts(batch)
         for feed in samples.batches(batch):
-            self.batches += 1
             for name, values in feed.items():
                 self._store.add(name, values)
-        self.rows = len(samples)
+        self.batches, self.rows = len(self.counts), len(samples)
 
     def advance(self, names: Sequence[str]) -> None:
         """Run until these tensors are there; they stay until the next call."""
@@ -114,7 +114,7 @@ class Runner:
         """A session of some nodes, and the names of its inputs."""
         model, inputs = piece(self.graph, nodes, outputs, weights)
         try:
-            return open_session(model.SerializeToString()), inputs
+            return open_session(model.SerializeToString(), options=SessionOptions(spinning=False)), inputs
         except RunError as error:
             raise ModelError(f"a part of the model cannot be run for calibration: {error}") from error
 

@@ -119,8 +119,9 @@ def _seen(
 ) -> Iterator[tuple[int, Moments, Units, Matrix]]:
     """For each reader of each group: the group, the reader's moments, the unit of each column, and the weights."""
     for seen in readers_of(groups, numbers, runner, step):
+        moments = seen.moments if seen.judge is None else seen.moments + seen.judge
         for n, units in seen.units.items():
-            yield n, seen.moments, units, seen.weights
+            yield n, moments, units, seen.weights
 
 
 def _zeros(groups: Groups, numbers: Sequence[int]) -> dict[int, NDArray[np.float64]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from exporter.calibration.evidence import Evidence
@@ -49,23 +50,41 @@ class Deviation:
         return mean if np.isfinite(mean) else float("inf")
 
 
-def sensitivities(known: Mapping[int, Evidence], runner: Runner, step: Callable[[str], None]) -> dict[int, float]:
-    """Deviation of the outputs per unit of damage, by group: each group is cut alone to the width of its evidence.
+def deviations(
+    known: Mapping[int, Evidence], runner: Runner, level: int, step: Callable[[str], None]
+) -> dict[int, float]:
+    """Deviation of the outputs, by group, where each group alone is cut to a width of its evidence.
 
     Args:
         known: evidence by number of the group.
         runner: at the start of the dense graph, over a few samples.
+        level: which of the widths: its place in ``Evidence.levels``; groups that have fewer are left out.
         step: called with a line before each group.
     """
     outputs = float_outputs(runner.graph)
     want = list(runner.branch(outputs, {}))
     result = {}
-    for i, n in enumerate(sorted(known, key=lambda n: known[n].readers[0].node.index), 1):
-        step(f"measuring how the outputs react, group {i} of {len(known)}")
+    chosen = [n for n in known if len(known[n].levels) > level]
+    for i, n in enumerate(sorted(chosen, key=lambda n: known[n].readers[0].node.index), 1):
+        step(f"measuring how the outputs react, group {i} of {len(chosen)}")
         runner.advance([known[n].readers[0].source])
         deviation = Deviation()
-        for got, dense in zip(runner.branch(outputs, known[n].weights), want, strict=True):
+        for got, dense in zip(runner.branch(outputs, known[n].levels[level][1]), want, strict=True):
             deviation.add(got, dense)
-        damage = known[n].curve.damage[known[n].level - 1]
-        result[n] = deviation.value / max(float(damage), 1e-9)
+        result[n] = deviation.value
     return result
+
+
+def predicted(damage: NDArray[np.float64], measured: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+    """Deviation of the outputs at every width, from that measured at some.
+
+    In proportion to the damage up to the first width measured and beyond the last, by a power of it between.
+
+    Args:
+        damage: to the readers at each width, shape (width,).
+        measured: damage and deviation at some widths, damage growing.
+    """
+    damages = np.maximum([d for d, _ in measured], 1e-9)
+    rates = np.maximum([v for _, v in measured], 1e-12) / damages
+    at = np.log(np.maximum(damage, 1e-12))
+    return np.asarray(damage * np.exp(np.interp(at, np.log(damages), np.log(rates))))

@@ -52,10 +52,12 @@ class SessionOptions:
     Attributes:
         threads: threads inside one operator; 0 lets the backend choose.
         optimize: graph optimisation; off gives the file's own arithmetic, which proofs need.
+        spinning: threads wait for work without giving up the processor: faster, at the cost of others.
     """
 
     threads: int = 0
     optimize: bool = True
+    spinning: bool = True
 
 
 Opener = Callable[[Path | bytes, SessionOptions], Session]

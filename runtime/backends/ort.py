@@ -45,6 +45,8 @@ class OrtSession:
         settings = ort.SessionOptions()
         settings.log_severity_level = 4  # failures come back as exceptions; the log would repeat them
         settings.intra_op_num_threads = options.threads
+        if not options.spinning:
+            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not options.optimize:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:

@@ -162,12 +162,36 @@ def test_a_dead_group_has_a_curve():
     assert len(set(curve.importance())) == 3
 
 
-def test_the_look_comes_once_at_the_width_asked_for():
+def test_the_looks_come_in_turn_and_see_all_columns():
+    """Also after the layers have been reduced to what is left of them."""
     width, seen = 130, []
-    layer = Problem([range(width)], rows=600).layer()
-    eliminate([layer], width, 65, lambda: seen.append(int((np.abs(layer.weights).sum((0, 2)) > 0).sum())))
-    assert len(seen) == 1
-    assert 63 <= seen[0] <= 65
+    problem = Problem([range(width)], rows=600)
+    curve = eliminate([problem.layer()], width, (65, 16), lambda at, layers: seen.append((at, layers[0].whole())))
+    assert [at for at, _ in seen] == [65, 16]
+    for at, weights in seen:
+        kept = np.flatnonzero(np.abs(weights).sum((0, 2)))
+        assert weights.shape == (1, width, 3)
+        assert at - 2 <= len(kept) <= at
+        assert set(kept) == set(curve.kept(len(kept)))
+        error = problem.moments.error(weights) / problem.moments.yy.sum()
+        assert error == pytest.approx(curve.damage[len(kept) - 1] + problem.layer().damage(), rel=0.02)  # and ridge
+
+
+def test_where_rows_are_few_others_judge():
+    """Twenty rows are fitted by any twenty of sixty columns; what that is worth other rows tell."""
+    rng = np.random.default_rng(3)
+    w, units, moments = rng.standard_normal((1, 60, 4)), np.arange(60)[None], []
+    for rows in (20, 4000):
+        x = rng.standard_normal((1, rows, 60)).astype(np.float32)
+        moments.append(Moments())
+        moments[-1].add(x, np.asarray(x @ w, np.float32))
+    few, many = (m.centred(intercept=False) for m in moments)
+    blind = eliminate([Layer(few, units, DAMPING, w)], 60)
+    seen = eliminate([Layer(few, units, DAMPING, w, many)], 60)
+    assert seen.order.tolist() == blind.order.tolist()
+    assert blind.damage[24] < 0.02
+    assert seen.damage[24] > 0.3
+    assert (np.diff(seen.damage) <= 0).all()
 
 
 def test_kept_is_the_end_of_the_order():

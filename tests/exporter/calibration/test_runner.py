@@ -182,6 +182,9 @@ def test_the_users_files_stay(tmp_path, folder):
         def __len__(self):
             return 10
 
+        def counts(self, size):
+            return [10]
+
         def batches(self, size):
             yield {"x": np.load(data / "x.npy", mmap_mode="r")}
 

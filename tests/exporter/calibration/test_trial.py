@@ -1,0 +1,75 @@
+"""Plans are tried where it matters, and the best on samples that nothing was fitted to is taken."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from exporter.calibration import trial
+from exporter.calibration.damage import Prediction
+
+
+@pytest.mark.parametrize(
+    ("errors", "share", "tried"),
+    [
+        ({0.6: 1.0, 0.85: 2.0, 0.3: 3.0}, 0.6, [0.6, 0.85, 0.3]),
+        ({0.6: 2.0, 0.85: 3.0, 0.3: 1.0}, 0.3, [0.6, 0.85, 0.3]),
+        ({0.6: 2.0, 0.85: 1.0, 0.95: 3.0}, 0.85, [0.6, 0.85, 0.95]),
+        ({0.6: 3.0, 0.85: 2.0, 0.95: 1.0}, 0.95, [0.6, 0.85, 0.95]),
+    ],
+)
+def test_the_share_with_the_least_error_is_taken(monkeypatch, errors, share, tried):
+    asked, fits, judges = [], [], []
+
+    def plan_for(value):
+        asked.append(value)
+        return SimpleNamespace(groups=[SimpleNamespace(keep=value)])
+
+    def compensate(pruned, graph, plan, samples, batch, *, quick):
+        assert quick
+        fits.append(set(samples))
+        return plan.groups[0].keep, []
+
+    def deviation(fitted, graph, samples, batch):
+        judges.append(set(samples))
+        return errors[fitted]
+
+    class Some(list):
+        def part(self, start, stop):
+            return Some(self[start:stop])
+
+    monkeypatch.setattr(trial, "rewrite", lambda graph, plan: graph)
+    monkeypatch.setattr(trial, "compensate", compensate)
+    monkeypatch.setattr(trial, "deviation", deviation)
+    calibration = SimpleNamespace(fit=Some(range(100)), batch=8)
+    assert trial.best_share(None, plan_for, calibration, lambda _: None) == share
+    assert asked == tried
+    assert all(not f & j and f | j == set(range(100)) for f, j in zip(fits, judges, strict=True))
+
+
+def test_equal_plans_are_tried_once(monkeypatch):
+    tried = []
+    monkeypatch.setattr(trial, "rewrite", lambda graph, plan: graph)
+    monkeypatch.setattr(trial, "compensate", lambda *a, **k: (None, []))
+    monkeypatch.setattr(trial, "deviation", lambda *a: tried.append(1) or 1.0)
+    plan = SimpleNamespace(groups=[SimpleNamespace(keep=(1, 2))])
+    calibration = SimpleNamespace(fit=_Whole(), batch=8)
+    assert trial.best_share(None, lambda share: plan, calibration, lambda _: None) == 0.6
+    assert tried == [1]
+
+
+class _Whole:
+    def __len__(self):
+        return 16
+
+    def part(self, start, stop):
+        return self
+
+
+def test_layers_that_come_after_mend():
+    damage = {"early": np.array([2.0, 1.0, 0.0]), "late": np.array([2.0, 1.0, 0.0])}
+    prediction = Prediction({}, damage, {"early": 1.0, "late": 0.0})
+    assert prediction.mended(0.75)["early"].tolist() == [0.5, 0.25, 0.0]
+    assert prediction.mended(0.75)["late"].tolist() == [2.0, 1.0, 0.0]
