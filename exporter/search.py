@@ -207,6 +207,8 @@ class _Searcher:
         low, high = 0.0, 1.0
         while high - low > _CLOSE and len(self.seen) < TRIES:
             budget = min((low + high) / 2, _LEAST_CUT)
+            if budget <= low:
+                return
             yield budget
             last = self.tries[-1]
             if last.within and last.left is not None:
