@@ -113,7 +113,19 @@ def test_targets(tmp_path):
     plan = prune(tmp_path / "model.onnx", ratio=0.5, align=1, dry_run=True).plan
     assert has_targets(graph, rewrite(graph, plan))
     other, _ = files(tmp_path)
-    assert not has_targets(graph, load(other))
+    assert not has_targets(load(other), graph)
+
+
+def test_without_the_original_s_tensors_the_round_before_is_the_target(tmp_path, monkeypatch, capsys):
+    model, data = files(tmp_path, count=160)
+    monkeypatch.setattr("exporter.rounds.has_targets", lambda *_: False)
+    result = prune(model, tmp_path / "out.onnx", macs=0.5, steps=2, align=1, calib=data)
+    assert [r.original for r in result.rounds] == [False, False]
+    assert all(r.refits for r in result.rounds)
+    assert result.fidelity.error < 0.1
+    from exporter.report import prune_text
+
+    assert "to the round before" in prune_text(result)
 
 
 def test_the_report(tmp_path, capsys):
