@@ -46,8 +46,11 @@ def test_macs_and_rate(found):
 
 def test_predicted_damage_is_about_what_it_does(found, tmp_path):
     model, data = files(tmp_path, count=400)
+    alone = {"w1": "w1", "w2": "w3"}  # touches that group alone
     for row in found:
-        result = prune(model, tmp_path / "o.onnx", ratio=0.5, align=1, scope="local", only=[row.name], calib=data)
+        result = prune(
+            model, tmp_path / "o.onnx", ratio=0.5, align=1, scope="local", only=[alone[row.name]], calib=data
+        )
         assert row.damage[1] / 6 < result.fidelity.error < 6 * row.damage[1]
 
 
@@ -113,7 +116,7 @@ def test_charts_are_svg(count, found):
 def test_charts_of_little(found):
     """Groups of two units, damage of zero, and groups of unknown damage."""
     two = replace(found[0], width=2, curve=np.array([0.1, 0.0]))
-    nothing = replace(found[0], curve=np.zeros(32))
+    nothing = replace(found[0], curve=np.zeros(found[0].width))
     unknown = replace(found[0], curve=None, damage=None, rate=None)
     for rows in ([two], [nothing, unknown], [unknown], many(nothing, 9)):
         ElementTree.fromstring(damage_chart(rows, "t"))

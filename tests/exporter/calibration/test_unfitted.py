@@ -55,7 +55,7 @@ def from_the_left():
 
 
 def recurrent():
-    nodes = [node("MatMul", "x w0", "h"), node("LSTM", "h w r", "l"), node("Squeeze", "l one", "s"),
+    nodes = [node("MatMul", "x w0", "h"), node("LSTM", "h w r", "l", hidden_size=8), node("Squeeze", "l one", "s"),
              node("MatMul", "s w3", "y")]  # fmt: skip
     constants = weights(w0=(6, 16), w=(1, 32, 16), r=(1, 32, 8), w3=(8, 3)) | {"one": ints(1)}
     return build(nodes, {"x": ["S", "N", 6]}, ["y"], constants)
