@@ -108,7 +108,7 @@ def prune(
     sure: bool = False,
     steps: int = 1,
     compensate: bool = True,
-    cache: bool = True,
+    cache: bool = False,
     dry_run: bool = False,
     prove: bool = True,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -147,7 +147,7 @@ def prune(
         sure: the whole 95 % interval of the drop must be within ``max_drop``.
         steps: prune and fit in so many rounds towards the budget; see ``exporter.rounds``.
         compensate: fit the layers that stay.
-        cache: look for predictions in ``$XDG_CACHE_HOME/secateur``, and keep them there.
+        cache: look for predictions in ``$XDG_CACHE_HOME/secateur``, and keep them there, as the command line does.
         dry_run: stop after planning; with ``max_drop`` or ``steps``, before writing.
         prove: prove the result equal to its masked original before writing it. Without, errors in the analysis would go
             unnoticed.

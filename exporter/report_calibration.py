@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exporter.calibration.accuracy import Accuracy
-from exporter.calibration.fidelity import Fidelity, reasons
+from exporter.calibration.fidelity import LEFT_OUT, SWITCHED_OFF, Fidelity, reasons
 from exporter.pruner import Result
 from exporter.rounds import Round
 from exporter.search import Search, Try, shown
@@ -103,7 +103,7 @@ def value_text(value: float, accuracy: Accuracy) -> str:
 
 def _unfitted(found: Fidelity) -> list[str]:
     """Layers behind a cut that kept their weights, by reason."""
-    if not found.unfitted or not found.refits:
+    if all(layer.reason in (SWITCHED_OFF, LEFT_OUT) for layer in found.unfitted):
         return []
     lines = [f"{len(found.unfitted)} layers behind a cut kept their weights:"]
     for reason, names in reasons(found.unfitted).items():

@@ -17,6 +17,8 @@ from exporter.interface import shrunk
 from exporter.plan import Plan
 from runtime.errors import BadRequest
 
+SWITCHED_OFF, LEFT_OUT = "compensation was switched off", "compensation was left out"
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -96,14 +98,15 @@ def fit(
     step("measuring the pruned model on held-out inputs")
     plain = deviation(pruned, graph, calibration)
     if not wanted:
-        return Fit(pruned, plain, plain, (), "compensation was switched off")
+        return Fit(pruned, plain, plain, (), SWITCHED_OFF)
     better, refits = compensate(pruned, *(start or (graph, plan)), calibration.fit, calibration.batch, step)
+    if not refits:
+        return Fit(pruned, plain, plain, (), "", ("no layer behind the cuts can be fitted",))
     error = deviation(better, graph, calibration)
     if error < plain:
         return Fit(better, plain, error, tuple(refits))
-    why = "compensation was left out"
-    note = f"{why}: output error on held-out inputs {error:.3g} with it, {plain:.3g} without"
-    return Fit(pruned, plain, plain, (), why, (note,))
+    note = f"{LEFT_OUT}: output error on held-out inputs {error:.3g} with it, {plain:.3g} without"
+    return Fit(pruned, plain, plain, (), LEFT_OUT, (note,))
 
 
 def fidelity_of(found: Fit, graph: Graph, plan: Plan, calibration: Calibration) -> Fidelity:

@@ -628,7 +628,9 @@ def test_bench_two_models(models, ok, tmp_path):
 # -- the program ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [(), ("inspect",), ("prune",), ("verify",), ("bench",), ("eval",), ("convert",)])
+@pytest.mark.parametrize(
+    "command", [(), ("inspect",), ("sensitivity",), ("prune",), ("verify",), ("bench",), ("eval",), ("convert",)]
+)
 def test_help(command, ok):
     told = ok(*command, "--help")
     assert told.out.startswith("usage: secateur " + " ".join(command))

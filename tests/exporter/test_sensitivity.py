@@ -81,7 +81,7 @@ def test_prune_uses_what_sensitivity_predicted(tmp_path, monkeypatch):
     model, data = files(tmp_path, count=60)
     assert main(["sensitivity", str(model), "-q", "--calib", str(data)]) == 0
     monkeypatch.setattr("exporter.calibration.predictions.predict", lambda *_: pytest.fail("predicted again"))
-    prune(model, tmp_path / "o.onnx", macs=0.5, align=1, calib=data)
+    prune(model, tmp_path / "o.onnx", macs=0.5, align=1, calib=data, cache=True)
 
 
 def many(row, count):

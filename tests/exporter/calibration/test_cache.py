@@ -147,7 +147,15 @@ def test_prune_finds_what_it_predicted(score, tmp_path, monkeypatch):
 
     def pruned(name, **options):
         before = len(calls)
-        settings = {"macs": 0.5, "align": 1, "score": score, "calib": data, "calib_samples": 60, **options}
+        settings = {
+            "macs": 0.5,
+            "align": 1,
+            "score": score,
+            "calib": data,
+            "calib_samples": 60,
+            "cache": True,
+            **options,
+        }
         result = prune(model, tmp_path / name, **settings)
         return len(calls) - before, result.output.read_bytes()
 
@@ -167,6 +175,6 @@ def test_a_search_predicts_once(tmp_path, monkeypatch):
     calls = []
     whole = predictions.predict
     monkeypatch.setattr(predictions, "predict", lambda *args: calls.append(1) or whole(*args))
-    result = prune(model, tmp_path / "o.onnx", max_drop="4%", calib=data, calib_samples=80, cache=False)
+    result = prune(model, tmp_path / "o.onnx", max_drop="4%", calib=data, calib_samples=80)
     assert len(calls) == 1
     assert len(result.search.tries) > 2
