@@ -14,7 +14,7 @@ SIZE, HIDDEN = 6, 12
 
 def two_moods():
     """Two blocks: one answers where the first feature is above zero, the other where it is below."""
-    constants = weights(w=(SIZE, 4))
+    constants = weights(w=(SIZE, 4)) | {"same": np.eye(SIZE, dtype=np.float32)}
     for sign, k in ((1, 1), (-1, 2)):
         up = np.zeros((SIZE, HIDDEN), np.float32)
         up[0] = sign
@@ -23,8 +23,9 @@ def two_moods():
         down[:, 0] = 0
         constants[f"down{k}"] = down
     nodes = [
-        node("MatMul", "x up1", "h1"), node("Relu", "h1", "a1"), node("MatMul", "a1 down1", "f1"),
-        node("Add", "x f1", "s1"),
+        node("MatMul", "x same", "s0"),
+        node("MatMul", "s0 up1", "h1"), node("Relu", "h1", "a1"), node("MatMul", "a1 down1", "f1"),
+        node("Add", "s0 f1", "s1"),
         node("MatMul", "s1 up2", "h2"), node("Relu", "h2", "a2"), node("MatMul", "a2 down2", "f2"),
         node("Add", "s1 f2", "s2"), node("MatMul", "s2 w", "y"),
     ]  # fmt: skip
