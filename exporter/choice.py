@@ -7,6 +7,8 @@ What the options ask for, a budget always being of the dense model:
                                      --macs and --params are split evenly: blocks go until the square root of the budget
                                      is left of what all blocks hold, and widths do the rest
     --layers N                       N blocks go, and widths meet the budget, if one is given
+
+Blocks are ranked on calibration inputs where there are any, else on recorded or seeded ones.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from exporter.planner import KINDS, budget_of, check, eligible, make_plan, touch
 from runtime import feeds
 
 if TYPE_CHECKING:
+    from exporter.calibration.cache import Cache
     from exporter.calibration.damage import Prediction
     from exporter.calibration.data import Calibration
 
@@ -44,6 +47,8 @@ RECONSTRUCTION = "reconstruction"
 """The score that needs calibration inputs, and is the default with them."""
 
 _BUDGETS = ("ratio", "macs", "params")
+_RANKING = 64
+"""Calibration inputs that residual blocks are ranked on."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,21 @@ class Request:
     only: Sequence[str] = ()
     io: Sequence[str] = ()
     seed: int = 0
+    max_drop: float | str | None = None
+    of: str = "macs"
+    sure: bool = False
+    steps: int = 1
 
     @property
     def budget(self) -> dict[str, float]:
         """The budgets that are given."""
         given = {name: getattr(self, name) for name in _BUDGETS}
         return {name: value for name, value in given.items() if value is not None}
+
+    def with_budget(self, kind: str, value: float) -> Request:
+        """With this budget instead of those that are given."""
+        ratio, macs, params = (value if name == kind else None for name in _BUDGETS)
+        return replace(self, ratio=ratio, macs=macs, params=params)
 
     @property
     def deep(self) -> bool:
@@ -98,6 +112,10 @@ class Request:
         options = {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in asdict(self).items()}
         if not self.deep:
             del options["layers"], options["layer_score"]
+        if self.max_drop is None:
+            del options["max_drop"], options["of"], options["sure"]
+        if self.steps == 1:
+            del options["steps"]
         return {k: v for k, v in options.items() if k not in _BUDGETS or v is not None}
 
 
@@ -107,6 +125,7 @@ def choose(
     inputs: Path | None = None,
     calibration: Calibration | None = None,
     step: Callable[[str], None] = lambda _: None,
+    cache: Cache | None = None,
 ) -> tuple[Plan, Groups]:
     """Choose blocks and units.
 
@@ -116,6 +135,7 @@ def choose(
         inputs: ``.npz`` of recorded inputs, to rank blocks and ids with.
         calibration: inputs to predict the damage of a cut with.
         step: called with a line before each step that may take time.
+        cache: where predictions are looked for and kept; None computes them.
 
     Returns:
         The plan, for the dense graph, and the analysis of the graph without the blocks that go.
@@ -127,17 +147,17 @@ def choose(
     request = request.resolved(calibration is not None)
     options = request.record()
     if calibration is not None:
-        options |= {"calib": calibration.source, "calib_samples": len(calibration.fit) + len(calibration.held)}
+        options |= {"calib": calibration.source, "calib_samples": calibration.used}
     widths = partial(
         _widths, request=request, options=options, inputs=inputs, calibration=calibration, given_scope=given_scope,
-        step=step,
+        dense=whole.graph, step=step, cache=cache,
     )  # fmt: skip
     if not request.deep:
         return widths(whole, budget=request.budget, keep=request.keep, only=request.only, notes=[]), whole
     _check(request)
     blocks = find_blocks(whole)
     _check_patterns(whole, blocks, request)
-    shallow, notes = _drop(blocks, request, inputs)
+    shallow, notes = _drop(blocks, request, inputs, calibration)
     left = {*shallow.inputs, *shallow.outputs}
     io = patterns_for({name: axes for name, axes in whole.io.items() if name in left})
     groups = find_groups(shallow, io) if shallow is not whole.graph else whole
@@ -165,7 +185,9 @@ def _widths(
     inputs: Path | None,
     calibration: Calibration | None,
     given_scope: bool,
+    dense: Graph,
     step: Callable[[str], None],
+    cache: Cache | None,
 ) -> Plan:
     assert request.score is not None
     assert request.scope is not None
@@ -175,7 +197,7 @@ def _widths(
     else:
         check(scope, request.align, request.min_width)  # before the work
         numbers = eligible(CostModel(groups), budget_of(**budget), request.kinds, keep, only, request.align)
-        scores, prediction = _calibrated(groups, numbers, request, calibration, step)
+        scores, prediction = _calibrated(groups, numbers, request, calibration, step, cache)
         if prediction is not None and not prediction.damage and not given_scope:
             scope, notes = "local", [*notes, "every group is cut alike, by magnitude: no linear layer reads them"]
     if inputs is not None and any(g.kind == "tokens" for g in groups):
@@ -202,25 +224,26 @@ def _widths(
     assert calibration is not None
     from exporter.calibration.trial import best_share
 
-    share = best_share(groups.graph, lambda share: plan_for(damage=prediction.mended(share)), calibration, step)
+    share = best_share(dense, lambda share: plan_for(damage=prediction.mended(share)), calibration, step)
     return plan_for(damage=prediction.mended(share))
 
 
 def _calibrated(
-    groups: Groups, numbers: Sequence[int], request: Request, calibration: Calibration, step: Callable[[str], None]
+    groups: Groups,
+    numbers: Sequence[int],
+    request: Request,
+    calibration: Calibration,
+    step: Callable[[str], None],
+    cache: Cache | None,
 ) -> tuple[Scores, Prediction | None]:
     """Scores of all groups, and the prediction where the score is ``reconstruction``."""
-    from exporter.calibration.damage import predict
-    from exporter.calibration.runner import Runner
-    from exporter.calibration.scores import CALIBRATED, calibrated_scores
+    from exporter.calibration.cache import Cache
+    from exporter.calibration.predictions import predictions
 
     assert request.score is not None
-    if request.score == RECONSTRUCTION:
-        predicted = predict(groups, numbers, calibration, step)
-        return predicted.scores, predicted
-    if request.score in CALIBRATED:
-        runner = Runner(groups.graph, calibration.fit, calibration.batch)
-        return calibrated_scores(groups, numbers, request.score, runner, step), None
+    found = predictions(groups, numbers, request.score, calibration, Cache() if cache is None else cache, step)
+    if found is not None:
+        return found.scores, found if request.score == RECONSTRUCTION else None
     return score_groups(groups, request.score, consumers=request.consumers, seed=request.seed), None
 
 
@@ -249,6 +272,13 @@ def _check_patterns(whole: Groups, blocks: Blocks, request: Request) -> None:
                 touched(whole, [pattern], option)  # raises where it touches no group either
 
 
+def known_patterns(groups: Groups, patterns: Sequence[str]) -> list[str]:
+    """Patterns that touch a group or a residual block."""
+    blocks = find_blocks(groups)
+    near = set(_of_groups(groups, patterns))
+    return [p for p in patterns if p in near or any(matches(blocks, b, p) for b in blocks)]
+
+
 def _of_groups(groups: Groups, patterns: Sequence[str]) -> list[str]:
     """Patterns that touch a group; the others meant blocks, or what went with them."""
     result = []
@@ -261,11 +291,18 @@ def _of_groups(groups: Groups, patterns: Sequence[str]) -> list[str]:
     return result
 
 
-def _drop(blocks: Blocks, request: Request, inputs: Path | None) -> tuple[Graph, list[str]]:
+def _drop(
+    blocks: Blocks, request: Request, inputs: Path | None, calibration: Calibration | None
+) -> tuple[Graph, list[str]]:
     """The graph without the least important blocks."""
     graph = blocks.groups.graph
     budget = request.budget if request.layers is None else {}
-    recorded = feeds.recorded(inputs, input_specs(graph.model)) if inputs is not None else ()
+    recorded: Sequence[feeds.Feeds] = ()
+    if calibration is not None and request.layer_score == "similarity":
+        # as few in a run as the graph was analysed with, because the stream at every block is held
+        recorded = list(calibration.fit.part(0, _RANKING).batches(max(graph.binding.batch, 1)))
+    elif inputs is not None:
+        recorded = feeds.recorded(inputs, input_specs(graph.model))
     scores = score_blocks(blocks, request.layer_score, inputs=recorded, seed=request.seed)
     try:
         chosen = choose_blocks(

@@ -5,29 +5,30 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.atomic import obstacle
 from exporter.blocks import Blocks, find_blocks
-from exporter.choice import Request, choose
+from exporter.carry import Chosen, Means, Outcome, carry_out, chosen_by, chosen_for
+from exporter.choice import Request
 from exporter.cost import CostModel
-from exporter.depth import drop
 from exporter.errors import UsageError
 from exporter.fits import check_fits
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
-from exporter.interface import patterns_for
 from exporter.model_file import load, save
-from exporter.normalise import input_specs
 from exporter.plan import Plan
-from exporter.rewriter import rewrite
-from exporter.verifier import CannotRun, Proof, verify
+from exporter.planner import budget_of
+from exporter.rounds import Round, in_rounds
+from exporter.search import Search, parse_limit, smallest
+from exporter.verifier import CannotRun, Proof
 from runtime import feeds
 
 if TYPE_CHECKING:
-    from exporter.calibration.data import Calibration, Source
+    from exporter.calibration.cache import Cache
+    from exporter.calibration.data import Source
     from exporter.calibration.fidelity import Fidelity
     from runtime.images import Preprocess
 
@@ -60,6 +61,8 @@ class Result:
         warnings: what the reader should know.
         blocks: the residual blocks of the dense graph, where some of them were to go.
         fidelity: how true the result is to the original, where calibration inputs were given.
+        search: how the budget was found, with ``max_drop``.
+        rounds: what each round did, with ``steps``.
     """
 
     plan: Plan
@@ -72,6 +75,8 @@ class Result:
     warnings: tuple[str, ...]
     blocks: Blocks | None = None
     fidelity: Fidelity | None = None
+    search: Search | None = None
+    rounds: tuple[Round, ...] = ()
 
 
 def prune(
@@ -96,7 +101,14 @@ def prune(
     calib: Source | None = None,
     preprocess: Preprocess | None = None,
     calib_samples: int = 512,
+    labels: str | None = None,
+    metric: str | None = None,
+    max_drop: float | str | None = None,
+    of: str = "macs",
+    sure: bool = False,
+    steps: int = 1,
     compensate: bool = True,
+    cache: bool = False,
     dry_run: bool = False,
     prove: bool = True,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -109,7 +121,7 @@ def prune(
     Args:
         model: the file to prune; it is not changed unless ``output`` names it too.
         output: the file to write. May be left out for a dry run.
-        ratio, macs, params: the budget, exactly one; see ``make_plan``. None of them with ``plan``.
+        ratio, macs, params: the budget, exactly one; see ``make_plan``. None of them with ``plan`` or ``max_drop``.
         layers: drop this many residual blocks; may stand alone, or with a budget that the widths then meet.
         score: see ``score``; with ``calib`` also ``reconstruction``, the default there: how badly the layers that read
             a unit can do without it.
@@ -125,13 +137,23 @@ def prune(
             ``synthetic``. They choose what goes, and the layers that stay are fitted to them.
         preprocess: for images and pixels in ``calib``.
         calib_samples: most of them to use.
+        labels: name of the array in ``calib`` that holds labels; by default y, label or labels, if there is one.
+        metric: how outputs are judged: a name in ``runtime.metrics.METRICS`` or ``plugin:...``; by default ``top1``
+            with labels, else ``agreement``.
+        max_drop: find the smallest model that is at most so much worse, instead of giving a budget: ``"0.5%"`` (points
+            for a rate, else relative) or a number in the unit of ``metric``. Judged on inputs that nothing is fitted
+            to; see ``exporter.search``.
+        of: what ``max_drop`` makes small: ``macs`` or ``params``.
+        sure: the whole 95 % interval of the drop must be within ``max_drop``.
+        steps: prune and fit in so many rounds towards the budget; see ``exporter.rounds``.
         compensate: fit the layers that stay.
-        dry_run: stop after planning.
+        cache: look for predictions in ``$XDG_CACHE_HOME/secateur``, and keep them there, as the command line does.
+        dry_run: stop after planning; with ``max_drop`` or ``steps``, before writing.
         prove: prove the result equal to its masked original before writing it. Without, errors in the analysis would go
             unnoticed.
         shapes: concrete shapes of inputs with dynamic axes, used for the cost model and the proof.
-        inputs: ``.npz`` of recorded inputs for the proof, and to rank residual blocks and ids with; keyed by input
-            name, samples along the leading axis.
+        inputs: ``.npz`` of recorded inputs for the proof, to rank ids with, and residual blocks where there is no
+            ``calib``; keyed by input name, samples along the leading axis.
         seed: for random scores, the subset of ``calib`` and synthetic inputs.
         progress: called with a line before each step that may take time.
 
@@ -141,21 +163,18 @@ def prune(
     Raises:
         UsageError: an option is out of range, the plan is for another model, or ``output`` cannot be written.
         ModelError: the file cannot be read, has nothing to prune, or does not run in ONNX Runtime.
-        GoalError: the budget cannot be reached, or the proof failed. Nothing is written in any of these cases.
+        GoalError: the budget cannot be reached, no model is within ``max_drop``, or the proof failed.
+        BadRequest: calibration inputs, labels or metric do not fit the model. Nothing is written in any of these cases.
     """
     started = time.perf_counter()
     step = progress or (lambda _: None)
     _check_output(output, dry_run)
-    if plan is not None and any(v is not None for v in (ratio, macs, params, layers)):
-        raise UsageError("--plan already says what to keep; leave out --ratio, --macs, --params and --layers.")
-    if plan is not None and io:
-        raise UsageError("--plan already says which inputs and outputs shrink; leave out --io.")
     request = Request(
         ratio, macs, params, layers, score, layer_score, consumers, scope, align, min_width, granularity, keep, only,
-        io, seed,
+        io, seed, max_drop, of, sure, steps,
     )  # fmt: skip
-    if calib is None and (preprocess is not None or not compensate):
-        raise UsageError("--preprocess and --no-compensate need calibration inputs: give --calib.")
+    _check(request, plan, calib, preprocess, compensate, labels, metric)
+    means = Means(Path(inputs) if inputs is not None else None, None, _cache(calib, cache), compensate, prove, step)
     wanted = dict(shapes or {})
     for attempt in range(len(feeds.PROFILES)):
         step("reading and analysing the model")
@@ -163,48 +182,90 @@ def prune(
             graph, wanted = load_for(plan, model), dict(plan.model.shapes)
         else:
             graph = load(model, wanted, profile=attempt)
-        calibration = _calibration(calib, graph, preprocess, calib_samples, seed) if calib is not None else None
+        if calib is not None:
+            from exporter.calibration.data import calibration_of
+
+            calibration = calibration_of(
+                calib, graph, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric,
+                judged=max_drop is not None,
+            )  # fmt: skip
+            means = replace(means, calibration=calibration)
         try:
-            chosen, whole, groups, warnings = _chosen(graph, plan, request, inputs, calibration, step)
-        except CannotRun:
-            if wanted or not graph.binding.symbols or attempt == len(feeds.PROFILES) - 1:
-                raise
-            continue
-        before = totals(graph, whole)
-        blocks = find_blocks(whole) if request.deep or chosen.drop else None
-        if dry_run:
-            after = _predicted(groups, chosen)
-            return Result(chosen, groups, before, after, None, None, _since(started), tuple(warnings), blocks)
-        step("rewriting the graph")
-        pruned = rewrite(graph, chosen)
-        try:
-            proof = _prove(pruned, graph, chosen, inputs, step) if prove else None
+            done = _done(graph, plan, request, means, dry_run)
         except CannotRun:
             # sizes taken for dynamic axes may be too small for the model: try others, unless the user gave them
             if wanted or not graph.binding.symbols or attempt == len(feeds.PROFILES) - 1:
                 raise
             continue
-        warnings += proof.warnings if proof is not None else ["not proved: --no-verify"]
-        assert output is not None
-        fidelity = None
-        if calibration is not None:
-            from exporter.calibration.fidelity import fitted
-
-            pruned, fidelity, notes = fitted(pruned, graph, chosen, calibration, compensate, step)
-            warnings += [*calibration.fit.notes, *notes]
-        step("writing the result")
-        written = save(pruned, output)
-        after = totals(pruned, find_groups(pruned))
-        after = Totals(after.parameters, after.macs, written)
-        return Result(
-            chosen, groups, before, after, proof, Path(output), _since(started), tuple(warnings), blocks, fidelity
-        )
+        return _result(graph, request, done, means, None if dry_run else output, started)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _prove(pruned: Graph, graph: Graph, plan: Plan, inputs: str | os.PathLike[str] | None, step: Progress) -> Proof:
-    recorded = feeds.recorded(Path(inputs), input_specs(graph.model)) if inputs is not None else ()
-    return verify(pruned, graph, plan, inputs=recorded, progress=step)
+@dataclass(frozen=True)
+class _Done:
+    """What was carried out; None after a dry run of one round."""
+
+    chosen: Chosen
+    outcome: Outcome | None = None
+    search: Search | None = None
+    rounds: tuple[Round, ...] = ()
+
+
+def _done(graph: Graph, plan: Plan | None, request: Request, means: Means, dry_run: bool) -> _Done:
+    if request.max_drop is not None:
+        outcome, search = smallest(graph, request, means)
+        return _Done(outcome.chosen, outcome, search)
+    if request.steps > 1:
+        outcome, rounds = in_rounds(graph, request, means)
+        return _Done(outcome.chosen, outcome, rounds=rounds)
+    chosen = chosen_by(plan, graph) if plan is not None else chosen_for(graph, request, means)
+    return _Done(chosen, None if dry_run else carry_out(graph, chosen, means))
+
+
+def _result(
+    graph: Graph,
+    request: Request,
+    done: _Done,
+    means: Means,
+    output: str | os.PathLike[str] | None,
+    started: float,
+) -> Result:
+    """Write what was carried out, if that is wanted, and put together what is said of it."""
+    chosen, outcome = done.chosen, done.outcome
+    before = totals(graph, chosen.whole)
+    blocks = find_blocks(chosen.whole) if request.deep or chosen.plan.drop else None
+    cached = tuple(means.cache.notes) if means.cache is not None else ()
+    if outcome is None:
+        after = _predicted(chosen.groups, chosen.plan)
+        warnings = (*chosen.notes, *cached)
+        return Result(chosen.plan, chosen.groups, before, after, None, None, _since(started), warnings, blocks)
+    written = None
+    if output is not None:
+        means.step("writing the result")
+        written = save(outcome.pruned, output)
+    after = replace(totals(outcome.pruned, find_groups(outcome.pruned)), file_bytes=written)
+    proof = outcome.proof
+    warnings = (
+        *chosen.notes,
+        *(proof.warnings if proof is not None else ["not proved: --no-verify"]),
+        *(means.calibration.fit.notes if means.calibration is not None else ()),
+        *outcome.notes,
+        *cached,
+    )
+    return Result(
+        plan=chosen.plan,
+        groups=chosen.groups,
+        before=before,
+        after=after,
+        proof=proof,
+        output=Path(output) if output is not None else None,
+        seconds=_since(started),
+        warnings=warnings,
+        blocks=blocks,
+        fidelity=outcome.fidelity,
+        search=done.search,
+        rounds=done.rounds,
+    )
 
 
 def load_for(plan: Plan, model: str | os.PathLike[str]) -> Graph:
@@ -220,32 +281,6 @@ def load_for(plan: Plan, model: str | os.PathLike[str]) -> Graph:
     return graph if graph.binding.shapes == shapes else load(model, shapes)
 
 
-def _calibration(calib: Source, graph: Graph, preprocess: Preprocess | None, limit: int, seed: int) -> Calibration:
-    from exporter.calibration.data import calibration_of
-
-    return calibration_of(calib, graph, preprocess=preprocess, limit=limit, seed=seed)
-
-
-def _chosen(
-    graph: Graph,
-    plan: Plan | None,
-    request: Request,
-    inputs: str | os.PathLike[str] | None,
-    calibration: Calibration | None,
-    step: Progress,
-) -> tuple[Plan, Groups, Groups, list[str]]:
-    """The plan, the analysis of the dense graph and that without the blocks that go, and what to say of them."""
-    if plan is None:
-        whole = find_groups(graph, request.io)
-        step("scoring and choosing what goes")
-        plan, groups = choose(whole, request, Path(inputs) if inputs is not None else None, calibration, step)
-        return plan, whole, groups, list(plan.notes)
-    warning = check_fits(plan, graph)
-    groups = find_groups(drop(graph, plan.drop), patterns_for(plan.io))
-    whole = find_groups(graph) if plan.drop else groups
-    return plan, whole, groups, [*([warning] if warning else []), *plan.notes]
-
-
 def totals(graph: Graph, groups: Groups) -> Totals:
     """Parameters, multiply-accumulates and file size of a graph as it is."""
     cost = CostModel(groups)
@@ -257,6 +292,59 @@ def _predicted(groups: Groups, plan: Plan) -> Totals:
     kept = {g.name: len(g.keep) for g in plan.groups}
     counts = [kept.get(g.name, g.width) for g in groups]
     return Totals(round(cost.parameters(counts)), round(cost.macs(counts) / groups.graph.binding.batch), None)
+
+
+def _cache(calib: Source | None, wanted: bool) -> Cache | None:
+    if calib is None:
+        return None
+    from exporter.calibration.cache import Cache, default_folder
+
+    return Cache(default_folder() if wanted else None)
+
+
+def _check(
+    request: Request,
+    plan: Plan | None,
+    calib: Source | None,
+    preprocess: Preprocess | None,
+    compensate: bool,
+    labels: str | None,
+    metric: str | None,
+) -> None:
+    """Refuse what contradicts itself before the work."""
+    budgets = (request.ratio, request.macs, request.params, request.layers, request.max_drop)
+    if plan is not None and (any(v is not None for v in budgets) or request.steps != 1):
+        raise UsageError(
+            "--plan already says what to keep; leave out --ratio, --macs, --params, --layers, --max-drop and --steps."
+        )
+    if plan is not None and request.io:
+        raise UsageError("--plan already says which inputs and outputs shrink; leave out --io.")
+    if calib is None and (preprocess is not None or not compensate or labels is not None or metric is not None):
+        raise UsageError("--preprocess, --no-compensate, --labels and --metric need calibration inputs: give --calib.")
+    if request.max_drop is None and (request.of != "macs" or request.sure):
+        raise UsageError("--of and --sure say more of --max-drop: give it.")
+    if request.max_drop is not None:
+        _check_search(request, calib)
+    if request.steps < 1:
+        raise UsageError(f"--steps {request.steps}: must be at least 1.")
+    if request.steps > 1 and len(request.budget) != 1:
+        raise UsageError("--steps needs exactly one budget: --ratio, --macs or --params.")
+    if request.steps > 1:
+        budget_of(**request.budget)  # raises where it is out of range
+
+
+def _check_search(request: Request, calib: Source | None) -> None:
+    parse_limit(request.max_drop if request.max_drop is not None else "")
+    if request.of not in ("macs", "params"):
+        raise UsageError(f"--of {request.of}: choose macs or params.")
+    if request.budget or request.layers is not None:
+        raise UsageError("--max-drop finds the budget; leave out --ratio, --macs, --params and --layers.")
+    if request.steps != 1:
+        raise UsageError("--max-drop tries budgets in one round each; leave out --steps.")
+    if calib is None:
+        raise UsageError("--max-drop judges models on inputs: give --calib, with labels if there are any.")
+    if isinstance(calib, str) and calib == "synthetic":
+        raise UsageError("--max-drop: made-up inputs do not tell how good a model is; give real ones with --calib.")
 
 
 def _check_output(output: str | os.PathLike[str] | None, dry_run: bool) -> None:

@@ -15,6 +15,7 @@ from exporter.hints import hint_for
 from exporter.interface import shrunk
 from exporter.plan import PlannedGroup
 from exporter.pruner import Result, Totals
+from exporter.report_calibration import calibrated_text
 from exporter.tables import milliseconds, quantity, short, table
 from exporter.verifier import Proof
 from runtime.evaluation import Evaluation
@@ -153,7 +154,7 @@ def prune_text(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
         totals_table(result.before, result.after, latency),
         *_achieved(result),
         *_interface(result),
-        *_fidelity(result),
+        *calibrated_text(result),
         "",
         frozen_text(result.groups.frozen),
         "",
@@ -170,26 +171,10 @@ def dropped_blocks(result: Result) -> frozenset[str]:
     return frozenset(name for b in gone for name in (b.name, *b.inside))
 
 
-def _fidelity(result: Result) -> list[str]:
-    """How true the result is to the original on inputs nothing was fitted to."""
-    found = result.fidelity
-    if found is None:
-        return []
-    lines = [f"on {found.samples} held-out inputs: output error {found.error:.3g} of the outputs' variance"]
-    if found.refits:
-        moved = sum(r.damping is not None for r in found.refits)
-        lines[0] += f" ({found.plain:.3g} before {moved} of {len(found.refits)} layers were fitted anew)"
-    if found.agreement is not None:
-        lines.append(f"the same class as the original's: {100 * found.agreement:.1f} %")
-    if found.synthetic:
-        lines.append(
-            "these inputs are made up: accuracy is unmeasured; give real ones with --calib, or try secateur eval"
-        )
-    return ["", *lines]
-
-
 def _achieved(result: Result) -> list[str]:
     """How far the budget was missed, where alignment did not allow more than 2 % of it."""
+    if result.search is not None:  # nobody asked for this budget
+        return []
     for kind, old, new in (
         ("macs", result.before.macs, result.after.macs),
         ("params", result.before.parameters, result.after.parameters),

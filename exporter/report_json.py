@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.blocks import Block, find_blocks
+from exporter.calibration.accuracy import Accuracy
 from exporter.calibration.fidelity import Fidelity
 from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
@@ -15,6 +16,8 @@ from exporter.hints import hint_for
 from exporter.interface import shrunk
 from exporter.pruner import Result, Totals
 from exporter.report import dropped_blocks, prunable_parameters
+from exporter.rounds import Round
+from exporter.search import Search
 from exporter.verifier import Proof
 from runtime.evaluation import Evaluation
 from runtime.latency import Latency, Ratio
@@ -54,6 +57,8 @@ def prune_json(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
         ],
         "proof": proof_json(result.proof) if result.proof is not None else None,
         "fidelity": _fidelity_json(result.fidelity) if result.fidelity is not None else None,
+        "search": _search_json(result.search) if result.search is not None else None,
+        "rounds": [_round_json(r) for r in result.rounds],
         "seconds": result.seconds,
         "warnings": list(result.warnings),
     }
@@ -64,7 +69,27 @@ def prune_json(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
 
 
 def _fidelity_json(found: Fidelity) -> dict[str, Any]:
-    return {**vars(found), "refits": [vars(r) for r in found.refits]}
+    return {
+        **vars(found),
+        "accuracy": _accuracy_json(found.accuracy),
+        "refits": [vars(r) for r in found.refits],
+        "unfitted": [vars(u) for u in found.unfitted],
+    }
+
+
+def _accuracy_json(found: Accuracy | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(found).items()}
+
+
+def _search_json(found: Search) -> dict[str, Any]:
+    tries = [{**vars(t), "accuracy": _accuracy_json(t.accuracy)} for t in found.tries]
+    return {**vars(found), "tries": tries}
+
+
+def _round_json(found: Round) -> dict[str, Any]:
+    return {**vars(found), "proof": proof_json(found.proof) if found.proof is not None else None}
 
 
 def proof_json(proof: Proof) -> dict[str, Any]:

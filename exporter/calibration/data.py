@@ -1,4 +1,4 @@
-"""Calibration inputs as ``prune`` takes them: from data or made up, the last part held out, in batches that fit."""
+"""Calibration inputs as ``prune`` takes them: from data or made up, parts of them held out, in batches that fit."""
 
 from __future__ import annotations
 
@@ -14,30 +14,39 @@ from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.normalise import input_specs
 from exporter.synthetic import synthetic_samples
+from runtime.errors import BadRequest
 from runtime.feeds import Feeds
 from runtime.images import Preprocess
 from runtime.samples import Samples, load_samples, samples_of
+from runtime.sources import USUAL_LABELS
 
 SYNTHETIC = "synthetic"
 FEWEST = 16
 """Samples below which least squares learns nothing worth keeping."""
+JUDGES = 2048
+"""Most samples that tries are judged on."""
 
 _MOST_IN_A_BATCH = 64
 _TENSOR_BYTES = 1 << 27
+_JUDGING = 4
+"""One of so many samples judges where the data hold no more than those to fit to."""
+_MORE_HELD = 512
 
 Source = str | os.PathLike[str] | Samples | Iterable[Feeds]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs to choose and to fit with.
+    """Inputs to choose and to fit with, and others to judge with. No sample is in two of the parts.
 
     Attributes:
         fit: the samples that are used.
-        held: the last eighth, used for nothing but the before and after of the report.
+        held: an eighth, used for nothing but the before and after of the report; more where judges are set apart.
         batch: samples in one run.
         source: what they came from, for the reader.
         synthetic: whether they were made up.
+        judges: samples to choose between tries with; None where there is nothing to choose.
+        metric: how outputs are judged; None: by ``top1`` where there are labels, else by ``agreement``.
     """
 
     fit: Samples
@@ -45,10 +54,25 @@ class Calibration:
     batch: int
     source: str
     synthetic: bool
+    judges: Samples | None = None
+    metric: str | None = None
+
+    @property
+    def used(self) -> int:
+        """Number of samples in all parts but the judges."""
+        return len(self.fit) + len(self.held)
 
 
 def calibration_of(
-    source: Source, graph: Graph, *, preprocess: Preprocess | None = None, limit: int = 512, seed: int = 0
+    source: Source,
+    graph: Graph,
+    *,
+    preprocess: Preprocess | None = None,
+    limit: int = 512,
+    seed: int = 0,
+    labels: str | None = None,
+    metric: str | None = None,
+    judged: bool = False,
 ) -> Calibration:
     """Load calibration inputs for a graph.
 
@@ -57,30 +81,61 @@ def calibration_of(
         graph: the graph.
         preprocess: for images and pixels; see ``load_samples``.
         limit: most samples to use.
-        seed: of the subset, and of synthetic inputs.
+        seed: of the order, which decides the parts, and of synthetic inputs.
+        labels: the array or key that holds labels; by default those under the usual names, if there are any.
+        metric: see ``Calibration``.
+        judged: set samples apart to choose between tries with: what the data hold beyond ``limit``, up to ``JUDGES``
+            and less a quarter that joins the held-out ones, or a quarter of them all if that is more.
 
     Raises:
         UsageError: fewer than ``FEWEST`` samples.
-        BadRequest: the data cannot be read, or does not fit the model.
+        BadRequest: the data cannot be read, or do not fit the model; there are no labels of that name.
     """
-    inputs = input_specs(graph.model)
-    synthetic = isinstance(source, str) and source == SYNTHETIC
-    if synthetic:
-        samples, text = synthetic_samples(graph, limit, seed), SYNTHETIC
-    elif isinstance(source, Samples):
-        samples, text = source.part(0, limit), "samples"
-    elif isinstance(source, (str, os.PathLike)):
-        samples = load_samples(Path(source), inputs, preprocess=preprocess, limit=limit, seed=seed)
-        text = str(source)
-    else:
-        samples, text = samples_of(source, inputs, limit=limit, seed=seed), "feeds"
+    samples, text = _read(source, graph, preprocess, limit + (JUDGES if judged else 0), seed, labels)
     if len(samples) < FEWEST:
         raise UsageError(
             f"--calib {text} holds {len(samples)} samples; at least {FEWEST} are needed, and a few hundred do well."
         )
-    held = max(len(samples) // HELD_OUT, 1)
-    cut = len(samples) - held
-    return Calibration(samples.part(0, cut), samples.part(cut, len(samples)), _batch(graph), text, synthetic)
+    samples = samples.shuffled(seed)  # what is sorted by class is no order to divide by
+    count = len(samples)
+    spare = max(count - limit, count // _JUDGING) if judged else 0
+    more = min(spare // _JUDGING, _MORE_HELD) if count > limit else 0
+    cut = count - spare - max((count - spare) // HELD_OUT, 1)
+    kept = count - spare + more
+    fit, held, judges = samples.part(0, cut), samples.part(cut, kept), samples.part(kept, count)
+    return Calibration(fit, held, _batch(graph), text, _made_up(source), judges if judged else None, metric)
+
+
+def _made_up(source: Source) -> bool:
+    return isinstance(source, str) and source == SYNTHETIC
+
+
+def _read(
+    source: Source, graph: Graph, preprocess: Preprocess | None, limit: int, seed: int, labels: str | None
+) -> tuple[Samples, str]:
+    """Samples with labels where there are any, and what messages call them."""
+    inputs = input_specs(graph.model)
+    if _made_up(source):
+        if labels is not None:
+            raise UsageError("--labels: synthetic inputs have none.")
+        return synthetic_samples(graph, limit, seed), SYNTHETIC
+    if isinstance(source, Samples):
+        return (source.shuffled(seed) if limit < len(source) else source).part(0, limit), "samples"
+    if not isinstance(source, (str, os.PathLike)):
+        return samples_of(source, inputs, labels=labels, limit=limit, seed=seed), "feeds"
+    path = Path(source)
+    usual = tuple(name for name in USUAL_LABELS if name not in {spec.name for spec in inputs})
+    names = usual if labels is None else (labels,)
+    try:
+        samples = load_samples(path, inputs, preprocess=preprocess, limit=limit, seed=seed, labels=names)
+    except BadRequest:
+        if labels is not None:
+            raise
+        # what is called y may be something else
+        samples = load_samples(path, inputs, preprocess=preprocess, limit=limit, seed=seed)
+    if labels is not None and samples.answers is None:
+        raise BadRequest(f"--labels {labels}: {source} has no such array.")
+    return samples, str(source)
 
 
 def _batch(graph: Graph) -> int:

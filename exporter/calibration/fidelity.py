@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from exporter.calibration.accuracy import Accuracy, compare_accuracy, usual_metric
 from exporter.calibration.compensation import Refit, compensate
 from exporter.calibration.data import Calibration
 from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import Deviation, float_outputs
+from exporter.calibration.unfitted import Unfitted, find_unfitted
 from exporter.graph import Graph
 from exporter.interface import shrunk
-from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
 from runtime.errors import BadRequest
-from runtime.evaluation import evaluate
 from runtime.samples import Samples
+
+SWITCHED_OFF, LEFT_OUT = "compensation was switched off", "compensation was left out"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,10 @@ class Fidelity:
         plain: square error of the outputs relative to their variance, mean over outputs, as pruned.
         error: the same of the graph that is written.
         agreement: share of inputs with the same highest output; None where no output is one of classes.
+        accuracy: by the metric asked for, by default ``top1`` where there are labels, else ``agreement``; None where
+            there are neither labels nor classes.
         refits: the layers fitted anew; empty where compensation was off or did not help.
+        unfitted: the layers behind a cut that kept their weights, and why.
         synthetic: whether the inputs were made up.
     """
 
@@ -37,49 +43,129 @@ class Fidelity:
     agreement: float | None
     refits: tuple[Refit, ...]
     synthetic: bool
+    accuracy: Accuracy | None = None
+    unfitted: tuple[Unfitted, ...] = ()
 
 
-def fitted(
-    pruned: Graph, graph: Graph, plan: Plan, calibration: Calibration, wanted: bool, step: Callable[[str], None]
-) -> tuple[Graph, Fidelity | None, list[str]]:
-    """Compensate where that helps, and measure what is left.
+@dataclass(frozen=True)
+class Fit:
+    """A pruned graph with its layers fitted, if that helped.
+
+    Attributes:
+        graph: the graph to write.
+        plain, error: see ``Fidelity``.
+        refits: the layers fitted anew.
+        why: the reason where none were.
+        notes: what the reader should know.
+    """
+
+    graph: Graph
+    plain: float
+    error: float
+    refits: tuple[Refit, ...]
+    why: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def comparable(pruned: Graph, graph: Graph, plan: Plan) -> bool:
+    """Say whether the two can be fed alike: no axis of an input or output shrinks, and no input goes."""
+    return not shrunk(plan, graph) and pruned.inputs == graph.inputs
+
+
+def fit(
+    pruned: Graph,
+    graph: Graph,
+    plan: Plan,
+    calibration: Calibration,
+    wanted: bool,
+    step: Callable[[str], None],
+    start: tuple[Graph, Plan] | None = None,
+) -> Fit:
+    """Compensate where that helps.
 
     Args:
         pruned: as proved.
         graph: the dense graph.
-        plan: what was carried out.
+        plan: what leads from it to ``pruned``.
         calibration: inputs.
         wanted: whether to compensate.
         step: called with a line before each step.
+        start: the graph whose tensors the layers are fitted to, and the plan that leads from it to ``pruned``; the
+            dense graph by default.
+
+    Raises:
+        ModelError: a model does not run on the samples.
+    """
+    step("measuring the pruned model on held-out inputs")
+    plain = deviation(pruned, graph, calibration.held, calibration.batch)
+    if not wanted:
+        return Fit(pruned, plain, plain, (), SWITCHED_OFF)
+    better, refits = compensate(pruned, *(start or (graph, plan)), calibration.fit, calibration.batch, step)
+    if not refits:
+        return Fit(pruned, plain, plain, (), "", ("no layer behind the cuts can be fitted",))
+    error = deviation(better, graph, calibration.held, calibration.batch)
+    if error < plain:
+        return Fit(better, plain, error, tuple(refits))
+    note = f"{LEFT_OUT}: output error on held-out inputs {error:.3g} with it, {plain:.3g} without"
+    return Fit(pruned, plain, plain, (), LEFT_OUT, (note,))
+
+
+def fidelity_of(found: Fit, graph: Graph, plan: Plan, calibration: Calibration) -> Fidelity:
+    """Measure a fitted graph on the held-out inputs.
+
+    Raises:
+        BadRequest: the metric that was asked for does not fit the outputs or the labels.
+    """
+    held, batch = calibration.held, calibration.batch
+    metric = calibration.metric or usual_metric(graph, held, batch)
+    accuracy = agreement = None
+    try:
+        accuracy = compare_accuracy(found.graph, graph, held, batch, metric) if metric is not None else None
+    except BadRequest:  # what is called y holds something else
+        if calibration.metric is not None:
+            raise
+    with contextlib.suppress(BadRequest):  # no output of classes
+        agreement = (
+            accuracy if metric == "agreement" else compare_accuracy(found.graph, graph, held, batch, "agreement")
+        )
+    return Fidelity(
+        samples=len(held),
+        plain=found.plain,
+        error=found.error,
+        agreement=agreement.pruned if agreement is not None else None,
+        refits=found.refits,
+        synthetic=calibration.synthetic,
+        accuracy=accuracy or agreement,
+        unfitted=tuple(find_unfitted(found.graph, plan, found.refits, found.why)),
+    )
+
+
+def fitted(
+    pruned: Graph,
+    graph: Graph,
+    plan: Plan,
+    calibration: Calibration,
+    wanted: bool,
+    step: Callable[[str], None],
+    start: tuple[Graph, Plan] | None = None,
+) -> tuple[Graph, Fidelity | None, list[str]]:
+    """Compensate where that helps, and measure what is left; arguments and errors as for ``fit`` and ``fidelity_of``.
 
     Returns:
         The graph to write, its fidelity (None where the two cannot be fed alike), and what the reader should know.
     """
-    if shrunk(plan, graph) or pruned.inputs != graph.inputs:
+    if not comparable(pruned, graph, plan):
         return pruned, None, ["not compensated and not measured: inputs or outputs of the model shrink"]
-    step("measuring the pruned model on held-out inputs")
-    plain = deviation(pruned, graph, calibration.held, calibration.batch)
-    if not wanted:
-        return pruned, _fidelity(pruned, graph, calibration, plain, plain, []), []
-    better, refits = compensate(pruned, graph, plan, calibration.fit, calibration.batch, step)
-    error = deviation(better, graph, calibration.held, calibration.batch)
-    if not error < plain:
-        note = f"compensation was left out: output error on held-out inputs {error:.3g} with it, {plain:.3g} without"
-        return pruned, _fidelity(pruned, graph, calibration, plain, plain, []), [note]
-    return better, _fidelity(better, graph, calibration, plain, error, refits), []
+    found = fit(pruned, graph, plan, calibration, wanted, step, start)
+    return found.graph, fidelity_of(found, graph, plan, calibration), list(found.notes)
 
 
-def _fidelity(
-    final: Graph, graph: Graph, calibration: Calibration, plain: float, error: float, refits: list[Refit]
-) -> Fidelity:
-    models = [serialize_with_data(g.model, g.folder) for g in (final, graph)]
-    try:
-        agreement = evaluate(
-            models[0], calibration.held, "agreement", reference=models[1], batch=calibration.batch
-        ).value
-    except BadRequest:  # no output of classes
-        agreement = None
-    return Fidelity(len(calibration.held), plain, error, agreement, tuple(refits), calibration.synthetic)
+def reasons(unfitted: Sequence[Unfitted]) -> dict[str, list[str]]:
+    """Names of layers by the reason why they kept their weights, the most frequent reason first."""
+    found: dict[str, list[str]] = {}
+    for layer in unfitted:
+        found.setdefault(layer.reason, []).append(layer.layer)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 def deviation(pruned: Graph, graph: Graph, samples: Samples, batch: int) -> float:

@@ -56,6 +56,15 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE|-", help="write everything as JSON to a file, or to stdout for '-'")
 
 
+def add_cache(parser: Any) -> None:
+    """Add whether what is predicted is kept."""
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="compute predictions anew, and keep none ($XDG_CACHE_HOME/secateur, by default ~/.cache/secateur)",
+    )
+
+
 def add_preprocess(parser: Any) -> None:
     """Add what is done to images."""
     parser.add_argument(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.commands.console import Progress, write_json
-from exporter.commands.options import add_io, add_json, add_preprocess, add_shape, command
+from exporter.commands.options import add_cache, add_io, add_json, add_preprocess, add_shape, command
 
 if TYPE_CHECKING:
     from runtime.latency import Latency, Ratio
@@ -23,6 +23,27 @@ def add(commands: Any) -> None:
     budget.add_argument("--ratio", type=float, metavar="R", help="remove this share of the units")
     budget.add_argument("--macs", type=float, metavar="M", help="leave at most this share of the multiply-accumulates")
     budget.add_argument("--params", type=float, metavar="P", help="leave at most this share of the parameters")
+    budget.add_argument(
+        "--max-drop",
+        metavar="D",
+        help="find the smallest model that is at most so much worse on inputs of --calib that nothing is fitted to: "
+        "0.5%% (points of accuracy or agreement; relative for other metrics), or a number in the unit of --metric",
+    )
+    budget.add_argument(
+        "--of", choices=("macs", "params"), default="macs", help="what --max-drop makes small (default: macs)"
+    )
+    budget.add_argument(
+        "--sure",
+        action="store_true",
+        help="the whole 95 %% interval of the drop must be within --max-drop, not only what was measured",
+    )
+    budget.add_argument(
+        "--steps",
+        type=int,
+        default=1,
+        metavar="N",
+        help="cut and fit in N rounds towards the budget, each choosing on the model of the round before (1)",
+    )
     choice = parser.add_argument_group("choosing units")
     choice.add_argument(
         "--layers",
@@ -34,8 +55,8 @@ def add(commands: Any) -> None:
         "--layer-score",
         default="similarity",
         metavar="NAME",
-        help="similarity of the residual stream with and without a block, on --inputs or seeded ones (default), "
-        "magnitude (no run needed) or random",
+        help="similarity of the residual stream with and without a block, on 64 samples of --calib, on --inputs or on "
+        "seeded ones (default), magnitude (no run needed) or random",
     )
     choice.add_argument(
         "--score",
@@ -74,7 +95,7 @@ def add(commands: Any) -> None:
     )
     add_io(choice)
     choice.add_argument("--seed", type=int, default=0, metavar="N", help="for random scores")
-    data = parser.add_argument_group("calibration (unlabelled inputs)")
+    data = parser.add_argument_group("calibration (labels are not needed)")
     data.add_argument(
         "--calib",
         metavar="DATA",
@@ -83,7 +104,20 @@ def add(commands: Any) -> None:
     )
     add_preprocess(data)
     data.add_argument("--calib-samples", type=int, default=512, metavar="N", help="use at most N of them (512)")
+    data.add_argument(
+        "--labels",
+        metavar="KEY",
+        help="the array of DATA that holds labels (y, label or labels); nothing is fitted to them, but results are "
+        "judged by them",
+    )
+    data.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="how the original and the result are judged: as for secateur eval (default: top1 with labels, else "
+        "agreement)",
+    )
     data.add_argument("--no-compensate", action="store_true", help="leave the weights that stay as they are")
+    add_cache(data)
     plan = parser.add_argument_group("plans")
     plan.add_argument("--save-plan", metavar="P.json", type=Path, help="write the plan")
     plan.add_argument("--plan", metavar="P.json", type=Path, help="carry out this plan")
@@ -94,7 +128,7 @@ def add(commands: Any) -> None:
         "--inputs",
         metavar="FILE.npz",
         type=Path,
-        help="recorded inputs for the proof and for --layer-score, by input name",
+        help="recorded inputs for the proof and, without --calib, for --layer-score, by input name",
     )
     proof.add_argument("--measure", action="store_true", help="time the result against the original in one paired run")
     add_shape(parser)
@@ -129,7 +163,14 @@ def run(options: argparse.Namespace) -> int:
         calib=options.calib,
         preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
         calib_samples=options.calib_samples,
+        labels=options.labels,
+        metric=options.metric,
+        max_drop=options.max_drop,
+        of=options.of,
+        sure=options.sure,
+        steps=options.steps,
         compensate=not options.no_compensate,
+        cache=not options.no_cache,
         dry_run=options.dry_run,
         prove=not options.no_verify,
         shapes=parse_shapes(options.shape),

@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+import exporter.carry
 import exporter.pruner
 import runtime.latency
 from exporter import Plan, __version__
@@ -628,7 +629,9 @@ def test_bench_two_models(models, ok, tmp_path):
 # -- the program ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [(), ("inspect",), ("prune",), ("verify",), ("bench",), ("eval",), ("convert",)])
+@pytest.mark.parametrize(
+    "command", [(), ("inspect",), ("sensitivity",), ("prune",), ("verify",), ("bench",), ("eval",), ("convert",)]
+)
 def test_help(command, ok):
     told = ok(*command, "--help")
     assert told.out.startswith("usage: secateur " + " ".join(command))
@@ -677,7 +680,7 @@ def test_an_interrupt_is_told_in_a_line(models, cli, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporter.pruner, "rewrite", interrupt)
+    monkeypatch.setattr(exporter.carry, "rewrite", interrupt)
     told = cli("prune", models / "cnn.onnx", "-o", tmp_path / "out.onnx", "--ratio", "0.5", *SMALL)
     assert (told.code, told.out) == (130, "")
     assert told.err == "secateur: interrupted; nothing was written\n"

@@ -1,0 +1,179 @@
+"""How much worse a pruned graph answers than the original: both judged on the same samples, with an interval.
+
+The answers of the two are compared sample by sample, so what both get wrong does not blur the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.graph import Graph
+from exporter.normalise import serialize_with_data
+from runtime.backends import Session, open_session
+from runtime.errors import BadRequest
+from runtime.feeds import Array, Feeds
+from runtime.metrics import Batch, Metric, Scores, default_output, find_metric
+from runtime.samples import Samples
+
+LEVEL = 1.96
+"""Standard deviations that an interval of 95 % goes to either side."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The pruned graph against the original.
+
+    Attributes:
+        metric: name in ``runtime.metrics``.
+        dense, pruned: its value for the two; for a metric that compares with the original, that of the original with
+            itself.
+        drop: how much worse the pruned one is, in the metric's unit; negative where it is better.
+        low, high: 95 % interval of the drop over samples.
+        samples: number of samples.
+        rate: whether the metric is a share of samples.
+    """
+
+    metric: str
+    dense: float
+    pruned: float
+    drop: float
+    low: float
+    high: float
+    samples: int
+    rate: bool
+
+
+def usual_metric(graph: Graph, samples: Samples, batch: int) -> str | None:
+    """``top1`` where labels fit the outputs, else ``agreement`` where an output is one of classes, else None."""
+    session = _session(graph)
+    for name in ("top1", "agreement"):
+        if name == "top1" and samples.answers is None:
+            continue
+        judged = find_metric(name)
+        try:
+            chosen = default_output(session.outputs, None).name
+            feeds, labels = next(iter(samples.labelled(batch)))
+            values = session.run(feeds, [chosen])
+            judged.observe(Batch(values[chosen], values, values[chosen], labels, feeds, _count(samples, feeds)))
+        except BadRequest:
+            continue
+        return name
+    return None
+
+
+def compare_accuracy(pruned: Graph, graph: Graph, samples: Samples, batch: int, metric: str) -> Accuracy:
+    """Judge a pruned graph and the original on the same samples.
+
+    Args:
+        pruned: a graph with the inputs and outputs of
+        graph: the original.
+        samples: nothing was fitted to; with labels where the metric needs them.
+        batch: samples in one run.
+        metric: a name in ``runtime.metrics.METRICS``, or ``plugin:...``.
+
+    Raises:
+        BadRequest: there is no such metric, or it does not fit the outputs, labels or inputs.
+        RunError: a model does not run.
+    """
+    judged = find_metric(metric)
+    if judged.needs == "labels" and samples.answers is None:
+        raise BadRequest(
+            f"--metric {metric} needs labels: store them as y, label or labels beside the inputs, or name them with "
+            "--labels."
+        )
+    dense, after = zip(*_observed(judged, _session(graph), _session(pruned), samples, batch), strict=True)
+    return _accuracy(judged, _joined(dense), _joined(after), len(samples))
+
+
+def _session(graph: Graph) -> Session:
+    return open_session(serialize_with_data(graph.model, graph.folder))
+
+
+def _count(samples: Samples, feeds: Feeds) -> int:
+    return 1 if samples.store.single else len(next(iter(feeds.values())))
+
+
+def _observed(
+    judged: Metric, dense: Session, pruned: Session, samples: Samples, batch: int
+) -> Iterator[tuple[Scores, Scores]]:
+    """What each batch adds, for the original and the pruned graph."""
+    chosen = default_output(dense.outputs, None).name
+    names = None if judged.whole else [chosen]
+    for feeds, labels in samples.labelled(batch):
+        count = _count(samples, feeds)
+        want = _run(dense, feeds, names)
+        reference = want[chosen] if judged.needs == "reference" else None
+        pair = (want, _run(pruned, feeds, names))
+        one, other = (judged.observe(Batch(o[chosen], o, reference, labels, feeds, count)) for o in pair)
+        yield one, other
+
+
+def _run(session: Session, feeds: Feeds, names: list[str] | None) -> dict[str, Array]:
+    return {name: np.asarray(value) for name, value in session.run(feeds, names).items()}
+
+
+def _joined(parts: tuple[Scores, ...]) -> Scores:
+    return Scores(np.concatenate([p.totals for p in parts]), np.concatenate([p.weights for p in parts]))
+
+
+def _accuracy(judged: Metric, dense: Scores, pruned: Scores, samples: int) -> Accuracy:
+    before, after = (_value(judged, s) for s in (dense, pruned))
+    sign = 1 if judged.better == "higher" else -1
+    change = sign * (_influence(judged, dense) - _influence(judged, pruned))
+    drop = sign * (before - after)
+    if judged.rate and judged.needs == "reference":
+        low, high = wilson(drop, len(change))
+    elif judged.rate:
+        low, high = paired(change, drop)
+    else:
+        n = len(change)
+        spread = LEVEL * math.sqrt(float(np.square(change).sum()) * n / (n - 1)) if n > 1 else math.inf
+        low, high = drop - spread, drop + spread
+    return Accuracy(judged.name, before, after, drop, low, high, samples, judged.rate)
+
+
+def _value(judged: Metric, scores: Scores) -> float:
+    total = float(scores.weights.sum())
+    if not total:
+        raise BadRequest(f"{judged.name}: there is nothing to judge on these samples.")
+    return judged.finish(float(scores.totals.sum()) / total)
+
+
+def _influence(judged: Metric, scores: Scores) -> NDArray[np.float64]:
+    """What each sample contributes to the value, less its mean; the sum of squares is the variance of the value."""
+    total = float(scores.weights.sum())
+    mean = float(scores.totals.sum()) / total
+    return np.asarray((scores.totals - mean * scores.weights) / total * judged.slope(mean))
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of ``count`` samples; not empty where the share is 0.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    z2 = LEVEL**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    spread = LEVEL / (1 + z2 / count) * math.sqrt(max(share * (1 - share), 0.0) / count + z2 / (4 * count**2))
+    return max(centre - spread, 0.0), min(centre + spread, 1.0)
+
+
+def paired(change: NDArray[np.float64], drop: float) -> tuple[float, float]:
+    """95 % interval of the difference of two shares on the same samples; not empty where none differs.
+
+    Half a sample is added to each cell of the table of who is right: Agresti & Min, "Simple improved confidence
+    intervals for comparing matched proportions", Statistics in Medicine 2005.
+
+    Args:
+        change: what each sample contributes to the difference, less the mean; shape (n,).
+        drop: the difference.
+    """
+    n = len(change)
+    squares = float(np.square(change * n).sum()) + n * drop**2 + 1
+    centre = n * drop / (n + 2)
+    spread = LEVEL * math.sqrt(max(squares / (n + 2) - centre**2, 0.0) / (n + 2))
+    return centre - spread, centre + spread

@@ -1,0 +1,103 @@
+"""``secateur sensitivity``: what cutting each group alone would do to the outputs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from exporter.commands.console import Progress, write_json
+from exporter.commands.options import add_cache, add_io, add_json, add_preprocess, add_shape, command
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(commands, "sensitivity", run, "Predict what cutting each group alone would do to the outputs.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    parser.add_argument(
+        "--calib",
+        metavar="DATA",
+        required=True,
+        help="inputs, without labels: as for secateur prune, or synthetic for made-up ones",
+    )
+    add_preprocess(parser)
+    parser.add_argument("--calib-samples", type=int, default=512, metavar="N", help="use at most N of them (512)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the subset, and of synthetic inputs")
+    add_cache(parser)
+    parser.add_argument(
+        "--at",
+        default="90,75,50,25",
+        metavar="P,...",
+        help="per cent of the units kept that the damage is shown at (90,75,50,25)",
+    )
+    parser.add_argument("--granularity", metavar="KINDS", help="kinds of groups, as for secateur prune")
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="GLOB", help="leave out what touches a matching node or tensor"
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="GLOB", help="only what touches a matching node or tensor"
+    )
+    add_io(parser)
+    parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw damage over the share of units kept")
+    add_shape(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter import find_groups, load, report_sensitivity
+    from exporter.atomic import obstacle, write_text
+    from exporter.calibration.cache import Cache, default_folder
+    from exporter.calibration.damages import damages
+    from exporter.calibration.data import calibration_of
+    from exporter.charts import damage_chart
+    from exporter.errors import UsageError
+    from runtime.feeds import parse_shapes
+    from runtime.images import parse_preprocess
+
+    shares = _shares(options.at)
+    for path in (options.plot, options.json):
+        why = obstacle(Path(path)) if path not in (None, "-") else ""
+        if why:
+            raise UsageError(f"{path} cannot be written: {why}.")
+    progress = Progress(options.quiet)
+    progress("reading and analysing the model")
+    graph = load(options.model, parse_shapes(options.shape))
+    groups = find_groups(graph, options.io)
+    preprocess = parse_preprocess(options.preprocess) if options.preprocess else None
+    calibration = calibration_of(
+        options.calib, graph, preprocess=preprocess, limit=options.calib_samples, seed=options.seed
+    )
+    cache = Cache(None if options.no_cache else default_folder())
+    rows = damages(
+        groups,
+        calibration,
+        shares=shares,
+        granularity=[k.strip() for k in options.granularity.split(",")] if options.granularity else None,
+        keep=options.keep,
+        only=options.only,
+        cache=cache,
+        step=progress,
+    )
+    notes = [*calibration.fit.notes, *cache.notes]
+    if options.plot:
+        write_text(options.plot, damage_chart(rows, f"{options.model.name}: damage of cutting each group alone"))
+    if options.json:
+        document = report_sensitivity.sensitivity_json(
+            options.model, rows, shares, calibration, bool(cache.hits), notes
+        )
+        write_json(options.json, document)
+    if options.json != "-":
+        print(report_sensitivity.sensitivity_text(rows, shares, calibration, notes))
+        if options.plot:
+            print(f"wrote {options.plot}")
+    return 0
+
+
+def _shares(text: str) -> list[float]:
+    from exporter.errors import UsageError
+
+    try:
+        return [float(part.strip().removesuffix("%")) / 100 for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--at {text}: give per cents of the units kept, separated by commas: 90,75,50,25.") from None
