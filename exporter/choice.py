@@ -222,9 +222,12 @@ def _widths(
     if prediction is None or scope != "damage":
         return plan_for()
     assert calibration is not None
+    from exporter.calibration.damage import macs_per_sample
     from exporter.calibration.trial import best_share
 
-    share = best_share(dense, lambda share: plan_for(damage=prediction.mended(share)), calibration, step)
+    share = best_share(
+        dense, lambda share: plan_for(damage=prediction.mended(share)), calibration, macs_per_sample(groups), step
+    )
     return plan_for(damage=prediction.mended(share))
 
 

@@ -34,8 +34,11 @@ _DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 """Tried where there are ten rows or more for every column; larger ones where there are fewer."""
 
 _RECTIFIED_ROUNDS = 1
-_JOINT_SAMPLES, _JOINT_ROWS = 256, 1 << 18
-"""Samples that two layers are fitted together on: fewer where each has many positions."""
+_JOINT_SAMPLES, _JOINT_ROWS, _JOINT_WORK = 256, 1 << 18, 1 << 30
+"""Samples that two layers are fitted together on: fewer where each has many positions, or much work."""
+
+_JOINT_ROWS_PER_COLUMN = 4
+"""Fewer rows are no base for a step of both layers."""
 
 
 @dataclass(frozen=True)
@@ -226,10 +229,9 @@ class _Fit:
         graph = self.own.graph
         w1, b1, w2, b2 = (np.asarray(self.own.weights.get(n, graph.array(n))) for n in names)
         others = self.own.values(self.target.other) if self.target.other else None
-        shape = self.own.graph.shape(pair.first.result) or ()
-        positions = math.prod(n for k, n in enumerate(shape) if k not in (0, pair.first.channel_axis % len(shape)))
-        count = min(_JOINT_SAMPLES, max(_JOINT_ROWS // max(positions, 1), 1))
-        few = range(max(2, -(-count * self.own.batches // max(self.own.rows, 1))))
+        few = range(self._joint_batches(pair, w1.size + w2.size))
+        if not few:
+            return {}
         batches = [
             Batch(source, wanted, next(others) if others is not None else None)
             for _, source, wanted in zip(few, self.own.values(pair.first.source), self._wanted(), strict=False)
@@ -245,6 +247,16 @@ class _Fit:
         """The part of the target that the pruned graph has."""
         for values in self.dense.values(self.target.tensor):
             yield take_axes(values, self.axes)
+
+    def _joint_batches(self, pair: Pair, weights: int) -> int:
+        """Batches that two layers are fitted together on; none where that would take too long for what it gives."""
+        shape = self.own.graph.shape(pair.first.result) or ()
+        positions = math.prod(n for k, n in enumerate(shape) if k not in (0, pair.first.channel_axis % len(shape)))
+        rows = min(_JOINT_ROWS, _JOINT_WORK // weights)
+        if rows < _JOINT_ROWS_PER_COLUMN * self.present.shape[1]:
+            return 0
+        samples = min(_JOINT_SAMPLES, max(rows // max(positions, 1), 1))
+        return max(2, -(-samples * self.own.batches // max(self.own.rows, 1)))
 
     def _rows(self) -> Iterator[tuple[Sample, Rows]]:
         """Rows with what the reader itself should give, and what is added to it."""

@@ -13,16 +13,24 @@ from exporter.calibration.evidence import HELD_OUT, evidence
 from exporter.calibration.readers import find_readers
 from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import deviations, predicted
+from exporter.cost import CostModel
 from exporter.groups import Groups
 from exporter.importance import Scores, score
 from runtime.samples import Samples
 
-_FEW = (64, 32)
-"""Samples that tell how the outputs react at each of the levels of the evidence; large effects need fewer."""
+_SEEN = 4e11
+"""Multiply-accumulates to spend on what the readers see: all samples of a small network, some of a large one."""
+
+_FEW, _REACTED = (64, 32), (3e11, 1.5e11)
+"""Most samples that tell how the outputs react at each of the levels of the evidence, and multiply-accumulates to spend
+on that; large effects need fewer."""
 
 _SHARED = 3.0
 """How much worse the damage is of what several layers read: the two layers around other units are fitted together in
 the end, which the prediction leaves out. Tried on ResNet-20 at half the work: 4.0 points lost with 1, 3.0 with 3."""
+
+
+_FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,12 @@ def predict(
         calibration: inputs.
         step: called with a line before each step.
     """
-    graph = groups.graph
-    found = evidence(groups, numbers, Runner(graph, calibration.fit, calibration.batch), step)
+    graph, cost = groups.graph, macs_per_sample(groups)
+    seen = calibration.fit.part(0, affordable(_SEEN, cost, len(calibration.fit)))
+    found = evidence(groups, numbers, Runner(graph, seen, calibration.batch), step)
     measured: dict[int, list[tuple[float, float]]] = {n: [] for n in found}
-    for level, count in enumerate(_FEW):
+    for level, most in enumerate(_FEW):
+        count = affordable(_REACTED[level], cost * len(found) / 2, most)  # half of the network, for each group
         few = Runner(graph, _held_first(calibration.fit, count), calibration.batch)
         for n, value in deviations(found, few, level, step).items():
             width = found[n].levels[level][0]
@@ -82,6 +92,23 @@ def predict(
         factor = _SHARED if len(known.readers) > 1 else 1.0
         damage[name] = factor * predicted(known.curve.damage, measured[n])
     return Prediction(scores, damage, later)
+
+
+def macs_per_sample(groups: Groups) -> float:
+    """Multiply-accumulates of the dense graph for one sample."""
+    cost = CostModel(groups)
+    return cost.macs(cost.widths) / max(groups.graph.binding.batch, 1)
+
+
+def affordable(work: float, each: float, most: int) -> int:
+    """How many samples some work is enough for, at least a few.
+
+    Args:
+        work: multiply-accumulates to spend.
+        each: what a sample costs.
+        most: samples there are.
+    """
+    return min(most, max(_FEWEST, int(work / max(each, 1.0))))
 
 
 def _held_first(samples: Samples, count: int) -> Samples:

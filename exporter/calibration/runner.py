@@ -20,7 +20,7 @@ from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.samples import Samples
 
-MEMORY = 1 << 30
+MEMORY = 1 << 29
 """Bytes of activations a runner holds in memory; beyond, they go to temporary files."""
 
 _MAPPED = "fiub"

@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from exporter.calibration.compensation import compensate
+from exporter.calibration.damage import affordable
 from exporter.calibration.data import Calibration
 from exporter.calibration.fidelity import deviation
 from exporter.graph import Graph
 from exporter.plan import Plan
 from exporter.rewriter import rewrite
 
-_SAMPLES = 128
+_SAMPLES, _FEWEST, _WORK = 128, 32, 1e11
+"""Samples of a trial: as many as some multiply-accumulates are enough for."""
+
 _JUDGES = 4
 """One of so many samples of a trial judges it."""
 
@@ -25,7 +28,11 @@ _FIRST, _MORE, _LESS, _MOST = 0.6, 0.85, 0.3, 0.95
 
 
 def best_share(
-    graph: Graph, plan_for: Callable[[float], Plan], calibration: Calibration, step: Callable[[str], None]
+    graph: Graph,
+    plan_for: Callable[[float], Plan],
+    calibration: Calibration,
+    macs: float,
+    step: Callable[[str], None],
 ) -> float:
     """The share of the damage to take for mended.
 
@@ -33,9 +40,10 @@ def best_share(
         graph: the dense graph.
         plan_for: makes the plan for a share.
         calibration: inputs; the samples held out for the report are not touched.
+        macs: multiply-accumulates of a sample.
         step: called with a line before each trial.
     """
-    samples = calibration.fit.part(0, _SAMPLES)
+    samples = calibration.fit.part(0, max(affordable(_WORK, macs, _SAMPLES), _FEWEST))
     cut = len(samples) - max(len(samples) // _JUDGES, 1)
     fit, judge = samples.part(0, cut), samples.part(cut, len(samples))
     found: dict[str, float] = {}

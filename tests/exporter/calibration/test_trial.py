@@ -44,7 +44,7 @@ def test_the_share_with_the_least_error_is_taken(monkeypatch, errors, share, tri
     monkeypatch.setattr(trial, "compensate", compensate)
     monkeypatch.setattr(trial, "deviation", deviation)
     calibration = SimpleNamespace(fit=Some(range(100)), batch=8)
-    assert trial.best_share(None, plan_for, calibration, lambda _: None) == share
+    assert trial.best_share(None, plan_for, calibration, 1e6, lambda _: None) == share
     assert asked == tried
     assert all(not f & j and f | j == set(range(100)) for f, j in zip(fits, judges, strict=True))
 
@@ -56,7 +56,7 @@ def test_equal_plans_are_tried_once(monkeypatch):
     monkeypatch.setattr(trial, "deviation", lambda *a: tried.append(1) or 1.0)
     plan = SimpleNamespace(groups=[SimpleNamespace(keep=(1, 2))])
     calibration = SimpleNamespace(fit=_Whole(), batch=8)
-    assert trial.best_share(None, lambda share: plan, calibration, lambda _: None) == 0.6
+    assert trial.best_share(None, lambda share: plan, calibration, 1e6, lambda _: None) == 0.6
     assert tried == [1]
 
 
