@@ -22,11 +22,14 @@ from exporter.graph import Graph
 from exporter.protos import reads
 from exporter.sparsity import solver
 from exporter.sparsity.layers import Weight
+from exporter.sparsity.magnitude import smallest
 from exporter.sparsity.patterns import Pattern
 from exporter.tensors import Array
 
 DAMPINGS = (1e-3, 1e-2, 1e-1)
 _SWEEPS = 4
+_CLASSES = (2, 3)
+"""Axes of an output that holds scores of classes along the last: one row for a sample, or for each of its positions."""
 _UNCERTAIN = 0.02
 """What the damping grows by for every column there is to a row: few rows fit anything."""
 
@@ -41,6 +44,7 @@ class Fit:
         plain: error of its output on held-out inputs, relative to the variance, with the largest weights as they were.
         error: the same with what was taken.
         damping: ridge taken, as a share of the mean second moment; None where the weights stayed as they were.
+        bias: name of the bias that was fitted with them; "" where there is none.
     """
 
     weight: str
@@ -48,6 +52,7 @@ class Fit:
     plain: float
     error: float
     damping: float | None
+    bias: str = ""
 
 
 def fit_layers(
@@ -183,7 +188,7 @@ class _Layer:
         if self.reader.bias is not None and bias is not None and damping is not None:
             like = self.graph.array(self.reader.bias)
             fresh[self.reader.bias] = bias.reshape(like.shape).astype(like.dtype)
-        return Fit(self.reader.weight, taken, plain, error, damping), fresh
+        return Fit(self.reader.weight, taken, plain, error, damping, self.reader.bias or ""), fresh
 
     def _bias_as_it_is(self) -> Vector | None:
         if self.reader.bias is None:
@@ -219,7 +224,8 @@ class _Layer:
         masks = np.empty(weights.shape, bool)
         for g, w in enumerate(weights):
             if method == "wanda":
-                scores = np.abs(w) * np.sqrt(np.maximum(np.diagonal(self.fit.xx[g] + np.outer(self.fit.x[g], self.fit.x[g])), 0))[:, None]
+                power = np.diagonal(self.fit.xx[g]) + np.square(self.fit.x[g])
+                scores = np.abs(w) * np.sqrt(np.maximum(power, 0.0))[:, None]
             else:
                 a = self.fit.xx[g] + self.fit.ridge(damping) * np.eye(len(w))
                 scores = np.square(w) / np.diagonal(np.linalg.inv(a))[:, None]
@@ -228,16 +234,35 @@ class _Layer:
                 masks[g] = solver.mask_by_score(scores, runs, self.pattern.keep)
             else:
                 gone = round(self.count / len(weights))
-                masks[g] = ~solver.smallest(scores.astype(np.float32).reshape(-1), gone).reshape(w.shape)
+                masks[g] = ~smallest(scores.astype(np.float32).reshape(-1), gone).reshape(w.shape)
         return masks
 
 
-def deviation(graph: Graph, values: Mapping[str, Array], calibration: Calibration) -> float:
-    """Square error of the outputs on held-out inputs, relative to their variance, with other values of constants."""
-    outputs = float_outputs(graph)
+def deviation(source: Graph, graph: Graph, values: Mapping[str, Array], calibration: Calibration) -> float:
+    """Square error of the outputs on held-out inputs, relative to their variance.
+
+    Args:
+        source: the graph as it was read.
+        graph: the graph that is made sparse, and
+        values: the values of its constants that differ.
+        calibration: inputs.
+    """
+    outputs = float_outputs(source)
     result = Deviation()
-    runners = [Runner(graph, calibration.held, calibration.batch) for _ in range(2)]
-    pairs = zip(runners[0].branch(outputs, values), runners[1].branch(outputs, {}), strict=True)
-    for got, want in pairs:
-        result.add(got, want)
+    got, want = (Runner(g, calibration.held, calibration.batch) for g in (graph, source))
+    for pair in zip(got.branch(outputs, values), want.branch(outputs, {}), strict=True):
+        result.add(*pair)
     return result.value
+
+
+def agreement(source: Graph, graph: Graph, values: Mapping[str, Array], calibration: Calibration) -> float | None:
+    """Share of held-out inputs for which the first output names the same class; None where it holds no scores."""
+    shapes = {n: source.shape(n) or () for n in float_outputs(source)}
+    names = [n for n, shape in shapes.items() if len(shape) in _CLASSES and shape[-1] > 1]
+    if not names:
+        return None
+    same: list[Array] = []
+    got, want = (Runner(g, calibration.held, calibration.batch) for g in (graph, source))
+    for a, b in zip(got.branch(names[:1], values), want.branch(names[:1], {}), strict=True):
+        same.append(a[names[0]].argmax(-1) == b[names[0]].argmax(-1))
+    return float(np.concatenate([s.reshape(-1) for s in same]).mean())

@@ -13,12 +13,14 @@ from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter.errors import ModelError, UsageError
+from exporter.sparse_tensors import densify
 from exporter.sparsity.patterns import Pattern
 from exporter.tensors import Array, read
 
@@ -106,10 +108,10 @@ def _evaluate(node: NodeProto, inputs: Mapping[str, Array]) -> Array | None:
         alone = NodeProto()
         alone.CopyFrom(node)
         alone.domain = domain
-        made = ReferenceEvaluator(alone).run([node.output[0]], dict(inputs))[0]
-    except Exception:  # noqa: BLE001 - whatever fails there, the layer is reported as one that was not looked into
+        made: Any = ReferenceEvaluator(alone).run([node.output[0]], dict(inputs))
+    except Exception:
         return None
-    return np.asarray(made)
+    return np.asarray(made[0])
 
 
 def check_pattern(
@@ -152,6 +154,25 @@ def check_pattern(
     return [r for r in rows if (not only or _matches(r, only)) and not _matches(r, keep)]
 
 
+def check_file(path: Path, pattern: Pattern, *, only: Sequence[str] = (), keep: Sequence[str] = ()) -> list[Checked]:
+    """``check_pattern`` for a file.
+
+    Raises:
+        UsageError: there is no such file, or a pattern of names matches nothing.
+        ModelError: it is no ONNX file, or its weights cannot be read.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except DecodeError:
+        raise ModelError(f"{path} is not an ONNX file, or it is truncated. Export it again.") from None
+    densify(model)
+    return check_pattern(model, path.parent, pattern, only=only, keep=keep)
+
+
 def _matches(row: Checked, globs: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for glob in globs for name in row.names)
 
@@ -171,7 +192,7 @@ def _graph_rows(
             scope.users.setdefault(name, []).append(node)
     for node in graph.node:
         for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs):
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _graph_rows(inner, folder, pattern, scope, overrides)
         row = _row(node, scope, pattern)
         if row is not None:

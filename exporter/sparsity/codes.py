@@ -63,7 +63,8 @@ def stored_values(graph: Graph, weight: Weight) -> Stored:
     """
     values = graph.array(weight.name)
     coding = weight.coding
-    zero, scale = np.zeros(1, np.float32), np.ones(1, np.float32)
+    zero: Array = np.zeros(1, np.float32)
+    scale: Array = np.ones(1, np.float32)
     if coding is not None and coding.zero:
         zero = _spread(graph.array(coding.zero), values, coding)
     if coding is not None and coding.scale:

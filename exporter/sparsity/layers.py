@@ -23,7 +23,9 @@ WORTH = 256
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 _CODES = frozenset(
-    getattr(TensorProto, name) for name in ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2") if hasattr(TensorProto, name)
+    getattr(TensorProto, name)
+    for name in ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2")
+    if hasattr(TensorProto, name)
 )
 _SAME = frozenset({"Identity", "Cast", "Dropout", "QuantizeLinear", "com.microsoft::QuantizeLinear"})
 _DEQUANTIZE = frozenset({"DequantizeLinear", "com.microsoft::DequantizeLinear"})
@@ -208,9 +210,7 @@ def _after(graph: Graph, node: Node, seen: _Seen) -> _Seen:
 
 def _own_coding(node: Node, what: Operand) -> Coding | None:
     """The coding of an operator that takes codes as they are."""
-    scale, zero = (
-        node.inputs[k] if k is not None and k < len(node.inputs) else "" for k in (what.scale, what.zero)
-    )
+    scale, zero = (node.inputs[k] if k is not None and k < len(node.inputs) else "" for k in (what.scale, what.zero))
     return Coding(scale, zero, what.coded) if scale or zero else None
 
 

@@ -6,6 +6,7 @@ Of equals the first stays, so the same file always gives the same result.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +95,7 @@ def shares(scores: Iterable[Magnitudes], share: float) -> list[int]:
     count = round(share * sum(s.size for s in tensors))
     top = _place([s.view(np.uint32) >> 16 for s in tensors], count)
     below = sum(int((s.view(np.uint32) >> 16 < top).sum()) for s in tensors)
-    inner = [s.view(np.uint32)[s.view(np.uint32) >> 16 == top] & 0xFFFF for s in tensors]
+    inner = [bits[bits >> 16 == top] % (1 << 16) for bits in (s.view(np.uint32) for s in tensors)]
     low = _place(inner, count - below)
     limit = np.uint32((top << 16) | low)
     counts = [int((s.view(np.uint32) < limit).sum()) for s in tensors]
@@ -106,7 +107,7 @@ def shares(scores: Iterable[Magnitudes], share: float) -> list[int]:
     return counts
 
 
-def _place(digits: Sequence[NDArray[np.uint32]], count: int) -> int:
+def _place(digits: Sequence[NDArray[np.integer[Any]]], count: int) -> int:
     """The digit at which the running count reaches ``count``."""
     total = np.zeros(1 << 16, np.int64)
     for d in digits:

@@ -57,7 +57,7 @@ def _convolution(weight: int, scale: int | None = None, zero: int | None = None)
     return rule
 
 
-def _transposed(node: Node, index: int, rank: int) -> Operand | None:
+def _transposed(_node: Node, index: int, rank: int) -> Operand | None:
     doubt = "a transposed convolution: no sparse kernels of TensorRT are known for it"
     return Operand(0, 1, doubt) if index == 1 and rank >= 3 else None
 
@@ -88,7 +88,7 @@ def _opaque(index: int, doubt: str) -> Rule:
     return lambda _node, i, _rank: Operand(None, None, doubt) if i == index else None
 
 
-def _einsum(node: Node, index: int, _rank: int) -> Operand | None:
+def _einsum(_node: Node, index: int, _rank: int) -> Operand | None:
     return Operand(None, None, "an Einsum: no sparse kernels of TensorRT are known for it") if index else None
 
 

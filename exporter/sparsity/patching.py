@@ -146,7 +146,7 @@ def _write(out: int, data: mmap.mmap, edits: list[tuple[int, int, Array]]) -> No
     with memoryview(data) as view:
         for start, end, array in edits:
             _write_all(out, view[at:start])
-            _write_all(out, memoryview(array.reshape(-1).view(np.uint8)))
+            _write_all(out, array.reshape(-1).view(np.uint8).data)
             at = end
         _write_all(out, view[at:])
 

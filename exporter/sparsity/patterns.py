@@ -34,6 +34,18 @@ class Pattern:
         return f"{self.keep}:{self.of}" if self.grouped else f"{self.share:g}"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a pattern is put on a model; see ``sparsify``."""
+
+    pattern: Pattern
+    method: str = "magnitude"
+    scope: str = "local"
+    schedule: str = "one-shot"
+    refit: bool = True
+    max_drop: float | None = None
+
+
 def parse_pattern(text: str) -> Pattern:
     """Read a pattern: ``2:4`` keeps two of every four weights, ``0.8`` makes 80 % of the weights zero.
 

@@ -1,9 +1,10 @@
 """Which weights of one layer go, and what those that stay become, from second moments of what the layer reads.
 
 For a layer ``Y = X W`` with A = X'X (damped) and B = X'Y, the loss of a candidate is ``tr W'AW - 2 tr W'B``. Choosing
-starts from the weights without zeros that fit best; a set S of a run costs ``w_S' [(A^-1)_SS]^-1 w_S`` (the optimal brain
-surgeon of Hassibi and Stork, 1993, for several weights at once), and all sets of a run are compared. Then run after run
-is chosen anew given all others, exactly, which never raises the loss. In the end the weights that stay are least squares.
+starts from the weights without zeros that fit best; a set S of a run costs ``w_S' [(A^-1)_SS]^-1 w_S`` (the optimal
+brain surgeon of Hassibi and Stork, 1993, for several weights at once), and all sets of a run are compared. Then run
+after run is chosen anew given all others, exactly, which never raises the loss. In the end the weights that stay are
+those of least squares.
 """
 
 from __future__ import annotations
