@@ -71,7 +71,7 @@ def add(commands: Any) -> None:
         type=float,
         metavar="E",
         help="largest error of the outputs on held-out inputs, as a share of their variance: layers stay dense, the "
-        "most harmful first, until it is met",
+        "most harmful first, until it is met (several passes)",
     )
     data.add_argument("--seed", type=int, default=0, metavar="N", help="of the inputs taken and of --permute (0)")
     output = parser.add_argument_group("output")

@@ -27,7 +27,7 @@ from exporter.sparsity.patterns import Pattern
 from exporter.tensors import Array
 
 DAMPINGS = (1e-3, 1e-2, 1e-1)
-_SWEEPS = 4
+_SWEEPS = 2
 _CLASSES = (2, 3)
 """Axes of an output that holds scores of classes along the last: one row for a sample, or for each of its positions."""
 _UNCERTAIN = 0.02

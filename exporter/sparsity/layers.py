@@ -57,12 +57,14 @@ class Use:
 
     Attributes:
         node: the node.
+        index: the input it reads it with.
         layout: how it sees the constant; None where a reshape mixes its axes.
         operand: what it does with it.
         coding: what turns codes into numbers on the way.
     """
 
     node: Node
+    index: int
     layout: Layout | None
     operand: Operand
     coding: Coding | None
@@ -143,8 +145,9 @@ def _weight(graph: Graph, name: str) -> Weight | None:
     origin = _Seen(stored(tensor.dims), None, tensor.data_type in _CODES)
     for node, index, seen in _readers(graph, name, origin):
         what = operand(node, index, len(seen.layout.dims) if seen.layout is not None else 2)
-        if what is not None and not seen.fault:
-            uses.append(Use(node, seen.layout, what, seen.coding or _own_coding(node, what)))
+        if what is not None:
+            uses.append(Use(node, index, seen.layout, what, seen.coding or _own_coding(node, what)))
+            others += [seen.fault] if seen.fault else []
         elif node.op in _SELECT and index == 0 and not seen.fault:
             tied.append(node)
         elif node.op not in _MEASURE:

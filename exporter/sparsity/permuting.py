@@ -24,14 +24,14 @@ from exporter.slots import Axis, Fixed, Ids
 from exporter.sparsity.choice import choose_weights
 from exporter.sparsity.codes import stored_values
 from exporter.sparsity.layers import Weight
-from exporter.sparsity.layouts import stored
 from exporter.sparsity.order import Scores, find_order, kept
 from exporter.sparsity.patterns import Pattern
 from exporter.verifier import verify
 
 _ROWS = 2048
 """Rows of a group's weights that the search looks at; of more, some are drawn."""
-_SECONDS_PER_COLUMN = 2e-3
+_MIXES, _MOST_MIXES = 20_000, 200
+"""Rounds of mixing: so many divided by the number of columns, because each takes longer the more there are."""
 _LEAST_GAIN = 1e-4
 
 Order = NDArray[np.int64]
@@ -66,7 +66,6 @@ def permute_graph(
     pattern: Pattern,
     names: tuple[Sequence[str], Sequence[str], Sequence[str]],
     *,
-    seconds: float = _SECONDS_PER_COLUMN,
     seed: int = 0,
     step: Callable[[str], None] = lambda _: None,
 ) -> tuple[Graph, Permuted]:
@@ -76,7 +75,6 @@ def permute_graph(
         graph: the graph; it stays as it is.
         pattern: N:M.
         names: what is taken, left, and taken too; see ``choose_weights``.
-        seconds: CPU time per column to search on after no exchange of two brings more.
         seed: of the search.
         step: called with a line before each step.
 
@@ -103,7 +101,11 @@ def permute_graph(
         scores = np.concatenate([c.scores for c in found])
         order = np.arange(width)
         order[:whole] = find_order(
-            _sample(scores, seed)[:, :whole], pattern.keep, pattern.of, seconds=seconds * whole, seed=seed
+            _sample(scores, seed)[:, :whole],
+            pattern.keep,
+            pattern.of,
+            rounds=min(_MIXES // whole, _MOST_MIXES),
+            seed=seed,
         )
         now = kept(scores, pattern.keep, pattern.of)
         gain = kept(scores, pattern.keep, pattern.of, order) - now
@@ -123,16 +125,15 @@ def permute_graph(
 def _columns(groups: Groups, taken: Sequence[Weight]) -> dict[int, list[_Column]]:
     """The weights that a group's order matters to, by number of the group."""
     found: dict[int, list[_Column]] = {}
-    keys = {(node, key[0]): key for (node, _), key in groups.analysis.use.items()}
     for weight in taken:
         use = weight.uses[0]
         axis = use.operand.axis
-        assert axis is not None
-        if use.layout != stored(weight.dims) or len(weight.uses) > 1:
+        key = groups.analysis.use.get((use.node.key, use.index), (use.node.inputs[use.index],))
+        axes = groups.analysis.axes.get(key)
+        if axis is None or use.layout is None or axes is None or len(weight.uses) > 1:
             continue
-        key = keys.get((use.node.key, weight.name))
-        ids = groups.analysis.axes[key][axis] if key is not None else None
-        if ids is None or isinstance(ids, Fixed):
+        ids = axes[axis]
+        if isinstance(ids, Fixed):
             continue
         group, unit = groups.units(ids)
         number = int(group[0].max())
@@ -141,8 +142,10 @@ def _columns(groups: Groups, taken: Sequence[Weight]) -> dict[int, list[_Column]
         mine = np.where(group == number, unit, -1).max(1)
         if not np.array_equal(mine, np.arange(ids.size)):
             continue
-        sizes = stored_values(groups.graph, weight).magnitudes().reshape(weight.dims)
-        found.setdefault(number, []).append(_Column(weight, np.moveaxis(sizes, axis, -1).reshape(-1, ids.size)))
+        sizes = stored_values(groups.graph, weight).magnitudes()
+        strides = [sizes.itemsize * s for s in use.layout.strides]
+        seen = np.lib.stride_tricks.as_strided(sizes, use.layout.dims, strides, writeable=False)
+        found.setdefault(number, []).append(_Column(weight, np.moveaxis(seen, axis, -1).reshape(-1, ids.size)))
     return found
 
 

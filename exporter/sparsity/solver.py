@@ -26,6 +26,9 @@ _MOST_SETS = 70
 _EXACT_FLOPS = 4e10
 """Least squares with a support for each output is solved exactly up to so much work, by conjugate gradients beyond."""
 _ITERATIONS = 60
+_EXCHANGES, _BETWEEN = 8, 2
+"""Rounds of exchanging weights, in the end and between the steps of a schedule."""
+_MOST_EXCHANGED = 0.1
 _TOLERANCE = 1e-5
 
 
@@ -143,21 +146,78 @@ def _conjugate_gradients(a: Matrix, b: Matrix, mask: Mask, start: Matrix) -> Mat
 
 
 def unstructured(a: Matrix, b: Matrix, best: Matrix, inverse: Matrix, gone: int, steps: int) -> Matrix:
-    """The weights of least cost go one share after another, those that stay are fitted in between.
+    """Choose weights anywhere, and fit those that stay; in several steps those that stay are fitted in between.
+
+    A first mask is the best of three: by what a single weight costs when all others make up for it, when none does, and
+    by size. Then weights are exchanged as long as the loss falls.
 
     Args:
         a, b: the damped moments.
         best: the weights without zeros that fit best, shape [K, outputs].
         inverse: of A.
         gone: how many weights go in all.
-        steps: the number goes up with the cube of what is left of the way (Zhu and Gupta, 2017).
+        steps: the number goes up with the cube of what is left of the way (Zhu and Gupta, "To prune, or not to prune",
+            2017).
     """
-    w, mask = best, np.ones(best.shape, bool)
-    for t in range(1, steps + 1):
+    own = np.diagonal(a)[:, None]
+    scores = [np.square(best) / np.diagonal(inverse)[:, None], np.square(best) * own, np.square(best)]
+    first = round(gone * (1 - (1 - 1 / steps) ** 3))
+    starts = []
+    for score in scores:
+        mask = ~_least(score, first)
+        starts.append(refit(a, b, mask, best))
+    w = min(starts, key=lambda v: _loss(a, b, v))
+    for t in range(2, steps + 1):
         count = round(gone * (1 - (1 - t / steps) ** 3))
-        # the cost of a single weight; of those that stay after a first step, A itself tells more than its inverse
-        unit = 1 / np.diagonal(inverse)[:, None] if t == 1 else np.diagonal(a)[:, None]
-        cost = np.where(mask, np.square(w) * unit, -1.0).astype(np.float32)
-        mask = ~smallest(cost.reshape(-1), count).reshape(cost.shape)
-        w = refit(a, b, mask, w)
+        mask = ~_least(np.where(w != 0, np.square(w) * own, -1.0), count)
+        w = exchange(a, b, refit(a, b, mask, w), count, _BETWEEN)
+    return exchange(a, b, w, gone, _EXCHANGES)
+
+
+def exchange(a: Matrix, b: Matrix, weights: Matrix, gone: int, rounds: int) -> Matrix:
+    """Let weights that would bring more than others cost take their places, a few at a time, while the loss falls.
+
+    Moving one weight to its best value brings ``A_ii (w_i + r_i / A_ii)^2`` over leaving it at zero, with the residual
+    r = B - A w; for a weight that stays r is zero.
+
+    Args:
+        a, b: the damped moments.
+        weights: fitted ones, shape [K, outputs].
+        gone: how many are zero.
+        rounds: how often.
+    """
+    own = np.diagonal(a)[:, None]
+    w, loss, share = weights, _loss(a, b, weights), _MOST_EXCHANGED
+    for _ in range(rounds):
+        mask = ~_zero_places(w, gone)
+        worth = np.square(w + (b - a @ w) / own) * own
+        inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
+        count = max(int(share * min(inside.size, outside.size)), 1)
+        flat = worth.reshape(-1)
+        out = inside[np.argsort(flat[inside], kind="stable")[:count]]
+        come = outside[np.argsort(-flat[outside], kind="stable")[:count]]
+        better = flat[come] > flat[out]
+        if not better.any():
+            break
+        fresh = mask.reshape(-1).copy()
+        fresh[out[better]], fresh[come[better]] = False, True
+        moved = refit(a, b, fresh.reshape(w.shape), w)
+        found = _loss(a, b, moved)
+        if found < loss:
+            w, loss = moved, found
+        else:
+            share /= 4
     return w
+
+
+def _zero_places(w: Matrix, gone: int) -> Mask:
+    """Exactly ``gone`` places of zeros: a fitted weight may be zero by chance."""
+    return _least(np.abs(w), gone)
+
+
+def _least(scores: Matrix, count: int) -> Mask:
+    return smallest(scores.astype(np.float32).reshape(-1), count).reshape(scores.shape)
+
+
+def _loss(a: Matrix, b: Matrix, w: Matrix) -> float:
+    return float(np.vdot(w, a @ w - 2 * b))

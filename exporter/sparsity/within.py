@@ -92,29 +92,25 @@ def fit_within(
     error = deviation(source, graph, values, data)
     dense: frozenset[str] = frozenset()
     if plan.max_drop is not None and error > plan.max_drop:
-        order = _most_harmful(source, graph, taken, values, data, step)
-        count = _fewest(source, graph, order, values, plan.max_drop, data)
-        if count == len(order):
+        order = _most_harmful(source, graph, taken, values, fits, data, step)
+        low, high = 1, len(order)
+        while low < high:  # layers are fitted anew each time: those behind a dense one read something else
+            count = (low + high) // 2
+            step(f"trying with {count} of {len(order)} layers dense")
+            trial, trial_fits = fitted([w for w in taken if w.name not in order[:count]])
+            found = deviation(source, graph, trial, data)
+            if found <= plan.max_drop:
+                values, fits, error, dense, high = trial, trial_fits, found, frozenset(order[:count]), count
+            else:
+                low = count + 1
+        if error > plan.max_drop:
             raise GoalError(
                 f"--max-drop {plan.max_drop:g} cannot be met with {plan.pattern}: the outputs' error is {error:.3g} "
                 f"with all {len(order)} layers, and too large with the least harmful one alone.\n"
                 "Allow more, or give more calibration inputs."
             )
-        dense = frozenset(order[:count])
-        step(f"{count} layers stay dense; fitting the others anew")
-        again, new_fits = fitted([w for w in taken if w.name not in dense])
-        here = _without(values, dense, fits)
-        errors = [deviation(source, graph, v, data) for v in (here, again)]
-        values, error = (again, errors[1]) if errors[1] <= errors[0] else (here, errors[0])
-        fits = new_fits if values is again else {n: f for n, f in fits.items() if n not in dense}
     same = agreement(source, graph, values, data)
     return Fitted(values, fits, Held(len(data.held), plain, error, same, data.synthetic), dense)
-
-
-def _without(values: Mapping[str, Array], dense: frozenset[str], fits: Mapping[str, Fit]) -> dict[str, Array]:
-    """Values with some weights, and the biases that went with them, as they were."""
-    gone = set(dense) | {fits[n].bias for n in dense if n in fits}
-    return {name: array for name, array in values.items() if name not in gone}
 
 
 def _most_harmful(
@@ -122,6 +118,7 @@ def _most_harmful(
     graph: Graph,
     taken: Sequence[Weight],
     values: Mapping[str, Array],
+    fits: Mapping[str, Fit],
     data: Calibration,
     step: Callable[[str], None],
 ) -> list[str]:
@@ -129,20 +126,6 @@ def _most_harmful(
     harm = {}
     for i, weight in enumerate(taken, 1):
         step(f"measuring what each layer does to the outputs, {i} of {len(taken)}")
-        harm[weight.name] = deviation(source, graph, {weight.name: values[weight.name]}, data)
+        names = {weight.name, fits[weight.name].bias if weight.name in fits else ""}
+        harm[weight.name] = deviation(source, graph, {n: v for n, v in values.items() if n in names}, data)
     return sorted(harm, key=lambda n: -harm[n])
-
-
-def _fewest(
-    source: Graph, graph: Graph, order: Sequence[str], values: Mapping[str, Array], limit: float, data: Calibration
-) -> int:
-    """How many of the first weights have to stay dense for the outputs to be within the limit."""
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high) // 2
-        rest = {n: v for n, v in values.items() if n not in order[:middle]}
-        if deviation(source, graph, rest, data) <= limit:
-            high = middle
-        else:
-            low = middle + 1
-    return low
