@@ -146,8 +146,11 @@ def _weight(graph: Graph, name: str) -> Weight | None:
     for node, index, seen in _readers(graph, name, origin):
         what = operand(node, index, len(seen.layout.dims) if seen.layout is not None else 2)
         if what is not None:
-            uses.append(Use(node, index, seen.layout, what, seen.coding or _own_coding(node, what)))
-            others += [seen.fault] if seen.fault else []
+            coding = seen.coding or _own_coding(node, what)
+            unknown = coding is not None and {coding.scale, coding.zero} - {""} - graph.constants.keys()
+            fault = seen.fault or (f"the scale or zero point of {node.label} is computed" if unknown else "")
+            uses.append(Use(node, index, seen.layout, what, None if unknown else coding))
+            others += [fault] if fault else []
         elif node.op in _SELECT and index == 0 and not seen.fault:
             tied.append(node)
         elif node.op not in _MEASURE:
@@ -221,6 +224,9 @@ def refusal(weight: Weight, pattern: Pattern) -> str:
     """Why a pattern cannot be put on a weight; "" where it can."""
     if weight.others:
         return weight.others[0]
+    packed = [u.operand.doubt for u in weight.uses if u.operand.packed]
+    if packed:
+        return packed[0]
     if not pattern.grouped:
         return ""
     for use in weight.uses:

@@ -23,6 +23,7 @@ class Operand:
         doubt: why the pattern brings nothing there as far as is known; "" where it does.
         scale, zero: inputs that hold the scale and the zero point of codes, where the operator has them.
         coded: axis of the weight along which these vary.
+        packed: whether an element of the constant holds several codes, so that no weight can be made zero by itself.
     """
 
     axis: int | None
@@ -31,6 +32,7 @@ class Operand:
     scale: int | None = None
     zero: int | None = None
     coded: int = 0
+    packed: bool = False
 
 
 _GROUPED = "a grouped convolution: no sparse kernels of TensorRT are known for it"
@@ -84,8 +86,8 @@ def _at(indices: tuple[int, ...], axis: int, outputs: int | None, doubt: str) ->
     return lambda _node, index, rank: Operand(axis, outputs, doubt) if index in indices and rank > axis else None
 
 
-def _opaque(index: int, doubt: str) -> Rule:
-    return lambda _node, i, _rank: Operand(None, None, doubt) if i == index else None
+def _packed(index: int, doubt: str) -> Rule:
+    return lambda _node, i, _rank: Operand(None, None, doubt, packed=True) if i == index else None
 
 
 def _einsum(_node: Node, index: int, _rank: int) -> Operand | None:
@@ -111,7 +113,7 @@ _RULES: dict[str, Rule] = {
     "com.microsoft::FusedConv": _convolution(1),
     "com.microsoft::FusedGemm": _product(1),
     "com.microsoft::FusedMatMul": _product(1),
-    "com.microsoft::MatMulNBits": _opaque(1, "packed codes of less than a byte"),
+    "com.microsoft::MatMulNBits": _packed(1, "packed codes of less than a byte"),
     "com.microsoft::QGemm": _product(3, 4, 5),
     "com.microsoft::QLinearConv": _convolution(3, 4, 5),
 }

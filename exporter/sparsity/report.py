@@ -131,7 +131,7 @@ def _verdict(result: Sparsified) -> str:
     if result.output is None:
         return f"dry run: nothing was written ({result.seconds:.1f} s)"
     kept = "; all else of the file is as it was, byte for byte" if result.unchanged else ""
-    checked = f"every run of {result.pattern} checked" if result.pattern.grouped else "zeros counted"
+    checked = f"{result.pattern} checked" if result.pattern.grouped else "zeros counted"
     return f"wrote {result.output}: {checked}{kept} ({result.seconds:.1f} s)"
 
 

@@ -122,11 +122,24 @@ REFUSED = {
         build([node("Abs", "s", "t"), node("DequantizeLinear", "w t", "v"), node("MatMul", "x v", "y")],
               {"x": ["N", 8], "s": []}, ["y"], {"w": codes(8, 6)}), "scale or zero point",
     ),
+    "computed-zero-point": (
+        build([node("DynamicQuantizeLinear", "x", "q s p"), node("MatMulInteger", "q w p p", "i"),
+               node("Cast", "i", "y", to=1)], {"x": ["N", 8]}, ["y"], {"w": codes(8, 6, dtype=np.uint8)}),
+        "scale or zero point",
+    ),
+    "packed": (
+        build([node("com.microsoft::MatMulNBits", "x w s", "y", K=32, N=6, bits=4, block_size=32)], {"x": ["N", 32]},
+              ["y"], {"w": codes(6, 1, 16, dtype=np.uint8), "s": np.ones((6, 1), F)}), "less than a byte",
+    ),
     "dequantized-late": (
         linear(node("Transpose", "w", "t", perm=[1, 0]), node("DequantizeLinear", "t s", "v"),
                node("MatMul", "x v", "y"), w=codes(6, 8), s=np.array(0.1, F)), "after its axes were moved",
     ),
 }  # fmt: skip
+
+
+def test_packed_codes_get_no_zeros_anywhere():
+    assert not choose_weights(from_model(REFUSED["packed"][0]), parse_pattern("0.5"))[0]
 
 
 @pytest.mark.parametrize(("model", "reason"), REFUSED.values(), ids=REFUSED)
