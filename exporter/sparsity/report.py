@@ -116,7 +116,7 @@ def _advice(result: Sparsified) -> list[str]:
     lines = []
     if result.held is None:
         lines.append(
-            "accuracy is unmeasured, and magnitude alone costs much of it: give --calib DATA, try secateur eval"
+            "accuracy is unmeasured, and magnitude alone costs much of it: give --calib DATA, and try secateur eval"
         )
     kinds = sorted({_dtype(x.weight) for x in result.layers if x.weight.dtype not in _HALVES})
     if kinds and result.pattern.grouped and (result.pattern.keep, result.pattern.of) == (2, 4):
