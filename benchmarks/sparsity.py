@@ -258,7 +258,7 @@ def _order(options: argparse.Namespace) -> Iterator[Row]:
 
 def _order_page(found: list[Row]) -> str:
     cells = [["matrix", "rounds of mixing", "efficacy, %", "CPU s"]]
-    for s in (r for r in found if "runs" in r):
+    for s in (r for r in found if all(r.get("runs", [{}]))):
         best, cpu = (median(r[k] for r in s["runs"]) for k in ("efficacy", "seconds"))
         cells.append([f"{s['rows']} x {s['columns']}", str(s["rounds"]), f"{best:.1f}", f"{cpu:.2f}"])
     rows = [["network", "groups reordered", "magnitude kept", "before", "dense outputs moved by"]]
@@ -272,8 +272,7 @@ def _order_page(found: list[Row]) -> str:
         "## Reordering\n\nEfficacy: of the magnitude that 2:4 loses against the largest half of the matrix, the share "
         "that an order of the columns brings back; standard normal entries, median of three.\n\n"
         + table.markdown(cells, right=(1, 2, 3))
-        + "\n\n"
-        + table.markdown(rows, right=(1, 2, 3, 4))
+        + ("\n\n" + table.markdown(rows, right=(1, 2, 3, 4)) if len(rows) > 1 else "")
     )
 
 
