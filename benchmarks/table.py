@@ -17,7 +17,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 CACHE = ROOT / "build" / "benchmarks"
-_SHOWN = ("secateur", "onnx", "onnxruntime", "onnxsim", "torch", "torchvision", "torch-pruning", "timm", "transformers")
+_SHOWN = (
+    "secateur",
+    "onnx",
+    "onnxruntime",
+    "onnxsim",
+    "polygraphy",
+    "torch",
+    "torchvision",
+    "torch-pruning",
+    "timm",
+    "transformers",
+)
 
 
 def markdown(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from exporter.pruner import Result, prune
     from exporter.rewriter import rewrite
     from exporter.sequence import compose
+    from exporter.sparsity.sparsifier import sparsify
     from exporter.verifier import Proof, verify
 
 _HOME = {
@@ -47,6 +48,7 @@ _HOME = {
     "prune": "pruner",
     "rewrite": "rewriter",
     "compose": "sequence",
+    "sparsify": "sparsity.sparsifier",
     "Proof": "verifier",
     "verify": "verifier",
 }
@@ -70,6 +72,7 @@ __all__ = [
     "rewrite",
     "save",
     "score",
+    "sparsify",
     "verify",
 ]
 

@@ -10,10 +10,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from exporter.commands import bench, convert, evaluate, inspect, prune, sensitivity, verify
+from exporter.commands import (
+    bench,
+    convert,
+    evaluate,
+    inspect,
+    prune,
+    sensitivity,
+    sparsify,
+    verify,
+)
 from exporter.commands.options import EXIT_CODES
 
-_COMMANDS = (inspect, sensitivity, prune, verify, bench, evaluate, convert)
+_COMMANDS = (inspect, sensitivity, prune, sparsify, verify, evaluate, bench, convert)
 """In the order of ``--help``."""
 
 _INTERRUPTED = 130

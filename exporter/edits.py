@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,7 +48,7 @@ def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any], n
             )
             for g, k in zip(groups, keep, strict=True)
         ),
-        take=_takes(groups, alive, counts),
+        take=takes(groups, alive.axes, counts),
         hide=_hidden(groups, alive) | moved.hide,
         sizes=sizes,
         gathers=(*_gathers(groups, alive), *moved.gathers),
@@ -95,12 +95,22 @@ class _Alive:
         return {k: t for k, t in taken.items() if t is not None}
 
 
-def _takes(groups: Groups, alive: _Alive, counts: Mapping[Use, tuple[int, ...]]) -> dict[str, ConstantTake]:
-    """What becomes of every constant: the first use keeps the name, uses that differ read a clone."""
+def takes(
+    groups: Groups,
+    along: Callable[[Sequence[Axis]], dict[int, AxisTake]],
+    counts: Mapping[Use, tuple[int, ...]],
+) -> dict[str, ConstantTake]:
+    """What becomes of every constant: the first use keeps the name, uses that differ read a clone.
+
+    Args:
+        groups: the analysis.
+        along: which positions of axes are taken, in which order.
+        counts: new values of constants that count slots, by their use.
+    """
     graph, analysis = groups.graph, groups.analysis
     slots: dict[str, dict[Use, dict[int, AxisTake]]] = {}
     for use, key in analysis.use.items():
-        slots.setdefault(key[0], {})[use] = alive.axes(analysis.axes[key])
+        slots.setdefault(key[0], {})[use] = along(analysis.axes[key])
     result: dict[str, ConstantTake] = {}
     taken = set(graph.constants) | set(graph.producer) | set(graph.inputs) | graph.given
     for name in graph.constants:

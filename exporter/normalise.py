@@ -21,6 +21,7 @@ from exporter.fold import fold
 from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.protos import add_outputs, constant_of, graphs_of, reads, set_nodes
 from exporter.shapes import Dims, Inferred, infer
+from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
 from exporter.symbols import named
 from exporter.unshare import part_uses
@@ -57,6 +58,7 @@ def normalise(
         ModelError: the graph is not a valid ONNX graph.
         BadRequest: ``shapes`` does not fit the inputs.
     """
+    densify(model)
     calls = functions.inline(model)
     opsets = opsets_of(model)
     check_model(model)

@@ -23,7 +23,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class AxisTake:
-    """Kept indices of one axis, ascending, and its size before."""
+    """Kept indices of one axis, ascending unless it is reordered, and its size before."""
 
     size: int
     keep: tuple[int, ...]

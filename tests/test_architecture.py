@@ -79,6 +79,13 @@ FORBIDDEN = {
     "exporter.rewriter": ("exporter.rules", "exporter.masked", "exporter.verifier"),
     "exporter.plan": ("exporter.graph", "exporter.groups", "numpy", "onnx"),
     "exporter.errors": ("exporter.graph", "numpy", "onnx", "runtime"),
+    "exporter.sparsity.check": tuple(
+        f"exporter.{n}" for n in ("graph", "normalise", "functions", "codes", "calibration", "rules")
+    )
+    + tuple(
+        f"exporter.sparsity.{n}"
+        for n in ("choice", "codes", "layers", "layouts", "magnitude", "operators", "solver", "sparsifier")
+    ),
 }
 """What each part must not know of: the proof shares nothing with the rewrite, slots know no operator, ..."""
 
@@ -216,7 +223,7 @@ def test_unknown_names_are_refused():
         from exporter import nothing  # noqa: F401
 
 
-FUNCTIONS = ("compose", "score", "prune", "verify", "rewrite", "save", "load", "find_groups", "make_plan")
+FUNCTIONS = ("compose", "score", "prune", "sparsify", "verify", "rewrite", "save", "load", "find_groups", "make_plan")
 
 
 def test_names_are_functions_after_importing_submodules():

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.commands.console import Progress, write_json
 from exporter.commands.options import add_io, add_json, add_shape, command
+
+if TYPE_CHECKING:
+    from exporter import Graph
 
 
 def add(commands: Any) -> None:
     """Add the command."""
     parser = command(commands, "inspect", run, "List what can be removed from a model, and why the rest cannot.")
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    parser.add_argument(
+        "--sparsity",
+        action="store_true",
+        help="list the weights of layers instead: zeros, which have a pattern, and why others cannot",
+    )
+    parser.add_argument("--pattern", metavar="N:M", help="the pattern --sparsity looks for (2:4)")
     add_io(parser)
     add_shape(parser)
     add_json(parser)
@@ -21,13 +30,17 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter import find_groups, load, report, report_json
+    from exporter import UsageError, find_groups, load, report, report_json
     from exporter.pruner import totals
     from runtime.feeds import parse_shapes
 
+    if options.pattern and not options.sparsity:
+        raise UsageError("--pattern goes with --sparsity.")
     progress = Progress(options.quiet)
     progress("reading the model")
     graph = load(options.model, parse_shapes(options.shape))
+    if options.sparsity:
+        return _sparsity(options, graph)
     progress("analysing")
     groups = find_groups(graph, options.io)
     before = totals(graph, groups)
@@ -35,4 +48,23 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.json, report_json.inspect_json(graph, groups, before))
     if options.json != "-":
         print(report.inspect_text(graph, groups, before))
+    return 0
+
+
+def _sparsity(options: argparse.Namespace, graph: Graph) -> int:
+    """List the weights of layers."""
+    from exporter.errors import UsageError
+    from exporter.sparsity import report
+    from exporter.sparsity.patterns import parse_pattern
+
+    if options.io:
+        raise UsageError("--io says what may be removed; leave it out with --sparsity.")
+    pattern = parse_pattern(options.pattern or "2:4")
+    if not pattern.grouped:
+        raise UsageError(f"--pattern {options.pattern}: inspect looks for N:M, such as 2:4.")
+    rows = report.inspect_sparsity(graph, pattern)
+    if options.json:
+        write_json(options.json, report.inspect_json(graph, pattern, rows))
+    if options.json != "-":
+        print(report.inspect_text(graph, pattern, rows))
     return 0

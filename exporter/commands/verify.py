@@ -1,4 +1,4 @@
-"""``secateur verify``: prove a pruned model equal to its masked original."""
+"""``secateur verify``: prove a pruned model equal to its masked original, or check a sparsity pattern."""
 
 from __future__ import annotations
 
@@ -14,27 +14,63 @@ from exporter.commands.options import add_json, command
 def add(commands: Any) -> None:
     """Add the command."""
     parser = command(
-        commands, "verify", run, "Prove a pruned model equal to its original with the plan's units masked."
+        commands,
+        "verify",
+        run,
+        "Prove a pruned model equal to its original with the plan's units masked (ORIGINAL PRUNED --plan), or check "
+        "that a model has a sparsity pattern (MODEL --pattern).",
     )
-    parser.add_argument("original", metavar="ORIGINAL", type=Path, help="the model before pruning")
-    parser.add_argument("pruned", metavar="PRUNED", type=Path, help="the model after pruning")
+    parser.add_argument("original", metavar="ORIGINAL", type=Path, help="the model before pruning; or the one to check")
+    parser.add_argument("pruned", metavar="PRUNED", type=Path, nargs="?", help="the model after pruning")
     parser.add_argument(
         "--plan",
         metavar="P.json",
         type=Path,
         action="append",
-        required=True,
+        default=[],
         help="what was removed; repeat it for a model pruned several times, in order",
     )
     parser.add_argument(
         "--tolerance", type=float, metavar="T", help="accepted difference relative to the signal (1e-3)"
     )
     parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="recorded inputs, by input name")
+    sparse = parser.add_argument_group("sparsity")
+    sparse.add_argument(
+        "--pattern",
+        metavar="N:M",
+        help="check that every layer that can have this pattern has it, as it reads its weight",
+    )
+    sparse.add_argument(
+        "--keep", action="append", default=[], metavar="GLOB", help="leave out layers with a matching node or constant"
+    )
+    sparse.add_argument("--only", action="append", default=[], metavar="GLOB", help="check only matching ones")
+    sparse.add_argument("--allow-dense", action="store_true", help="layers that were never made sparse do not fail")
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
+    from exporter.errors import UsageError
+
+    if options.pattern:
+        wrong = [
+            n for n, v in (("PRUNED", options.pruned), ("--plan", options.plan), ("--inputs", options.inputs)) if v
+        ]
+        if wrong or options.tolerance is not None:
+            raise UsageError(
+                f"--pattern checks one model by itself; leave out {(wrong or ['--tolerance'])[0]}, or run verify twice."
+            )
+        return _pattern(options)
+    if options.keep or options.only or options.allow_dense:
+        raise UsageError("--keep, --only and --allow-dense go with --pattern N:M.")
+    if options.pruned is None or not options.plan:
+        raise UsageError(
+            "give ORIGINAL PRUNED --plan P.json to prove a pruned model, or MODEL --pattern 2:4 to check a sparse one."
+        )
+    return _proof(options)
+
+
+def _proof(options: argparse.Namespace) -> int:
     from exporter import GoalError, Plan, compose, load, report, report_json, verify
     from exporter.interface import pruned_shapes
     from exporter.normalise import input_specs
@@ -59,3 +95,22 @@ def run(options: argparse.Namespace) -> int:
             print(f"note: {warning}")
         print(f"{options.pruned}: {report.proof_text(proof)}")
     return 0
+
+
+def _pattern(options: argparse.Namespace) -> int:
+    from exporter.errors import UsageError
+    from exporter.sparsity import report
+    from exporter.sparsity.check import check_file
+    from exporter.sparsity.patterns import parse_pattern
+
+    pattern = parse_pattern(options.pattern)
+    if not pattern.grouped:
+        raise UsageError(f"--pattern {options.pattern}: verify checks N:M, such as 2:4.")
+    rows = check_file(options.original, pattern, only=options.only, keep=options.keep)
+    wrong = report.failures(rows, pattern, options.allow_dense)
+    holds = any(r.runs and not r.broken for r in rows)
+    if options.json:
+        write_json(options.json, report.verify_json(options.original, pattern, rows, options.allow_dense))
+    if options.json != "-":
+        print(report.verify_text(options.original, pattern, rows, options.allow_dense))
+    return 1 if wrong or not holds else 0

@@ -1,0 +1,123 @@
+"""``secateur sparsify``: put zeros where a pattern wants them, fit what stays, check it, write it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from exporter.commands.console import Progress, write_json
+from exporter.commands.options import add_json, add_preprocess, add_shape, command
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(commands, "sparsify", run, "Put zeros into the weights of a model, in a pattern or anywhere.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="the file to write")
+    parser.add_argument(
+        "--pattern",
+        default="2:4",
+        metavar="P",
+        help="N:M: at most N of every M weights along a layer's inputs are not zero (2:4 is what TensorRT's sparse "
+        "kernels take, and the default); or a share, such as 0.8: so many of the weights are zero, wherever they are",
+    )
+    choice = parser.add_argument_group("choosing weights")
+    choice.add_argument(
+        "--method",
+        metavar="NAME",
+        help="magnitude (default); with --calib also wanda (magnitude times the size of the input) and obs (default "
+        "there): what the layer's output loses when the other weights make up for it",
+    )
+    choice.add_argument(
+        "--scope",
+        default="local",
+        metavar="SCOPE",
+        help="for a share: local: the same of every weight (default); global: all ranked together (LAMP)",
+    )
+    choice.add_argument(
+        "--permute", action="store_true", help="reorder channels first, so that more magnitude stays; proved"
+    )
+    choice.add_argument(
+        "--keep", action="append", default=[], metavar="GLOB", help="leave matching weights and nodes as they are"
+    )
+    choice.add_argument("--only", action="append", default=[], metavar="GLOB", help="take only matching ones")
+    choice.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="take matching ones that are left out by default: tied embeddings, and layers no sparse kernel is known "
+        "for",
+    )
+    data = parser.add_argument_group("calibration (unlabelled inputs)")
+    data.add_argument(
+        "--calib",
+        metavar="DATA",
+        help="inputs to choose with, and to fit the weights that stay to: an .npz by input name, a folder of .npy, "
+        ".npz or image files, or synthetic for made-up ones",
+    )
+    add_preprocess(data)
+    data.add_argument("--calib-samples", type=int, default=512, metavar="N", help="use at most N of them (512)")
+    data.add_argument("--no-refit", action="store_true", help="leave the weights that stay as they are")
+    data.add_argument(
+        "--schedule",
+        default="one-shot",
+        metavar="NAME",
+        help="for a share: one-shot (default), or cubic: in steps, fitting what stays in between",
+    )
+    data.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="E",
+        help="largest error of the outputs on held-out inputs, as a share of their variance: layers stay dense, the "
+        "most harmful first, until it is met (several passes)",
+    )
+    data.add_argument("--seed", type=int, default=0, metavar="N", help="of the inputs taken and of --permute (0)")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--storage",
+        default="dense",
+        metavar="KIND",
+        help="dense (default), or sparse: sparse initializers where they take less room, if ONNX Runtime gives the "
+        "same outputs",
+    )
+    output.add_argument("--dry-run", action="store_true", help="report only; write no model")
+    add_shape(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter.sparsity import report
+    from exporter.sparsity.sparsifier import sparsify
+    from runtime.feeds import parse_shapes
+    from runtime.images import parse_preprocess
+
+    result = sparsify(
+        options.model,
+        options.output,
+        pattern=options.pattern,
+        method=options.method,
+        scope=options.scope,
+        schedule=options.schedule,
+        refit=not options.no_refit,
+        only=options.only,
+        keep=options.keep,
+        also=options.also,
+        max_drop=options.max_drop,
+        permute=options.permute,
+        storage=options.storage,
+        calib=options.calib,
+        preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
+        calib_samples=options.calib_samples,
+        dry_run=options.dry_run,
+        shapes=parse_shapes(options.shape),
+        seed=options.seed,
+        progress=Progress(options.quiet),
+    )
+    if options.json:
+        write_json(options.json, report.sparsify_json(result))
+    if options.json != "-":
+        print(report.sparsify_text(result))
+    return 0

@@ -1,0 +1,268 @@
+"""Make layers sparse one after another with calibration inputs, and fit what stays to the original's outputs.
+
+Each layer reads what the sparse layers before it give, and is fitted to what the original gave, less what the shortcut
+of a residual block brings: errors do not add up. Everything is judged on inputs that nothing was fitted to; a layer
+that fitting does not improve keeps its largest weights as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from exporter.calibration.data import Calibration
+from exporter.calibration.evidence import moments_of
+from exporter.calibration.moments import Centred, Moments, Vector
+from exporter.calibration.readers import Matrix, Reader, find_readers, matrix, weight_of
+from exporter.calibration.runner import Runner
+from exporter.calibration.sensitivity import Deviation, float_outputs
+from exporter.graph import Graph
+from exporter.protos import reads
+from exporter.sparsity import solver
+from exporter.sparsity.layers import Weight
+from exporter.sparsity.magnitude import smallest
+from exporter.sparsity.patterns import Pattern
+from exporter.tensors import Array
+
+DAMPINGS = (1e-3, 1e-2, 1e-1)
+_SWEEPS = 2
+_CLASSES = (2, 3)
+"""Axes of an output that holds scores of classes along the last: one row for a sample, or for each of its positions."""
+_UNCERTAIN = 0.02
+"""What the damping grows by for every column there is to a row: few rows fit anything."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What became of one layer.
+
+    Attributes:
+        weight: name of its weight.
+        method: how its weights were chosen.
+        plain: error of its output on held-out inputs, relative to the variance, with the largest weights as they were.
+        error: the same with what was taken.
+        damping: ridge taken, as a share of the mean second moment; None where the weights stayed as they were.
+        bias: name of the bias that was fitted with them; "" where there is none.
+    """
+
+    weight: str
+    method: str
+    plain: float
+    error: float
+    damping: float | None
+    bias: str = ""
+
+
+def fit_layers(
+    graph: Graph,
+    weights: Sequence[Weight],
+    counts: Mapping[str, int],
+    pattern: Pattern,
+    given: Mapping[str, Array],
+    calibration: Calibration,
+    *,
+    method: str = "obs",
+    refit: bool = True,
+    steps: int = 1,
+    step: Callable[[str], None] = lambda _: None,
+) -> tuple[dict[str, Array], list[Fit]]:
+    """Choose and fit the weights of the layers that calibration inputs tell of.
+
+    Args:
+        graph: the dense graph.
+        weights: the weights that get the pattern.
+        counts: for an unstructured pattern, how many elements of each become zero.
+        pattern: the pattern.
+        given: the weights chosen by magnitude; they stand for those no input tells of.
+        calibration: inputs.
+        method: magnitude, wanda or obs.
+        refit: whether the weights that stay are fitted.
+        steps: of the schedule of an unstructured pattern.
+        step: called with a line before each layer.
+
+    Returns:
+        New values of weights and biases, and what became of each layer.
+    """
+    readers = {r.weight: r for r in find_readers(graph)}
+    todo = sorted((readers[w.name] for w in weights if w.name in readers), key=lambda r: r.node.index)
+    own, dense = (Runner(graph, calibration.fit, calibration.batch) for _ in range(2))
+    own.weights |= {name: values for name, values in given.items() if name not in readers}
+    later = {r.weight for r in todo}
+    values: dict[str, Array] = {}
+    fits: list[Fit] = []
+    for i, reader in enumerate(todo, 1):
+        step(f"choosing and fitting weights, layer {i} of {len(todo)}")
+        tensor, other = _target(graph, reader, later)
+        later.discard(reader.weight)
+        dense.advance([tensor])
+        own.advance([reader.source, *([other] if other else [])])
+        moments = moments_of(own, reader, _targets(own, dense, tensor, other))
+        layer = _Layer(graph, reader, moments, pattern, counts.get(reader.weight, 0), method, steps)
+        fit, fresh = layer.best(given[reader.weight], refit)
+        own.weights |= fresh
+        values |= fresh
+        fits.append(fit)
+    return values, fits
+
+
+def _targets(own: Runner, dense: Runner, tensor: str, other: str) -> Iterator[Array]:
+    """What a layer should give, batch by batch."""
+    if not other:
+        yield from dense.values(tensor)
+        return
+    for want, added in zip(dense.values(tensor), own.values(other), strict=True):
+        yield np.asarray(want, np.float32) - np.asarray(added, np.float32)
+
+
+def _target(graph: Graph, reader: Reader, later: set[str]) -> tuple[str, str]:
+    """The tensor that should be as it was, and the one that is added to the layer's result to make it, if any.
+
+    Nothing before what is added may change any more.
+    """
+    users = graph.users.get(reader.result, [])
+    if len(users) != 1 or users[0][0].op != "Add" or users[0][0].depth or reader.result in graph.outputs:
+        return reader.result, ""
+    add, index = users[0]
+    other = add.inputs[1 - index]
+    if other in graph.constants or graph.shape(other) != graph.shape(reader.result):
+        return reader.result, ""
+    todo, seen = [other], {other}
+    while todo:
+        node = graph.producer.get(todo.pop())
+        for name in reads(node.proto) if node is not None else ():
+            if name in later:
+                return reader.result, ""
+            if name not in seen and name not in graph.constants:
+                seen.add(name)
+                todo.append(name)
+    return add.key, other
+
+
+class _Layer:
+    """One layer: its moments, and the candidates for its weights."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        reader: Reader,
+        moments: tuple[Moments, Moments],
+        pattern: Pattern,
+        count: int,
+        method: str,
+        steps: int,
+    ) -> None:
+        self.graph, self.reader, self.pattern = graph, reader, pattern
+        self.count, self.method, self.steps = count, method, steps
+        fit, held = moments
+        intercept = reader.bias is not None
+        self.fit: Centred = fit.centred(intercept)
+        self.held: Centred = (held if held.rows else fit).centred(intercept)
+        self.few = _UNCERTAIN * self.fit.xx.shape[1] / max(fit.rows, 1)
+        self.like = graph.array(reader.weight)
+        self.dense: Matrix = matrix(reader, self.like)
+        dims = self.like.shape
+        self.step = int(np.prod(dims[2:])) if reader.spatial else 1
+
+    def best(self, given: Array, refit: bool) -> tuple[Fit, dict[str, Array]]:
+        """What does best on held-out inputs, and the values it stands for."""
+        total = max(float(self.held.yy.sum()), 1e-30)
+        bias = self._bias_as_it_is()
+        largest = matrix(self.reader, given.reshape(self.like.shape))
+        plain = self.held.error(largest, bias) / total
+        taken, weights, error, damping = "magnitude", largest, plain, None
+        if not refit:
+            if self.method != "magnitude":
+                weights = np.where(self._mask(self.method, self.dense, DAMPINGS[1]), self.dense, 0.0)
+                taken, error = self.method, self.held.error(weights, bias) / total
+        else:
+            for share in DAMPINGS:
+                candidate = self._candidate(share + self.few, largest)
+                result = self.held.error(candidate, self.fit.bias(candidate) if bias is not None else None) / total
+                if result < error:
+                    taken, weights, error, damping = self.method, candidate, result, share + self.few
+            if bias is not None and damping is not None:
+                bias = self.fit.bias(weights)
+        fresh = {self.reader.weight: weight_of(self.reader, weights, self.like)}
+        if self.reader.bias is not None and bias is not None and damping is not None:
+            like = self.graph.array(self.reader.bias)
+            fresh[self.reader.bias] = bias.reshape(like.shape).astype(like.dtype)
+        return Fit(self.reader.weight, taken, plain, error, damping, self.reader.bias or ""), fresh
+
+    def _bias_as_it_is(self) -> Vector | None:
+        if self.reader.bias is None:
+            return None
+        return np.asarray(self.graph.array(self.reader.bias), np.float64).reshape(self.reader.groups, -1)
+
+    def _candidate(self, damping: float, largest: Matrix) -> Matrix:
+        """Weights chosen and fitted with a damping, shape [groups, K, outputs]."""
+        ridge = self.fit.ridge(damping)
+        result = np.empty_like(self.dense)
+        for g, present in enumerate(self.dense):
+            a = self.fit.xx[g] + ridge * np.eye(len(present))
+            b = self.fit.xy[g] + ridge * present
+            if self.method != "obs":
+                mask = largest[g] != 0 if self.method == "magnitude" else self._mask(self.method, self.dense, 0.0)[g]
+                result[g] = solver.refit(a, b, mask, present)
+                continue
+            inverse = np.linalg.inv(a)
+            best = inverse @ b
+            if self.pattern.grouped:
+                runs = solver.runs_of(len(present), self.pattern.of, self.step)
+                mask = solver.surgeon(inverse, best, runs, self.pattern.keep)
+                start = solver.refit(a, b, mask, best)
+                moved = solver.descend(a, b, start, runs, self.pattern.keep, _SWEEPS)
+                result[g] = solver.refit(a, b, moved != 0, moved)
+            else:
+                gone = round(self.count / self.reader.groups)
+                result[g] = solver.unstructured(a, b, best, inverse, gone, self.steps)
+        return result
+
+    def _mask(self, method: str, weights: Matrix, damping: float) -> Array:
+        """Mask by a score of single weights, shape [groups, K, outputs]."""
+        masks = np.empty(weights.shape, bool)
+        for g, w in enumerate(weights):
+            if method == "wanda":
+                power = np.diagonal(self.fit.xx[g]) + np.square(self.fit.x[g])
+                scores = np.abs(w) * np.sqrt(np.maximum(power, 0.0))[:, None]
+            else:
+                a = self.fit.xx[g] + self.fit.ridge(damping) * np.eye(len(w))
+                scores = np.square(w) / np.diagonal(np.linalg.inv(a))[:, None]
+            if self.pattern.grouped:
+                runs = solver.runs_of(len(w), self.pattern.of, self.step)
+                masks[g] = solver.mask_by_score(scores, runs, self.pattern.keep)
+            else:
+                gone = round(self.count / len(weights))
+                masks[g] = ~smallest(scores.astype(np.float32).reshape(-1), gone).reshape(w.shape)
+        return masks
+
+
+def deviation(source: Graph, graph: Graph, values: Mapping[str, Array], calibration: Calibration) -> float:
+    """Square error of the outputs on held-out inputs, relative to their variance.
+
+    Args:
+        source: the graph as it was read.
+        graph: the graph that is made sparse, and
+        values: the values of its constants that differ.
+        calibration: inputs.
+    """
+    outputs = float_outputs(source)
+    result = Deviation()
+    got, want = (Runner(g, calibration.held, calibration.batch) for g in (graph, source))
+    for pair in zip(got.branch(outputs, values), want.branch(outputs, {}), strict=True):
+        result.add(*pair)
+    return result.value
+
+
+def agreement(source: Graph, graph: Graph, values: Mapping[str, Array], calibration: Calibration) -> float | None:
+    """Share of held-out inputs for which the first output names the same class; None where it holds no scores."""
+    shapes = {n: source.shape(n) or () for n in float_outputs(source)}
+    names = [n for n, shape in shapes.items() if len(shape) in _CLASSES and shape[-1] > 1]
+    if not names:
+        return None
+    same: list[Array] = []
+    got, want = (Runner(g, calibration.held, calibration.batch) for g in (graph, source))
+    for a, b in zip(got.branch(names[:1], values), want.branch(names[:1], {}), strict=True):
+        same.append(a[names[0]].argmax(-1) == b[names[0]].argmax(-1))
+    return float(np.concatenate([s.reshape(-1) for s in same]).mean())

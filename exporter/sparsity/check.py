@@ -1,0 +1,247 @@
+"""Check a pattern in a finished model, by other means than those that put it there.
+
+Nothing is shared with the resolver: local functions are inlined by onnx, what stands between a constant and the layer
+is evaluated by onnx's reference implementation, and the weight is looked at as the layer sees it. So a conversion to
+fp16 or a quantization in between is judged by what it left.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+from exporter.errors import ModelError, UsageError
+from exporter.sparse_tensors import densify
+from exporter.sparsity.patterns import Pattern
+from exporter.tensors import Array, read
+
+_WEIGHT = {
+    "Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3, "Gemm": 1, "FusedGemm": 1, "QGemm": 3,
+    "MatMul": 1, "FusedMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3,
+}  # fmt: skip
+"""Operators that TensorRT may compute with sparse kernels, and the input that holds the weight."""
+
+_ZERO = {"ConvInteger": 3, "MatMulInteger": 3, "QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5}
+_LOOKS_UP = ("Gather", "EmbedLayerNormalization")
+_DENSE = 0.5
+"""A layer with fewer than this share of the zeros the pattern asks for was never made sparse."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found in one layer.
+
+    Attributes:
+        node: operator and name.
+        names: of the node, its output, and what its weight is made of.
+        shape: of the weight as the layer sees it.
+        runs: number of runs of the pattern.
+        broken: how many of them have too many elements that are not zero.
+        zeros: share of its elements that is zero.
+        skipped: why no pattern is looked for; "" where one is.
+    """
+
+    node: str
+    names: frozenset[str]
+    shape: tuple[int, ...]
+    runs: int
+    broken: int
+    zeros: float
+    skipped: str = ""
+
+    def dense(self, pattern: Pattern) -> bool:
+        """Whether the layer was never made sparse."""
+        return self.zeros < _DENSE * pattern.share
+
+
+@dataclass
+class _Scope:
+    """What the nodes of a graph can see: constants, and the nodes that make the rest."""
+
+    folder: Path
+    constants: ChainMap[str, TensorProto]
+    makers: ChainMap[str, NodeProto]
+    users: dict[str, list[NodeProto]] = field(default_factory=dict)
+    overrides: Mapping[str, Array] = field(default_factory=dict)
+
+    def value(self, name: str) -> tuple[Array, frozenset[str]] | None:
+        """A tensor that depends on constants alone, and the names of those; None for any other."""
+        if name in self.constants:
+            given = self.overrides.get(name)
+            return (read(self.constants[name], self.folder) if given is None else given), frozenset({name})
+        node = self.makers.get(name)
+        if node is None:
+            return None
+        if node.op_type == "Constant":
+            made = _evaluate(node, {})
+            return None if made is None else (self.overrides.get(name, made), frozenset({name}))
+        if not node.input or any(a.HasField("g") or a.graphs for a in node.attribute):
+            return None
+        inputs: dict[str, Array] = {}
+        names = {name}
+        for each in node.input:
+            known = self.value(each) if each else None
+            if each and known is None:
+                return None
+            if known is not None:
+                inputs[each], more = known
+                names |= more
+        result = _evaluate(node, inputs)
+        return None if result is None else (result, frozenset(names))
+
+
+def _evaluate(node: NodeProto, inputs: Mapping[str, Array]) -> Array | None:
+    """What a node makes of constants; None where onnx's reference does not know it."""
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        domain = "" if node.domain == "com.microsoft" else node.domain  # its Q and DQ are the standard ones
+        alone = NodeProto()
+        alone.CopyFrom(node)
+        alone.domain = domain
+        made: Any = ReferenceEvaluator(alone).run([node.output[0]], dict(inputs))
+    except Exception:
+        return None
+    return np.asarray(made[0])
+
+
+def check_pattern(
+    model: ModelProto,
+    folder: Path,
+    pattern: Pattern,
+    *,
+    only: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    overrides: Mapping[str, Array] | None = None,
+) -> list[Checked]:
+    """Look at every layer that can have a pattern N:M.
+
+    Args:
+        model: the model; it stays as it is.
+        folder: where its external data lies.
+        pattern: N:M.
+        only, keep: names to look at, and to leave out; see ``Checked.names``.
+        overrides: values that stand in for constants.
+
+    Returns:
+        One row for each layer with a constant weight.
+
+    Raises:
+        UsageError: a pattern of names matches nothing.
+        ModelError: the weights cannot be read.
+    """
+    if model.functions:
+        import onnx.inliner
+
+        try:
+            model = onnx.inliner.inline_local_functions(model)
+        except Exception as error:
+            raise ModelError(f"the local functions of the model cannot be inlined: {error}") from error
+    rows = list(_graph_rows(model.graph, folder, pattern, None, overrides or {}))
+    for option, globs in (("--only", only), ("--keep", keep)):
+        for glob in globs:
+            if not any(_matches(row, [glob]) for row in rows):
+                raise UsageError(f"{option} '{glob}' matches no layer with a constant weight.")
+    return [r for r in rows if (not only or _matches(r, only)) and not _matches(r, keep)]
+
+
+def check_file(path: Path, pattern: Pattern, *, only: Sequence[str] = (), keep: Sequence[str] = ()) -> list[Checked]:
+    """``check_pattern`` for a file.
+
+    Raises:
+        UsageError: there is no such file, or a pattern of names matches nothing.
+        ModelError: it is no ONNX file, or its weights cannot be read.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except DecodeError:
+        raise ModelError(f"{path} is not an ONNX file, or it is truncated. Export it again.") from None
+    densify(model)
+    return check_pattern(model, path.parent, pattern, only=only, keep=keep)
+
+
+def _matches(row: Checked, globs: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for glob in globs for name in row.names)
+
+
+def _graph_rows(
+    graph: GraphProto, folder: Path, pattern: Pattern, outer: _Scope | None, overrides: Mapping[str, Array]
+) -> Iterator[Checked]:
+    constants = {t.name: t for t in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output if name}
+    if outer is None:
+        scope = _Scope(folder, ChainMap(constants), ChainMap(makers), {}, overrides)
+    else:
+        scope = _Scope(folder, outer.constants.new_child(constants), outer.makers.new_child(makers), outer.users)
+        scope.overrides = overrides
+    for node in graph.node:
+        for name in node.input:
+            scope.users.setdefault(name, []).append(node)
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _graph_rows(inner, folder, pattern, scope, overrides)
+        row = _row(node, scope, pattern)
+        if row is not None:
+            yield row
+
+
+def _row(node: NodeProto, scope: _Scope, pattern: Pattern) -> Checked | None:
+    index = _WEIGHT.get(node.op_type)
+    if index is None or node.domain not in ("", "ai.onnx", "com.microsoft") or len(node.input) <= index:
+        return None
+    known = scope.value(node.input[index])
+    if known is None:
+        return None
+    weight, made_of = known
+    names = frozenset({node.name, *node.output, *made_of} - {""})
+    label = f"{node.op_type} '{node.name or node.output[0]}'"
+    nonzero = weight != 0
+    zero = _ZERO.get(node.op_type)
+    if zero is not None and len(node.input) > zero and node.input[zero]:
+        point = scope.value(node.input[zero])
+        if point is None:
+            return Checked(label, names, weight.shape, 0, 0, 0.0, "its zero point is computed")
+        level = point[0]
+        if level.size > 1 and node.op_type in ("ConvInteger", "QLinearConv"):
+            level = level.reshape(-1, *[1] * (weight.ndim - 1))
+        nonzero = weight != level
+    share = 1 - np.count_nonzero(nonzero) / max(weight.size, 1)
+    summed, why = _summed(node, nonzero, pattern)
+    if any(u.op_type in _LOOKS_UP and u.input[0] == name for name in made_of for u in scope.users.get(name, ())):
+        why = "a tied embedding"
+    if why or summed is None:
+        return Checked(label, names, weight.shape, 0, 0, share, why)
+    runs = np.add.reduce(summed.reshape(-1, pattern.of), axis=1, dtype=np.uint8)
+    return Checked(label, names, weight.shape, runs.size, int(np.count_nonzero(runs > pattern.keep)), share)
+
+
+def _summed(node: NodeProto, nonzero: Array, pattern: Pattern) -> tuple[Array | None, str]:
+    """The weight with the axis that is summed last, or why there is no pattern in it."""
+    given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if "Conv" in node.op_type:
+        if nonzero.ndim < 3:
+            return None, "no convolution weight"
+        if given.get("group", 1) > 1:
+            return None, "a grouped convolution"
+        moved = nonzero.reshape(*nonzero.shape[:2], math.prod(nonzero.shape[2:])).transpose(0, 2, 1)
+    elif nonzero.ndim != 2:
+        return None, f"a weight of {nonzero.ndim} axes"
+    else:
+        moved = nonzero if given.get("transB", 0) else nonzero.T
+    if moved.shape[-1] % pattern.of:
+        return None, f"{moved.shape[-1]} inputs, no multiple of {pattern.of}"
+    return np.ascontiguousarray(moved), ""

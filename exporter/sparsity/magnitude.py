@@ -1,0 +1,128 @@
+"""Choose by magnitude: the largest N of every run of M, or the largest of a tensor, or of all tensors together.
+
+Of equals the first stays, so the same file always gives the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.sparsity.codes import Magnitudes, Stored
+from exporter.tensors import Array
+
+Mask = NDArray[np.bool_]
+
+_CHUNK = 1 << 18
+"""Elements worked on at a time: what fits into the cache."""
+_COMPARED = 8
+"""Runs up to this length are ranked by comparing all pairs, which needs no sort."""
+
+
+def strongest(scores: NDArray[np.floating], keep: int) -> Mask:
+    """The ``keep`` largest of every run; of equals the first.
+
+    Args:
+        scores: no NaN among them; shape [runs, M, step], runs lie along the middle axis.
+        keep: how many stay.
+    """
+    length = scores.shape[1]
+    if length > _COMPARED:
+        order = np.argsort(-scores, axis=1, kind="stable")
+        mask = np.zeros(scores.shape, bool)
+        np.put_along_axis(mask, order[:, :keep], True, axis=1)
+        return mask
+    rows = np.ascontiguousarray(scores.transpose(1, 0, 2))
+    ahead = np.empty(rows.shape, np.int8)  # how many of its run come before an element
+    for i in range(length):
+        ahead[i] = length - 1 - i
+    for i in range(length):
+        for j in range(i + 1, length):
+            first = (rows[i] >= rows[j]).view(np.int8)
+            ahead[j] += first
+            ahead[i] -= first
+    return np.ascontiguousarray((ahead < keep).transpose(1, 0, 2))
+
+
+def thin_runs(weight: Stored, step: int, keep: int, of: int) -> Array:
+    """A weight of which the largest of every run stay, in one row.
+
+    Args:
+        weight: as it is stored.
+        step: distance between neighbours of a run.
+        keep: how many of a run stay.
+        of: length of a run.
+    """
+    result = np.empty_like(weight.values)
+    for part in _chunks(weight.values.size, step * of):
+        scores = weight.magnitudes(part)
+        mask = strongest(scores.reshape(-1, of, step), keep)
+        result[part] = weight.where(mask.reshape(-1), part)
+    return result
+
+
+def _chunks(size: int, least: int) -> Iterator[slice]:
+    length = max(_CHUNK // least, 1) * least
+    for start in range(0, size, length):
+        yield slice(start, min(start + length, size))
+
+
+def smallest(scores: Magnitudes, count: int) -> Mask:
+    """Mask of the ``count`` smallest; of equals the last go first."""
+    gone = np.zeros(scores.size, bool)
+    if count > 0:
+        limit = np.partition(scores, count - 1)[count - 1]
+        np.less(scores, limit, out=gone)
+        ties = np.flatnonzero(scores == limit)
+        gone[ties[ties.size - (count - int(gone.sum())) :]] = True
+    return gone
+
+
+def shares(scores: Iterable[Magnitudes], share: float) -> list[int]:
+    """How many of each tensor are among the given share of all that are smallest.
+
+    The limit is found by counting: the bits of non-negative floats are in the order of the floats, so two counts over
+    16 bits each find it exactly without a copy of all scores.
+
+    Args:
+        scores: of every tensor; it is gone through three times.
+        share: of all elements.
+    """
+    tensors = list(scores)
+    count = round(share * sum(s.size for s in tensors))
+    top = _place([s.view(np.uint32) >> 16 for s in tensors], count)
+    below = sum(int((s.view(np.uint32) >> 16 < top).sum()) for s in tensors)
+    inner = [bits[bits >> 16 == top] % (1 << 16) for bits in (s.view(np.uint32) for s in tensors)]
+    low = _place(inner, count - below)
+    limit = np.uint32((top << 16) | low)
+    counts = [int((s.view(np.uint32) < limit).sum()) for s in tensors]
+    left = count - sum(counts)
+    for k, s in enumerate(tensors):
+        ties = min(int((s.view(np.uint32) == limit).sum()), left)
+        counts[k] += ties
+        left -= ties
+    return counts
+
+
+def _place(digits: Sequence[NDArray[np.integer[Any]]], count: int) -> int:
+    """The digit at which the running count reaches ``count``."""
+    total = np.zeros(1 << 16, np.int64)
+    for d in digits:
+        total += np.bincount(d, minlength=1 << 16)
+    return int(np.searchsorted(np.cumsum(total), max(count, 1)))
+
+
+def lamp_scores(magnitudes: Magnitudes) -> Magnitudes:
+    """Square of each over the sum of its own and all larger squares of the tensor: comparable between tensors.
+
+    Lee et al., "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021.
+    """
+    order = np.argsort(magnitudes, kind="stable")
+    squares = np.square(magnitudes[order], dtype=np.float64)
+    left = np.cumsum(squares[::-1])[::-1]
+    result = np.empty_like(magnitudes)
+    result[order] = np.divide(squares, left, out=np.zeros_like(left), where=left > 0)
+    return result

@@ -1,0 +1,223 @@
+"""Which weights of one layer go, and what those that stay become, from second moments of what the layer reads.
+
+For a layer ``Y = X W`` with A = X'X (damped) and B = X'Y, the loss of a candidate is ``tr W'AW - 2 tr W'B``. Choosing
+starts from the weights without zeros that fit best; a set S of a run costs ``w_S' [(A^-1)_SS]^-1 w_S`` (the optimal
+brain surgeon of Hassibi and Stork, 1993, for several weights at once), and all sets of a run are compared. Then run
+after run is chosen anew given all others, exactly, which never raises the loss. In the end the weights that stay are
+those of least squares.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.sparsity.magnitude import smallest, strongest
+
+Matrix = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Runs = NDArray[np.int64]
+
+_MOST_SETS = 70
+"""Sets of a run that are all compared: 4:8 has so many. With more, weights are judged one by one."""
+_EXACT_FLOPS = 4e10
+"""Least squares with a support for each output is solved exactly up to so much work, by conjugate gradients beyond."""
+_ITERATIONS = 60
+_EXCHANGES, _BETWEEN = 8, 2
+"""Rounds of exchanging weights, in the end and between the steps of a schedule."""
+_MOST_EXCHANGED = 0.1
+_TOLERANCE = 1e-5
+
+
+def runs_of(columns: int, of: int, step: int) -> Runs:
+    """Columns of every run, shape [columns / of, of]: ``of`` neighbours along the inputs, ``step`` columns apart."""
+    return np.arange(columns).reshape(-1, of, step).transpose(0, 2, 1).reshape(-1, of)
+
+
+def mask_by_score(scores: Matrix, runs: Runs, keep: int) -> Mask:
+    """The ``keep`` highest scores of every run and output; scores and the mask have the shape [K, outputs]."""
+    mask = np.zeros(scores.shape, bool)
+    mask[runs] = strongest(scores[runs], keep)
+    return mask
+
+
+def sets_of(of: int, keep: int) -> Runs | None:
+    """All sets of a run that may stay, shape [sets, keep]; None where they are too many."""
+    if math.comb(of, keep) > _MOST_SETS:
+        return None
+    return np.array(list(combinations(range(of), keep)))
+
+
+def surgeon(inverse: Matrix, best: Matrix, runs: Runs, keep: int) -> Mask:
+    """Mask that costs each run the least, all other runs being whole.
+
+    Args:
+        inverse: of A, shape [K, K].
+        best: the weights without zeros that fit best, shape [K, outputs].
+        runs: as ``runs_of`` gives them.
+        keep: how many of a run stay.
+    """
+    stays = sets_of(runs.shape[1], keep)
+    if stays is None:
+        return mask_by_score(np.square(best) / np.diagonal(inverse)[:, None], runs, keep)
+    of = runs.shape[1]
+    goes = np.array([[k for k in range(of) if k not in s] for s in stays])
+    mask = np.zeros(best.shape, bool)
+    kept = np.zeros((len(stays), of), bool)
+    np.put_along_axis(kept, stays, True, axis=1)
+    for run in runs:
+        blocks = np.linalg.inv(inverse[run[goes][:, :, None], run[goes][:, None, :]])
+        w = best[run[goes]]
+        cost = (w * (blocks @ w)).sum(1)
+        mask[run] = kept[cost.argmin(0)].T
+    return mask
+
+
+def descend(a: Matrix, b: Matrix, weights: Matrix, runs: Runs, keep: int, sweeps: int) -> Matrix:
+    """Choose and fit each run anew, all others held, sweep after sweep; returns new weights.
+
+    Args:
+        a, b: the damped moments, shapes [K, K] and [K, outputs].
+        weights: where to start, shape [K, outputs].
+        runs, keep: as for ``surgeon``.
+        sweeps: how often.
+    """
+    stays = sets_of(runs.shape[1], keep)
+    w = weights.copy()
+    if stays is None:
+        return w
+    rest = b - a @ w
+    inverses = [np.linalg.inv(a[run[stays][:, :, None], run[stays][:, None, :]]) for run in runs]
+    outputs = np.arange(w.shape[1])
+    for _ in range(sweeps):
+        changed = False
+        for run, inverse in zip(runs, inverses, strict=True):
+            target = rest[run] + a[np.ix_(run, run)] @ w[run]
+            wanted = target[stays]
+            found = inverse @ wanted
+            best = (wanted * found).sum(1).argmax(0)
+            fresh = np.zeros_like(target)
+            fresh[stays[best].T, outputs] = found[best, :, outputs].T
+            difference = fresh - w[run]
+            changed |= bool(((fresh != 0) != (w[run] != 0)).any())
+            rest -= a[:, run] @ difference
+            w[run] = fresh
+        if not changed:
+            break
+    return w
+
+
+def refit(a: Matrix, b: Matrix, mask: Mask, start: Matrix) -> Matrix:
+    """Least squares on the weights that stay, each output with its own; all have the shape [K, outputs]."""
+    counts = mask.sum(0).astype(float)
+    if float((counts**3).sum()) * 2 / 3 <= _EXACT_FLOPS:
+        result = np.zeros_like(start)
+        for k in range(mask.shape[1]):
+            support = np.flatnonzero(mask[:, k])
+            if support.size:
+                result[support, k] = np.linalg.solve(a[np.ix_(support, support)], b[support, k])
+        return result
+    return _conjugate_gradients(a, b, mask, np.where(mask, start, 0.0))
+
+
+def _conjugate_gradients(a: Matrix, b: Matrix, mask: Mask, start: Matrix) -> Matrix:
+    """All outputs at once, preconditioned by the diagonal of A."""
+    scale = 1 / np.diagonal(a)[:, None]
+    w = start.copy()
+    rest = np.where(mask, b - a @ w, 0.0)
+    z = scale * rest
+    direction = z.copy()
+    power = (rest * z).sum(0)
+    goal = _TOLERANCE**2 * (np.where(mask, b, 0.0) ** 2 * scale).sum(0)
+    for _ in range(_ITERATIONS):
+        if (power <= goal).all():
+            break
+        along = np.where(mask, a @ direction, 0.0)
+        length = np.divide(power, (direction * along).sum(0), out=np.zeros_like(power), where=power > goal)
+        w += length * direction
+        rest -= length * along
+        z = scale * rest
+        before, power = power, (rest * z).sum(0)
+        direction = z + np.divide(power, before, out=np.zeros_like(power), where=before > 0) * direction
+    return w
+
+
+def unstructured(a: Matrix, b: Matrix, best: Matrix, inverse: Matrix, gone: int, steps: int) -> Matrix:
+    """Choose weights anywhere, and fit those that stay; in several steps those that stay are fitted in between.
+
+    A first mask is the best of three: by what a single weight costs when all others make up for it, when none does, and
+    by size. Then weights are exchanged as long as the loss falls.
+
+    Args:
+        a, b: the damped moments.
+        best: the weights without zeros that fit best, shape [K, outputs].
+        inverse: of A.
+        gone: how many weights go in all.
+        steps: the number goes up with the cube of what is left of the way (Zhu and Gupta, "To prune, or not to prune",
+            2017).
+    """
+    own = np.diagonal(a)[:, None]
+    scores = [np.square(best) / np.diagonal(inverse)[:, None], np.square(best) * own, np.square(best)]
+    first = round(gone * (1 - (1 - 1 / steps) ** 3))
+    starts = []
+    for score in scores:
+        mask = ~_least(score, first)
+        starts.append(refit(a, b, mask, best))
+    w = min(starts, key=lambda v: _loss(a, b, v))
+    for t in range(2, steps + 1):
+        count = round(gone * (1 - (1 - t / steps) ** 3))
+        mask = ~_least(np.where(w != 0, np.square(w) * own, -1.0), count)
+        w = exchange(a, b, refit(a, b, mask, w), count, _BETWEEN)
+    return exchange(a, b, w, gone, _EXCHANGES)
+
+
+def exchange(a: Matrix, b: Matrix, weights: Matrix, gone: int, rounds: int) -> Matrix:
+    """Let weights that would bring more than others cost take their places, a few at a time, while the loss falls.
+
+    Moving one weight to its best value brings ``A_ii (w_i + r_i / A_ii)^2`` over leaving it at zero, with the residual
+    r = B - A w; for a weight that stays r is zero.
+
+    Args:
+        a, b: the damped moments.
+        weights: fitted ones, shape [K, outputs].
+        gone: how many are zero.
+        rounds: how often.
+    """
+    own = np.diagonal(a)[:, None]
+    w, loss, share = weights, _loss(a, b, weights), _MOST_EXCHANGED
+    for _ in range(rounds):
+        mask = ~_zero_places(w, gone)
+        worth = np.square(w + (b - a @ w) / own) * own
+        inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
+        count = max(int(share * min(inside.size, outside.size)), 1)
+        flat = worth.reshape(-1)
+        out = inside[np.argsort(flat[inside], kind="stable")[:count]]
+        come = outside[np.argsort(-flat[outside], kind="stable")[:count]]
+        better = flat[come] > flat[out]
+        if not better.any():
+            break
+        fresh = mask.reshape(-1).copy()
+        fresh[out[better]], fresh[come[better]] = False, True
+        moved = refit(a, b, fresh.reshape(w.shape), w)
+        found = _loss(a, b, moved)
+        if found < loss:
+            w, loss = moved, found
+        else:
+            share /= 4
+    return w
+
+
+def _zero_places(w: Matrix, gone: int) -> Mask:
+    """Exactly ``gone`` places of zeros: a fitted weight may be zero by chance."""
+    return _least(np.abs(w), gone)
+
+
+def _least(scores: Matrix, count: int) -> Mask:
+    return smallest(scores.astype(np.float32).reshape(-1), count).reshape(scores.shape)
+
+
+def _loss(a: Matrix, b: Matrix, w: Matrix) -> float:
+    return float(np.vdot(w, a @ w - 2 * b))

@@ -1,0 +1,374 @@
+"""Make a file sparse: load, choose weights, choose what goes, fit what stays, check, write."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exporter import tensors
+from exporter.atomic import obstacle, replacing
+from exporter.errors import GoalError, ModelError, UsageError
+from exporter.graph import Graph
+from exporter.model_file import finished, load, save
+from exporter.sparsity.check import check_pattern
+from exporter.sparsity.choice import LeftOut, choose_weights
+from exporter.sparsity.codes import Stored, stored_values
+from exporter.sparsity.layers import Weight
+from exporter.sparsity.magnitude import lamp_scores, shares, smallest, thin_runs
+from exporter.sparsity.patching import patch
+from exporter.sparsity.patterns import Pattern, Plan, parse_pattern
+from exporter.sparsity.storage import obstacle as cannot_hold
+from exporter.sparsity.storage import same_outputs, saving, store_sparse
+from exporter.tensors import Array
+
+if TYPE_CHECKING:
+    from exporter.calibration.data import Source
+    from exporter.sparsity.calibrated import Fit
+    from exporter.sparsity.permuting import Permuted
+    from exporter.sparsity.within import Fitted, Held
+    from runtime.images import Preprocess
+
+METHODS = ("magnitude", "wanda", "obs")
+SCOPES = ("local", "global")
+SCHEDULES = ("one-shot", "cubic")
+STORAGES = ("dense", "sparse")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SparseLayer:
+    """A weight that got the pattern.
+
+    Attributes:
+        weight: the weight.
+        before, after: share of its elements that is zero.
+        kept: what is left of the sum of its magnitudes.
+        fit: what calibration inputs made of it; None where they were not asked, or tell nothing of it.
+    """
+
+    weight: Weight
+    before: float
+    after: float
+    kept: float
+    fit: Fit | None = None
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """What ``sparsify`` did.
+
+    Attributes:
+        graph: the dense graph as it was read; its weights may be those of the result.
+        pattern: the pattern.
+        layers: the weights that got it, in the order of the graph.
+        left: the weights that did not, and why.
+        parameters, zeros: number of elements of all weights of layers, and of those that are zero now.
+        before, after: bytes of the files; ``after`` is None after a dry run.
+        smaller: bytes that sparse storage would save; 0 where it is used, or saves nothing.
+        held: how true the result is to the original, where calibration inputs were given.
+        permuted: what reordering did; None where it was not asked for.
+        output: the file written.
+        unchanged: whether all of the file but the values of weights is as it was, byte for byte.
+        seconds: wall time of the whole call.
+        notes: what the reader should know.
+    """
+
+    graph: Graph
+    pattern: Pattern
+    layers: tuple[SparseLayer, ...]
+    left: tuple[LeftOut, ...]
+    parameters: int
+    zeros: int
+    before: int
+    after: int | None
+    smaller: int
+    held: Held | None
+    permuted: Permuted | None
+    output: Path | None
+    unchanged: bool
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def sparsify(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    pattern: str = "2:4",
+    method: str | None = None,
+    scope: str = "local",
+    schedule: str = "one-shot",
+    refit: bool = True,
+    only: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    also: Sequence[str] = (),
+    max_drop: float | None = None,
+    permute: bool = False,
+    storage: str = "dense",
+    calib: Source | None = None,
+    preprocess: Preprocess | None = None,
+    calib_samples: int = 512,
+    dry_run: bool = False,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Sparsified:
+    """Put zeros into the weights of an ONNX file, and check the result before it replaces anything.
+
+    Args:
+        model: the file; it is not changed unless ``output`` names it too.
+        output: the file to write; may be left out for a dry run.
+        pattern: ``N:M`` keeps N of every M weights along the inputs of a layer; a number is the share of zeros.
+        method: magnitude; with ``calib`` also wanda, and obs, the default there: what the layer's output loses.
+        scope: of an unstructured pattern: local, the same share of every weight, or global: all ranked together.
+        schedule: of an unstructured pattern with ``calib``: one-shot, or cubic: in steps, fitting in between.
+        refit: with ``calib``, fit the weights that stay to the outputs of the original.
+        only, keep, also: names of nodes and constants, with wildcards; see ``choose_weights``.
+        max_drop: with ``calib``, the largest error of the outputs on held-out inputs, relative to their variance:
+            layers stay dense, those that lose most first, until it is met.
+        permute: reorder channels first, so that more magnitude stays.
+        storage: dense, or sparse: as sparse initializers where that takes less room.
+        calib: calibration inputs, unlabelled; as for ``prune``.
+        preprocess: of these; see ``load_samples``.
+        calib_samples: most of them to use.
+        dry_run: write nothing.
+        shapes: sizes of inputs with dynamic axes.
+        seed: of the calibration inputs taken, and of the search for an order.
+        progress: called with a line before each step.
+
+    Raises:
+        UsageError: options that do not fit together, a name that matches nothing, or the file cannot be written.
+        ModelError: the model cannot be read, or has no weight the pattern can be put on.
+        GoalError: ``max_drop`` cannot be met, or the check found a run that breaks the pattern.
+    """
+    started, step = time.perf_counter(), progress or (lambda _: None)
+    wanted = parse_pattern(pattern)
+    calibrated = calib is not None
+    plan = Plan(wanted, method or ("obs" if calibrated else "magnitude"), scope, schedule, refit, max_drop)
+    target = None if output is None else Path(output)
+    _check_options(plan, target, storage, permute, calibrated, dry_run)
+    step("reading the model")
+    source = load(model, shapes)
+    graph, permuted = source, None
+    if permute:
+        from exporter.sparsity.permuting import permute_graph
+
+        graph, permuted = permute_graph(source, wanted, (only, keep, also), seed=seed, step=step)
+    taken, left = choose_weights(graph, wanted, only, keep, also)
+    if not taken:
+        raise ModelError(_nothing(graph, wanted, left))
+    step("choosing weights")
+    counts = _counts(graph, taken, wanted, scope)
+    values = {w.name: _by_magnitude(graph, w, wanted, counts.get(w.name, 0)) for w in taken}
+    fitted: Fitted | None = None
+    notes: list[str] = []
+    if calib is not None:
+        from exporter.calibration.data import calibration_of
+        from exporter.sparsity.within import fit_within
+
+        step("loading calibration inputs")
+        data = calibration_of(calib, source, preprocess=preprocess, limit=calib_samples, seed=seed)
+        fitted = fit_within(source, graph, taken, counts, values, plan, data, step)
+        values = fitted.values
+        left += [LeftOut(w, f"stays dense for --max-drop {max_drop:g}") for w in taken if w.name in fitted.dense]
+        taken = [w for w in taken if w.name not in fitted.dense]
+        notes += _untold(taken, fitted)
+    step("checking")
+    if wanted.grouped:
+        notes += _check(graph, wanted, taken, values)
+    fits = fitted.fits if fitted is not None else {}
+    layers = tuple(_layer(graph, w, values[w.name], fits.get(w.name)) for w in taken)
+    zeros = [round(x.after * x.weight.size) for x in layers] + [_zeros(graph, x.weight) for x in left]
+    smaller = _saved(graph, taken, values)
+    written = Written(None, False, 0)
+    if target is not None and not dry_run:
+        step("writing")
+        written = _write(graph, values, [w.name for w in taken], target, storage, patching=permuted is None)
+        notes += written.notes
+        smaller = 0 if written.sparse else smaller
+    return Sparsified(
+        graph=source,
+        pattern=wanted,
+        layers=layers,
+        left=tuple(left),
+        parameters=sum(w.size for w in [*taken, *(x.weight for x in left)]),
+        zeros=sum(zeros),
+        before=source.source.size,
+        after=written.size,
+        smaller=smaller,
+        held=fitted.held if fitted is not None else None,
+        permuted=permuted,
+        output=target if not dry_run else None,
+        unchanged=written.unchanged,
+        seconds=time.perf_counter() - started,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of the file: its size, whether all else is as it was, and how many constants are stored sparse."""
+
+    size: int | None
+    unchanged: bool
+    sparse: int
+    notes: tuple[str, ...] = ()
+
+
+def _check_options(
+    plan: Plan, target: Path | None, storage: str, permute: bool, calibrated: bool, dry_run: bool
+) -> None:
+    """Refuse what would be ignored, or would fail only after the work."""
+    for option, value, known in (
+        ("--method", plan.method, METHODS),
+        ("--scope", plan.scope, SCOPES),
+        ("--schedule", plan.schedule, SCHEDULES),
+        ("--storage", storage, STORAGES),
+    ):
+        if value not in known:
+            raise UsageError(f"{option} {value}: there is {', '.join(known)}.")
+    grouped = plan.pattern.grouped
+    unmet = [
+        (not calibrated and plan.method != "magnitude", f"--method {plan.method} needs inputs; add --calib DATA"),
+        (not calibrated and plan.max_drop is not None, "--max-drop needs inputs to measure with; add --calib DATA"),
+        (not calibrated and not plan.refit, "--no-refit says what is done with --calib; add it"),
+        (not calibrated and plan.schedule != "one-shot", "--schedule fits in between; add --calib DATA"),
+        (grouped and plan.schedule != "one-shot", f"--schedule is for a share of zeros, not for {plan.pattern}"),
+        (plan.schedule != "one-shot" and plan.method != "obs", "--schedule goes with --method obs"),
+        (plan.schedule != "one-shot" and not plan.refit, "--schedule fits in between; leave out --no-refit"),
+        (grouped and plan.scope != "local", f"--scope is for a share of zeros: {plan.pattern} is the same everywhere"),
+        (plan.max_drop is not None and plan.max_drop <= 0, "--max-drop is a positive share of the outputs' variance"),
+        (permute and not grouped, f"--permute is for N:M: no order keeps more of a share of {plan.pattern}"),
+        (target is None and not dry_run, "name the file to write with -o OUT, or add --dry-run"),
+    ]
+    for wrong, text in unmet:
+        if wrong:
+            raise UsageError(f"{text}.")
+    why = obstacle(target) if target is not None and not dry_run else ""
+    if why:
+        raise UsageError(f"{target} cannot be written: {why}.")
+
+
+def _nothing(graph: Graph, pattern: Pattern, left: Sequence[LeftOut]) -> str:
+    name = graph.source.path or "the model"
+    if not left:
+        return f"{name} has no layer with a constant weight; there is nothing to make sparse."
+    rows = list(dict.fromkeys(x.reason for x in left))[:3]
+    return (
+        f"{name} has no weight that {pattern} can be put on: "
+        + "; ".join(rows)
+        + ".\nSee all reasons with: secateur inspect MODEL --sparsity"
+    )
+
+
+def _counts(graph: Graph, weights: Sequence[Weight], pattern: Pattern, scope: str) -> dict[str, int]:
+    """How many elements of each weight become zero; empty for N:M."""
+    if pattern.grouped:
+        return {}
+    if scope == "local":
+        return {w.name: round(pattern.share * w.size) for w in weights}
+    scores = [lamp_scores(stored_values(graph, w).magnitudes()) for w in weights]
+    return dict(zip((w.name for w in weights), shares(scores, pattern.share), strict=True))
+
+
+def _by_magnitude(graph: Graph, weight: Weight, pattern: Pattern, count: int) -> Array:
+    stored = stored_values(graph, weight)
+    if pattern.grouped:
+        values = thin_runs(stored, weight.uses[0].step, pattern.keep, pattern.of)
+    else:
+        values = stored.where(~smallest(stored.magnitudes(), count))
+    return values.reshape(weight.dims)
+
+
+def _untold(taken: Sequence[Weight], fitted: Fitted) -> list[str]:
+    count = sum(w.name not in fitted.fits for w in taken)
+    return [f"{count} of {len(taken)} weights were chosen by magnitude: inputs tell nothing of them"] if count else []
+
+
+def _check(graph: Graph, pattern: Pattern, taken: Sequence[Weight], values: Mapping[str, Array]) -> list[str]:
+    """Look at the result with other eyes before it is written; returns what the reader should know of it."""
+    names = {w.name for w in taken}
+    seen: set[str] = set()
+    for row in check_pattern(graph.model, graph.folder, pattern, overrides=values):
+        if row.broken and row.names & names:
+            raise GoalError(
+                f"{row.node}: {row.broken} of {row.runs} runs break {pattern} although the pattern was put on "
+                f"{', '.join(sorted(row.names & names))}. Nothing was written.\nThis is a bug of secateur: please "
+                "report it, and leave the layer out with --keep."
+            )
+        seen |= row.names if row.runs else set()
+    rest = sorted(names - seen)
+    if not rest:
+        return []
+    return [f"not checked, because verify looks only at what sparse kernels are known for: {', '.join(rest)}"]
+
+
+def _zeros(graph: Graph, weight: Weight) -> int:
+    stored = stored_values(graph, weight)
+    return stored.values.size - _nonzero(stored, stored.values)
+
+
+def _nonzero(stored: Stored, values: Array) -> int:
+    return int(np.count_nonzero(values if stored.plain else values != stored.zero.astype(values.dtype)))
+
+
+def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> SparseLayer:
+    stored = stored_values(graph, weight)
+    flat = values.reshape(-1)
+    sizes = stored.magnitudes()
+    same = flat.view(f"u{flat.dtype.itemsize}") == stored.values.view(f"u{flat.dtype.itemsize}")
+    stays = same if fit is None or fit.damping is None else flat != 0
+    total = float(sizes.sum(dtype=np.float64))
+    kept = float(sizes.dot(stays)) / total if total > 0 and np.isfinite(total) else 1.0
+    return SparseLayer(
+        weight, 1 - _nonzero(stored, stored.values) / weight.size, 1 - _nonzero(stored, flat) / weight.size, kept, fit
+    )
+
+
+def _saved(graph: Graph, taken: Sequence[Weight], values: Mapping[str, Array]) -> int:
+    """Bytes that sparse storage would save."""
+    return 0 if cannot_hold(graph) else sum(saving(graph.constants[w.name], values[w.name]) for w in taken)
+
+
+def _write(
+    graph: Graph, values: Mapping[str, Array], names: Sequence[str], target: Path, storage: str, *, patching: bool
+) -> Written:
+    """Write new values; the graph is not to be used any more."""
+    try:
+        if storage == "dense" and patching:
+            size = patch(graph, values, target)
+            if size is not None:
+                return Written(size, True, 0)
+        for name, array in values.items():
+            tensors.assign(graph.constants[name], array)
+        if storage == "dense":
+            return Written(save(graph, target), False, 0)
+        return _write_sparse(graph, set(names), target)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def _write_sparse(graph: Graph, names: set[str], target: Path) -> Written:
+    """Write with sparse initializers if that makes the file smaller and ONNX Runtime gives the same outputs."""
+    why = cannot_hold(graph)
+    if why:
+        return Written(save(graph, target), False, 0, (f"stored dense: {why}",))
+    size = save(graph, target)  # also where it is replaced at once: the checker judges this one
+    dense = finished(graph).SerializeToString()
+    stored = store_sparse(graph, names)
+    if not stored:
+        return Written(size, False, 0, ("stored dense: no weight has zeros enough for sparse storage to pay",))
+    sparse = finished(graph).SerializeToString(deterministic=True)
+    if not same_outputs(graph, dense, sparse):
+        return Written(size, False, 0, ("stored dense: ONNX Runtime gives other outputs for the sparse file",))
+    with replacing(target) as temporary:
+        temporary.write_bytes(sparse)
+    note = f"{len(stored)} weights are sparse initializers; ONNX Runtime gives the same outputs, other tools may not"
+    return Written(len(sparse), False, len(stored), (note,))

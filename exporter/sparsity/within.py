@@ -1,0 +1,131 @@
+"""Keep the outputs within a limit: fit all layers, and let those stay dense that the outputs suffer most from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from exporter.calibration.data import Calibration
+from exporter.errors import GoalError
+from exporter.graph import Graph
+from exporter.sparsity.calibrated import Fit, agreement, deviation, fit_layers
+from exporter.sparsity.layers import Weight
+from exporter.sparsity.patterns import Plan
+from exporter.tensors import Array
+
+STEPS = 5
+"""Of a cubic schedule."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """The result against the original on held-out inputs.
+
+    Attributes:
+        samples: their number.
+        plain: square error of the outputs relative to their variance, with the largest weights as they are.
+        error: the same of what is written.
+        agreement: share of inputs with the same highest output; None where no output is one of classes.
+        synthetic: whether they were made up.
+    """
+
+    samples: int
+    plain: float
+    error: float
+    agreement: float | None
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """New values of constants, what became of each layer by name of its weight, and the weights that stay dense."""
+
+    values: dict[str, Array]
+    fits: dict[str, Fit]
+    held: Held
+    dense: frozenset[str]
+
+
+def fit_within(
+    source: Graph,
+    graph: Graph,
+    taken: Sequence[Weight],
+    counts: Mapping[str, int],
+    given: Mapping[str, Array],
+    plan: Plan,
+    data: Calibration,
+    step: Callable[[str], None],
+) -> Fitted:
+    """Fit layers, within ``plan.max_drop`` if there is such a limit.
+
+    Args:
+        source: the graph as it was read.
+        graph: the same, or with its channels in another order.
+        taken: the weights that get the pattern.
+        counts: for an unstructured pattern, how many elements of each become zero.
+        given: the weights chosen by magnitude.
+        plan: the pattern and how it is put on.
+        data: calibration inputs.
+        step: called with a line before each step.
+
+    Raises:
+        GoalError: the limit cannot be met.
+    """
+
+    def fitted(weights: Sequence[Weight]) -> tuple[dict[str, Array], dict[str, Fit]]:
+        values, fits = fit_layers(
+            graph,
+            weights,
+            counts,
+            plan.pattern,
+            {w.name: given[w.name] for w in weights},
+            data,
+            method=plan.method,
+            refit=plan.refit,
+            steps=STEPS if plan.schedule == "cubic" else 1,
+            step=step,
+        )
+        return {w.name: given[w.name] for w in weights} | values, {f.weight: f for f in fits}
+
+    plain = deviation(source, graph, given, data)
+    values, fits = fitted(taken)
+    error = deviation(source, graph, values, data)
+    dense: frozenset[str] = frozenset()
+    if plan.max_drop is not None and error > plan.max_drop:
+        order = _most_harmful(source, graph, taken, values, fits, data, step)
+        low, high = 1, len(order)
+        while low < high:  # layers are fitted anew each time: those behind a dense one read something else
+            count = (low + high) // 2
+            step(f"trying with {count} of {len(order)} layers dense")
+            trial, trial_fits = fitted([w for w in taken if w.name not in order[:count]])
+            found = deviation(source, graph, trial, data)
+            if found <= plan.max_drop:
+                values, fits, error, dense, high = trial, trial_fits, found, frozenset(order[:count]), count
+            else:
+                low = count + 1
+        if error > plan.max_drop:
+            raise GoalError(
+                f"--max-drop {plan.max_drop:g} cannot be met with {plan.pattern}: the outputs' error is {error:.3g} "
+                f"with all {len(order)} layers, and too large with the least harmful one alone.\n"
+                "Allow more, or give more calibration inputs."
+            )
+    same = agreement(source, graph, values, data)
+    return Fitted(values, fits, Held(len(data.held), plain, error, same, data.synthetic), dense)
+
+
+def _most_harmful(
+    source: Graph,
+    graph: Graph,
+    taken: Sequence[Weight],
+    values: Mapping[str, Array],
+    fits: Mapping[str, Fit],
+    data: Calibration,
+    step: Callable[[str], None],
+) -> list[str]:
+    """Names of the weights in the order of what each alone does to the outputs, the worst first."""
+    harm = {}
+    for i, weight in enumerate(taken, 1):
+        step(f"measuring what each layer does to the outputs, {i} of {len(taken)}")
+        names = {weight.name, fits[weight.name].bias if weight.name in fits else ""}
+        harm[weight.name] = deviation(source, graph, {n: v for n, v in values.items() if n in names}, data)
+    return sorted(harm, key=lambda n: -harm[n])

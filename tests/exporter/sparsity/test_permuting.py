@@ -1,0 +1,101 @@
+"""Reordering: every output is what it was, bit for bit up to the order of sums, and the pattern keeps more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from exporter.model_file import from_model
+from exporter.sparsity.patterns import parse_pattern
+from exporter.sparsity.permuting import permute_graph
+from tests.exporter.calibration import networks
+from tests.exporter.files import run
+from tests.onnx_builder import build, ints, node, weights
+
+TWO_FOUR = parse_pattern("2:4")
+EVERYTHING = ((), (), ())
+
+
+def two_convs(second=None, **attributes):
+    constants = networks.scaled(w1=(16, 3, 3, 3), b1=(16,), w2=second or (8, 16, 3, 3), b2=(8,))
+    nodes = [node("Conv", "x w1 b1", "h"), node("Relu", "h", "a"), node("Conv", "a w2 b2", "y", **attributes)]
+    return build(nodes, {"x": ["N", 3, 12, 12]}, ["y"], constants)
+
+
+def shared_bias():
+    """Two layers of one width whose biases the exporter merged: they are reordered apart."""
+    constants = networks.scaled(w1=(6, 16), w2=(16, 16), w3=(16, 5), b=(16,))
+    nodes = [node("Gemm", "x w1 b", "h"), node("Relu", "h", "a"), node("Gemm", "a w2 b", "i"), node("Relu", "i", "c"),
+             node("MatMul", "c w3", "y")]  # fmt: skip
+    return build(nodes, {"x": ["N", 6]}, ["y"], constants)
+
+
+def quantized():
+    codes = np.random.default_rng(0).integers(-99, 99, (16, 5)).astype(np.int8)
+    constants = {"w1": networks.scaled(w=(6, 16))["w"], "q": codes, "s": np.full(5, 0.01, np.float32)}
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "a"), node("DequantizeLinear", "q s", "w2", axis=1),
+             node("MatMul", "a w2", "y")]  # fmt: skip
+    return build(nodes, {"x": ["N", 6]}, ["y"], constants)
+
+
+REORDERED = {
+    "convs": (two_convs(), 1),
+    "residual": (networks.residual_mlp(), 3),
+    "transformer": (networks.transformer(), 2),
+    "shared-bias": (shared_bias(), 2),
+}
+
+
+@pytest.mark.parametrize(("model", "groups"), REORDERED.values(), ids=REORDERED)
+def test_the_model_gives_what_it_gave_and_more_is_kept(model, groups):
+    graph = from_model(model)
+    reordered, found = permute_graph(graph, TWO_FOUR, EVERYTHING)
+    assert found.groups >= groups
+    assert found.after > found.before
+    assert found.error < 1e-4
+    specs = {i.name: [d.dim_value or 3 for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
+    feeds = {n: np.random.default_rng(5).standard_normal(s).astype(np.float32) for n, s in specs.items()}
+    one, other = (run(m.SerializeToString(), feeds)["y"] for m in (model, reordered.model))
+    assert np.abs(one - other).max() < 1e-4 * one.std()
+    names = {t.name for t in graph.model.graph.initializer}
+    moved = [n for n in names & reordered.constants.keys() if not np.array_equal(graph.array(n), reordered.array(n))]
+    assert moved
+    for name in moved:  # the same numbers in another order
+        assert (np.sort(graph.array(name).ravel()) == np.sort(reordered.array(name).ravel())).all()
+
+
+def shuffled():
+    """A channel shuffle in between: its indices count on the order."""
+    constants = networks.scaled(w1=(16, 3, 1, 1), w2=(8, 16, 1, 1))
+    nodes = [
+        node("Conv", "x w1", "h"),
+        node("Reshape", "h split", "s"),
+        node("Transpose", "s", "t", perm=[0, 2, 1, 3, 4]),
+        node("Reshape", "t join", "j"),
+        node("Conv", "j w2", "y"),
+    ]
+    shapes = {"split": ints(0, 4, 4, 5, 5), "join": ints(0, 16, 5, 5)}
+    return build(nodes, {"x": ["N", 3, 5, 5]}, ["y"], constants | shapes)
+
+
+STILL = {
+    "shuffle": shuffled(),
+    "one-layer": build([node("MatMul", "x w", "y")], {"x": ["N", 16]}, ["y"], weights(w=(16, 8))),
+    "one-run": two_convs((8, 4, 3, 3), group=4),
+}
+
+
+@pytest.mark.parametrize("model", STILL.values(), ids=STILL)
+def test_what_may_not_move_stays(model):
+    graph = from_model(model)
+    same, found = permute_graph(graph, TWO_FOUR, EVERYTHING)
+    assert same is graph
+    assert found.groups == 0
+    assert found.after == found.before
+
+
+def test_codes_are_reordered_too():
+    graph = from_model(quantized())
+    reordered, found = permute_graph(graph, TWO_FOUR, EVERYTHING)
+    assert found.groups == 1
+    assert not np.array_equal(graph.array("q"), reordered.array("q"))
