@@ -27,11 +27,11 @@ from runtime.samples import load_samples
 
 HEAD = """# Files of others in torch
 
-Each file becomes a torch module (`exporter.autograd.to_torch`) and runs on the inputs that ONNX Runtime gets: the largest
-difference of any output, relative to its standard deviation; how many of its weights get a finite gradient from the sum of
-the squared outputs; time of one forward pass relative to ONNX Runtime, one thread; whether writing the weights back changes
-no byte. Where the two differ by more than 1e-3 both are compared with the module in float64: there the file itself loses
-its digits on these inputs.
+Each file becomes a torch module (`exporter.autograd.to_torch`) and runs on the inputs that ONNX Runtime gets: the
+largest difference of any output, relative to its standard deviation; how many of its weights get a finite gradient from
+the sum of the squared outputs; time of one forward pass relative to ONNX Runtime, one thread; whether writing the
+weights back changes no byte. Where the two differ by more than 1e-3 both are compared with the module in float64: there
+the file itself loses its digits on these inputs.
 """
 
 
