@@ -31,6 +31,7 @@ from exporter.importance import Scores, seen_first
 from exporter.importance import score as score_groups
 from exporter.influence import score_blocks
 from exporter.interface import patterns_for
+from exporter.learned import LEARNED, MASKS, learned_scores
 from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.planner import KINDS, budget_of, check, eligible, make_plan, touched
@@ -90,7 +91,8 @@ class Request:
         """With the defaults that depend on whether there are calibration inputs."""
         least = calibrated and self.score in (None, RECONSTRUCTION) and self.budget.keys() <= {"macs", "params"}
         score = self.score or (RECONSTRUCTION if calibrated else "l2")
-        return replace(self, score=score, scope=self.scope or ("damage" if least else "local"))
+        scope = "global" if score in MASKS else "damage" if least else "local"
+        return replace(self, score=score, scope=self.scope or scope)
 
     def record(self) -> dict[str, object]:
         """The options for the plan."""
@@ -207,6 +209,9 @@ def _calibrated(
     if request.score == RECONSTRUCTION:
         predicted = predict(groups, numbers, calibration, step)
         return predicted.scores, predicted.damage
+    if request.score in LEARNED:
+        budget = request.budget
+        return learned_scores(groups, numbers, request.score, calibration, budget, request.seed, step), None
     if request.score in CALIBRATED:
         runner = Runner(groups.graph, calibration.fit, calibration.batch)
         return calibrated_scores(groups, numbers, request.score, runner, step), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,14 @@ from exporter.fits import check_fits
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.interface import patterns_for
+from exporter.learned import LEARNED
 from exporter.model_file import load, save
 from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.rewriter import rewrite
 from exporter.verifier import CannotRun, Proof, verify
 from runtime import feeds
+from runtime.samples import load_samples
 
 if TYPE_CHECKING:
     from exporter.calibration.data import Calibration, Source
@@ -96,6 +98,7 @@ def prune(
     calib: Source | None = None,
     preprocess: Preprocess | None = None,
     calib_samples: int = 512,
+    labels: str | None = None,
     compensate: bool = True,
     dry_run: bool = False,
     prove: bool = True,
@@ -125,6 +128,8 @@ def prune(
             ``synthetic``. They choose what goes, and the layers that stay are fitted to them.
         preprocess: for images and pixels in ``calib``.
         calib_samples: most of them to use.
+        labels: key of the labels beside the inputs of ``calib``, for scores that use them (``gradient``, ``taylor``,
+            ``fisher``, and learned masks).
         compensate: fit the layers that stay.
         dry_run: stop after planning.
         prove: prove the result equal to its masked original before writing it. Without, errors in the analysis would go
@@ -154,8 +159,10 @@ def prune(
         ratio, macs, params, layers, score, layer_score, consumers, scope, align, min_width, granularity, keep, only,
         io, seed,
     )  # fmt: skip
-    if calib is None and (preprocess is not None or not compensate):
-        raise UsageError("--preprocess and --no-compensate need calibration inputs: give --calib.")
+    if calib is None and (preprocess is not None or not compensate or labels is not None):
+        raise UsageError("--preprocess, --labels and --no-compensate need calibration inputs: give --calib.")
+    if labels is not None and score not in LEARNED:
+        raise UsageError(f"--labels is for scores that use them: {', '.join(LEARNED)}. Choose one with --score.")
     wanted = dict(shapes or {})
     for attempt in range(len(feeds.PROFILES)):
         step("reading and analysing the model")
@@ -163,7 +170,7 @@ def prune(
             graph, wanted = load_for(plan, model), dict(plan.model.shapes)
         else:
             graph = load(model, wanted, profile=attempt)
-        calibration = _calibration(calib, graph, preprocess, calib_samples, seed) if calib is not None else None
+        calibration = _calibration(calib, graph, preprocess, calib_samples, labels, seed) if calib is not None else None
         try:
             chosen, whole, groups, warnings = _chosen(graph, plan, request, inputs, calibration, step)
         except CannotRun:
@@ -220,10 +227,19 @@ def load_for(plan: Plan, model: str | os.PathLike[str]) -> Graph:
     return graph if graph.binding.shapes == shapes else load(model, shapes)
 
 
-def _calibration(calib: Source, graph: Graph, preprocess: Preprocess | None, limit: int, seed: int) -> Calibration:
+def _calibration(
+    calib: Source, graph: Graph, preprocess: Preprocess | None, limit: int, labels: str | None, seed: int
+) -> Calibration:
     from exporter.calibration.data import calibration_of
 
-    return calibration_of(calib, graph, preprocess=preprocess, limit=limit, seed=seed)
+    if labels is None or not isinstance(calib, (str, os.PathLike)):
+        return calibration_of(calib, graph, preprocess=preprocess, limit=limit, seed=seed)
+    samples = load_samples(
+        Path(calib), input_specs(graph.model), preprocess=preprocess, limit=limit, seed=seed, labels=(labels,)
+    )
+    if samples.answers is None:
+        raise UsageError(f"--labels {labels}: {calib} has no such array.")
+    return replace(calibration_of(samples, graph, limit=limit, seed=seed), source=str(calib))
 
 
 def _chosen(

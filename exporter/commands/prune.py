@@ -41,7 +41,8 @@ def add(commands: Any) -> None:
         "--score",
         metavar="NAME",
         help="l2 (default), l1, fpgm, lamp, random; with --calib also energy, flap, wanda and reconstruction (default "
-        "there): how badly the layers that read a unit can do without it",
+        "there): how badly the layers that read a unit can do without it; with torch also gradient, taylor and fisher "
+        "(what the loss says of a unit), and l1-mask, l0-mask and topk-mask (gates learned for the budget)",
     )
     choice.add_argument("--include-consumers", action="store_true", help="score the weights that read a unit as well")
     choice.add_argument(
@@ -82,6 +83,11 @@ def add(commands: Any) -> None:
         "or image files, or synthetic for made-up ones",
     )
     add_preprocess(data)
+    data.add_argument(
+        "--labels",
+        metavar="KEY",
+        help="array of DATA with labels, for the scores that need torch; without, they use the model's own outputs",
+    )
     data.add_argument("--calib-samples", type=int, default=512, metavar="N", help="use at most N of them (512)")
     data.add_argument("--no-compensate", action="store_true", help="leave the weights that stay as they are")
     plan = parser.add_argument_group("plans")
@@ -129,6 +135,7 @@ def run(options: argparse.Namespace) -> int:
         calib=options.calib,
         preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
         calib_samples=options.calib_samples,
+        labels=options.labels,
         compensate=not options.no_compensate,
         dry_run=options.dry_run,
         prove=not options.no_verify,
