@@ -297,13 +297,11 @@ def _is_number(values: Any) -> bool:
 
 
 def _device_of(values: Sequence[Value], default: torch.device) -> torch.device:
-    """Where a node runs: with its largest input; shapes alone stay on the CPU."""
-    held = [v for v in values if isinstance(v, Tensor)]
+    """Where a node runs: on an accelerator if any input is there; shapes alone stay on the CPU."""
+    held = [v.device for v in values if isinstance(v, Tensor)]
     if not held:
         return torch.device("cpu") if any(v is not None for v in values) else default
-    if all(v.device == held[0].device for v in held):
-        return held[0].device
-    return max(held, key=lambda v: v.numel()).device
+    return next((d for d in held if d.type != "cpu"), held[0])
 
 
 def _shown(value: Value) -> str:

@@ -25,9 +25,6 @@ from exporter.training.losses import make_loss
 from exporter.training.scores import Step, batches
 from runtime.samples import Samples
 
-MASKS: Sequence[str] = ("l1-mask", "l0-mask", "topk-mask")
-"""Names of the masks."""
-
 _STEPS = 300
 _BATCH = 32
 _RATE = 0.05
@@ -68,7 +65,7 @@ def mask_scores(
         groups: the analysis.
         numbers: of the groups that may be cut; the gates of others stay 1.
         samples: inputs, with labels or without.
-        by: a name of ``MASKS``.
+        by: ``l1-mask``, ``l0-mask`` or ``topk-mask``.
         options: budget and length.
         step: called with a line now and then.
 

@@ -9,7 +9,7 @@ A group that cannot be gated is scored by its weights, with the same powers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -115,7 +115,3 @@ def _add_weights(
             along = (summed**power).cpu().numpy()
             here = span.units >= 0
             np.add.at(to[name], span.units[here], along[here])
-
-
-SCORES: Sequence[str] = ("gradient", "taylor", "fisher")
-"""Names of the scores."""

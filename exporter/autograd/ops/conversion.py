@@ -12,12 +12,13 @@ from exporter.autograd.registry import Site, Value, op
 _BITS = {21: 4, 22: 4, 25: 2, 26: 2}
 """Bits of the sub-byte integers, by ONNX's number; the odd ones are unsigned."""
 
-_EIGHTH = {
+EIGHTH = {
     torch.float8_e4m3fn: 448.0,
     torch.float8_e4m3fnuz: 240.0,
     torch.float8_e5m2: 57344.0,
     torch.float8_e5m2fnuz: 57344.0,
 }
+"""Largest value of each 8-bit float."""
 _LAST_E4M3FN = 464.0
 
 
@@ -28,7 +29,7 @@ def cast(site: Site, x: Tensor, number: int, saturate: int = 1) -> Tensor:
         raise site.refuse(f"torch has no element type for ONNX's number {number}")
     if number in _BITS:
         return _wrapped(x, number)
-    if dtype in _EIGHTH:
+    if dtype in EIGHTH:
         return _eighth(x, dtype, bool(saturate))
     if dtype == torch.bool:
         return x != 0 if x.element_size() > 1 or not x.is_floating_point() else x.float() != 0
@@ -50,7 +51,7 @@ def _wrapped(x: Tensor, number: int) -> Tensor:
 def _eighth(x: Tensor, dtype: torch.dtype, saturate: bool) -> Tensor:
     value = x.float()
     if saturate:
-        most = _EIGHTH[dtype]
+        most = EIGHTH[dtype]
         value = torch.where(value.isnan(), value, value.clamp(-most, most))
     elif dtype == torch.float8_e4m3fn:  # torch saturates; beyond the middle of 448 and 480 there is only NaN
         value = torch.where(value.abs() > _LAST_E4M3FN, torch.full_like(value, float("nan")), value)
@@ -75,7 +76,7 @@ def _cast_like(site: Site, x: Value, like: Value, *, saturate: int = 1, round_mo
     declared = site.kinds.get(site.node.inputs[1], 0)
     if declared in _BITS:
         return _wrapped(x, declared)
-    return _eighth(x, like.dtype, bool(saturate)) if like.dtype in _EIGHTH else x.to(like.dtype)
+    return _eighth(x, like.dtype, bool(saturate)) if like.dtype in EIGHTH else x.to(like.dtype)
 
 
 @op("BitCast")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exporter.autograd.ops.contraction import conv, gemm
 from exporter.autograd.ops.normalisation import standardised
-from exporter.autograd.ops.quantisation import _centred, requantized
+from exporter.autograd.ops.quantisation import centred, requantized
 from exporter.autograd.registry import Site, op
 
 
@@ -177,7 +177,7 @@ def _matmul_to_float(
     b_zero: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    y = torch.matmul(_centred(a, a_zero), _centred(b, b_zero, -1)).to(a_scale.dtype) * a_scale * b_scale
+    y = torch.matmul(centred(a, a_zero), centred(b, b_zero, -1)).to(a_scale.dtype) * a_scale * b_scale
     return y if bias is None else y + bias
 
 
@@ -192,7 +192,7 @@ def _qlinear_add(
     y_scale: Tensor,
     y_zero: Tensor,
 ) -> Tensor:
-    return requantized(_centred(a, a_zero) * a_scale + _centred(b, b_zero) * b_scale, y_scale, y_zero)
+    return requantized(centred(a, a_zero) * a_scale + centred(b, b_zero) * b_scale, y_scale, y_zero)
 
 
 @op("com.microsoft::QLinearMul")
@@ -206,19 +206,19 @@ def _qlinear_mul(
     y_scale: Tensor,
     y_zero: Tensor,
 ) -> Tensor:
-    return requantized(_centred(a, a_zero) * a_scale * _centred(b, b_zero) * b_scale, y_scale, y_zero)
+    return requantized(centred(a, a_zero) * a_scale * centred(b, b_zero) * b_scale, y_scale, y_zero)
 
 
 @op("com.microsoft::QLinearSigmoid")
 def _qlinear_sigmoid(x: Tensor, scale: Tensor, zero: Tensor | None, y_scale: Tensor, y_zero: Tensor) -> Tensor:
-    return requantized(torch.sigmoid(_centred(x, zero) * scale), y_scale, y_zero)
+    return requantized(torch.sigmoid(centred(x, zero) * scale), y_scale, y_zero)
 
 
 @op("com.microsoft::QLinearLeakyRelu")
 def _qlinear_leaky_relu(
     x: Tensor, scale: Tensor, zero: Tensor | None, y_scale: Tensor, y_zero: Tensor, *, alpha: float = 0.01
 ) -> Tensor:
-    return requantized(F.leaky_relu(_centred(x, zero) * scale, alpha), y_scale, y_zero)
+    return requantized(F.leaky_relu(centred(x, zero) * scale, alpha), y_scale, y_zero)
 
 
 @op("com.microsoft::QLinearGlobalAveragePool")
@@ -234,11 +234,11 @@ def _qlinear_global_average(
 ) -> Tensor:
     if channels_last:
         raise site.refuse("its channels come last")
-    mean = (_centred(x, zero) * scale).mean(list(range(2, x.ndim)), keepdim=True)
+    mean = (centred(x, zero) * scale).mean(list(range(2, x.ndim)), keepdim=True)
     return requantized(mean, y_scale, y_zero)
 
 
 @op("com.microsoft::QLinearConcat")
 def _qlinear_concat(y_scale: Tensor, y_zero: Tensor, *rest: Tensor, axis: int) -> Tensor:
-    real = [_centred(rest[k], rest[k + 2]) * rest[k + 1] for k in range(0, len(rest), 3)]
+    real = [centred(rest[k], rest[k + 2]) * rest[k + 1] for k in range(0, len(rest), 3)]
     return requantized(torch.cat(real, axis), y_scale, y_zero)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from exporter.autograd.dtypes import torch_type
-from exporter.autograd.ops.conversion import _EIGHTH, cast
+from exporter.autograd.ops.conversion import EIGHTH, cast
 from exporter.autograd.registry import Site, op
 
 RANGES: dict[int, tuple[int, int]] = {
@@ -75,7 +75,7 @@ def _quantize(
     number = _stored_type(site, zero, output_dtype)
     work = x.double() if x.dtype == torch.int32 else x.float()
     value = work / spread(scale, x, axis, block_size).to(work.dtype)
-    if torch_type(number) in _EIGHTH:
+    if torch_type(number) in EIGHTH:
         return cast(site, value, number, saturate)
     if number not in RANGES:
         raise site.refuse(f"it quantizes to ONNX's type number {number}")
@@ -128,7 +128,7 @@ def _whole(real: Tensor, dtype: torch.dtype) -> Tensor:
     return whole
 
 
-def _centred(x: Tensor, zero: Tensor | None, axis: int | None = None) -> Tensor:
+def centred(x: Tensor, zero: Tensor | None, axis: int | None = None) -> Tensor:
     """X - zero point, exact: products of bytes need more than 32-bit floats only beyond 2^24, so float64."""
     wide = x.double()
     if zero is None:
@@ -148,7 +148,7 @@ def requantized(y: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 @op("MatMulInteger")
 def _matmul_integer(a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None) -> Tensor:
-    return torch.matmul(_centred(a, a_zero, -2), _centred(b, b_zero, -1)).to(torch.int32)
+    return torch.matmul(centred(a, a_zero, -2), centred(b, b_zero, -1)).to(torch.int32)
 
 
 @op("QLinearMatMul")
@@ -162,7 +162,7 @@ def _qlinear_matmul(
     y_scale: Tensor,
     y_zero: Tensor,
 ) -> Tensor:
-    product = torch.matmul(_centred(a, a_zero, -2), _centred(b, b_zero, -1))
+    product = torch.matmul(centred(a, a_zero, -2), centred(b, b_zero, -1))
     scale = _row(a_scale, a, -2).double() * _row(b_scale, b, -1).double()
     return requantized(product * scale, y_scale.double(), y_zero)
 
@@ -193,7 +193,7 @@ def _conv_integer(
     from exporter.autograd.ops.contraction import conv
 
     y: Tensor = conv(
-        site, _centred(x, x_zero), _centred(w, w_zero, 0), auto_pad=auto_pad, dilations=dilations, group=group,
+        site, centred(x, x_zero), centred(w, w_zero, 0), auto_pad=auto_pad, dilations=dilations, group=group,
         pads=pads, strides=strides,
     )  # fmt: skip
     return y.to(torch.int32)
@@ -222,7 +222,7 @@ def _qlinear_conv(
     from exporter.autograd.ops.contraction import conv
 
     y: Tensor = conv(
-        site, _centred(x, x_zero), _centred(w, w_zero, 0), None if b is None else b.double(), auto_pad=auto_pad,
+        site, centred(x, x_zero), centred(w, w_zero, 0), None if b is None else b.double(), auto_pad=auto_pad,
         dilations=dilations, group=group, pads=pads, strides=strides,
     )  # fmt: skip
     scale = x_scale.double() * (
