@@ -103,7 +103,7 @@ def mask_scores(
             gates.values, stay = learner.drawn(target)
             missed = cost(stay) - target
             lost = loss(module.run(inputs, names), want, inputs, labels)
-            total = lost + (weight * missed.to(lost.dtype).to(lost.device) if learner.priced else 0.0)
+            total = lost + (weight * missed.clamp(min=0).to(lost.dtype).to(lost.device) if learner.priced else 0.0)
             if not torch.isfinite(total):
                 raise ModelError("the loss of the masks is not a number; choose another --score, or check the data.")
             optimizer.zero_grad()
