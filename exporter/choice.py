@@ -33,6 +33,7 @@ from exporter.importance import Scores, seen_first
 from exporter.importance import score as score_groups
 from exporter.influence import score_blocks
 from exporter.interface import patterns_for
+from exporter.learned import LEARNED, MASKS, learned_scores
 from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.planner import KINDS, budget_of, check, eligible, make_plan, touched
@@ -105,7 +106,8 @@ class Request:
         """With the defaults that depend on whether there are calibration inputs."""
         least = calibrated and self.score in (None, RECONSTRUCTION) and self.budget.keys() <= {"macs", "params"}
         score = self.score or (RECONSTRUCTION if calibrated else "l2")
-        return replace(self, score=score, scope=self.scope or ("damage" if least else "local"))
+        scope = "global" if score in MASKS else "damage" if least else "local"
+        return replace(self, score=score, scope=self.scope or scope)
 
     def record(self) -> dict[str, object]:
         """The options for the plan."""
@@ -247,6 +249,8 @@ def _calibrated(
     found = predictions(groups, numbers, request.score, calibration, Cache() if cache is None else cache, step)
     if found is not None:
         return found.scores, found if request.score == RECONSTRUCTION else None
+    if request.score in LEARNED:
+        return learned_scores(groups, numbers, request.score, calibration, request.budget, request.seed, step), None
     return score_groups(groups, request.score, consumers=request.consumers, seed=request.seed), None
 
 

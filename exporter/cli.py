@@ -18,11 +18,12 @@ from exporter.commands import (
     prune,
     sensitivity,
     sparsify,
+    tune,
     verify,
 )
 from exporter.commands.options import EXIT_CODES
 
-_COMMANDS = (inspect, sensitivity, prune, sparsify, verify, evaluate, bench, convert)
+_COMMANDS = (inspect, sensitivity, prune, sparsify, tune, verify, evaluate, bench, convert)
 """In the order of ``--help``."""
 
 _INTERRUPTED = 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,26 @@ from exporter.groups import Groups
 from exporter.slots import Axis, Fixed, Ids
 
 Keep = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class CostArrays:
+    """A sum of factors times products of axis sizes; an axis is a sum of segments, each times its groups' shares.
+
+    Attributes:
+        segment_groups: (segments, k), padded with the number of groups.
+        segment_counts, segment_axis: (segments,).
+        axis_count: number of axes.
+        factors: (terms,).
+        axes: (terms, depth), padded with the number of axes.
+    """
+
+    segment_groups: Keep
+    segment_counts: NDArray[np.float64]
+    segment_axis: Keep
+    axis_count: int
+    factors: NDArray[np.float64]
+    axes: Keep
 
 
 class CostModel:
@@ -47,6 +68,13 @@ class CostModel:
     def parameters(self, keep: Sequence[int] | Keep) -> float:
         """Number of parameters when group ``g`` keeps ``keep[g]`` units."""
         return self._weights.total(self.axis_sizes(keep))
+
+    def arrays(self, kind: str) -> CostArrays:
+        """The model as arrays, for those who compute with it in another way; ``kind`` is ``macs`` or ``params``."""
+        terms = self._work if kind == "macs" else self._weights
+        return CostArrays(
+            self._segment_groups, self._segment_counts, self._segment_axis, len(self._arrays), terms.factors, terms.axes
+        )
 
     def axis_sizes(self, keep: Sequence[int] | Keep) -> NDArray[np.float64]:
         """Surviving size of every axis the model knows, shape (axes,)."""
@@ -99,11 +127,11 @@ class _Terms:
 
     def __init__(self, terms: Sequence[tuple[int, Sequence[int]]], axes: int) -> None:
         depth = max((len(a) for _, a in terms), default=0)
-        self._factors = np.array([f for f, _ in terms], np.float64)
-        self._axes = np.array([list(a) + [axes] * (depth - len(a)) for _, a in terms], np.int64).reshape(
+        self.factors = np.array([f for f, _ in terms], np.float64)
+        self.axes = np.array([list(a) + [axes] * (depth - len(a)) for _, a in terms], np.int64).reshape(
             len(terms), depth
         )
 
     def total(self, sizes: NDArray[np.float64]) -> float:
         padded = np.append(sizes, 1.0)
-        return float((self._factors * padded[self._axes].prod(1)).sum())
+        return float((self.factors * padded[self.axes].prod(1)).sum())

@@ -72,7 +72,13 @@ def score(groups: Groups, by: str = "l2", *, consumers: bool = False, seed: int 
             raise UsageError(
                 f"the score '{by}' needs inputs: give them with --calib DATA, or --calib synthetic if there are none."
             )
-        raise UsageError(f"there is no score '{by}'. Choose from: {', '.join(SCORERS)}.")
+        from exporter.learned import LEARNED
+
+        if by in LEARNED:
+            raise UsageError(
+                f"the score '{by}' needs inputs: give them with --calib DATA, and labels with --labels KEY, if any."
+            )
+        raise UsageError(f"there is no score '{by}'. Choose from: {', '.join((*SCORERS, *CALIBRATED, *LEARNED))}.")
     return SCORERS[by](groups, ScoreOptions(consumers, seed))
 
 

@@ -97,7 +97,7 @@ def normalise(
         folder=folder,
         source=source,
         nodes=make_nodes(model.graph, opsets),
-        constants=_constant_tensors(model),
+        constants=constant_tensors(model),
         inferred=bound,
         static=static,
         binding=binding,
@@ -142,7 +142,8 @@ def _inputs(
     return found
 
 
-def _constant_tensors(model: ModelProto) -> dict[str, TensorProto]:
+def constant_tensors(model: ModelProto) -> dict[str, TensorProto]:
+    """Initializers and outputs of Constant nodes of the main graph, by name; they are the model's own."""
     found = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
         tensor = constant_of(node)
@@ -153,7 +154,7 @@ def _constant_tensors(model: ModelProto) -> dict[str, TensorProto]:
 
 def _constants(model: ModelProto, folder: Path) -> Constants:
     found: dict[str, tuple[int, Dims, Known | None]] = {}
-    for name, tensor in _constant_tensors(model).items():
+    for name, tensor in constant_tensors(model).items():
         size = 1
         for d in tensor.dims:
             size *= d
@@ -204,7 +205,7 @@ def _sort(graph: GraphProto) -> None:
 
 def _fold(model: ModelProto, static: Inferred) -> None:
     """Fold static shape arithmetic in place, and drop what nothing reads any more."""
-    constants, fresh = set(_constant_tensors(model)), fresh_names(model)
+    constants, fresh = set(constant_tensors(model)), fresh_names(model)
     for graph in reversed(list(graphs_of(model.graph))):
         outputs = {v.name for v in graph.output}
         folded = fold(list(graph.node), constants, outputs, static, fresh)

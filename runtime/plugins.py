@@ -1,4 +1,4 @@
-"""Metrics of the user: a callable named on the command line."""
+"""Metrics and other functions of the user: callables named on the command line."""
 
 from __future__ import annotations
 
@@ -15,6 +15,26 @@ from runtime.metrics import Batch, Metric, Scores
 _HELP = "expected plugin:package.module:callable or plugin:path/to/file.py:callable"
 
 
+def plugin_callable(name: str, option: str) -> Callable[..., Any]:
+    """The callable that ``plugin:package.module:callable`` or ``plugin:file.py:callable`` names. This runs its code.
+
+    Args:
+        name: as above.
+        option: what it was given with, for messages.
+
+    Raises:
+        BadRequest: there is no such file, package or callable.
+    """
+    place, _, target = name.removeprefix("plugin:").rpartition(":")
+    if not place or not target:
+        raise BadRequest(f"{option} {name}: {_HELP}.")
+    function = getattr(_import(place, option), target, None)
+    if not callable(function):
+        raise BadRequest(f"{option} {name}: {place} has no callable '{target}'.")
+    found: Callable[..., Any] = function
+    return found
+
+
 def plugin_metric(name: str) -> Metric:
     """A metric that calls ``callable(outputs, labels)`` for every batch. This runs the code it names.
 
@@ -24,13 +44,7 @@ def plugin_metric(name: str) -> Metric:
     Raises:
         BadRequest: there is no such file, package or callable.
     """
-    place, _, target = name.removeprefix("plugin:").rpartition(":")
-    if not place or not target:
-        raise BadRequest(f"--metric {name}: {_HELP}.")
-    home = _import(place)
-    function = getattr(home, target, None)
-    if not callable(function):
-        raise BadRequest(f"--metric {name}: {place} has no callable '{target}'.")
+    function = plugin_callable(name, "--metric")
     better = getattr(function, "better", "higher")
     if better not in ("higher", "lower"):
         raise BadRequest(f"--metric {name}: its attribute 'better' is {better!r}, not 'higher' or 'lower'.")
@@ -55,10 +69,10 @@ def _observer(name: str, function: Callable[..., Any]) -> Callable[[Batch], Scor
     return observe
 
 
-def _import(place: str) -> Any:
+def _import(place: str, option: str) -> Any:
     if place.endswith(".py") and not Path(place).is_file():
-        raise BadRequest(f"--metric: {place}: no such file.")
+        raise BadRequest(f"{option}: {place}: no such file.")
     try:
         return import_place(place, "secateur_plugin")
     except Exception as error:
-        raise BadRequest(f"--metric: {place} cannot be imported: {type(error).__name__}: {error}") from error
+        raise BadRequest(f"{option}: {place} cannot be imported: {type(error).__name__}: {error}") from error

@@ -62,7 +62,8 @@ def add(commands: Any) -> None:
         "--score",
         metavar="NAME",
         help="l2 (default), l1, fpgm, lamp, random; with --calib also energy, flap, wanda and reconstruction (default "
-        "there): how badly the layers that read a unit can do without it",
+        "there): how badly the layers that read a unit can do without it; with torch also gradient, taylor and fisher "
+        "(what the loss says of a unit), and l1-mask, l0-mask and topk-mask (gates learned for the budget)",
     )
     choice.add_argument("--include-consumers", action="store_true", help="score the weights that read a unit as well")
     choice.add_argument(
@@ -107,8 +108,8 @@ def add(commands: Any) -> None:
     data.add_argument(
         "--labels",
         metavar="KEY",
-        help="the array of DATA that holds labels (y, label or labels); nothing is fitted to them, but results are "
-        "judged by them",
+        help="the array of DATA that holds labels (y, label or labels): results are judged by them, and scores that "
+        "need torch use them; nothing else is fitted to them",
     )
     data.add_argument(
         "--metric",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporter.calibration.data import Calibration
-from exporter.calibration.evidence import moments_of
+from exporter.calibration.evidence import moments_of, sampled
 from exporter.calibration.moments import Centred, Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, find_readers, matrix, weight_of
 from exporter.calibration.runner import Runner
@@ -98,7 +98,7 @@ def fit_layers(
         later.discard(reader.weight)
         dense.advance([tensor])
         own.advance([reader.source, *([other] if other else [])])
-        moments = moments_of(own, reader, _targets(own, dense, tensor, other))
+        moments = moments_of(sampled(own, reader, _targets(own, dense, tensor, other)))
         layer = _Layer(graph, reader, moments, pattern, counts.get(reader.weight, 0), method, steps)
         fit, fresh = layer.best(given[reader.weight], refit)
         own.weights |= fresh

@@ -29,6 +29,7 @@ from exporter.graph import op_of
 from exporter.masked import masked_original
 from exporter.rules import FROZEN, RULES
 from tests.exporter.test_rules import random_plan
+from tests.node_cases import node_cases
 
 DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")
 
@@ -55,13 +56,8 @@ def test_the_page_of_operators_is_current():
 @functools.cache
 def examples():
     """Name, model and inputs of every example of one node whose operator has a rule, by operator."""
-    from onnx.backend.test.case.node import collect_testcases
-
     found = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cases = collect_testcases(None)
-    for case in cases:
+    for case in node_cases():
         nodes = case.model.graph.node
         if len(nodes) == 1 and op_of(nodes[0]) in RULES and case.data_sets:
             found.setdefault(op_of(nodes[0]), []).append((case.name, case.model, case.data_sets[0][0]))

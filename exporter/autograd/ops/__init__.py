@@ -1,0 +1,25 @@
+"""The operators, by family; importing this registers them all."""
+
+from exporter.autograd.ops import (  # noqa: F401
+    activations,
+    attention,
+    contraction,
+    control,
+    conversion,
+    elementwise,
+    fused,
+    fused_attention,
+    generators,
+    indexing,
+    losses,
+    movement,
+    normalisation,
+    pooling,
+    quantisation,
+    recurrent,
+    reduction,
+    resampling,
+    sequences,
+    signal,
+    state_space,
+)

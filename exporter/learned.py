@@ -1,0 +1,64 @@
+"""Scores that torch computes, by name: gradients, and masks that are learned. Torch is imported when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from exporter.errors import UsageError
+from exporter.groups import Groups
+from exporter.importance import Scores
+from exporter.torch_source import need_torch
+
+if TYPE_CHECKING:
+    from exporter.calibration.data import Calibration
+
+GRADIENTS = ("gradient", "taylor", "fisher")
+"""Changes of the loss, told by its derivatives."""
+
+MASKS = ("l1-mask", "l0-mask", "topk-mask")
+"""Gates that are trained while their cost is pushed to the budget."""
+
+LEARNED = (*GRADIENTS, *MASKS)
+
+
+def learned_scores(
+    groups: Groups,
+    numbers: Sequence[int],
+    by: str,
+    calibration: Calibration,
+    budget: Mapping[str, float],
+    seed: int,
+    step: Callable[[str], None],
+) -> Scores:
+    """Score every unit with a score of ``LEARNED``.
+
+    Args:
+        groups: the analysis.
+        numbers: of the groups that may be cut.
+        by: the score.
+        calibration: inputs, with labels or without.
+        budget: what ``prune`` was given, for masks; one entry.
+        seed: of whatever is drawn.
+        step: called with a line now and then.
+
+    Returns:
+        For each group name an array of shape (width,); they mean the same in every group.
+
+    Raises:
+        MissingPackage: torch is not installed.
+        Unsupported: an operator of the model is not implemented in torch.
+        UsageError: there is no such score.
+    """
+    need_torch()
+    if by in GRADIENTS:
+        from exporter.training.scores import gradient_scores
+
+        return gradient_scores(groups, calibration.fit, calibration.batch, by, step, seed)
+    if by not in MASKS:
+        raise UsageError(f"there is no learned score '{by}'. Choose from: {', '.join(LEARNED)}.")
+    from exporter.training.masks import MaskOptions, mask_scores
+
+    kind, value = next(iter(budget.items()), ("ratio", 0.5))
+    options = MaskOptions(kind, 1 - value if kind == "ratio" else value, seed=seed)
+    return mask_scores(groups, numbers, calibration.fit, by, options, step)

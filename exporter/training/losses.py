@@ -1,0 +1,218 @@
+"""Losses: from labels, from a function of the user's, or from agreement with the original where there are no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from exporter.errors import UsageError
+from exporter.graph import Graph
+from runtime.plugins import plugin_callable
+
+Outputs = Mapping[str, Tensor]
+Loss = Callable[[Outputs, Outputs, Outputs, Tensor | None], Tensor]
+"""(outputs, outputs of the original, inputs, labels) -> a number to make small."""
+
+PLUGIN = "plugin:"
+KINDS = ("auto", "cross-entropy", "kl", "mse", "next-id", f"{PLUGIN}package.module:callable")
+
+_SOFT = {"Softmax": "probabilities", "LogSoftmax": "logs"}
+_PASSING = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Flatten", "Transpose")
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class Output:
+    """A floating-point output.
+
+    Attributes:
+        name: of the tensor.
+        form: ``logits``, ``probabilities`` or ``logs``, where it holds classes; else ``values``.
+    """
+
+    name: str
+    form: str
+
+
+def float_outputs(graph: Graph) -> list[Output]:
+    """The floating-point outputs, and what they hold.
+
+    What a Softmax gave holds probabilities. Others are taken for logits only where they have two axes: detectors,
+    encoders and the like return values.
+    """
+    found = []
+    for name in graph.outputs:
+        if graph.inferred.dtype.get(name) not in (1, 10, 11, 16):
+            continue
+        node = graph.producer.get(name)
+        while node is not None and node.op in _PASSING:
+            node = graph.producer.get(node.inputs[0])
+        shape = graph.shape(name) or ()
+        form = _SOFT.get(node.op, "") if node is not None else ""
+        found.append(Output(name, form or ("logits" if len(shape) == 2 and shape[1] > 1 else "values")))
+    return found
+
+
+def log_probabilities(values: Tensor, form: str, axis: int, temperature: float = 1.0) -> Tensor:
+    """Logarithms of the classes' probabilities at a temperature."""
+    if form == "probabilities":
+        values = values.clamp(min=_LEAST).log()
+    return F.log_softmax(values / temperature, axis)
+
+
+def class_axis(values: Tensor, labels: Tensor) -> int:
+    """The axis of ``values`` that ``labels`` lacks.
+
+    Raises:
+        UsageError: there is none.
+    """
+    shape, wanted = list(values.shape), list(labels.shape)
+    for axis in (1, values.ndim - 1):
+        if values.ndim > axis and shape[:axis] + shape[axis + 1 :] == wanted:
+            return axis
+    raise UsageError(
+        f"labels of shape {wanted} do not fit an output of shape {shape}: they should be one whole number for each "
+        "position without its classes. Choose the output with --output, or give a loss of your own with "
+        "--loss plugin:package.module:callable."
+    )
+
+
+def cross_entropy(values: Tensor, form: str, labels: Tensor) -> Tensor:
+    """Mean of minus the logarithm of the right class's probability; labels below zero count for nothing."""
+    if labels.is_floating_point() and labels.shape == values.shape:
+        return F.mse_loss(values, labels.to(values.dtype))
+    if labels.ndim == values.ndim and labels.shape[-1] == 1:
+        labels = labels.squeeze(-1)
+    if values.ndim == 2 and values.shape[1] == 1 and labels.shape == values.shape[:1]:
+        return F.binary_cross_entropy_with_logits(values[:, 0], labels.to(values.dtype))
+    axis = class_axis(values, labels)
+    logs = log_probabilities(values, form, axis)
+    whole = labels.long()
+    safe = whole.clamp(0, values.shape[axis] - 1)
+    picked = -logs.gather(axis, safe.unsqueeze(axis)).squeeze(axis)
+    counted = (whole >= 0).to(picked.dtype)
+    return (picked * counted).sum() / counted.sum().clamp(min=1)
+
+
+def divergence(values: Tensor, wanted: Tensor, form: str, temperature: float = 1.0, axis: int = -1) -> Tensor:
+    """KL(wanted || values) of classes, times the temperature's square (Hinton et al., 2015), mean over positions."""
+    own = log_probabilities(values.float(), form, axis, temperature)
+    other = log_probabilities(wanted.float(), form, axis, temperature)
+    return (other.exp() * (other - own)).sum(axis).mean() * temperature**2
+
+
+def relative_error(values: Tensor, wanted: Tensor) -> Tensor:
+    """Mean square error relative to the variance of what is wanted."""
+    good = torch.isfinite(wanted)
+    wanted = torch.where(good, wanted, torch.zeros_like(wanted)).float()
+    values = torch.where(good, values, torch.zeros_like(values)).float()
+    return F.mse_loss(values, wanted) / wanted.var().clamp(min=_LEAST)
+
+
+def agreement(outputs: Sequence[Output], temperature: float = 1.0) -> Loss:
+    """The mean over outputs: KL where they hold classes, relative error elsewhere."""
+
+    def loss(got: Outputs, want: Outputs, _: Outputs, __: Tensor | None) -> Tensor:
+        parts = [
+            relative_error(got[o.name], want[o.name])
+            if o.form == "values"
+            else divergence(got[o.name], want[o.name], o.form, temperature)
+            for o in outputs
+        ]
+        return torch.stack(parts).mean()
+
+    return loss
+
+
+def make_loss(graph: Graph, kind: str, labelled: bool, output: str | None = None, temperature: float = 1.0) -> Loss:
+    """The loss of a name.
+
+    Args:
+        graph: whose outputs they are.
+        kind: ``auto`` is cross-entropy where there are labels and agreement with the original where there are none;
+            ``kl`` and ``mse`` are agreement; ``next-id`` is the cross-entropy of the next id of the first integer input
+            (a language model); ``plugin:package.module:callable`` is called with (outputs, outputs of the original,
+            inputs, labels).
+        labelled: whether there are labels.
+        output: the output to judge; by default all floating-point ones, of which labels are for the first.
+        temperature: of KL.
+
+    Raises:
+        UsageError: there is no such loss or output, or it needs labels.
+    """
+    if kind.startswith(PLUGIN):
+        found: Loss = plugin_callable(kind, "--loss")
+        return found
+    outputs = float_outputs(graph)
+    if output is not None:
+        outputs = [o for o in outputs if o.name == output]
+    if not outputs:
+        names = ", ".join(o.name for o in float_outputs(graph)) or "none"
+        raise UsageError(f"there is no floating-point output '{output or ''}'; there are: {names}.")
+    first = outputs[0]
+    if kind == "cross-entropy" or (kind == "auto" and labelled):
+        if not labelled:
+            raise UsageError("--loss cross-entropy needs labels: name their array with --labels.")
+
+        def from_labels(got: Outputs, _: Outputs, __: Outputs, labels: Tensor | None) -> Tensor:
+            assert labels is not None
+            return cross_entropy(got[first.name], first.form, labels)
+
+        return from_labels
+    if kind == "next-id":
+        return _next_id(graph, first)
+    if kind == "auto":
+        return agreement(outputs, temperature)
+    if kind in ("kl", "mse"):
+        form = {"kl": "logits", "mse": "values"}[kind]
+        chosen = [Output(o.name, form if kind == "mse" or o.form == "values" else o.form) for o in outputs]
+        return agreement(chosen, temperature)
+    raise UsageError(f"there is no loss '{kind}'. Choose from: {', '.join(KINDS)}.")
+
+
+def _next_id(graph: Graph, output: Output) -> Loss:
+    ids = next((n for n in graph.inputs if graph.inferred.dtype.get(n) in (6, 7)), None)
+    if ids is None:
+        raise UsageError("--loss next-id needs an integer input, and this model has none.")
+
+    def loss(got: Outputs, _: Outputs, inputs: Outputs, __: Tensor | None) -> Tensor:
+        return cross_entropy(got[output.name][:, :-1], output.form, inputs[ids][:, 1:])
+
+    return loss
+
+
+def probe(
+    graph: Graph, output: str | None = None
+) -> Callable[[Outputs, Outputs, Tensor | None, torch.Generator], Tensor]:
+    """A loss whose gradient at the original is not zero, which that of agreement is, for scores.
+
+    With labels it is their cross-entropy. Without, classes are drawn from the model's own distribution, so that squares
+    of gradients are the Fisher information (Theis et al., 2018), and values are multiplied by random signs, so that
+    they are the diagonal of the Gauss-Newton matrix (Hutchinson).
+    """
+    outputs = [o for o in float_outputs(graph) if output in (None, o.name)]
+    if not outputs:
+        raise UsageError("the model has no floating-point output, so there is nothing to differentiate.")
+
+    def loss(got: Outputs, _: Outputs, labels: Tensor | None, draw: torch.Generator) -> Tensor:
+        if labels is not None:
+            return cross_entropy(got[outputs[0].name], outputs[0].form, labels)
+        parts = []
+        for o in outputs:
+            values = got[o.name].float()
+            if o.form == "values":
+                signs = torch.randint(0, 2, values.shape, generator=draw).to(values.device) * 2.0 - 1.0
+                scale = values.detach().var().clamp(min=_LEAST).sqrt() * values[0].numel() ** 0.5
+                parts.append((values * signs).sum() / scale / len(values))
+                continue
+            logs = log_probabilities(values, o.form, -1)
+            flat = logs.detach().exp().reshape(-1, logs.shape[-1]).cpu()
+            drawn = torch.multinomial(flat, 1, generator=draw).to(values.device)
+            parts.append(-logs.reshape(-1, logs.shape[-1]).gather(1, drawn).mean())
+        return torch.stack(parts).sum()
+
+    return loss

@@ -1,0 +1,117 @@
+"""Scores from gradients: what the loss says of each unit.
+
+    gradient    sum of |w dL/dw| over the parameters a unit owns (SNIP, at the trained weights)
+    taylor      |dL/dz| by the unit's gate z: the first-order change of the loss when the unit goes
+    fisher      (dL/dz)^2 of single samples: the second-order change, with the Fisher information for the Hessian
+
+A group that cannot be gated is scored by its weights, with the same powers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from exporter.autograd import OnnxModule, to_torch
+from exporter.autograd.dtypes import to_tensor
+from exporter.groups import Groups
+from exporter.importance import Comparable, Scores
+from exporter.spans import Span
+from exporter.training.gates import Gates
+from exporter.training.losses import probe
+from runtime.samples import Samples
+
+Step = Callable[[str], None]
+
+_FISHER_SAMPLES = 256
+
+
+def batches(samples: Samples, size: int, device: torch.device) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
+    """Inputs and labels as tensors on a device, at most ``size`` samples at a time."""
+    for feeds, labels in samples.labelled(size):
+        given = {name: to_tensor(value).to(device) for name, value in feeds.items()}
+        yield given, None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)).to(device)
+
+
+def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step: Step, seed: int = 0) -> Scores:
+    """Score every unit with gradients.
+
+    Args:
+        groups: the analysis.
+        samples: inputs, with labels or without; see ``losses.probe`` for what is differentiated then.
+        batch: samples in one run.
+        by: ``gradient``, ``taylor`` (Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019)
+            or ``fisher`` (Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018).
+        step: called with a line now and then.
+        seed: of drawn classes and signs.
+
+    Returns:
+        For each group name an array of shape (width,); higher means keep. They are changes of the loss, and so mean the
+        same in every group.
+
+    Raises:
+        Unsupported: an operator is not implemented in torch.
+    """
+    module = to_torch(groups.graph)
+    gates = Gates(groups, module)
+    loss = probe(groups.graph)
+    draw = torch.Generator().manual_seed(seed)
+    power = 2 if by == "fisher" else 1
+    samples = samples.part(0, _FISHER_SAMPLES) if by == "fisher" else samples
+    owned = _owned(groups, module) if by == "gradient" or len(gates.gated) < len(groups) else {}
+    worth = torch.zeros(gates.count, dtype=torch.float64)
+    weights = {g.name: np.zeros(g.width) for g in groups}
+    done = 0
+    for inputs, labels in batches(samples, 1 if by == "fisher" else batch, module.device):
+        gates.values = torch.ones(gates.count, device=module.device, requires_grad=True)
+        for parameter in module.weights.values():
+            parameter.grad = None
+        loss(module.run(inputs), {}, labels, draw).backward()  # type: ignore[no-untyped-call]
+        if gates.values.grad is not None:
+            worth += gates.values.grad.double().cpu().abs() ** power
+        _add_weights(weights, owned, module, power)
+        done += 1
+        if done % 16 == 0:
+            step(f"gradients of {done} batches")
+    found = Comparable(gates.of_groups(worth / max(done, 1)))
+    for n, group in enumerate(groups):
+        if by == "gradient" or n not in gates.gated:
+            found[group.name] = weights[group.name] / max(done, 1)
+    return found
+
+
+def _owned(groups: Groups, module: OnnxModule) -> dict[str, list[tuple[str, Span]]]:
+    """By weight, the spans of units along it, the readers' side left out where something produces them."""
+    found: dict[str, list[tuple[str, Span]]] = {}
+    for group in groups:
+        spans = [s for s in group.parameters if s.tensor in module.weights]
+        produced = [s for s in spans if not s.contracted] or spans
+        seen = set()
+        for span in produced:
+            if (span.tensor, span.axis) not in seen:
+                seen.add((span.tensor, span.axis))
+                found.setdefault(span.tensor, []).append((group.name, span))
+    return found
+
+
+def _add_weights(
+    to: dict[str, NDArray[np.float64]], owned: dict[str, list[tuple[str, Span]]], module: OnnxModule, power: int
+) -> None:
+    """Add |w dL/dw|, or for squares (sum of w dL/dw)^2, of each unit."""
+    weights = module.weights
+    for tensor, spans in owned.items():
+        weight = weights[tensor]
+        if weight.grad is None:
+            continue
+        change = (weight.detach() * weight.grad).double()
+        for name, span in spans:
+            others = [k for k in range(change.ndim) if k != span.axis]
+            values = change if power == 2 else change.abs()
+            summed = values.sum(others) if others else values
+            along = (summed**power).cpu().numpy()
+            here = span.units >= 0
+            np.add.at(to[name], span.units[here], along[here])

@@ -1,0 +1,363 @@
+"""Fine-tuning: train the weights of a graph on labels, on what the original gives, or on both, and keep the best."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exporter.autograd import OnnxModule, to_torch, write_back
+from exporter.autograd.dtypes import to_array, to_tensor
+from exporter.errors import GoalError, ModelError, UsageError
+from exporter.graph import Graph
+from exporter.model_file import finished
+from exporter.normalise import serialize_with_data
+from exporter.training.augment import augmented, check
+from exporter.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from exporter.training.scores import Step, batches
+from exporter.training.targets import Target
+from runtime.backends import open_session
+from runtime.samples import Samples
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": lambda p, lr, decay: torch.optim.AdamW(p, lr=lr, weight_decay=decay),
+    "adam": lambda p, lr, decay: torch.optim.Adam(p, lr=lr, weight_decay=decay),
+    "sgd": lambda p, lr, decay: torch.optim.SGD(p, lr=lr, momentum=0.9, nesterov=True, weight_decay=decay),
+}
+
+_SPARSE = 0.1
+"""Share of zeros from which on a weight of two axes or more is taken for pruned."""
+
+_WARM_UP = 0.05
+_LONGEST_GRADIENT = 5.0
+_AGREES = 1e-3
+"""Largest difference between torch and ONNX Runtime, relative to the standard deviation of an output."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the data; ``steps`` overrides it.
+        steps: of the optimizer.
+        lr: highest learning rate; it warms up over the first twentieth and falls to zero along a cosine.
+        optimizer: a name of ``OPTIMIZERS``.
+        decay: weight decay.
+        batch: samples in a step.
+        augment: see ``exporter.training.augment``.
+        hold: share of the samples held out for the choice of the best weights.
+        patience: epochs without an improvement after which training stops; 0 never stops.
+        amp: compute in bfloat16 where torch deems it safe.
+        seed: of the order of the samples and of augmentation.
+        checkpoint: file to write after every epoch, and to go on from where it exists.
+    """
+
+    epochs: int = 10
+    steps: int | None = None
+    lr: float = 1e-3
+    optimizer: str = "adamw"
+    decay: float = 1e-4
+    batch: int = 64
+    augment: tuple[str, ...] = ()
+    hold: float = 0.1
+    patience: int = 0
+    amp: bool = False
+    seed: int = 0
+    checkpoint: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        wrong = {
+            "--epochs": self.epochs < 1,
+            "--steps": self.steps is not None and self.steps < 1,
+            "--lr": not 0 < self.lr < math.inf,
+            "--batch": self.batch < 1,
+            "--hold": not 0 < self.hold < 1,
+            "--patience": self.patience < 0,
+            "--weight-decay": self.decay < 0,
+        }
+        for name, bad in wrong.items():
+            if bad:
+                raise UsageError(f"{name}: the value is out of range.")
+        if self.optimizer not in OPTIMIZERS:
+            raise UsageError(f"--optimizer {self.optimizer}: choose from {', '.join(OPTIMIZERS)}.")
+        check(self.augment)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What ``tune`` did.
+
+    Attributes:
+        graph: with the best weights.
+        before, after: loss on the samples held out.
+        history: after each epoch, (steps, loss of training, loss on the samples held out).
+        best: steps after which the best weights were there; 0 where training did not help.
+        held: number of samples held out.
+        sparse: weights whose zeros were kept.
+        difference: largest difference between torch and ONNX Runtime on the result.
+        seconds: wall time.
+        resumed: step from which a checkpoint was continued, or 0.
+    """
+
+    graph: Graph
+    before: float
+    after: float
+    history: tuple[tuple[int, float, float], ...]
+    best: int
+    held: int
+    sparse: tuple[str, ...]
+    difference: float
+    seconds: float
+    resumed: int = 0
+
+
+@dataclass
+class _Run:
+    """A training run on its way."""
+
+    module: OnnxModule
+    target: Target
+    options: TuneOptions
+    masters: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    total: int
+    done: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    history: list[tuple[int, float, float]] = field(default_factory=list)
+
+
+def tune(
+    graph: Graph,
+    samples: Samples,
+    target: Target,
+    options: TuneOptions,
+    device: torch.device | None = None,
+    step: Step = lambda _: None,
+) -> Tuned:
+    """Train the weights of a graph.
+
+    Zeros of weights that hold many (2:4 and other sparsity) stay zero. Weights of 16 bits are trained on copies of 32.
+    What a BatchNormalization remembers of its inputs stays as it is, as in the file.
+
+    Args:
+        graph: stays as it is.
+        samples: inputs, with labels where the target needs them.
+        target: what is made small; see ``make_target``.
+        options: how to train.
+        device: where; the CPU by default.
+        step: called with a line now and then.
+
+    Returns:
+        The graph with the weights that did best on the samples held out.
+
+    Raises:
+        Unsupported: an operator is not implemented in torch.
+        UsageError: too few samples, or the checkpoint is of another run.
+        GoalError: the loss is not a number, or the result differs between torch and ONNX Runtime.
+    """
+    started = time.perf_counter()
+    where = device or torch.device("cpu")
+    mixed = samples.shuffled(options.seed)
+    held_count = max(int(len(mixed) * options.hold), 1)
+    cut = len(mixed) - held_count
+    if cut < 1:
+        raise UsageError(f"{len(samples)} samples are too few to hold some out.")
+    train, held = mixed.part(0, cut), mixed.part(cut, len(mixed))
+    module = to_torch(graph).to(where)
+    if not module.weights:
+        raise ModelError("the model has no weights that can be trained.")
+    run = _begin(module, target, options, train)
+    resumed = _resume(run)
+    before = _judge(run, held) if not resumed else run.history[0][2]
+    if not resumed:
+        run.history.append((0, math.nan, before))
+        _remember(run, before)
+    while run.done < run.total and not _stale(run):
+        trained = _epoch(run, train, where, step)
+        found = _judge(run, held)
+        run.history.append((run.done, trained, found))
+        _remember(run, found)
+        step(f"step {run.done} of {run.total}: loss {trained:.4g}, held out {found:.4g}, best {run.best:.4g}")
+        if options.checkpoint is not None:
+            write_checkpoint(options.checkpoint, _checkpoint(run))
+    with torch.no_grad():
+        for name, weight in module.weights.items():
+            weight.copy_(run.best_weights[name])
+    tuned = write_back(module, graph)
+    return Tuned(
+        tuned, before, run.best, tuple(run.history), run.best_step, len(held), tuple(run.masks),
+        verified(tuned, module, held), time.perf_counter() - started, resumed,
+    )  # fmt: skip
+
+
+def _begin(module: OnnxModule, target: Target, options: TuneOptions, train: Samples) -> _Run:
+    weights = module.weights
+    short = (torch.float16, torch.bfloat16)
+    masters = {n: w.detach().float().requires_grad_() if w.dtype in short else w for n, w in weights.items()}
+    masks = {}
+    for name, weight in weights.items():
+        zeros = weight.detach() == 0
+        if weight.ndim >= 2 and float(zeros.float().mean()) >= _SPARSE:
+            masks[name] = ~zeros
+    in_step = 1 if train.store.single else train.store.fixed or options.batch
+    per_epoch = math.ceil(len(train) / in_step)
+    total = options.steps or options.epochs * per_epoch
+    optimizer = OPTIMIZERS[options.optimizer](list(masters.values()), options.lr, options.decay)
+    return _Run(module, target, options, masters, masks, optimizer, total)
+
+
+def _rate(run: _Run) -> float:
+    """Share of the highest learning rate at a step."""
+    warm = max(run.total * _WARM_UP, 1)
+    if run.done < warm:
+        return (run.done + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (run.done - warm) / max(run.total - warm, 1)))
+
+
+def _epoch(run: _Run, train: Samples, where: torch.device, step: Step) -> float:
+    """One pass over the data, or what is left of the steps; the mean loss."""
+    options, number = run.options, len(run.history)
+    draw = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
+    total, count = 0.0, 0
+    for inputs, labels in batches(train.shuffled(options.seed + number), options.batch, where):
+        if run.done >= run.total:
+            break
+        for group in run.optimizer.param_groups:
+            group["lr"] = options.lr * _rate(run)
+        with torch.autocast(where.type, torch.bfloat16, enabled=options.amp):
+            loss, _ = run.target(run.module, augmented(inputs, options.augment, draw), labels)
+        if not torch.isfinite(loss):
+            raise GoalError(
+                f"the loss is {float(loss.detach())} at step {run.done}. Train with a smaller --lr, or check the data."
+            )
+        run.module.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        _update(run)
+        total, count = total + float(loss.detach()), count + 1
+        run.done += 1
+        if run.done % 50 == 0:
+            step(f"step {run.done} of {run.total}: loss {total / count:.4g}")
+    return total / max(count, 1)
+
+
+def _update(run: _Run) -> None:
+    """A step of the optimizer, after which zeros are zero again and 16-bit weights follow their copies."""
+    weights = run.module.weights
+    for name, master in run.masters.items():
+        weight = weights[name]
+        if master is not weight:
+            master.grad = None if weight.grad is None else weight.grad.float()
+        if master.grad is not None and name in run.masks:
+            master.grad.mul_(run.masks[name])
+    torch.nn.utils.clip_grad_norm_(list(run.masters.values()), _LONGEST_GRADIENT)
+    run.optimizer.step()
+    with torch.no_grad():
+        for name, master in run.masters.items():
+            if name in run.masks:
+                master.mul_(run.masks[name])
+            if master is not weights[name]:
+                weights[name].copy_(master)
+
+
+def _judge(run: _Run, held: Samples) -> float:
+    """Mean loss on the samples held out."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for inputs, labels in batches(held, run.options.batch, run.module.device):
+            size = len(next(iter(inputs.values())))
+            total += float(run.target(run.module, inputs, labels)[0]) * size
+            count += size
+    return total / max(count, 1)
+
+
+def _remember(run: _Run, found: float) -> None:
+    if found < run.best:
+        run.best, run.best_step = found, run.done
+        run.best_weights = {n: w.detach().clone() for n, w in run.module.weights.items()}
+    elif not run.best_weights:
+        raise GoalError(f"the loss on the samples held out is {found} before training; check the data and labels.")
+
+
+def _stale(run: _Run) -> bool:
+    """Say whether the last epochs brought nothing."""
+    patience = run.options.patience
+    since = [s for s, _, _ in run.history if s > run.best_step]
+    return bool(patience) and len(since) >= patience
+
+
+def _identity(run: _Run) -> str:
+    """What a checkpoint must have in common with a run to be continued by it."""
+    shapes = ";".join(f"{n}:{list(w.shape)}" for n, w in sorted(run.module.weights.items()))
+    o = run.options
+    settings = f"{o.optimizer} {o.lr} {o.decay} {o.batch} {o.augment} {o.hold} {o.seed} {o.amp} {run.total}"
+    return f"{settings} {run.target.about} {shapes}"
+
+
+def _checkpoint(run: _Run) -> Checkpoint:
+    return Checkpoint(
+        _identity(run), run.done, run.best, run.best_step, list(run.history), run.optimizer.state_dict(),
+        {n: m.detach() for n, m in run.masters.items()}, run.best_weights,
+    )  # fmt: skip
+
+
+def _resume(run: _Run) -> int:
+    """Go on from a checkpoint; returns its step, or 0 where there is none."""
+    path = run.options.checkpoint
+    if path is None or not path.is_file():
+        return 0
+    found = read_checkpoint(path)
+    if found.identity != _identity(run):
+        raise UsageError(
+            f"the checkpoint {path} is of another model, or of other options. Give the options it was made with, "
+            "another --checkpoint, or delete it."
+        )
+    run.done, run.best, run.best_step, run.history = found.step, found.best, found.best_step, found.history
+    run.best_weights = found.best_weights
+    run.optimizer.load_state_dict(found.optimizer)
+    with torch.no_grad():
+        for name, master in run.masters.items():
+            master.copy_(found.weights[name])
+            run.module.weights[name].copy_(master)
+    return run.done
+
+
+def verified(graph: Graph, module: OnnxModule, held: Samples) -> float:
+    """Compare a graph in ONNX Runtime with the module its weights came from, on one batch.
+
+    Returns:
+        The largest difference of any floating-point output, relative to its standard deviation.
+
+    Raises:
+        GoalError: it is larger than the tolerance.
+    """
+    feeds: Mapping[str, Any] = next(iter(held.batches(8)))
+    want = open_session(serialize_with_data(finished(graph), graph.folder)).run(feeds)
+    with torch.no_grad():
+        got = module.run({n: to_tensor(v).to(module.device) for n, v in feeds.items()})
+    worst = 0.0
+    for name, value in want.items():
+        numbers = np.asarray(value)
+        if numbers.dtype.kind != "f":
+            continue
+        spread = max(float(numbers.astype(np.float64).std()), 1e-3 * float(np.abs(numbers).max(initial=0)), 1e-6)
+        apart = np.abs(to_array(got[name]).astype(np.float64) - numbers.astype(np.float64))
+        worst = max(worst, float(apart.max(initial=0)) / spread)
+    coarse = any(w.dtype != torch.float32 for w in module.weights.values())
+    if worst > (_AGREES if not coarse else 0.05):
+        raise GoalError(
+            f"torch and ONNX Runtime differ on the tuned model by {worst:.1e} of its outputs' standard deviation. "
+            "Nothing was written; please report this with the model."
+        )
+    return worst

@@ -1,0 +1,182 @@
+"""Scores from gradients, and learned masks: a unit that is worth nothing scores lowest, a budget is met."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from exporter import find_groups, load, prune  # noqa: E402
+from exporter.cost import CostModel  # noqa: E402
+from exporter.errors import UsageError  # noqa: E402
+from exporter.importance import score  # noqa: E402
+from exporter.learned import LEARNED, MASKS, learned_scores  # noqa: E402
+from exporter.model_file import from_model  # noqa: E402
+from exporter.normalise import input_specs  # noqa: E402
+from exporter.training.budget import share_of  # noqa: E402
+from exporter.training.losses import cross_entropy, divergence, float_outputs, make_loss  # noqa: E402
+from exporter.training.masks import MaskOptions, mask_scores  # noqa: E402
+from exporter.training.scores import gradient_scores  # noqa: E402
+from runtime.samples import samples_of  # noqa: E402
+from tests.onnx_builder import build, node, weights  # noqa: E402
+
+MODELS = Path(__file__).parents[3] / "models"
+
+
+def network(softmax=False):
+    """Eight units, of which the first three are worth nothing, though their weights are the largest."""
+    constants = weights(w1=(4, 8), w2=(8, 3))
+    constants["w1"][:, :3] *= 10
+    constants["w2"][:3] = 0
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "r"), node("MatMul", "r w2", "z" if softmax else "y")]
+    nodes += [node("Softmax", "z", "y", axis=1)] if softmax else []
+    return from_model(build(nodes, {"x": ["N", 4]}, ["y"], constants))
+
+
+def samples(graph, labels=False):
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((16, 4)).astype(np.float32), "y": rng.integers(0, 3, 16)} for _ in range(2)]
+    return samples_of(feeds, input_specs(graph.model), labels="y" if labels else None)
+
+
+def none(_: str) -> None:
+    """No progress."""
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("by", ["taylor", "fisher", "gradient"])
+def test_gradients_see_what_magnitudes_do_not(by, labels, softmax):
+    graph = network(softmax)
+    groups = find_groups(graph)
+    found = gradient_scores(groups, samples(graph, labels), 16, by, none)[groups.groups[0].name]
+    assert (found[:3] < 1e-9).all()
+    assert (found[3:] > 1e-6).all()
+    assert set(np.argsort(score(groups, "l2")[groups.groups[0].name])[-3:]) == {0, 1, 2}
+
+
+def test_fisher_is_of_single_samples():
+    """The mean over samples of the squared derivative, which a batch's derivative squared is not."""
+    graph = network()
+    groups = find_groups(graph)
+    data = samples(graph, labels=True)
+    fisher = gradient_scores(groups, data, 16, "fisher", none)[groups.groups[0].name]
+    singles = [
+        gradient_scores(groups, data.part(k, k + 1), 1, "taylor", none)[groups.groups[0].name] for k in range(32)
+    ]
+    assert np.allclose(fisher, np.square(singles).mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("by", MASKS)
+def test_masks_close_useless_units_first(by):
+    graph = network()
+    groups = find_groups(graph)
+    options = MaskOptions("ratio", 0.6, steps=120)
+    found = mask_scores(groups, [0], samples(graph), by, options, none)[groups.groups[0].name]
+    assert max(found[:3]) < min(found[3:])
+
+
+def test_what_may_not_be_cut_keeps_its_gate_open():
+    graph = load(MODELS / "digits_cnn.onnx")
+    groups = find_groups(graph)
+    data = samples_of([{"image": np.random.default_rng(0).random((16, 1, 8, 8), np.float32)}], input_specs(graph.model))
+    found = mask_scores(groups, [0], data, "l1-mask", MaskOptions("macs", 0.5, steps=4), none)
+    assert all((found[g.name] == 1).all() for g in groups.groups[1:])
+    assert (found[groups.groups[0].name] < 1).any()
+
+
+@pytest.mark.parametrize("kind", ["macs", "params", "ratio"])
+def test_the_budget_is_the_cost_model(kind):
+    """With gates of 0 and 1; and it has a derivative by every gate."""
+    groups = find_groups(load(MODELS / "digits_vit.onnx"))
+    cost = CostModel(groups)
+    rng = np.random.default_rng(0)
+    masks = [rng.random(g.width) < 0.6 for g in groups]
+    counts = [int(m.sum()) for m in masks]
+    whole = {"macs": cost.macs, "params": cost.parameters, "ratio": lambda c: float(np.sum(c))}[kind]
+    stay = torch.from_numpy(np.concatenate(masks).astype(np.float32)).requires_grad_()
+    share = share_of(groups, kind)(stay)
+    assert float(share.detach()) == pytest.approx(whole(counts) / whole(cost.widths))
+    share.backward()
+    assert (stay.grad > 0).all()
+
+
+def test_losses_know_logits_probabilities_and_values():
+    assert [o.form for o in float_outputs(network())] == ["logits"]
+    assert [o.form for o in float_outputs(network(softmax=True))] == ["probabilities"]
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, -1])
+    want = torch.nn.functional.cross_entropy(logits[:4], labels[:4])
+    assert torch.allclose(cross_entropy(logits, "logits", labels), want)
+    assert torch.allclose(cross_entropy(torch.softmax(logits, 1), "probabilities", labels), want)
+    assert divergence(logits, logits, "logits") == pytest.approx(0, abs=1e-6)
+    assert divergence(logits, torch.softmax(logits, 1).log() + 3, "logits") == pytest.approx(0, abs=1e-6)
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.allclose(cross_entropy(images, "logits", torch.zeros(2, 4, 4).long()),
+                          torch.nn.functional.cross_entropy(images, torch.zeros(2, 4, 4).long()))  # fmt: skip
+
+
+BAD = {
+    "unknown": ({"kind": "nothing", "labelled": False}, "there is no loss 'nothing'"),
+    "no labels": ({"kind": "cross-entropy", "labelled": False}, "--labels"),
+    "no integers": ({"kind": "next-id", "labelled": False}, "integer input"),
+    "no output": ({"kind": "auto", "labelled": False, "output": "z"}, "there are: y"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_losses_that_cannot_be(what):
+    arguments, message = BAD[what]
+    with pytest.raises(UsageError, match=message):
+        make_loss(network(), **arguments)
+
+
+def test_labels_that_do_not_fit():
+    with pytest.raises(UsageError, match=r"labels of shape \[5, 2\] do not fit an output of shape \[5, 3\]"):
+        cross_entropy(torch.zeros(5, 3), "logits", torch.zeros(5, 2).long())
+
+
+def test_prune_takes_them(tmp_path):
+    """With labels from the data; the plan says so."""
+    result = prune(
+        MODELS / "digits_cnn.onnx", tmp_path / "out.onnx", macs=0.6, score="taylor", calib=f"{MODELS}/digits.npz:train",
+        labels="y_train", calib_samples=64, compensate=False,
+    )  # fmt: skip
+    assert result.after.macs <= 0.6 * result.before.macs
+    assert result.plan.options["score"] == "taylor"
+
+
+def test_masks_rank_over_all_groups_by_default(tmp_path, monkeypatch):
+    monkeypatch.setattr("exporter.training.masks._STEPS", 2)
+    result = prune(MODELS / "digits_cnn.onnx", macs=0.6, score="l1-mask", calib=f"{MODELS}/digits.npz:train",
+                   calib_samples=32, dry_run=True)  # fmt: skip
+    assert result.plan.options["scope"] == "global"
+
+
+REFUSED = {
+    "no inputs": ({"score": "taylor", "macs": 0.5}, "--calib"),
+    "labels for nothing": ({"score": "wanda", "macs": 0.5, "calib": "synthetic", "labels": "y"}, "--labels is for"),
+    "no such labels": (
+        {"score": "taylor", "macs": 0.5, "calib": f"{MODELS}/digits.npz:train", "labels": "z"},
+        "no such array",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_prune_refuses(what, tmp_path):
+    arguments, message = REFUSED[what]
+    with pytest.raises(UsageError, match=message):
+        prune(MODELS / "digits_cnn.onnx", tmp_path / "out.onnx", **arguments)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_without_torch(monkeypatch):
+    """Named with what to install, before anything runs."""
+    from exporter.torch_source import MissingPackage
+
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(MissingPackage, match="pip install"):
+        learned_scores(None, [], LEARNED[0], None, {}, 0, none)

@@ -1,0 +1,222 @@
+"""Fine-tuning: the loss falls, zeros stay, a kill is survived, and what cannot be is refused before the work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from exporter import find_groups, load, make_plan, rewrite, save, score  # noqa: E402
+from exporter.cli import main  # noqa: E402
+from exporter.errors import GoalError, UsageError  # noqa: E402
+from exporter.model_file import from_model  # noqa: E402
+from exporter.normalise import input_specs  # noqa: E402
+from exporter.training.augment import augmented  # noqa: E402
+from exporter.training.targets import make_target, matches_of  # noqa: E402
+from exporter.training.tuning import TuneOptions, tune  # noqa: E402
+from runtime.samples import load_samples, samples_of  # noqa: E402
+from tests.onnx_builder import build, node, weights  # noqa: E402
+
+MODELS = Path(__file__).parents[3] / "models"
+CNN, DATA = MODELS / "digits_cnn.onnx", f"{MODELS}/digits.npz:train"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """Half of the digits network, and the plan."""
+    folder = tmp_path_factory.mktemp("pruned")
+    graph = load(CNN)
+    groups = find_groups(graph)
+    plan = make_plan(groups, score(groups), macs=0.6)
+    save(rewrite(graph, plan), folder / "pruned.onnx")
+    plan.save(folder / "plan.json")
+    return folder / "pruned.onnx", plan
+
+
+def digits(graph, limit=96, labels=()):
+    return load_samples(Path(DATA), input_specs(graph.model), limit=limit, labels=labels)
+
+
+def small(seed=0, kind="f"):
+    """Two layers."""
+    dtype = {"f": np.float32, "h": np.float16}[kind]
+    constants = {n: (0.5 * w).astype(dtype) for n, w in weights(seed, w1=(4, 8), b=(8,), w2=(8, 3)).items()}
+    nodes = [node("MatMul", "x w1", "h"), node("Add", "h b", "i"), node("Tanh", "i", "r"), node("MatMul", "r w2", "y")]
+    return from_model(build(nodes, {"x": ["N", 4]}, ["y"], constants, kinds={"x": kind, "y": kind}))
+
+
+def noise(graph, count=64, kind="f"):
+    dtype = {"f": np.float32, "h": np.float16}[kind]
+    x = np.random.default_rng(0).standard_normal((count, 4)).astype(dtype)
+    return samples_of([{"x": x}], input_specs(graph.model))
+
+
+def test_labels_and_the_original(pruned):
+    graph, original = load(pruned[0]), load(CNN)
+    data = digits(graph, labels=("y_train",))
+    target = make_target(graph, labelled=True, teacher=original, device=CPU)
+    found = tune(graph, data, target, TuneOptions(steps=12, batch=32, lr=3e-3))
+    assert found.after < 0.95 * found.before
+    assert found.history[0][0] == 0
+    assert found.best > 0
+    assert found.difference < 1e-3
+    assert found.graph.parameters == graph.parameters
+
+
+@pytest.mark.parametrize("kind", ["f", "h"])
+def test_distillation_recovers_the_original(kind):
+    """From noise alone; 16-bit weights move by less than their own steps, so copies of 32 bits are trained."""
+    original, student = small(0, kind), small(0, kind)
+    with_noise = onnx.ModelProto.FromString(student.model.SerializeToString())
+    for tensor in with_noise.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array((values * 1.3).astype(values.dtype), tensor.name))
+    graph = from_model(with_noise)
+    target = make_target(graph, labelled=False, teacher=original, device=CPU, loss="mse", match=["i"])
+    found = tune(graph, noise(graph, kind=kind), target, TuneOptions(steps=60, batch=32, lr=1e-2, decay=0.0))
+    assert found.after < 0.1 * found.before
+    assert found.graph.array("w1").dtype == original.array("w1").dtype
+
+
+def test_zeros_stay():
+    """Two of four along the reduced axis, under an optimizer with momentum and weight decay."""
+    original = small()
+    model = onnx.ModelProto.FromString(original.model.SerializeToString())
+    values = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    values[::2] = 0
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(values, "w1"))
+    graph = from_model(model)
+    target = make_target(graph, labelled=False, teacher=original, device=CPU)
+    found = tune(graph, noise(graph), target, TuneOptions(steps=8, batch=32, lr=1e-2, optimizer="sgd", decay=0.01))
+    assert found.sparse == ("w1",)
+    after = found.graph.array("w1")
+    assert (after[::2] == 0).all()
+    assert (after[1::2] != values[1::2]).any()
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
+    """To the bit."""
+    graph, original = small(1), small(0)
+
+    def run(checkpoint=None, most=None):
+        calls = []
+
+        def step(line):
+            if line.startswith("step") and "held out" in line:
+                calls.append(line)
+                if len(calls) == most:
+                    raise KeyboardInterrupt
+
+        target = make_target(graph, labelled=False, teacher=original, device=CPU, loss="mse")
+        options = TuneOptions(epochs=4, batch=16, checkpoint=checkpoint)
+        return tune(graph, noise(graph), target, options, step=step)
+
+    whole = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run.pt", most=3)
+    resumed = run(tmp_path / "run.pt")
+    assert resumed.resumed == whole.history[2][0]
+    assert resumed.history[1:] == whole.history[1:]
+    assert all(np.array_equal(resumed.graph.array(n), whole.graph.array(n)) for n in ("w1", "b", "w2"))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    graph = small(1)
+    target = make_target(graph, labelled=False, teacher=small(0), device=CPU, loss="mse")
+    tune(graph, noise(graph), target, TuneOptions(steps=1, checkpoint=tmp_path / "run.pt"))
+    with pytest.raises(UsageError, match="of other options"):
+        tune(graph, noise(graph), target, TuneOptions(steps=2, checkpoint=tmp_path / "run.pt"))
+    (tmp_path / "run.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(UsageError, match="is not a checkpoint"):
+        tune(graph, noise(graph), target, TuneOptions(steps=1, checkpoint=tmp_path / "run.pt"))
+
+
+def test_training_that_does_not_help_changes_nothing():
+    graph = small()
+    target = make_target(graph, labelled=False, teacher=small(), device=CPU, loss="mse")
+    found = tune(graph, noise(graph), target, TuneOptions(epochs=8, batch=32, lr=0.5, patience=2))
+    assert found.best == 0
+    assert len(found.history) <= 4  # patience
+    assert np.array_equal(found.graph.array("w1"), graph.array("w1"))
+
+
+def test_a_loss_that_is_no_number_is_an_error():
+    graph = small()
+    target = make_target(graph, labelled=False, teacher=small(1), device=CPU, loss="mse")
+    with pytest.raises(GoalError, match="smaller --lr"):
+        tune(graph, noise(graph), target, TuneOptions(steps=40, lr=1e30, optimizer="sgd"))
+
+
+def test_inner_tensors_are_matched_through_the_cut(pruned):
+    """A tensor that lost channels is compared with those of the original that stayed."""
+    path, plan = pruned
+    graph, original = load(path), load(CNN)
+    cut = next(n for n, axes in plan.hide.items() if axes and n in graph.producer)
+    match = matches_of(graph, original, [cut], plan)[0]
+    assert match.of(torch.zeros(original.shape(cut))).shape == torch.Size(graph.shape(cut))
+    with pytest.raises(UsageError, match="--plan"):
+        matches_of(graph, original, [cut], None)
+    with pytest.raises(UsageError, match="no tensor has such a name"):
+        matches_of(graph, original, ["nothing*"], plan)
+
+
+def test_augmentation_moves_and_mirrors():
+    x = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(32, 1, 1, 1)
+    ids = torch.zeros(32, 3, dtype=torch.int64)
+    found = augmented({"image": x, "ids": ids}, ("flip",), torch.Generator().manual_seed(0))
+    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(found["image"], x, strict=True)]
+    assert 5 < sum(mirrored) < 27
+    assert all(m or torch.equal(a, b) for m, a, b in zip(mirrored, found["image"], x, strict=True))
+    assert found["ids"] is ids
+    moved = augmented({"image": x + 1}, ("shift",), torch.Generator().manual_seed(0))["image"]
+    assert {float((m == 0).float().mean()) for m in moved} <= {0.0, 8 / 64, 15 / 64}
+    channels_last = augmented({"image": x.permute(0, 2, 3, 1)}, ("flip",), torch.Generator().manual_seed(0))["image"]
+    assert torch.equal(channels_last.permute(0, 3, 1, 2), found["image"])
+
+
+def own_loss(got, want, inputs, labels):
+    """For --loss plugin:."""
+    assert set(inputs) == {"image"}
+    return (got["logits"] - want["logits"]).square().mean()
+
+
+def test_command(pruned, tmp_path, capsys):
+    arguments = ["tune", str(pruned[0]), "-o", str(tmp_path / "tuned.onnx"), "--data", DATA, "--limit", "64", "--steps",
+                 "3",
+                 "--teacher", str(CNN), "--json", str(tmp_path / "r.json"), "-q"]  # fmt: skip
+    assert main([*arguments, "--labels", "y_train", "--augment", "shift"]) == 0
+    said = capsys.readouterr().out
+    assert "verified in ONNX Runtime" in said
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["history"][-1]["step"] == 3
+    assert load(tmp_path / "tuned.onnx").parameters == load(pruned[0]).parameters
+    assert main([*arguments, "--loss", f"plugin:{__file__}:own_loss"]) == 0
+
+
+REFUSED = {
+    "nothing to learn": ([], "--teacher"),
+    "no such labels": (["--labels", "z"], "no such array"),
+    "a teacher for kl": (["--loss", "kl", "--labels", "y_train"], "--teacher"),
+    "an unknown loss": (["--loss", "nothing", "--labels", "y_train"], "there is no loss 'nothing'"),
+    "an unknown optimizer": (["--labels", "y_train", "--optimizer", "lion"], "choose from adamw"),
+    "a rate out of range": (["--labels", "y_train", "--lr", "0"], "--lr"),
+    "an unknown change": (["--labels", "y_train", "--augment", "flip,melt"], "--augment melt"),
+    "no device": (["--labels", "y_train", "--device", "nothing"], "torch knows no such device"),
+    "a plan for nothing": (["--labels", "y_train", "--plan", "p.json"], "--match"),
+    "nowhere to write": (["--labels", "y_train", "--checkpoint", "no/such/folder/c.pt"], "cannot be written"),
+    "no plugin": (["--teacher", str(CNN), "--loss", "plugin:nothing.py:f"], "no such file"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_the_command_refuses(what, tmp_path, capsys):
+    extra, message = REFUSED[what]
+    assert main(["tune", str(CNN), "-o", str(tmp_path / "t.onnx"), "--data", DATA, "--limit", "32", "-q", *extra]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "t.onnx").exists()
