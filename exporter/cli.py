@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from exporter.commands import bench, convert, evaluate, inspect, prune, verify
+from exporter.commands import backends, bench, compare, convert, evaluate, inspect, lint, probe, profile, prune, verify
 from exporter.commands.options import EXIT_CODES
 
-_COMMANDS = (inspect, prune, verify, bench, evaluate, convert)
+_COMMANDS = (inspect, prune, verify, evaluate, convert, bench, compare, profile, lint, probe, backends)
 """In the order of ``--help``."""
 
 _INTERRUPTED = 130

@@ -11,7 +11,8 @@ from exporter.commands.console import Progress, write_json
 from exporter.commands.options import add_io, add_json, add_preprocess, add_shape, command
 
 if TYPE_CHECKING:
-    from runtime.latency import Latency, Ratio
+    from runtime.latency import Latency
+    from runtime.robust import Ratio
 
 
 def add(commands: Any) -> None:
