@@ -10,10 +10,23 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from exporter.commands import backends, bench, compare, convert, evaluate, inspect, lint, probe, profile, prune, verify
+from exporter.commands import (
+    align,
+    backends,
+    bench,
+    compare,
+    convert,
+    evaluate,
+    inspect,
+    lint,
+    probe,
+    profile,
+    prune,
+    verify,
+)
 from exporter.commands.options import EXIT_CODES
 
-_COMMANDS = (inspect, prune, verify, evaluate, convert, bench, compare, profile, lint, probe, backends)
+_COMMANDS = (inspect, prune, verify, evaluate, convert, bench, compare, profile, lint, align, probe, backends)
 """In the order of ``--help``."""
 
 _INTERRUPTED = 130

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from exporter.aligning import Aligned
 from runtime.agreement import OutputDifference
 from runtime.backends import Availability
 from runtime.comparison import Comparison, Side
@@ -171,6 +172,18 @@ def staircase_json(found: Staircase) -> dict[str, Any]:
         "steps": {kind: found.step(kind) for kind in found.curves},
         "seconds": {kind: {str(w): t for w, t in curve.items()} for kind, curve in found.curves.items()},
         "penalty": {kind: {str(w): found.penalty(kind, w) for w in curve} for kind, curve in found.curves.items()},
+    }
+
+
+def aligned_json(found: Aligned) -> dict[str, Any]:
+    """All of ``align``."""
+    return {
+        "version": JSON_VERSION,
+        "output": str(found.output),
+        "groups": [asdict(p) for p in found.paddings],
+        "refused": dict(found.refused),
+        "error": found.error,
+        "comparison": comparison_json(found.comparison),
     }
 
 

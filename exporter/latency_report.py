@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from exporter.aligning import Aligned
 from exporter.tables import milliseconds, quantity, shapes_text, short, table
 from runtime.agreement import OutputDifference
 from runtime.backends import Availability
@@ -238,6 +239,22 @@ def _step(found: Staircase, kind: str, width: int) -> str:
         return ""
     excess = found.penalty(kind, width)
     return f"{seconds * 1e6:.4g} us" + (f"  {excess:.2f}x" if excess >= 1.1 else "       ")
+
+
+def aligned_text(found: Aligned) -> str:
+    """The whole of ``align``."""
+    rows = [["group", "width", "now"], *([short(p.name), str(p.before), str(p.after)] for p in found.paddings)]
+    comparison = found.comparison
+    return "\n".join(
+        [
+            table(rows, right=(1, 2)),
+            "",
+            *(f"{short(name)} stays: {why}" for name, why in found.refused.items()),
+            f"takes {_ratio(comparison.ratio)} times as long as before, by {_CLOCKS[comparison.clock]}: "
+            f"{1 / comparison.ratio.value:.2f}x as fast",
+            f"wrote {found.output}: outputs are the same, relative error {found.error:.1e}",
+        ]
+    )
 
 
 def lint_text(model: str, findings: Sequence[Finding]) -> str:
