@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from exporter.aligning import Aligned
+from exporter.latency_budget import LatencyOutcome
 from runtime.agreement import OutputDifference
 from runtime.backends import Availability
 from runtime.comparison import Comparison, Side
@@ -190,6 +191,19 @@ def aligned_json(found: Aligned) -> dict[str, Any]:
 def lint_json(model: str, findings: Sequence[Finding]) -> dict[str, Any]:
     """All of ``lint``."""
     return {"version": JSON_VERSION, "model": model, "findings": [asdict(f) for f in findings]}
+
+
+def outcome_json(found: LatencyOutcome) -> dict[str, Any]:
+    """What pruning to a latency came to."""
+    return {
+        "target": {"share": found.target.share, "seconds": found.target.seconds},
+        "share": found.share,
+        "predicted": found.predicted,
+        "measured": ratio_json(found.ratio),
+        "tried": [{"predicted": p, "measured": ratio_json(r)} for p, r in found.tried],
+        "comparison": comparison_json(found.comparison),
+        "savings": savings_json(found.savings),
+    }
 
 
 def savings_json(rows: Sequence[Saving]) -> list[dict[str, Any]]:

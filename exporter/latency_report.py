@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from exporter.aligning import Aligned
+from exporter.latency_budget import LatencyOutcome
 from exporter.tables import milliseconds, quantity, shapes_text, short, table
 from runtime.agreement import OutputDifference
 from runtime.backends import Availability
@@ -268,6 +269,34 @@ def lint_text(model: str, findings: Sequence[Finding]) -> str:
         if f.advice:
             lines.append(f"    {f.advice}")
     return "\n".join(lines)
+
+
+def outcome_text(found: LatencyOutcome, top: int = 8) -> str:
+    """What pruning to a latency came to, and why it is not faster still."""
+    comparison = found.comparison
+    held = [s for s in found.savings if s.reason]
+    sums: dict[str, float] = {}
+    for saving in held:
+        sums[saving.reason] = sums.get(saving.reason, 0.0) + saving.lost
+    total = sum(s.seconds for s in found.savings) or 1.0
+    ranked = sorted(sums.items(), key=lambda item: -item[1])
+    lines = [
+        "",
+        f"latency: {_ratio(found.ratio)} of the original's, by {_CLOCKS[comparison.clock]}; "
+        f"asked for {found.share:.3f}, predicted {found.predicted:.3f}, {len(found.tried)} rounds",
+        f"  {milliseconds(comparison.first.median)} -> {milliseconds(comparison.other.median)} wall time; "
+        f"{comparison.other.backend}, {comparison.other.threads or 'default'} threads",
+    ]
+    if held:
+        lines += ["", "why it is not faster still:", savings_text(held, top), ""]
+        lines += [f"{100 * lost / total:5.1f} % of its time: {_REASONS[reason]}" for reason, lost in ranked]
+    return "\n".join(lines)
+
+
+_REASONS = {
+    **{kind: f"{kind}, {meaning}" for kind, meaning in _MEANING.items()},
+    "unpruned": "unpruned, layers that kept all of their work",
+}
 
 
 def savings_text(rows: Sequence[Saving], top: int) -> str:

@@ -134,6 +134,7 @@ def compare_models(
     rounds: int = ROUNDS,
     clock: str = "auto",
     goal: Goal | None = None,
+    precision: float | None = None,
     outputs: bool = True,
     layers: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -153,6 +154,7 @@ def compare_models(
         clock: what decides. ``auto``: CPU time of the thread where both run in one thread on the CPU, because waiting
             for the processor does not count in it; else wall time.
         goal: what is required.
+        precision: go on until the interval reaches no further than this share to either side as well.
         outputs: compare what comes out as well.
         layers: profile both as well.
         progress: called with a line before each step.
@@ -171,7 +173,7 @@ def compare_models(
     clock = _clock(clock, pair)
     found = _agreement(pair) if outputs else []
     step(f"sampling for at most {seconds:.0f} s")
-    taken = _rounds(pair, seconds, rounds, clock, goal)
+    taken = _rounds(pair, seconds, rounds, clock, goal, precision)
     ratio, wall = _ratio(taken, clock), _ratio(taken, "wall")
     rows: list[LayerDifference] = []
     if layers:
@@ -244,7 +246,9 @@ def _varied(array: np.ndarray, k: int) -> np.ndarray:
     return np.ascontiguousarray(array.ravel()[order].reshape(array.shape))
 
 
-def _rounds(pair: list[Runner], seconds: float, most: int, clock: str, goal: Goal) -> list[Samples]:
+def _rounds(
+    pair: list[Runner], seconds: float, most: int, clock: str, goal: Goal, precision: float | None
+) -> list[Samples]:
     """Samples of each round; row 0 is the first model's."""
     taken: list[Samples] = []
     end = clocks.wall() + seconds
@@ -258,12 +262,14 @@ def _rounds(pair: list[Runner], seconds: float, most: int, clock: str, goal: Goa
                 current[k] = again(pair[k])
         share = max(left, 0.0) / (most - number)
         taken.append(take([r.call() for r in current], share))
-        if number + 1 >= _FEWEST_ROUNDS and _answered(_ratio(taken, clock), goal):
+        if number + 1 >= _FEWEST_ROUNDS and _answered(_ratio(taken, clock), goal, precision):
             break
     return taken
 
 
-def _answered(ratio: Ratio, goal: Goal) -> bool:
+def _answered(ratio: Ratio, goal: Goal, precision: float | None) -> bool:
+    if precision is not None and max(ratio.high / ratio.value, ratio.value / ratio.low) > 1 + precision:
+        return False
     if goal.most is not None:
         return goal.met(ratio) is not None
     return verdict_of(ratio) != "inconclusive"

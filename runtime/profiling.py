@@ -81,6 +81,7 @@ class Profile:
         backend, threads, shapes: how it was run.
         runs: how many runs were recorded.
         latency: median wall time of a run that is not profiled, taken in turn with those that are.
+        busy: the same by CPU time, where one thread does all the work: waiting for the processor does not count.
         nodes: the kernels, in the order in which they ran.
         events: the recorded events of the last run, as Chrome's trace viewer takes them.
     """
@@ -91,6 +92,7 @@ class Profile:
     shapes: Mapping[str, tuple[int, ...]]
     runs: int
     latency: float
+    busy: float
     nodes: tuple[NodeTime, ...]
     events: tuple[Mapping[str, Any], ...]
 
@@ -136,7 +138,7 @@ def profile(
         optimised = onnx.load(folder / "optimised.onnx", load_external_data=False)
         step("recording runs")
         runs = max(_EVENTS // max(len(optimised.graph.node), 1), _FEWEST_RUNS)
-        latency, taken = _record(plain, recorder.bind(feed), seconds, runs)
+        latency, busy, taken = _record(plain, recorder.bind(feed), seconds, runs)
         events = json.loads(recorder.end_profiling().read_text(encoding="utf-8"))
     kernels = trace(model, optimised)
     work = _work(model, shapes)
@@ -148,17 +150,21 @@ def profile(
         plain.shapes,
         len(recorded),
         latency,
-        _times(model, kernels, work, recorded, latency),
+        busy,
+        _times(model, kernels, work, recorded, busy),
         tuple(recorded[-1]) if recorded else (),
     )
 
 
-def _record(plain: Runner, recorded: Callable[[], None], seconds: float, most: int) -> tuple[float, int]:
-    """Median of the plain runs, and how many profiled ones there were after warm-up, never more than ``most``."""
+def _record(plain: Runner, recorded: Callable[[], None], seconds: float, most: int) -> tuple[float, float, int]:
+    """Median wall time of the plain runs, the time they were busy, and how many profiled ones there were after warm-up,
+    about ``most`` at most."""
     for _ in range(WARM_UPS):
         recorded()
     taken = take([plain.call(), recorded], seconds, lambda wall, _: wall.shape[1] >= most, warm_ups=0)
-    return float(np.median(taken.wall[0])), taken.wall.shape[1]
+    wall, thread = (float(np.median(t[0])) for t in (taken.wall, taken.thread))
+    single = plain.asked.options.threads == 1 and plain.asked.backend == "ort-cpu" and thread > 0
+    return wall, thread if single else wall, taken.wall.shape[1]
 
 
 def _shapes(data: bytes, home: Path, folder: Path, feed: Feeds) -> dict[str, tuple[list[Shape], list[Shape]]]:
