@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -16,8 +17,8 @@ P90_SAMPLES = 64
 P99_SAMPLES = 662
 """Fewest samples for which a percentile means something: below, it is one or two unlucky moments."""
 
-_PAIRS = 200
-_BOOTSTRAP = 400
+_PAIRS = 120
+_BOOTSTRAP = 300
 _MIN_PAIRS = 8
 _NORMAL_95 = NormalDist().inv_cdf(0.975)
 
@@ -52,8 +53,13 @@ def median_interval(values: Times) -> tuple[float, float]:
 
 def hodges_lehmann(values: Times) -> float:
     """The median of the means of all pairs of values (Hodges and Lehmann, 1963), each with itself included."""
-    i, j = np.triu_indices(values.size)
-    return float(np.median((values[i] + values[j]) / 2))
+    i, j = _pairs(values.size)
+    return float(np.median(values[i] + values[j]) / 2)
+
+
+@lru_cache(maxsize=8)
+def _pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    return np.triu_indices(count)
 
 
 def undisturbed(ratios: Times, disturbed: NDArray[np.bool_]) -> Times:
