@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from runtime.backends import SessionOptions
 from runtime.backends.ort import PROVIDERS, OrtSession
@@ -235,6 +236,7 @@ def _times(
         latency,
     )
     by_name = {node.name: node for node in all_nodes(model.graph)}
+    stored = {t.name: _bytes(t) for t in model.graph.initializer}
     found = []
     for name, taken in zip(seconds, times, strict=True):
         args = seen[name]["args"]
@@ -251,13 +253,22 @@ def _times(
                 kernel.reorder,
                 float(taken),
                 sum(work.get(n, 0) for n in kernel.covers),
-                sum(int(args.get(k) or 0) for k in ("activation_size", "parameter_size", "output_size")),
+                sum(int(args.get(k) or 0) for k in ("activation_size", "output_size"))
+                # the profile leaves out weights that were packed for the kernel
+                + (sum(stored.get(i, 0) for i in {i for n in covered for i in n.input}) or int(args.get("parameter_size") or 0)),
                 tuple(tuple(s) for entry in args.get("input_type_shape", []) for s in entry.values()),
                 tuple(kind for entry in args.get("input_type_shape", []) for kind in entry),
                 args.get("provider", ""),
             )
         )
     return tuple(found)
+
+
+def _bytes(tensor: TensorProto) -> int:
+    """Size of a constant, its data wherever they lie."""
+    if tensor.data_type == TensorProto.STRING:
+        return 0
+    return math.prod(tensor.dims) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _own_times(run: Sequence[Mapping[str, Any]]) -> list[float]:
