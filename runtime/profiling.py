@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from runtime.backends import SessionOptions
 from runtime.backends.ort import PROVIDERS, OrtSession
@@ -25,7 +25,7 @@ from runtime.sampling import WARM_UPS, take
 from runtime.work import Shape, macs_of
 
 _SUFFIX = "_kernel_time"
-_EVENTS = 60_000
+_EVENTS = 12_000
 """Most node events that are recorded; the file holds half a kilobyte of each."""
 _FEWEST_RUNS = 8
 _ROUNDS = 20
@@ -253,15 +253,21 @@ def _times(
                 kernel.reorder,
                 float(taken),
                 sum(work.get(n, 0) for n in kernel.covers),
-                sum(int(args.get(k) or 0) for k in ("activation_size", "output_size"))
-                # the profile leaves out weights that were packed for the kernel
-                + (sum(stored.get(i, 0) for i in {i for n in covered for i in n.input}) or int(args.get("parameter_size") or 0)),
+                _moved(args, covered, stored),
                 tuple(tuple(s) for entry in args.get("input_type_shape", []) for s in entry.values()),
                 tuple(kind for entry in args.get("input_type_shape", []) for kind in entry),
                 args.get("provider", ""),
             )
         )
     return tuple(found)
+
+
+def _moved(args: Mapping[str, Any], covered: Sequence[NodeProto], stored: Mapping[str, int]) -> int:
+    """Bytes a kernel reads and writes. The profile leaves out weights that were packed for it: they are the file's."""
+    weights = sum(stored.get(name, 0) for name in {i for node in covered for i in node.input})
+    return sum(int(args.get(k) or 0) for k in ("activation_size", "output_size")) + (
+        weights or int(args.get("parameter_size") or 0)
+    )
 
 
 def _bytes(tensor: TensorProto) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter import find_groups, load
 from exporter import aligning as module
+from exporter import find_groups, load
 from exporter.aligning import align_file
 from exporter.errors import GoalError, UsageError
 from exporter.model_file import from_model, save
