@@ -43,7 +43,13 @@ _ROUNDS = 6
 _PRECISION = 0.01
 _PROFILE_SECONDS = 3.0
 _COMPARE_SECONDS = 8.0
+"""Most time for a profile and a comparison; short models need less."""
+_PROFILED_RUNS = 500
+_COMPARED_RUNS = 2000
+_LESS = 0.97
+_NUDGES = 20
 _RECONSTRUCTION = "reconstruction"
+_DENSE = "dense.onnx"
 
 
 @dataclass(frozen=True)
@@ -177,9 +183,8 @@ def prune_to_latency(
     }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        dense_file = _written(graph, folder / "dense.onnx")
         step("profiling the original")
-        dense = profile(dense_file, asked, seconds=_PROFILE_SECONDS)
+        dense = profile(_written(graph, folder / _DENSE), asked, seconds=_PROFILE_SECONDS)
         stairs = staircase(asked.backend, usual_threads(asked.backend, asked.options.threads), progress=step)
         cost = LatencyCost(groups, dense, stairs)
         share = target.share if target.share is not None else (target.seconds or 0.0) / dense.latency
@@ -198,7 +203,7 @@ def prune_to_latency(
                 granularity=granularity, keep=keep, only=only, damage=damage, options=recorded,
             )  # fmt: skip
 
-        tries = _search(graph, groups, cost, plan_for, share, target, dense_file, folder, asked, step)
+        tries = _search(graph, cost, dense, plan_for, share, target, folder, asked, step)
         best = min(tries, key=lambda t: t.miss(share))
         _check_gain(best, share, target)
         machine = peaks(asked.backend, asked.options.threads)
@@ -213,12 +218,11 @@ def prune_to_latency(
 
 def _search(
     graph: Graph,
-    groups: Groups,
     cost: LatencyCost,
+    dense: Profile,
     plan_for: Callable[[float], Plan],
     share: float,
     target: Target,
-    dense_file: Path,
     folder: Path,
     asked: Asked,
     step: Callable[[str], None],
@@ -227,26 +231,24 @@ def _search(
     tries: list[_Try] = []
     seen: dict[tuple[int, ...], float] = {}
     wanted = share
+    seconds = min(max(_COMPARED_RUNS * dense.busy, _COMPARE_SECONDS / 4), _COMPARE_SECONDS)
+    profiled = min(max(_PROFILED_RUNS * dense.busy, _PROFILE_SECONDS / 6), _PROFILE_SECONDS / 2)
     for number in range(1, _ROUNDS + 1):
         try:
-            plan = plan_for(min(wanted, 1 - 1e-6))
+            plan, counts = _unseen(plan_for, wanted, cost.groups, seen, share)
         except GoalError as error:
             if tries:
                 break
             raise GoalError(_out_of_reach(str(error), target)) from error
-        counts = _counts(groups, plan)
         if tuple(counts) in seen:
             break  # alignment leaves nothing in between
         predicted = cost.macs(counts) / cost.macs(cost.widths)
         step(f"round {number}: building and measuring (predicted {predicted:.3f}x)")
         file = _written(rewrite(graph, plan), folder / f"{number}.onnx")
-        comparison = compare_models(
-            dense_file, file, asked, seconds=_COMPARE_SECONDS, precision=_PRECISION, outputs=False
-        )
-        ratio = comparison.ratio.value
-        seen[tuple(counts)] = ratio
+        comparison = compare_models(folder / _DENSE, file, asked, seconds=seconds, precision=_PRECISION, outputs=False)
+        ratio = seen[tuple(counts)] = comparison.ratio.value
         step(f"round {number}: measured {ratio:.3f}x, target {share:.3f}x")
-        measured = profile(file, asked, seconds=_PROFILE_SECONDS / 2)
+        measured = profile(file, asked, seconds=profiled)
         tries.append(_Try(plan, predicted, comparison, measured))
         file.unlink()
         if abs(ratio / share - 1) <= CLOSE:
@@ -255,6 +257,22 @@ def _search(
         # what is left of the difference is no matter of single kernels: it scales
         wanted = share * (cost.macs(counts) / cost.macs(cost.widths)) / ratio
     return tries
+
+
+def _unseen(
+    plan_for: Callable[[float], Plan],
+    wanted: float,
+    groups: Groups,
+    seen: Mapping[tuple[int, ...], float],
+    share: float,
+) -> tuple[Plan, list[int]]:
+    """A plan for a share, with less of it where the widths were found too slow already; and its widths."""
+    for nudge in range(_NUDGES):
+        plan = plan_for(min(wanted * _LESS**nudge, 1 - 1e-6))
+        counts = _counts(groups, plan)
+        if seen.get(tuple(counts), 0.0) <= share * (1 + CLOSE):
+            break
+    return plan, counts
 
 
 def _counts(groups: Groups, plan: Plan) -> list[int]:

@@ -274,8 +274,8 @@ def _bytes(tensor: TensorProto) -> int:
     """Size of a constant, its data wherever they lie."""
     if tensor.data_type == TensorProto.STRING:
         return 0
-    itemsize: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return math.prod(tensor.dims) * itemsize
+    dtype: np.dtype[np.generic] = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return int(math.prod(tensor.dims)) * dtype.itemsize
 
 
 def _own_times(run: Sequence[Mapping[str, Any]]) -> list[float]:
