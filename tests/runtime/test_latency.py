@@ -250,3 +250,97 @@ def test_running_in_another_models_wake_evens_out(count):
     first.samples[1::2] *= 0.9
     other.samples[::2] *= 0.9
     assert compare(first, other).value == pytest.approx(1, abs=0.02)
+
+
+# -- what else is measured ----------------------------------------------------------------------------------------
+
+
+def test_a_device_may_have_a_clock_of_its_own(machine, paths, monkeypatch):
+    """A session that offers timed calls is asked for them."""
+    from runtime import backends
+    from tests.runtime.conftest import Loaded
+
+    class Timed(Loaded):
+        def bind_timed(self, feeds):
+            call = self.bind(feeds)
+            return lambda: call() or 0.004
+
+    monkeypatch.setitem(backends.BACKENDS, "timed", lambda path, _: Timed(machine, path.stem))
+    (result,) = bench(paths[:1], "timed", seconds=0.2)
+    assert result.device_median == pytest.approx(0.004)
+    assert result.median == pytest.approx(0.01)
+
+
+def test_without_one_there_is_no_device_time(machine, paths):
+    assert bench(paths[:1], "fake", seconds=0.1)[0].device_median is None
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_batches(batch, machine, paths):
+    (result,) = bench(paths[:1], "fake", seconds=0.1, batch=batch, shapes={"ids": (2, 7)})
+    assert result.shapes == {"ids": (batch, 7)}
+    assert result.batch == batch
+    assert result.throughput == pytest.approx(batch / 0.01)
+
+
+def test_recorded_inputs_take_turns(machine, paths, tmp_path):
+    np.savez(tmp_path / "in.npz", ids=np.arange(12).reshape(4, 3))
+    (result,) = bench(paths[:1], "fake", seconds=0.1, inputs=tmp_path / "in.npz")
+    assert result.shapes == {"ids": (1, 3)}
+    assert {int(f["ids"][0, 0]) for f in machine.fed} == {0, 3, 6, 9}
+
+
+def test_sampling_ends_when_every_median_is_known(machine, paths):
+    rng = np.random.default_rng(0)
+    machine.noise = lambda: np.exp(rng.normal(0, 0.02))
+    loose, tight = (bench(paths[:2], "fake", seconds=1000, precision=p)[0] for p in (0.05, 0.002))
+    assert loose.settled
+    assert tight.settled
+    assert 64 <= loose.samples.size < tight.samples.size
+    low, high = tight.interval
+    assert (high - low) / 2 < 0.002 * tight.median
+
+
+def test_signs_of_contention_are_reported(machine, paths):
+    """Others keep one and a half processors busy on this machine."""
+    (result,) = bench(paths[:1], "fake", seconds=2)
+    assert [f.kind for f in result.flags] == ["busy"]
+    np.testing.assert_allclose(result.others, 1.5, atol=0.05)
+
+
+def test_streams_run_side_by_side(tmp_path):
+    import onnx
+
+    from tests.onnx_builder import build, node, weights
+
+    onnx.save(build([node("MatMul", "x w", "y")], {"x": [8, 8]}, ["y"], weights(w=(8, 8))), tmp_path / "m.onnx")
+    (result,) = bench([tmp_path / "m.onnx"], threads=1, seconds=0.1, streams=3)
+    assert result.streams.streams == 3
+    assert result.streams.samples.size >= 3
+    assert result.throughput == result.streams.rate > 0
+
+
+def test_a_failure_in_a_stream_is_raised():
+    from runtime.streams import _slice
+
+    def fails():
+        raise RunError("no")
+
+    with pytest.raises(RunError, match="no"):
+        _slice([lambda: None, fails], 0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"batch": 0}, "--batch 0: must be at least 1"),
+        ({"streams": 0}, "--streams 0: must be at least 1"),
+        ({"precision": 1.5}, "--precision 1.5"),
+        ({"threads": -1}, "--threads -1"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+@pytest.mark.usefixtures("machine")
+def test_more_wrong_requests(arguments, text, paths):
+    with pytest.raises(BadRequest, match=text):
+        bench(paths[:1], "fake", **({"seconds": 0.1} | arguments))
