@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 
 SLOWER = 1.03
 MARGIN = 0.01
-_LONG = 12.0
+_LONG = 10.0
 _CLOSE = 0.003
 
 
@@ -50,7 +50,7 @@ def main() -> None:
                     found[name][case].append(judge(options.model, other, options.seconds))
             table.say(f"{number + 1} of {options.runs}")
         tight = [_tight(options.model, Path(scratch)) for _ in range(5)]
-    rows = [["method", "same model: right", "largest error", "3 % slower: right", "error of the ratio (SD)"]]
+    rows = [["method", "same model: right", "largest error", "slower: right", "error of the ratio (SD)"]]
     for name, cases in found.items():
         same = [abs(r - 1) < MARGIN or verdict == "inconclusive" for r, verdict in cases["same"]]
         late = [verdict == "slower" for _, verdict in cases["slower"]]
@@ -66,7 +66,7 @@ def main() -> None:
         f"{100 * (truth - 1):.1f} % (measured for {_LONG:.0f} s); {options.runs} judgements of {options.seconds:g} s "
         f"by each method, in turn.\n\n{table.markdown(rows, right=(1, 2, 3, 4))}\n\n"
         f"A model of about 50 us: the median `bench` reports is {ratio:.3f} times that of a hand-written loop "
-        f"({min(tight):.3f} .. {max(tight):.3f} in five runs)."
+        f"(best of six loads of each; {min(tight):.3f} .. {max(tight):.3f} in five runs)."
     )
     table.publish("measurement", text, {"truth": truth, "found": found, "tight": tight}, about, options.results)
 
@@ -202,6 +202,15 @@ def _tight(_model: Path, folder: Path) -> float:
         [helper.make_node("MatMul", ["x", "w"], ["y"])], "short", values[:1], values[1:], [weight]
     )
     onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)]), path)
+    ours, loop = [], []
+    for _ in range(6):  # each with a load of its own: where the weights come to lie makes a tenth of so short a run
+        ours.append(bench([path], threads=1, seconds=0.2)[0].median)
+        loop.append(_by_hand(path, 0.2))
+    return min(ours) / min(loop)
+
+
+def _by_hand(path: Path, seconds: float) -> float:
+    """Median of a loop written by hand."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -210,17 +219,13 @@ def _tight(_model: Path, folder: Path) -> float:
     binding = session.io_binding()
     binding.bind_cpu_input("x", np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32))
     binding.bind_output("y")
-    ours, loop = [], []
-    for _ in range(3):
-        ours.append(bench([path], threads=1, seconds=0.4)[0].median)
-        taken = []
-        end = time.perf_counter() + 0.4
-        while time.perf_counter() < end:
-            started = time.perf_counter()
-            session.run_with_iobinding(binding)
-            taken.append(time.perf_counter() - started)
-        loop.append(statistics.median(taken))
-    return statistics.median(ours) / statistics.median(loop)
+    taken = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        session.run_with_iobinding(binding)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from runtime.sampling import Samples, take
 
 MARGIN = 0.01
 """A difference below one percent is none: where a model comes to lie in memory makes as much."""
-ROUNDS = 8
+ROUNDS = 16
 _FEWEST_ROUNDS = 4
+_FEWEST_PAIRS = 4
 _AGREEMENT_RUNS = 3
 _CLOCKS = ("auto", "wall", "cpu", "device")
 
@@ -255,13 +256,13 @@ def _rounds(
     current = list(pair)
     for number in range(most):
         left = end - clocks.wall()
-        if number >= 2 and left <= 0:
+        if number >= _FEWEST_ROUNDS and left <= 0:
             break
         if number:
             for k in (1, 0) if number % 2 else (0, 1):
                 current[k] = again(pair[k])
         share = max(left, 0.0) / (most - number)
-        taken.append(take([r.call() for r in current], share))
+        taken.append(take([r.call() for r in current], share, least=_FEWEST_PAIRS))
         if number + 1 >= _FEWEST_ROUNDS and _answered(_ratio(taken, clock), goal, precision):
             break
     return taken

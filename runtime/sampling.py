@@ -57,14 +57,16 @@ def take(
     seconds: float,
     enough: Callable[[Times, Times], bool] | None = None,
     warm_ups: int = WARM_UPS,
+    least: int = MIN_SAMPLES,
 ) -> Samples:
     """Run calls in turn.
 
     Args:
         calls: what to sample. Every other round goes backwards, so that no model always runs in another's wake.
-        seconds: time limit for all of them together, after warm-up; at least ``MIN_SAMPLES`` rounds are taken.
+        seconds: time limit for all of them together, after warm-up; at least ``least`` samples of each are taken.
         enough: asked now and then with the wall and thread CPU seconds so far, each (calls, samples), whether they do.
         warm_ups: runs of each call before sampling.
+        least: fewest samples.
     """
     for call in calls:
         for _ in range(warm_ups):
@@ -76,7 +78,7 @@ def take(
     forwards, backwards = range(len(calls)), range(len(calls) - 1, -1, -1)
     while len(rows) < MAX_SAMPLES:
         now = clocks.wall()
-        if len(rows) >= MIN_SAMPLES and now >= end:
+        if len(rows) >= least and now >= end:
             break
         if enough is not None and len(rows) >= look and now >= earliest:
             table = np.array(rows, np.float64)
