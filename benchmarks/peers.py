@@ -23,7 +23,12 @@ def prune_onnxsim(source: str, output: str, ratio: float = 0.5, simplify: bool =
 
 
 def prune_torch(
-    name: str, output: str, ratio: float = 0.5, recipe: bool = False, kind: str = "random"
+    name: str,
+    output: str,
+    ratio: float = 0.5,
+    recipe: bool = False,
+    kind: str = "random",
+    round_to: int | None = None,
 ) -> dict[str, Any]:
     """Build a network, prune it with Torch-Pruning and export the result.
 
@@ -33,6 +38,7 @@ def prune_torch(
         ratio: share of the channels to remove.
         recipe: for ``zoo.TRANSFORMERS``, with the settings from Torch-Pruning's own examples instead of plain ones.
         kind: of weights, see ``zoo.build``.
+        round_to: widths become multiples of this, where ``recipe`` does not say otherwise.
 
     Returns:
         Nothing; where the export failed, ``export``: why, and ``macs_left``, ``parameters_left`` by its own count.
@@ -48,7 +54,7 @@ def prune_torch(
         importance=tp.importance.MagnitudeImportance(p=2),
         pruning_ratio=ratio,
         ignored_layers=zoo.classifier(name, model),
-        **(_recipe(name, model) if recipe else {"round_to": None}),
+        **(_recipe(name, model) if recipe else {"round_to": round_to}),
     )
     pruner.step()
     if recipe:

@@ -11,10 +11,16 @@ import sys
 from collections.abc import Callable, Sequence
 
 from exporter.commands import (
+    align,
+    backends,
     bench,
+    compare,
     convert,
     evaluate,
     inspect,
+    lint,
+    probe,
+    profile,
     prune,
     sensitivity,
     sparsify,
@@ -23,7 +29,23 @@ from exporter.commands import (
 )
 from exporter.commands.options import EXIT_CODES
 
-_COMMANDS = (inspect, sensitivity, prune, sparsify, tune, verify, evaluate, bench, convert)
+_COMMANDS = (
+    inspect,
+    sensitivity,
+    prune,
+    sparsify,
+    tune,
+    verify,
+    evaluate,
+    bench,
+    compare,
+    profile,
+    probe,
+    lint,
+    align,
+    backends,
+    convert,
+)
 """In the order of ``--help``."""
 
 _INTERRUPTED = 130

@@ -38,9 +38,13 @@ class CostArrays:
 class CostModel:
     """Costs of a graph for any choice of widths.
 
+    ``steps`` are the multiples that automatic alignment aims at: widths of convolutions, and of matrix products.
+
     An axis is a sum of segments: positions that depend on the same groups. A segment's size shrinks with the share each
     of its groups keeps, so an axis of heads and head dimensions shrinks with both.
     """
+
+    steps = (16, 8)
 
     def __init__(self, groups: Groups) -> None:
         self.groups = groups
@@ -53,13 +57,17 @@ class CostModel:
         self.constant_axes: list[tuple[str, int, int]] = []
         work = [(w.factor, [self._axis(a) for a in w.axes]) for w in groups.analysis.work]
         parameters = self._parameters()
+        self._work = Terms(work)
+        self._weights = Terms(parameters)
+        self._index()
+
+    def _index(self) -> None:
+        """Arrays over the segments of all axes that are known so far."""
         self._depth = max((len(m) for m in self._members), default=1)
         padded = [m + (len(self.widths),) * (self._depth - len(m)) for m in self._members]
         self._segment_groups = np.array(padded, np.int64).reshape(len(padded), self._depth)
         self._segment_counts = np.array(self._counts, np.float64)
         self._segment_axis = np.array(self._owners, np.int64)
-        self._work = _Terms(work, len(self._arrays))
-        self._weights = _Terms(parameters, len(self._arrays))
 
     def macs(self, keep: Sequence[int] | Keep) -> float:
         """Multiply-accumulates when group ``g`` keeps ``keep[g]`` units, under the graph's binding."""
@@ -122,16 +130,19 @@ class CostModel:
         return terms
 
 
-class _Terms:
+class Terms:
     """A sum of factors times products of axis sizes."""
 
-    def __init__(self, terms: Sequence[tuple[int, Sequence[int]]], axes: int) -> None:
+    def __init__(self, terms: Sequence[tuple[float, Sequence[int]]]) -> None:
         depth = max((len(a) for _, a in terms), default=0)
         self.factors = np.array([f for f, _ in terms], np.float64)
-        self.axes = np.array([list(a) + [axes] * (depth - len(a)) for _, a in terms], np.int64).reshape(
-            len(terms), depth
-        )
+        self.axes = np.array([list(a) + [-1] * (depth - len(a)) for _, a in terms], np.int64).reshape(len(terms), depth)
+
+    def each(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Every term, shape (terms,), given the size of every axis."""
+        padded = np.append(sizes, 1.0)  # place -1: no axis
+        return np.asarray(self.factors * padded[self.axes].prod(1))
 
     def total(self, sizes: NDArray[np.float64]) -> float:
-        padded = np.append(sizes, 1.0)
-        return float((self.factors * padded[self.axes].prod(1)).sum())
+        """The sum of all terms."""
+        return float(self.each(sizes).sum())

@@ -33,7 +33,7 @@ def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any], n
     """
     alive = _Alive(groups, list(keep))
     moved = _shuffles(groups, alive)
-    counts, sizes = _counts(groups, alive, moved.sizes)
+    counts, sizes = size_edits(groups, lambda ids: int(alive.mask(ids).sum()), moved.sizes)
     plan = Plan(
         model=fingerprint(groups.graph),
         options=options,
@@ -48,7 +48,7 @@ def complete(groups: Groups, keep: Sequence[Mask], options: Mapping[str, Any], n
             )
             for g, k in zip(groups, keep, strict=True)
         ),
-        take=takes(groups, alive.axes, counts),
+        take=constant_takes(groups, lambda _, axes: alive.axes(axes), counts),
         hide=_hidden(groups, alive) | moved.hide,
         sizes=sizes,
         gathers=(*_gathers(groups, alive), *moved.gathers),
@@ -95,22 +95,22 @@ class _Alive:
         return {k: t for k, t in taken.items() if t is not None}
 
 
-def takes(
+def constant_takes(
     groups: Groups,
-    along: Callable[[Sequence[Axis]], dict[int, AxisTake]],
+    axes_of: Callable[[str, Sequence[Axis]], dict[int, AxisTake]],
     counts: Mapping[Use, tuple[int, ...]],
 ) -> dict[str, ConstantTake]:
     """What becomes of every constant: the first use keeps the name, uses that differ read a clone.
 
     Args:
         groups: the analysis.
-        along: which positions of axes are taken, in which order.
-        counts: new values of constants that count slots, by their use.
+        axes_of: what is taken along the axes of one use of a constant, given its name and the slots of its axes.
+        counts: new values of constants that count slots, by use.
     """
     graph, analysis = groups.graph, groups.analysis
     slots: dict[str, dict[Use, dict[int, AxisTake]]] = {}
     for use, key in analysis.use.items():
-        slots.setdefault(key[0], {})[use] = along(analysis.axes[key])
+        slots.setdefault(key[0], {})[use] = axes_of(key[0], analysis.axes[key])
     result: dict[str, ConstantTake] = {}
     taken = set(graph.constants) | set(graph.producer) | set(graph.inputs) | graph.given
     for name in graph.constants:
@@ -151,14 +151,20 @@ def _hidden(groups: Groups, alive: _Alive) -> dict[str, dict[int, AxisTake]]:
     return result
 
 
-def _counts(
-    groups: Groups, alive: _Alive, more: Sequence[tuple[Slot, int]]
+def size_edits(
+    groups: Groups, count: Callable[[Ids], int], more: Sequence[tuple[Slot, int]] = ()
 ) -> tuple[dict[Use, tuple[int, ...]], tuple[SizeEdit, ...]]:
-    """New values of what counts slots, where any changes: constants by their use, and the rest as edits."""
+    """New values of what counts slots, where any changes: constants by their use, and the rest as edits.
+
+    Args:
+        groups: the analysis.
+        count: how many there are of some slots.
+        more: numbers that were worked out already.
+    """
     graph = groups.graph
     wanted: dict[Slot, dict[int | None, int]] = {}
     changed: set[Slot] = set()
-    counted = [(r.slot, int(alive.mask(r.ids).sum()), r.ids.size) for r in groups.analysis.facts.resizes]
+    counted = [(r.slot, count(r.ids), r.ids.size) for r in groups.analysis.facts.resizes]
     for slot, left, dense in [*counted, *((slot, left, -1) for slot, left in more)]:
         place = replace(slot, element=None)
         wanted.setdefault(place, {})[slot.element] = left

@@ -76,9 +76,49 @@ def make_plan(
         ModelError: nothing can be pruned.
         GoalError: the budget cannot be reached.
     """
-    budget = budget_of(ratio, macs, params)
+    return plan_within(
+        CostModel(groups),
+        scores,
+        budget_of(ratio, macs, params),
+        scope=scope,
+        align=align,
+        min_width=min_width,
+        granularity=granularity,
+        keep=keep,
+        only=only,
+        damage=damage,
+        options=options,
+        notes=notes,
+    )
+
+
+def plan_within(
+    cost: CostModel,
+    scores: Scores,
+    budget: Budget,
+    *,
+    scope: str = "local",
+    align: int | str = "auto",
+    min_width: int = 1,
+    granularity: Sequence[str] | None = None,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    damage: Mapping[str, NDArray[np.float64]] | None = None,
+    options: Mapping[str, object] | None = None,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Choose the units to keep, with a cost model of one's own: ``exporter.latency_cost`` has one in seconds.
+
+    Args:
+        cost: counts what a budget of ``macs`` or ``params`` allows.
+        scores, scope, align, min_width, granularity, keep, only, damage, options, notes: as for ``make_plan``.
+        budget: what to reach.
+
+    Raises:
+        UsageError, ModelError, GoalError: as for ``make_plan``.
+    """
+    groups = cost.groups
     check(scope, align, min_width)
-    cost = CostModel(groups)
     chosen = eligible(cost, budget, granularity, keep, only, align)
     if scope == "damage":
         chosen, remarks = _judged(groups, chosen, budget, damage)

@@ -37,7 +37,7 @@ def one_per_product(groups: Groups, cost: CostModel, align: int | str, share: fl
     """
     chosen: list[int] = []
     numbers = {g.name: n for n, g in enumerate(groups)}
-    options = {n: allowed_widths(groups, g, align, 1, "local") for n, g in enumerate(groups)}
+    options = {n: allowed_widths(groups, g, align, 1, "local", steps=cost.steps) for n, g in enumerate(groups)}
 
     def saved(members: Sequence[int]) -> tuple[float, float, int]:
         widths = cost.widths.copy()

@@ -19,7 +19,8 @@ from exporter.report_calibration import calibrated_text
 from exporter.tables import milliseconds, quantity, short, table
 from exporter.verifier import Proof
 from runtime.evaluation import Evaluation
-from runtime.latency import Latency, Ratio
+from runtime.latency import Latency
+from runtime.robust import Ratio
 
 _NAMED_SPANS = 2
 _NAMED_TENSORS = 4
@@ -225,40 +226,7 @@ def proof_text(proof: Proof) -> str:
     )
 
 
-# -- bench ------------------------------------------------------------------------------------------------------
-
-
-def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
-    """Input shapes in a line: ``image 1x3x224x224; mask 1x16``."""
-    return "; ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
-
-
-def bench_text(results: Sequence[Latency], ratios: Sequence[Ratio]) -> str:
-    """One row per model; with several, the ratio to the first."""
-    head = ["model", "median", "min", "mean", "p90", "p99", "load", "first run", "samples"]
-    if ratios:
-        head.append("against the first (95 % interval)")
-    rows = [head]
-    for i, r in enumerate(results):
-        row = [
-            r.model,
-            milliseconds(r.median),
-            milliseconds(float(r.samples.min())),
-            milliseconds(float(r.samples.mean())),
-            _percentile(r, 90, 64),
-            _percentile(r, 99, 662),
-            milliseconds(r.load),
-            milliseconds(r.first),
-            str(r.samples.size),
-        ]
-        if ratios:
-            row.append(
-                "" if i == 0 else f"{ratios[i - 1].value:.3f} ({ratios[i - 1].low:.3f} .. {ratios[i - 1].high:.3f})"
-            )
-        rows.append(row)
-    shapes = shapes_text(results[0].shapes)
-    threads = f"{results[0].threads} threads" if results[0].threads else "default threads"
-    return f"{results[0].backend}, {threads}, inputs: {shapes or 'none'}\n\n" + table(rows, right=range(1, 9))
+# -- eval -------------------------------------------------------------------------------------------------------
 
 
 def evaluation_text(model: Path, result: Evaluation) -> str:
@@ -270,8 +238,3 @@ def evaluation_text(model: Path, result: Evaluation) -> str:
     )
     what = f"{result.samples} samples, output '{result.output}', {result.seconds:.1f} s"
     return "\n".join([*(f"note: {n}" for n in result.notes), f"{model}: {result.metric} {value}{error}; {what}"])
-
-
-def _percentile(latency: Latency, q: int, needed: int) -> str:
-    value = latency.percentile(q)
-    return milliseconds(value) if value is not None else f"needs {needed}"

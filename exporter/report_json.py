@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,15 @@ from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
 from exporter.hints import hint_for
 from exporter.interface import shrunk
+from exporter.latency_json import latency_json, ratio_json
 from exporter.pruner import Result, Totals
 from exporter.report import dropped_blocks, prunable_parameters
 from exporter.rounds import Round
 from exporter.search import Search
 from exporter.verifier import Proof
 from runtime.evaluation import Evaluation
-from runtime.latency import Latency, Ratio
+from runtime.latency import Latency
+from runtime.robust import Ratio
 
 JSON_VERSION = 1
 
@@ -104,43 +105,6 @@ def proof_json(proof: Proof) -> dict[str, Any]:
         "shapes": [{k: list(v) for k, v in shapes.items()} for shapes in proof.shapes],
         "warnings": list(proof.warnings),
     }
-
-
-def bench_json(results: Sequence[Latency], ratios: Sequence[Ratio]) -> dict[str, Any]:
-    """All of ``bench``, raw samples included."""
-    import platform
-
-    return {
-        "version": JSON_VERSION,
-        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
-        "results": [latency_json(r) for r in results],
-        "ratios_to_first": [ratio_json(r) for r in ratios],
-    }
-
-
-def latency_json(latency: Latency) -> dict[str, Any]:
-    """One measurement."""
-    return {
-        "model": latency.model,
-        "backend": latency.backend,
-        "threads": latency.threads,
-        "shapes": {k: list(v) for k, v in latency.shapes.items()},
-        "load_s": latency.load,
-        "first_s": latency.first,
-        "median_s": latency.median,
-        "min_s": float(latency.samples.min()),
-        "mean_s": float(latency.samples.mean()),
-        "p90_s": latency.percentile(90),
-        "p99_s": latency.percentile(99),
-        "samples_s": [round(float(s), 9) for s in latency.samples],
-        "cpu_s": [round(float(s), 9) for s in latency.cpu],
-        "switched": [bool(s) for s in latency.switched],
-    }
-
-
-def ratio_json(ratio: Ratio) -> dict[str, float]:
-    """A ratio with its interval."""
-    return {"value": ratio.value, "low": ratio.low, "high": ratio.high}
 
 
 def evaluation_json(model: Path, result: Evaluation) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 _LONGEST_NAME = 44
 
@@ -39,3 +39,8 @@ def short(name: str) -> str:
 def milliseconds(seconds: float) -> str:
     """A time in ms, with three significant digits."""
     return f"{seconds * 1e3:.3g} ms"
+
+
+def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Input shapes in a line: ``image 1x3x224x224; mask 1x16``."""
+    return "; ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())

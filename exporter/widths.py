@@ -16,8 +16,6 @@ from exporter.importance import Scores, normalised
 
 Measure = Callable[[NDArray[np.int64]], float]
 
-_CONV_ALIGN = 16
-_MATMUL_ALIGN = 8
 _DIVISOR = 4
 _MANY = 8
 _GLOBAL_FLOOR = 0.1
@@ -52,7 +50,7 @@ class Widths:
         self.scope = scope
         self.auto = align == "auto"
         self.allowed = {
-            n: allowed_widths(groups, groups.groups[n], align, min_width, scope, relax) for n in self.chosen
+            n: allowed_widths(groups, groups.groups[n], align, min_width, scope, relax, cost.steps) for n in self.chosen
         }
         relative = normalised(scores)
         self.sorted_scores = {n: -np.sort(-relative[groups.groups[n].name]) for n in self.chosen}
@@ -182,17 +180,26 @@ class Widths:
 
 
 def allowed_widths(
-    groups: Groups, group: Group, align: int | str, min_width: int, scope: str, relax: int = 1
+    groups: Groups,
+    group: Group,
+    align: int | str,
+    min_width: int,
+    scope: str,
+    relax: int = 1,
+    steps: tuple[int, int] = CostModel.steps,
 ) -> NDArray[np.int64]:
-    """Widths a group may have, ascending; its own is always one. ``relax`` divides automatic alignment."""
-    step = _step(groups, group, align, relax)
+    """Widths a group may have, ascending; its own is always one.
+
+    Automatic alignment is to ``steps``, for convolutions and for matrix products, divided by ``relax``.
+    """
+    step = _step(groups, group, align, relax, steps)
     floor = max(min_width, math.ceil(_GLOBAL_FLOOR * group.width) if scope == "global" else 1)
     first = max(step, -(-floor // step) * step)
     options = [*range(first, group.width, step), group.width]
     return np.array(options, np.int64)
 
 
-def _step(groups: Groups, group: Group, align: int | str, relax: int) -> int:
+def _step(groups: Groups, group: Group, align: int | str, relax: int, steps: tuple[int, int]) -> int:
     """Units by which a group's width may change, so that the axes it is laid out on stay aligned.
 
     A head of 64 columns is aligned whatever the number of heads; a channel counts for one.
@@ -200,7 +207,7 @@ def _step(groups: Groups, group: Group, align: int | str, relax: int) -> int:
     if align == "auto" and group.kind == "experts":
         return 1  # no kernel works along them
     if align == "auto":
-        wanted = max((_CONV_ALIGN if _touches_conv(groups, group) else _MATMUL_ALIGN) // relax, _DIVISOR)
+        wanted = max((steps[0] if _touches_conv(groups, group) else steps[1]) // relax, _DIVISOR)
     else:
         wanted = int(align)
     counts = [np.bincount(s.units[s.units >= 0], minlength=group.width).max() for s in group.parameters]

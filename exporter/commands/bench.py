@@ -6,40 +6,64 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
-from exporter.commands.options import add_json, add_shape, command
+from exporter.commands.console import Progress, write_json, write_to
+from exporter.commands.options import add_json, command
+from exporter.commands.running import add_running, asked_of, numbers, share
 
 
 def add(commands: Any) -> None:
     """Add the command."""
     parser = command(commands, "bench", run, "Measure the latency of models, in turn in one run.")
     parser.add_argument("models", metavar="MODEL", type=Path, nargs="+", help="the ONNX files")
-    parser.add_argument("--backend", default="ort-cpu", metavar="NAME", help="ort-cpu (default)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads inside one operator (0: default)")
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time to sample each model (3)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the inputs")
-    add_shape(parser)
+    add_running(parser, seconds=5.0)
+    parser.add_argument(
+        "--precision",
+        type=share,
+        default=0.01,
+        metavar="P",
+        help="stop earlier, as soon as every median is known to within this share (1%%); 0 takes all of the time",
+    )
+    parser.add_argument(
+        "--batch", type=numbers, metavar="1,8,32", help="sizes of the batch axis to measure, one after another"
+    )
+    parser.add_argument("--streams", type=int, default=1, metavar="N", help="also run N at a time, as a server does")
+    parser.add_argument("--no-cold", action="store_true", help="no fresh process for cold start and peak memory")
+    parser.add_argument("--csv", metavar="FILE|-", help="write a line for each sample to a file, or to stdout for '-'")
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter import report, report_json
-    from runtime.feeds import parse_shapes
+    from exporter import latency_json, latency_report
+    from exporter.errors import UsageError
     from runtime.latency import bench, compare
 
-    results = bench(
-        options.models,
-        options.backend,
-        threads=options.threads,
-        seconds=options.seconds,
-        shapes=parse_shapes(options.shape),
-        seed=options.seed,
-        progress=Progress(options.quiet),
-    )
-    ratios = [compare(results[0], other) for other in results[1:]]
+    if options.csv == "-" and options.json == "-":
+        raise UsageError("--json - and --csv - both write to stdout; give one of them a file.")
+    asked = asked_of(options)
+    results, ratios = [], []
+    for batch in options.batch or [None]:
+        measured = bench(
+            options.models,
+            options.backend,
+            threads=options.threads,
+            seconds=options.seconds,
+            precision=options.precision or None,
+            shapes=asked.shapes,
+            batch=batch,
+            inputs=options.inputs,
+            seed=options.seed,
+            streams=options.streams,
+            cold=not options.no_cold,
+            options=asked.options,
+            progress=Progress(options.quiet),
+        )
+        results += measured
+        ratios += [None, *(compare(measured[0], other) for other in measured[1:])]
     if options.json:
-        write_json(options.json, report_json.bench_json(results, ratios))
-    if options.json != "-":
-        print(report.bench_text(results, ratios))
+        write_json(options.json, latency_json.bench_json(results, [r for r in ratios if r is not None]))
+    if options.csv:
+        write_to(options.csv, latency_json.bench_csv(results), "the CSV table")
+    if "-" not in (options.json, options.csv):
+        print(latency_report.bench_text(results, ratios))
     return 0

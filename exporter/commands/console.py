@@ -28,14 +28,18 @@ class Progress:
 
 def write_json(target: str, document: dict[str, Any]) -> None:
     """Write a document to a file, or to stdout for ``-``."""
+    write_to(target, json.dumps(document, indent=1, ensure_ascii=False) + "\n", "the JSON report")
+
+
+def write_to(target: str, text: str, what: str) -> None:
+    """Write text to a file, or to stdout for ``-``; ``what`` is what messages call it."""
     from exporter.atomic import write_text
     from exporter.errors import UsageError
 
-    text = json.dumps(document, indent=1, ensure_ascii=False)
     if target == "-":
-        print(text)
+        print(text, end="")
         return
     try:
-        write_text(Path(target), text + "\n")
+        write_text(Path(target), text)
     except OSError as error:
-        raise UsageError(f"the JSON report cannot be written to {target}: {error.strerror}.") from error
+        raise UsageError(f"{what} cannot be written to {target}: {error.strerror}.") from error

@@ -11,7 +11,8 @@ from exporter.commands.console import Progress, write_json
 from exporter.commands.options import add_cache, add_io, add_json, add_preprocess, add_shape, command
 
 if TYPE_CHECKING:
-    from runtime.latency import Latency, Ratio
+    from runtime.latency import Latency
+    from runtime.robust import Ratio
 
 
 def add(commands: Any) -> None:
@@ -44,6 +45,14 @@ def add(commands: Any) -> None:
         metavar="N",
         help="cut and fit in N rounds towards the budget, each choosing on the model of the round before (1)",
     )
+    budget.add_argument(
+        "--latency",
+        metavar="0.6x|5ms",
+        help="leave at most this share of the latency, or this time, as measured on this machine, whose staircase the "
+        "widths are aligned to (see: secateur probe)",
+    )
+    budget.add_argument("--device", default="ort-cpu", metavar="NAME", help="backend for --latency (ort-cpu)")
+    budget.add_argument("--threads", type=int, default=1, metavar="N", help="threads for --latency (1)")
     choice = parser.add_argument_group("choosing units")
     choice.add_argument(
         "--layers",
@@ -143,6 +152,8 @@ def run(options: argparse.Namespace) -> int:
     from runtime.images import parse_preprocess
 
     _check(options)
+    if options.latency:
+        return _to_latency(options)
     result = prune(
         options.model,
         options.output,
@@ -189,12 +200,77 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _to_latency(options: argparse.Namespace) -> int:
+    """Prune to a latency; returns the exit code."""
+    from exporter import latency_json, latency_report, report, report_json
+    from exporter.latency_budget import parse_latency, prune_to_latency
+    from runtime.backends import SessionOptions
+    from runtime.feeds import parse_shapes
+    from runtime.images import parse_preprocess
+    from runtime.runners import Asked
+
+    result, outcome = prune_to_latency(
+        options.model,
+        options.output,
+        parse_latency(options.latency),
+        Asked(options.device, SessionOptions(threads=options.threads), parse_shapes(options.shape)),
+        score=options.score,
+        consumers=options.include_consumers,
+        scope=options.scope,
+        align=_align(options.align),
+        min_width=options.min_width,
+        granularity=[k.strip() for k in options.granularity.split(",")] if options.granularity else None,
+        keep=options.keep,
+        only=options.only,
+        io=options.io,
+        calib=options.calib,
+        preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
+        calib_samples=options.calib_samples,
+        compensate=not options.no_compensate,
+        prove=not options.no_verify,
+        inputs=options.inputs,
+        seed=options.seed,
+        progress=Progress(options.quiet),
+    )
+    if options.save_plan:
+        result.plan.save(options.save_plan)
+    if options.json:
+        document = {**report_json.prune_json(result), "latency_budget": latency_json.outcome_json(outcome)}
+        write_json(options.json, document)
+    if options.json != "-":
+        print(report.prune_text(result))
+        print(latency_report.outcome_text(outcome))
+    return 0
+
+
+def _check_latency(options: argparse.Namespace) -> None:
+    """Refuse what does not go with a budget of latency."""
+    from exporter.errors import UsageError
+
+    others = {"ratio": "--ratio", "macs": "--macs", "params": "--params", "layers": "--layers", "plan": "--plan"}
+    given = [text for name, text in others.items() if getattr(options, name) is not None]
+    if options.latency and given:
+        raise UsageError(f"--latency is a budget of its own; leave out {' and '.join(given)}.")
+    if options.latency and options.granularity and "layers" in options.granularity.split(","):
+        raise UsageError(
+            "--latency chooses widths; drop blocks first, with --layers, and prune the result to a latency."
+        )
+    for name in ("dry_run", "measure"):
+        if options.latency and getattr(options, name):
+            raise UsageError(f"--latency builds and measures in any case; leave out --{name.replace('_', '-')}.")
+    if options.latency and options.output is None:
+        raise UsageError("say where to write the result with -o OUT.onnx.")
+    if not options.latency and (options.device != "ort-cpu" or options.threads != 1):
+        raise UsageError("--device and --threads say what --latency is measured with; give --latency too.")
+
+
 def _check(options: argparse.Namespace) -> None:
     """Refuse what would be ignored, or would fail only after the work."""
     from exporter.atomic import obstacle
     from exporter.choice import Request
     from exporter.errors import UsageError
 
+    _check_latency(options)
     if options.plan:
         for field in fields(Request):
             name = "include_consumers" if field.name == "consumers" else field.name

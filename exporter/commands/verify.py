@@ -75,6 +75,7 @@ def _proof(options: argparse.Namespace) -> int:
     from exporter.interface import pruned_shapes
     from exporter.normalise import input_specs
     from exporter.pruner import load_for
+    from exporter.tables import shapes_text
     from runtime.errors import BadRequest
     from runtime.feeds import recorded
 
@@ -84,7 +85,7 @@ def _proof(options: argparse.Namespace) -> int:
     try:
         pruned = load(options.pruned, pruned_shapes(plan, shapes))
     except BadRequest as error:
-        wanted = report.shapes_text(pruned_shapes(plan, shapes))
+        wanted = shapes_text(pruned_shapes(plan, shapes))
         raise GoalError(f"{options.pruned} does not take the inputs of the original ({wanted}).") from error
     inputs = recorded(options.inputs, input_specs(graph.model)) if options.inputs else ()
     proof = verify(pruned, graph, plan, tolerance=options.tolerance, inputs=inputs, progress=Progress(options.quiet))

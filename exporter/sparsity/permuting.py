@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.edits import takes
+from exporter.edits import constant_takes
 from exporter.errors import GoalError
 from exporter.fits import fingerprint
 from exporter.graph import Graph
@@ -189,7 +189,7 @@ def _plan(groups: Groups, orders: Mapping[int, Order]) -> Plan:
         options={},
         notes=(),
         groups=(),
-        take=takes(groups, along, {}),
+        take=constant_takes(groups, lambda _, axes: along(axes), {}),
         hide={name: axes for name, axes in hide.items() if axes},  # nothing is hidden; the proof compares in this order
         sizes=(),
         gathers=(),

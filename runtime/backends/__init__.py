@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendMissing
+from runtime.errors import BackendMissing, BadRequest
 
 Array = NDArray[np.generic]
+
+LEVELS = ("off", "basic", "extended", "all")
+"""How far a backend may rewrite a graph before it runs it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,15 @@ class Session(Protocol):
         ...
 
 
+@runtime_checkable
+class TimedSession(Protocol):
+    """A session whose device has a clock of its own. Offering it is optional; latency is then reported by both."""
+
+    def bind_timed(self, feeds: Mapping[str, Array]) -> Callable[[], float]:
+        """As ``bind``; the call returns the seconds the run took on the device, without transfers and the host."""
+        ...
+
+
 @dataclass(frozen=True)
 class SessionOptions:
     """How to load a model.
@@ -52,29 +64,73 @@ class SessionOptions:
     Attributes:
         threads: threads inside one operator; 0 lets the backend choose.
         optimize: graph optimisation; off gives the file's own arithmetic, which proofs need.
-        spinning: threads wait for work without giving up the processor: faster, at the cost of others.
+        level: how far to optimise, one of ``LEVELS``; ``optimize=False`` is ``off``.
+        spinning: idle threads wait busily for work. Off costs a little latency and leaves the processor to others.
+        binding: timed calls keep inputs and outputs where they are (I/O binding); off copies them on every run.
+        capture: record the run once and replay it (CUDA graphs), where the backend can.
+        profile: write a profile whose name begins so.
+        save: write the model as the backend optimised it.
+        folder: where the external data of a model given as bytes lie.
     """
 
     threads: int = 0
     optimize: bool = True
+    level: str = "all"
     spinning: bool = True
+    binding: bool = True
+    capture: bool = False
+    profile: Path | None = None
+    save: Path | None = None
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise BadRequest(f"--level {self.level}: choose from {', '.join(LEVELS)}.")
+        if self.threads < 0:
+            raise BadRequest(f"--threads {self.threads}: must be a number of threads, or 0 for the backend's choice.")
 
 
 Opener = Callable[[Path | bytes, SessionOptions], Session]
 
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether this machine can use a backend.
+
+    Attributes:
+        device: what it runs on.
+        version: of the package behind it; empty where it is not installed.
+        missing: what is lacking and the line that adds it; empty where the backend can be tried.
+    """
+
+    device: str
+    version: str
+    missing: str
+
+
 BACKENDS: dict[str, Opener] = {}
 
+ABOUT: dict[str, Callable[[], Availability]] = {}
+"""For each backend that can tell, whether this machine can use it."""
 
-def backend(name: str) -> Callable[[Opener], Opener]:
-    """Register a function that opens sessions under ``name``."""
+
+def backend(name: str, about: Callable[[], Availability] | None = None) -> Callable[[Opener], Opener]:
+    """Register a function that opens sessions under ``name``, and what tells whether it would."""
 
     def register(opener: Opener) -> Opener:
         if name in BACKENDS:
             raise ValueError(f"backend '{name}' is registered twice")
         BACKENDS[name] = opener
+        if about is not None:
+            ABOUT[name] = about
         return opener
 
     return register
+
+
+def _register() -> None:
+    """Let the backends that ship register themselves; here, to keep start-up fast."""
+    import runtime.backends.ort  # noqa: F401
 
 
 def open_session(model: Path | str | bytes, backend: str = "ort-cpu", options: SessionOptions | None = None) -> Session:
@@ -83,18 +139,41 @@ def open_session(model: Path | str | bytes, backend: str = "ort-cpu", options: S
     Args:
         model: path of the file, or its bytes.
         backend: a name in ``BACKENDS``.
-        options: threads and optimisation.
+        options: threads, optimisation and the rest.
 
     Raises:
         BackendMissing: no such backend, or its package is not installed.
+        BadRequest: the backend lacks what an option asks for.
         RunError: the backend refuses the model.
     """
-    import runtime.backends.ort  # noqa: F401  (registers itself; imported here to keep start-up fast)
-
+    _register()
     if backend not in BACKENDS:
-        raise BackendMissing(f"there is no backend '{backend}'. Available: {', '.join(sorted(BACKENDS))}.")
+        raise BackendMissing(
+            f"there is no backend '{backend}'. Available: {', '.join(sorted(BACKENDS))}.\n"
+            "See what this machine can do with: secateur backends"
+        )
     source = model if isinstance(model, bytes) else Path(model)
     return BACKENDS[backend](source, options or SessionOptions())
 
 
-__all__: Sequence[str] = ["BACKENDS", "Session", "SessionOptions", "TensorSpec", "backend", "open_session"]
+def available() -> dict[str, Availability]:
+    """Every backend by name, those first that this machine can use."""
+    _register()
+    unknown = Availability("", "", "")
+    found = {name: ABOUT[name]() if name in ABOUT else unknown for name in BACKENDS}
+    return dict(sorted(found.items(), key=lambda item: bool(item[1].missing)))
+
+
+__all__: Sequence[str] = [
+    "ABOUT",
+    "BACKENDS",
+    "LEVELS",
+    "Availability",
+    "Session",
+    "SessionOptions",
+    "TensorSpec",
+    "TimedSession",
+    "available",
+    "backend",
+    "open_session",
+]

@@ -1,15 +1,17 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime, on any of its execution providers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.backends import Array, Session, SessionOptions, TensorSpec, backend
-from runtime.errors import BackendMissing, RunError
+from runtime.backends import Array, Availability, Session, SessionOptions, TensorSpec, backend
+from runtime.errors import BackendMissing, BadRequest, RunError
 
 _DTYPES: dict[str, Any] = {
     "float": np.float32,
@@ -28,6 +30,47 @@ _DTYPES: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Provider:
+    """One execution provider as a backend.
+
+    Attributes:
+        provider: ONNX Runtime's name of it.
+        device: what it runs on.
+        install: the line that adds it.
+        memory: where I/O binding keeps tensors, as ONNX Runtime calls it.
+        capture: its option that records and replays the run; empty where it has none.
+    """
+
+    provider: str
+    device: str
+    install: str
+    memory: str = "cpu"
+    capture: str = ""
+
+
+PROVIDERS = {
+    "ort-cpu": Provider("CPUExecutionProvider", "CPU", "pip install onnxruntime"),
+    "ort-cuda": Provider(
+        "CUDAExecutionProvider", "NVIDIA GPU", "pip install onnxruntime-gpu", "cuda", "enable_cuda_graph"
+    ),
+    "ort-tensorrt": Provider(
+        "TensorrtExecutionProvider",
+        "NVIDIA GPU",
+        "pip install onnxruntime-gpu tensorrt",
+        "cuda",
+        "trt_cuda_graph_enable",
+    ),
+    "ort-openvino": Provider("OpenVINOExecutionProvider", "Intel CPU, GPU or NPU", "pip install onnxruntime-openvino"),
+    "ort-directml": Provider("DmlExecutionProvider", "GPU (Windows)", "pip install onnxruntime-directml", "dml"),
+    "ort-migraphx": Provider("MIGraphXExecutionProvider", "AMD GPU", "pip install onnxruntime-migraphx"),
+    "ort-qnn": Provider("QNNExecutionProvider", "Qualcomm NPU", "pip install onnxruntime-qnn"),
+    "ort-coreml": Provider("CoreMLExecutionProvider", "Apple GPU or NPU", "pip install onnxruntime (on macOS)"),
+    "ort-xnnpack": Provider("XnnpackExecutionProvider", "CPU", "an ONNX Runtime built with --use_xnnpack"),
+}
+"""Those that packages on PyPI offer, and XNNPACK, which needs a build of one's own."""
+
+
 def _spec(argument: Any) -> TensorSpec:
     kind = argument.type
     inner = kind[len("tensor(") : -1] if kind.startswith("tensor(") else ""
@@ -37,24 +80,30 @@ def _spec(argument: Any) -> TensorSpec:
 
 
 class OrtSession:
-    """A session of ONNX Runtime's CPU provider."""
+    """A session of ONNX Runtime on one execution provider, with the CPU for what that one cannot run."""
 
-    def __init__(self, model: Path | bytes, options: SessionOptions) -> None:
+    def __init__(self, model: Path | bytes, options: SessionOptions, name: str = "ort-cpu") -> None:
         import onnxruntime as ort
 
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4  # failures come back as exceptions; the log would repeat them
-        settings.intra_op_num_threads = options.threads
-        if not options.spinning:
-            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if not options.optimize:
-            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._about, self._options = PROVIDERS[name], options
+        provider: Any = self._about.provider
+        if options.capture:
+            if not self._about.capture:
+                able = ", ".join(n for n, p in PROVIDERS.items() if p.capture)
+                raise BadRequest(f"--capture: {name} cannot record its runs; {able} can.")
+            provider = (provider, {self._about.capture: "1"})
+        providers = [provider] if name == "ort-cpu" else [provider, "CPUExecutionProvider"]
         try:
             self._session = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model), settings, providers=["CPUExecutionProvider"]
+                model if isinstance(model, bytes) else str(model), _settings(ort, options), providers=providers
             )
         except Exception as error:  # the binding raises a dozen unrelated classes
             raise RunError(f"ONNX Runtime {ort.__version__} refuses the model: {_first_line(error)}") from error
+        if self._about.provider not in self._session.get_providers():  # it falls back without a word
+            raise BackendMissing(
+                f"backend {name}: ONNX Runtime offers {self._about.provider}, but it does not start on this machine "
+                f"(no {self._about.device}, or no driver or library for it)."
+            )
         self.inputs = tuple(_spec(i) for i in self._session.get_inputs())
         self.outputs = tuple(_spec(o) for o in self._session.get_outputs())
 
@@ -70,34 +119,102 @@ class OrtSession:
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], None]:
         """Bind the inputs once; the returned call has the least overhead ONNX Runtime offers from Python."""
-        binding = self._session.io_binding()
+        if not self._options.binding:
+            return self._unbound(dict(feeds))
+        binding, alive = self._session.io_binding(), [dict(feeds)]
+        memory, on_device = self._about.memory, self._about.memory != "cpu"
         try:
             for name, value in feeds.items():
-                binding.bind_cpu_input(name, np.asarray(value, order="C"))
+                array = np.asarray(value, order="C")
+                if on_device:
+                    alive.append({name: self._moved(array)})
+                    binding.bind_ortvalue_input(name, alive[-1][name])
+                else:
+                    binding.bind_cpu_input(name, array)
             for output in self.outputs:
-                binding.bind_output(output.name)
+                binding.bind_output(output.name, memory)
+            if on_device and self._options.capture:  # a replay writes where the recording wrote
+                self._session.run_with_iobinding(binding)
+                values = binding.get_outputs()
+                alive.append(dict(zip((o.name for o in self.outputs), values, strict=True)))
+                for output in self.outputs:
+                    binding.bind_ortvalue_output(output.name, alive[-1][output.name])
         except Exception as error:
             raise RunError(f"ONNX Runtime cannot bind the inputs: {_first_line(error)}") from error
-        run, alive = self._session.run_with_iobinding, dict(feeds)
+        run, wait = self._session.run_with_iobinding, binding.synchronize_outputs if on_device else None
 
         def call(_alive: object = alive) -> None:  # the binding points into these arrays
             try:
                 run(binding)
+                if wait is not None:
+                    wait()
             except Exception as error:
                 raise RunError(f"ONNX Runtime failed to run the model: {_first_line(error)}") from error
 
         return call
+
+    def end_profiling(self) -> Path:
+        """Close the profile that was asked for, and say where it is."""
+        return Path(self._session.end_profiling())
+
+    def _moved(self, array: Array) -> Any:
+        import onnxruntime as ort
+
+        return ort.OrtValue.ortvalue_from_numpy(array, self._about.memory, 0)
+
+    def _unbound(self, feeds: dict[str, Array]) -> Callable[[], None]:
+        def call() -> None:
+            self.run(feeds)
+
+        return call
+
+
+def _settings(ort: Any, options: SessionOptions) -> Any:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4  # failures come back as exceptions; the log would repeat them
+    settings.intra_op_num_threads = options.threads
+    levels = ort.GraphOptimizationLevel
+    settings.graph_optimization_level = {
+        "off": levels.ORT_DISABLE_ALL,
+        "basic": levels.ORT_ENABLE_BASIC,
+        "extended": levels.ORT_ENABLE_EXTENDED,
+        "all": levels.ORT_ENABLE_ALL,
+    }[options.level if options.optimize else "off"]
+    if not options.spinning:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if options.folder is not None:
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(options.folder))
+    if options.profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(options.profile)
+    if options.save is not None:
+        settings.optimized_model_filepath = str(options.save)
+    return settings
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-@backend("ort-cpu")
-def open_ort_cpu(model: Path | bytes, options: SessionOptions) -> Session:
-    """Open a model on ONNX Runtime's CPU provider."""
+def _about(name: str) -> Availability:
+    """What this machine lacks for a provider."""
+    known = PROVIDERS[name]
     try:
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise BackendMissing("backend ort-cpu needs ONNX Runtime: pip install onnxruntime") from error
-    return OrtSession(model, options)
+        import onnxruntime as ort
+    except ImportError:
+        return Availability(known.device, "", f"needs ONNX Runtime: {known.install}")
+    if known.provider in ort.get_available_providers():
+        return Availability(known.device, f"onnxruntime {ort.__version__}", "")
+    text = f"ONNX Runtime {ort.__version__} here comes without {known.provider}: {known.install}"
+    return Availability(known.device, "", text)
+
+
+def _open(name: str, model: Path | bytes, options: SessionOptions) -> Session:
+    lacking = _about(name).missing
+    if lacking:
+        raise BackendMissing(f"backend {name}: {lacking}")
+    return OrtSession(model, options, name)
+
+
+for _name in PROVIDERS:
+    backend(_name, partial(_about, _name))(partial(_open, _name))

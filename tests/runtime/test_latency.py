@@ -4,84 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import pytest
 
-import runtime.backends.ort  # noqa: F401  (registers itself, before a test puts another registry in place)
-from runtime import backends, latency
 from runtime.backends import TensorSpec
 from runtime.errors import BackendMissing, BadRequest, RunError
 from runtime.feeds import PROFILES
-from runtime.latency import Latency, bench, compare, input_shapes
-from tests.onnx_builder import build, node, weights
+from runtime.latency import Latency, bench, compare
+from runtime.runners import input_shapes
 
 # -- sampling, on a backend and a clock of our own --------------------------------------------------------------
-
-
-class Machine:
-    """A backend whose models take a set time on a clock that moves only while they run."""
-
-    def __init__(self):
-        self.now = 0.0
-        self.busy = 0.0
-        self.switches = 0
-        self.ran: list[str] = []
-        self.fed: list[dict] = []
-        self.opened: list = []
-        self.durations: dict[str, float] = {}
-        self.inputs = (TensorSpec("ids", np.dtype(np.int64), ("N", "S")),)
-        self.accepts = lambda _: True
-        self.disturbs = lambda _: False
-
-    def open(self, path, options):
-        self.opened.append((path, options))
-        self.now += 0.5
-        return Loaded(self, Path(path).stem)
-
-
-class Loaded:
-    """A model on the machine."""
-
-    def __init__(self, machine, name):
-        self.machine, self.name, self.inputs, self.outputs = machine, name, machine.inputs, ()
-
-    def bind(self, feeds):
-        machine = self.machine
-        machine.fed.append(feeds)
-
-        def call():
-            if not machine.accepts({n: v.shape for n, v in feeds.items()}):
-                raise RunError(f"{self.name} does not like {[v.shape for v in feeds.values()]}")
-            machine.ran.append(self.name)
-            seconds = machine.durations.get(self.name, 0.01)
-            machine.now += seconds
-            machine.busy += 2 * seconds  # two threads
-            machine.switches += machine.disturbs(self.name)
-
-        return call
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    made = Machine()
-    monkeypatch.setattr(backends, "BACKENDS", {"fake": made.open})
-    clock = SimpleNamespace(perf_counter=lambda: made.now, process_time=lambda: made.busy)
-    monkeypatch.setattr(latency, "time", clock)
-    monkeypatch.setattr(latency, "_switches", lambda: made.switches)
-    return made
-
-
-@pytest.fixture
-def paths(tmp_path):
-    """Three files; what is in them matters for the values of inputs only."""
-    model = build([node("Gather", "w ids", "y")], {"ids": ["N", "S"]}, ["y"], weights(w=(7, 2)), kinds={"ids": "i"})
-    for name in "abc":
-        onnx.save(model, tmp_path / f"{name}.onnx")
-    return [tmp_path / f"{name}.onnx" for name in "abc"]
 
 
 def test_models_run_in_turn_forwards_and_backwards(machine, paths):
@@ -134,7 +67,7 @@ def test_what_is_asked_for_reaches_the_backend(machine, paths):
 
 def test_all_models_get_the_same_inputs_that_they_accept(machine, paths):
     bench(paths, "fake", seconds=0.1, seed=1, shapes={"ids": (50, 9)})
-    one, two, three = machine.fed
+    one, two, three = machine.fed[:3]
     np.testing.assert_array_equal(one["ids"], two["ids"])
     np.testing.assert_array_equal(one["ids"], three["ids"])
     assert one["ids"].max() == 6  # rows of the table
@@ -158,7 +91,7 @@ def test_a_model_that_never_runs_says_what_it_said_first(machine, paths):
 def test_progress_is_told(machine, paths):
     lines = []
     bench(paths[:2], "fake", seconds=2, progress=lines.append)
-    assert lines == ["loading a.onnx", "loading b.onnx", "sampling for 4 s"]
+    assert lines == ["loading a.onnx", "loading b.onnx", "sampling for at most 4 s"]
 
 
 @pytest.mark.parametrize(
@@ -317,3 +250,97 @@ def test_running_in_another_models_wake_evens_out(count):
     first.samples[1::2] *= 0.9
     other.samples[::2] *= 0.9
     assert compare(first, other).value == pytest.approx(1, abs=0.02)
+
+
+# -- what else is measured ----------------------------------------------------------------------------------------
+
+
+def test_a_device_may_have_a_clock_of_its_own(machine, paths, monkeypatch):
+    """A session that offers timed calls is asked for them."""
+    from runtime import backends
+    from tests.runtime.conftest import Loaded
+
+    class Timed(Loaded):
+        def bind_timed(self, feeds):
+            call = self.bind(feeds)
+            return lambda: call() or 0.004
+
+    monkeypatch.setitem(backends.BACKENDS, "timed", lambda path, _: Timed(machine, path.stem))
+    (result,) = bench(paths[:1], "timed", seconds=0.2)
+    assert result.device_median == pytest.approx(0.004)
+    assert result.median == pytest.approx(0.01)
+
+
+def test_without_one_there_is_no_device_time(machine, paths):
+    assert bench(paths[:1], "fake", seconds=0.1)[0].device_median is None
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_batches(batch, machine, paths):
+    (result,) = bench(paths[:1], "fake", seconds=0.1, batch=batch, shapes={"ids": (2, 7)})
+    assert result.shapes == {"ids": (batch, 7)}
+    assert result.batch == batch
+    assert result.throughput == pytest.approx(batch / 0.01)
+
+
+def test_recorded_inputs_take_turns(machine, paths, tmp_path):
+    np.savez(tmp_path / "in.npz", ids=np.arange(12).reshape(4, 3))
+    (result,) = bench(paths[:1], "fake", seconds=0.1, inputs=tmp_path / "in.npz")
+    assert result.shapes == {"ids": (1, 3)}
+    assert {int(f["ids"][0, 0]) for f in machine.fed} == {0, 3, 6, 9}
+
+
+def test_sampling_ends_when_every_median_is_known(machine, paths):
+    rng = np.random.default_rng(0)
+    machine.noise = lambda: np.exp(rng.normal(0, 0.02))
+    loose, tight = (bench(paths[:2], "fake", seconds=1000, precision=p)[0] for p in (0.05, 0.002))
+    assert loose.settled
+    assert tight.settled
+    assert 64 <= loose.samples.size < tight.samples.size
+    low, high = tight.interval
+    assert (high - low) / 2 < 0.002 * tight.median
+
+
+def test_signs_of_contention_are_reported(machine, paths):
+    """Others keep one and a half processors busy on this machine."""
+    (result,) = bench(paths[:1], "fake", seconds=2)
+    assert [f.kind for f in result.flags] == ["busy"]
+    np.testing.assert_allclose(result.others, 1.5, atol=0.05)
+
+
+def test_streams_run_side_by_side(tmp_path):
+    import onnx
+
+    from tests.onnx_builder import build, node, weights
+
+    onnx.save(build([node("MatMul", "x w", "y")], {"x": [8, 8]}, ["y"], weights(w=(8, 8))), tmp_path / "m.onnx")
+    (result,) = bench([tmp_path / "m.onnx"], threads=1, seconds=0.1, streams=3)
+    assert result.streams.streams == 3
+    assert result.streams.samples.size >= 3
+    assert result.throughput == result.streams.rate > 0
+
+
+def test_a_failure_in_a_stream_is_raised():
+    from runtime.streams import _slice
+
+    def fails():
+        raise RunError("no")
+
+    with pytest.raises(RunError, match="no"):
+        _slice([lambda: None, fails], 0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"batch": 0}, "--batch 0: must be at least 1"),
+        ({"streams": 0}, "--streams 0: must be at least 1"),
+        ({"precision": 1.5}, "--precision 1.5"),
+        ({"threads": -1}, "--threads -1"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+@pytest.mark.usefixtures("machine")
+def test_more_wrong_requests(arguments, text, paths):
+    with pytest.raises(BadRequest, match=text):
+        bench(paths[:1], "fake", **({"seconds": 0.1} | arguments))

@@ -1,0 +1,166 @@
+"""What pruning is worth in time: latency left beside multiply-accumulates left, against Torch-Pruning and onnxsim.
+
+For each network: Torch-Pruning's export and onnxsim's file at half of the channels, and Secateur's at the same
+multiply-accumulates as each, all counted by one cost model. All files of a network are timed against the dense one in
+one interleaved run, one thread, by CPU time. Then ``--macs 0.5`` and ``--latency 0.5x`` of Secateur, and how long the
+latter took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import child
+import numpy as np
+import table
+
+NETWORKS = (
+    *("resnet18", "resnet50", "resnext50_32x4d", "regnet_y_400mf", "mobilenet_v2", "mobilenet_v3_small"),
+    *("efficientnet_b0", "shufflenet_v2_x1_0", "densenet121", "googlenet", "squeezenet1_1", "convnext_tiny"),
+)
+_LIMIT = 900.0
+_ROUND_TO = 8
+_SHAPES = {"input": (1, 3, 224, 224)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="networks, separated by commas (all)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time of one paired run (20)")
+    parser.add_argument("--skip-latency", action="store_true", help="leave out --latency 0.5x")
+    parser.add_argument("--cache", type=Path, default=table.CACHE)
+    parser.add_argument("--results", type=Path, default=table.RESULTS)
+    options = parser.parse_args()
+    about = table.environment()
+    folder = options.cache / "latency"
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = options.only.split(",") if options.only else list(NETWORKS)
+    found = {}
+    for name in chosen:
+        found[name] = _network(name, folder, options)
+        table.say(f"{name}: {found[name]}")
+    whole = options.only is None
+    page = f"# Time left\n\n{_page(found)}"
+    table.publish("latency", page, {"networks": found}, about, options.results if whole else folder)
+
+
+def _network(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    dense = folder / f"{name}.onnx"
+    exported = child.call("zoo:write", _LIMIT, name=name, kind="random", path=str(dense))
+    if exported.error:
+        return {"error": exported.error}
+    row: dict[str, Any] = {"macs": _macs(dense)}
+    files: dict[str, Path] = {}
+    peers = {
+        "torch-pruning": ("peers:prune_torch", {"name": name, "round_to": _ROUND_TO}),
+        "onnxsim": ("peers:prune_onnxsim", {"source": str(dense)}),
+    }
+    for tool, (function, arguments) in peers.items():
+        file = folder / f"{name}-{tool}.onnx"
+        outcome = child.call(function, _LIMIT, output=str(file), ratio=0.5, **arguments)
+        runs = child.call("peers:check_runs", _LIMIT, path=str(file), name=name) if not outcome.error else outcome
+        if runs.error or outcome.value.get("export"):
+            row[tool] = {"error": runs.error or outcome.value["export"]}
+            continue
+        left = _macs(file) / row["macs"]
+        row[tool] = {"macs": left}
+        files[tool] = file
+        files[f"ours, as {tool}"] = _ours(dense, folder / f"{name}-as-{tool}.onnx", left, row, f"ours, as {tool}")
+    files["ours, half"] = _ours(dense, folder / f"{name}-half.onnx", 0.5, row, "ours, half")
+    files = {what: file for what, file in files.items() if file.is_file() and "error" not in row[what]}
+    for what, ratio in _times(dense, files, options.seconds).items():
+        row[what]["time"] = ratio
+    if not options.skip_latency:
+        row["latency"] = _to_latency(dense, folder / f"{name}-latency.onnx")
+    return row
+
+
+def _macs(path: Path) -> float:
+    outcome = child.call("ours:measure", _LIMIT, path=str(path))
+    return float(outcome.value["macs"]) if outcome.value else float("nan")
+
+
+def _ours(dense: Path, file: Path, share: float, row: dict[str, Any], what: str) -> Path:
+    file.unlink(missing_ok=True)
+    outcome = child.call("latency:prune_to_macs", _LIMIT, source=str(dense), output=str(file), macs=share)
+    row[what] = {"error": outcome.error} if outcome.error else dict(outcome.value)
+    return file
+
+
+def prune_to_macs(source: str, output: str, macs: float) -> dict[str, Any]:
+    """Prune and prove with alignment to this machine's staircase. To be called in a child."""
+    from exporter import prune
+    from runtime.staircase import staircase
+
+    stairs = staircase()
+    align = max(stairs.step("Conv"), stairs.step("depthwise Conv"))
+    result = prune(source, output, macs=macs, align=align, shapes=_SHAPES, inputs=None)
+    return {"macs": result.after.macs / result.before.macs}
+
+
+def _times(dense: Path, files: dict[str, Path], seconds: float) -> dict[str, dict[str, float]]:
+    """CPU time of each file relative to the dense one's, with its interval, from one interleaved run."""
+    from runtime.latency import bench
+    from runtime.robust import ratio_of, undisturbed
+
+    paths = [dense, *files.values()]
+    results = bench(paths, threads=1, seconds=seconds / len(paths), shapes=_SHAPES)
+    found = {}
+    for what, other in zip(files, results[1:], strict=True):
+        logs = np.log(other.thread) - np.log(results[0].thread)
+        ratio = ratio_of([undisturbed(logs, results[0].switched | other.switched)])
+        found[what] = {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}
+    return found
+
+
+def _to_latency(dense: Path, output: Path) -> dict[str, Any]:
+    from exporter.errors import SecateurError
+    from exporter.latency_budget import Target, prune_to_latency
+    from runtime.backends import SessionOptions
+    from runtime.runners import Asked
+
+    started = time.perf_counter()
+    try:
+        asked = Asked(options=SessionOptions(threads=1), shapes=_SHAPES)
+        result, outcome = prune_to_latency(dense, output, Target(share=0.5), asked)
+    except SecateurError as error:
+        return {"error": str(error).splitlines()[0], "seconds": time.perf_counter() - started}
+    return {
+        "ratio": outcome.ratio.value,
+        "rounds": len(outcome.tried),
+        "macs": result.after.macs / result.before.macs,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _page(found: dict[str, dict[str, Any]]) -> str:
+    head = ["network", "Torch-Pruning: MACs", "time", "Secateur, same MACs: time"]
+    head += ["onnxsim: MACs", "time", "Secateur, same MACs: time", "--macs 0.5: MACs", "time", "--latency 0.5x: time"]
+    rows = [[*head, "seconds"]]
+    for name, row in found.items():
+        if "error" in row:
+            rows.append([name, row["error"], *[""] * 9])
+            continue
+        cells = [name]
+        for tool in ("torch-pruning", "onnxsim"):
+            cells += [_cell(row, tool, "macs"), _cell(row, tool, "time"), _cell(row, f"ours, as {tool}", "time")]
+        cells += [_cell(row, "ours, half", "macs"), _cell(row, "ours, half", "time")]
+        landed = row.get("latency", {})
+        cells += [table.share(landed["ratio"]) if "ratio" in landed else landed.get("error", "-")]
+        rows.append([*cells, f"{landed['seconds']:.0f}" if "seconds" in landed else "-"])
+    return table.markdown(rows, right=range(1, 11)) + "\n\nShares of the dense network's; time is CPU time, one thread."
+
+
+def _cell(row: dict[str, Any], what: str, key: str) -> str:
+    cell = row.get(what, {})
+    if "error" in cell:
+        return "error"
+    value = cell.get(key)
+    return table.share(value["ratio"] if isinstance(value, dict) else value)
+
+
+if __name__ == "__main__":
+    main()

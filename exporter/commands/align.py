@@ -1,0 +1,45 @@
+"""``secateur align``: pad widths the device dislikes, losslessly."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from exporter.commands.console import Progress, write_json
+from exporter.commands.options import add_json, command
+from exporter.commands.running import add_running, asked_of
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(
+        commands, "align", run, "Pad widths the device dislikes with zeros; keep the result only if it is faster."
+    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file, from whatever source")
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write")
+    add_running(parser, seconds=10.0, threads=1)
+    parser.add_argument(
+        "--to", type=int, metavar="N", help="pad to multiples of N (what the device likes; see: secateur probe)"
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter import latency_json, latency_report
+    from exporter.aligning import align_file
+
+    found = align_file(
+        options.model,
+        options.output,
+        asked_of(options),
+        to=options.to,
+        seconds=options.seconds,
+        progress=Progress(options.quiet),
+    )
+    if options.json:
+        write_json(options.json, latency_json.aligned_json(found))
+    if options.json != "-":
+        print(latency_report.aligned_text(found))
+    return 0

@@ -1,0 +1,28 @@
+"""``secateur backends``: what this machine can run models with."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from exporter.commands.console import write_json
+from exporter.commands.options import add_json, command
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(commands, "backends", run, "List what this machine can run models with, and how to add the rest.")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter import latency_json, latency_report
+    from runtime.backends import available
+
+    found = available()
+    if options.json:
+        write_json(options.json, latency_json.backends_json(found))
+    if options.json != "-":
+        print(latency_report.backends_text(found))
+    return 0

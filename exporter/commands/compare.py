@@ -1,0 +1,71 @@
+"""``secateur compare``: which of two models is faster, and how sure that is."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from exporter.commands.console import Progress, write_json
+from exporter.commands.options import add_json, command
+from exporter.commands.running import add_running, asked_of, share
+
+_FAILED, _INCONCLUSIVE = 1, 5
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(
+        commands, "compare", run, "Compare two models: paired latency with an interval, outputs, and layers."
+    )
+    parser.add_argument("first", metavar="A", type=Path, help="the ONNX file to compare with")
+    parser.add_argument("other", metavar="B", type=Path, help="the ONNX file that is judged; may be A again")
+    add_running(parser, seconds=10.0)
+    parser.add_argument("--backend-b", metavar="NAME", help="backend of B, if another")
+    parser.add_argument("--threads-b", type=int, metavar="N", help="threads of B, if another number")
+    parser.add_argument(
+        "--clock",
+        default="auto",
+        metavar="NAME",
+        help="what decides: wall, cpu (of one thread), device; auto (default): cpu with --threads 1 on the CPU, else "
+        "wall",
+    )
+    parser.add_argument("--batch", type=int, metavar="N", help="size of the batch axis")
+    parser.add_argument("--no-outputs", action="store_true", help="do not compare what comes out")
+    parser.add_argument(
+        "--layers", type=int, default=0, metavar="N", help="profile both and show the N layers that differ most"
+    )
+    goal = parser.add_argument_group("goals, for CI: exit code 1 where missed, 5 where the interval leaves it open")
+    goal.add_argument("--fail-if-slower", type=share, metavar="P", help="B may take at most so much longer (2%%)")
+    goal.add_argument("--min-speedup", type=float, metavar="X", help="B has to be X times as fast (1.3)")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter import latency_json, latency_report
+    from runtime.comparison import Goal, compare_models
+
+    asked = asked_of(options, options.batch)
+    threads = asked.options.threads if options.threads_b is None else options.threads_b
+    other = replace(asked, backend=options.backend_b or asked.backend, options=replace(asked.options, threads=threads))
+    found = compare_models(
+        options.first,
+        options.other,
+        asked,
+        other,
+        seconds=options.seconds,
+        clock=options.clock,
+        goal=Goal(options.fail_if_slower, options.min_speedup),
+        outputs=not options.no_outputs,
+        layers=options.layers > 0,
+        progress=Progress(options.quiet),
+    )
+    if options.json:
+        write_json(options.json, latency_json.comparison_json(found))
+    if options.json != "-":
+        print(latency_report.comparison_text(found, options.layers))
+    if found.goal.most is None:
+        return 0
+    return _INCONCLUSIVE if found.met is None else 0 if found.met else _FAILED

@@ -1,0 +1,41 @@
+"""``secateur lint``: what makes a model slow, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from exporter.commands.console import Progress, write_json
+from exporter.commands.options import add_json, command
+from exporter.commands.running import add_running, asked_of
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(commands, "lint", run, "Explain what makes a model slow on this machine.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    add_running(parser, seconds=3.0, threads=1)
+    parser.add_argument("--batch", type=int, metavar="N", help="size of the batch axis")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter import latency_json, latency_report
+    from runtime.lint import lint
+    from runtime.profiling import profile
+    from runtime.roofline import peaks
+    from runtime.staircase import staircase, usual_threads
+
+    progress = Progress(options.quiet)
+    found = profile(options.model, asked_of(options, options.batch), seconds=options.seconds, progress=progress)
+    progress("measuring what this machine does at its best")
+    machine = peaks(options.backend, options.threads)
+    stairs = staircase(options.backend, usual_threads(options.backend, options.threads), progress=progress)
+    findings = lint(options.model, found, machine, stairs)
+    if options.json:
+        write_json(options.json, latency_json.lint_json(str(options.model), findings))
+    if options.json != "-":
+        print(latency_report.lint_text(str(options.model), findings))
+    return 0

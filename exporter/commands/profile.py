@@ -1,0 +1,46 @@
+"""``secateur profile``: time per node, and what holds each back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from exporter.commands.console import Progress, write_json
+from exporter.commands.options import add_json, command
+from exporter.commands.running import add_running, asked_of
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(commands, "profile", run, "Show where a model's time goes, node by node of the file.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    add_running(parser, seconds=3.0, threads=1)
+    parser.add_argument("--batch", type=int, metavar="N", help="size of the batch axis")
+    parser.add_argument("--top", type=int, default=15, metavar="N", help="show the N kernels that take longest (15)")
+    parser.add_argument(
+        "--trace", metavar="FILE|-", help="write one run for Chrome's trace viewer (chrome://tracing, ui.perfetto.dev)"
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter import latency_json, latency_report
+    from exporter.errors import UsageError
+    from runtime.profiling import profile
+    from runtime.roofline import peaks
+
+    if options.trace == "-" and options.json == "-":
+        raise UsageError("--json - and --trace - both write to stdout; give one of them a file.")
+    progress = Progress(options.quiet)
+    found = profile(options.model, asked_of(options, options.batch), seconds=options.seconds, progress=progress)
+    progress("measuring what this machine does at its best")
+    machine = peaks(options.backend, options.threads)
+    if options.json:
+        write_json(options.json, latency_json.profile_json(found, machine))
+    if options.trace:
+        write_json(options.trace, latency_json.trace_json(found))
+    if "-" not in (options.json, options.trace):
+        print(latency_report.profile_text(found, machine, max(options.top, 1)))
+    return 0

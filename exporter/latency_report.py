@@ -1,0 +1,309 @@
+"""What bench, compare, profile, probe, lint and backends print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from exporter.aligning import Aligned
+from exporter.latency_budget import LatencyOutcome
+from exporter.tables import milliseconds, quantity, shapes_text, short, table
+from runtime.agreement import OutputDifference
+from runtime.backends import Availability
+from runtime.comparison import Comparison
+from runtime.contention import Flag
+from runtime.latency import Latency
+from runtime.layers import LayerDifference
+from runtime.lint import Finding
+from runtime.profiling import NodeTime, Profile
+from runtime.robust import Ratio, needed
+from runtime.roofline import Peaks, bottleneck, bound
+from runtime.savings import Saving
+from runtime.staircase import Staircase
+
+_CLOCKS = {"cpu": "CPU time of one thread", "wall": "wall time", "device": "time on the device"}
+_VERDICTS = {
+    "faster": "{} is faster",
+    "slower": "{} is slower",
+    "same": "no difference: {} takes the same within 1 %",
+    "inconclusive": "inconclusive: the interval leaves open which is faster; give more --seconds or a quieter machine",
+}
+
+
+def bench_text(results: Sequence[Latency], ratios: Sequence[Ratio | None]) -> str:
+    """One row for each model and batch; with several models, the ratio to the first of the same batch.
+
+    Args:
+        results: the measurements.
+        ratios: of each to the first of its batch, None for that one itself.
+    """
+    batches = len({r.batch for r in results}) > 1
+    paired = any(r is not None for r in ratios)
+    cold = any(r.cold is not None for r in results)
+    head = ["model", *(["batch"] if batches else []), "median", "+-", "min", "mean", "p90", "p99", "a second"]
+    head += ["load", "first run", *(["memory"] if cold else []), "samples"]
+    head += ["against the first (95 % interval)"] if paired else []
+    rows = [head]
+    for result, ratio in zip(results, ratios, strict=True):
+        rows.append(_bench_row(result, batches, cold) + ([_ratio(ratio) if ratio else ""] if paired else []))
+    shapes = shapes_text(results[0].shapes)
+    threads = f"{results[0].threads} threads" if results[0].threads else "default threads"
+    lines = [f"{results[0].backend}, {threads}, inputs: {shapes or 'none'}", "", table(rows, right=range(1, 13))]
+    lines += _streams(results)
+    flags = {f.kind: f for r in results for f in r.flags}
+    return "\n".join([*lines, *_flags(list(flags.values()))])
+
+
+def _bench_row(result: Latency, batches: bool, cold: bool) -> list[str]:
+    low, high = result.interval
+    reach = max(high - result.median, result.median - low) / result.median
+    start = result.cold or result
+    memory = result.cold.memory if result.cold is not None else None
+    return [
+        result.model,
+        *([str(result.batch)] if batches else []),
+        milliseconds(result.median),
+        f"{100 * reach:.1f} %",
+        milliseconds(float(result.samples.min())),
+        milliseconds(float(result.samples.mean())),
+        _percentile(result, 90),
+        _percentile(result, 99),
+        f"{result.throughput:.4g}",
+        milliseconds(start.load),
+        milliseconds(start.first),
+        *([f"{quantity(memory)}B" if memory is not None else "?"] if cold else []),
+        str(result.samples.size),
+    ]
+
+
+def _streams(results: Sequence[Latency]) -> list[str]:
+    lines = []
+    for r in results:
+        if r.streams is not None:
+            alone = 1 / float(r.samples.mean())
+            lines.append(
+                f"{r.model}: {r.streams.streams} at a time make {r.streams.rate:.4g} runs a second, "
+                f"{r.streams.rate / alone:.2f} times as many as one after another"
+            )
+    return ["", *lines] if lines else []
+
+
+def _percentile(latency: Latency, q: int) -> str:
+    value = latency.percentile(q)
+    return milliseconds(value) if value is not None else f"needs {needed(q)}"
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{ratio.value:.3f} ({ratio.low:.3f} .. {ratio.high:.3f})"
+
+
+def _flags(flags: Sequence[Flag]) -> list[str]:
+    return ["", *(f"caution: {f.text}" for f in flags)] if flags else []
+
+
+def comparison_text(found: Comparison, top: int) -> str:
+    """The whole of ``compare``."""
+    first, other = found.first, found.other
+    rows = [["", "median", "backend", "threads"]]
+    rows += [[s.model, milliseconds(s.median), s.backend, str(s.threads or "default")] for s in (first, other)]
+    lines = [
+        table(rows, right=(1,)),
+        "",
+        f"{other.model} takes {_ratio(found.ratio)} times as long as {first.model}, by {_CLOCKS[found.clock]} "
+        f"({first.wall.size} pairs in {found.rounds} rounds)",
+    ]
+    if found.clock != "wall":
+        lines.append(f"by wall time: {_ratio(found.wall)}")
+    if found.outputs:
+        lines += ["", outputs_text(found.outputs)]
+    if found.layers:
+        lines += ["", layers_text(found.layers, top)]
+    lines += [*_flags(found.flags), "", f"verdict: {_VERDICTS[found.verdict].format(other.model)}"]
+    if found.met is not None or found.goal.most is not None:
+        lines.append(_goal(found))
+    return "\n".join(lines)
+
+
+def _goal(found: Comparison) -> str:
+    limit = f"at most {found.goal.most:.3f} times as long"
+    if found.met is None:
+        return f"goal ({limit}): open, the interval holds it; give more --seconds"
+    return f"goal ({limit}): {'met' if found.met else 'MISSED'}"
+
+
+def outputs_text(outputs: Sequence[OutputDifference]) -> str:
+    """How far outputs are apart, one row each."""
+    rows = [["output", "largest difference", "mean", "of the deviation", "cosine", "same top-1"]]
+    for o in outputs:
+        if o.problem:
+            rows.append([short(o.name), o.problem, "", "", "", ""])
+            continue
+        top1 = f"{100 * o.top1:.1f} %" if o.top1 is not None else ""
+        rows.append([short(o.name), f"{o.largest:.2g}", f"{o.mean:.2g}", f"{o.relative:.2g}", f"{o.cosine:.6f}", top1])
+    return table(rows, right=(1, 2, 3, 4, 5))
+
+
+def layers_text(layers: Sequence[LayerDifference], top: int) -> str:
+    """The layers that differ most."""
+    rows = [["layer", "operator", "first", "other", "difference", "MACs"]]
+    for row in layers[:top]:
+        first, other = (milliseconds(t) if t is not None else "-" for t in (row.first, row.other))
+        macs = f"{quantity(row.first_macs)} -> {quantity(row.other_macs)}" if row.first_macs or row.other_macs else ""
+        rows.append([short(row.name), row.op, first, other, f"{row.difference * 1e3:+.3g} ms", macs])
+    rest = sum(r.difference for r in layers[top:])
+    more = [f"and {len(layers) - top} more layers: {rest * 1e3:+.3g} ms"] if len(layers) > top else []
+    return "\n".join([table(rows, right=(2, 3, 4)), *more])
+
+
+def profile_text(found: Profile, machine: Peaks, top: int) -> str:
+    """The whole of ``profile``: kernels by time, then sums by bottleneck."""
+    ordered = sorted(found.nodes, key=lambda n: -n.seconds)
+    rows = [["node", "operator", "time", "share", "MACs", "GFLOP/s", "bytes", "FLOP/B", "of the roof", "held back by"]]
+    total = found.kernels or 1.0
+    rows += [
+        [
+            short(node.name),
+            node.op,
+            f"{node.seconds * 1e6:.4g} us",
+            f"{100 * node.seconds / total:.1f} %",
+            quantity(node.macs) if node.macs else "",
+            f"{node.rate / 1e9:.3g}" if node.macs else "",
+            quantity(node.bytes),
+            f"{node.intensity:.3g}" if node.macs else "",
+            f"{100 * min(bound(node, machine) / node.seconds, 1):.0f} %" if node.seconds else "",
+            bottleneck(node, machine),
+        ]
+        for node in ordered[:top]
+    ]
+    threads = f"{found.threads} threads" if found.threads else "default threads"
+    rest = ordered[top:]
+    lines = [
+        f"{found.model}: {milliseconds(found.latency)} a run, {milliseconds(found.kernels)} of it in "
+        f"{len(found.nodes)} kernels; {found.backend}, {threads}, inputs: {shapes_text(found.shapes) or 'none'}",
+        f"this machine at its best: {machine.flops / 1e9:.3g} GFLOP/s, {machine.bandwidth / 1e9:.3g} GB/s",
+        "",
+        table(rows, right=range(2, 9)),
+    ]
+    if rest:
+        share = sum(n.seconds for n in rest) / total
+        lines.append(f"and {len(rest)} more kernels: {100 * share:.1f} % of the time")
+    return "\n".join([*lines, "", *_by_bottleneck(found.nodes, machine, total)])
+
+
+_MEANING = {
+    "layout": "only change the layout of tensors",
+    "alignment": "convolutions outside the blocked layout, because of their number of channels",
+    "overhead": "so short that starting them counts",
+    "memory": "as fast as the memory",
+    "compute": "as fast as the arithmetic",
+    "kernel": "slower than memory and arithmetic allow",
+}
+
+
+def _by_bottleneck(nodes: Sequence[NodeTime], machine: Peaks, total: float) -> list[str]:
+    sums: dict[str, float] = {}
+    for node in nodes:
+        kind = bottleneck(node, machine)
+        sums[kind] = sums.get(kind, 0.0) + node.seconds
+    ranked = sorted(sums.items(), key=lambda item: -item[1])
+    return [f"{100 * seconds / total:5.1f} %  {kind}: {_MEANING[kind]}" for kind, seconds in ranked]
+
+
+def backends_text(found: Mapping[str, Availability]) -> str:
+    """One row for each backend."""
+    rows = [["backend", "device", "here"]]
+    rows += [[name, a.device, a.version if not a.missing else f"no: {a.missing}"] for name, a in found.items()]
+    return table(rows)
+
+
+def staircase_text(found: Staircase) -> str:
+    """One table: time against width, relative to what the best widths make of it."""
+    kinds = list(found.curves)
+    widths = sorted({w for curve in found.curves.values() for w in curve})
+    rows = [["width", *kinds]]
+    rows += [[str(width), *(_step(found, kind, width) for kind in kinds)] for width in widths]
+    threads = f"{found.threads} threads" if found.threads else "default threads"
+    best = "; ".join(f"{kind} {found.step(kind)}" for kind in kinds)
+    return "\n".join(
+        [
+            f"{found.backend}, {threads}: time, and how much of it more than the best widths would take",
+            "",
+            table(rows, right=range(1, len(kinds) + 1)),
+            "",
+            f"widths to aim at are multiples of: {best}",
+        ]
+    )
+
+
+def _step(found: Staircase, kind: str, width: int) -> str:
+    seconds = found.curves[kind].get(width)
+    if seconds is None:
+        return ""
+    excess = found.penalty(kind, width)
+    return f"{seconds * 1e6:.4g} us" + (f"  {excess:.2f}x" if excess >= 1.1 else "       ")
+
+
+def aligned_text(found: Aligned) -> str:
+    """The whole of ``align``."""
+    rows = [["group", "width", "now"], *([short(p.name), str(p.before), str(p.after)] for p in found.paddings)]
+    comparison = found.comparison
+    return "\n".join(
+        [
+            table(rows, right=(1, 2)),
+            "",
+            *(f"{short(name)} stays: {why}" for name, why in found.refused.items()),
+            f"takes {_ratio(comparison.ratio)} times as long as before, by {_CLOCKS[comparison.clock]}: "
+            f"{1 / comparison.ratio.value:.2f}x as fast",
+            f"wrote {found.output}: outputs are the same, relative error {found.error:.1e}",
+        ]
+    )
+
+
+def lint_text(model: str, findings: Sequence[Finding]) -> str:
+    """Findings, the costliest first."""
+    if not findings:
+        return f"{model}: nothing found that makes it slow"
+    lines = [f"{model}: {len(findings)} findings"]
+    for f in findings:
+        cost = f" [{100 * f.share:.1f} % of the time]" if f.share is not None else ""
+        lines.append(f"  {f.rule}: {f.text}{cost}")
+        if f.advice:
+            lines.append(f"    {f.advice}")
+    return "\n".join(lines)
+
+
+def outcome_text(found: LatencyOutcome, top: int = 8) -> str:
+    """What pruning to a latency came to, and why it is not faster still."""
+    comparison = found.comparison
+    held = [s for s in found.savings if s.reason]
+    sums: dict[str, float] = {}
+    for saving in held:
+        sums[saving.reason] = sums.get(saving.reason, 0.0) + saving.lost
+    total = sum(s.seconds for s in found.savings) or 1.0
+    ranked = sorted(sums.items(), key=lambda item: -item[1])
+    lines = [
+        "",
+        f"latency: {_ratio(found.ratio)} of the original's, by {_CLOCKS[comparison.clock]}; "
+        f"asked for {found.share:.3f}, predicted {found.predicted:.3f}, {len(found.tried)} rounds",
+        f"  {milliseconds(comparison.first.median)} -> {milliseconds(comparison.other.median)} wall time; "
+        f"{comparison.other.backend}, {comparison.other.threads or 'default'} threads",
+    ]
+    if held:
+        lines += ["", "why it is not faster still:", savings_text(held, top), ""]
+        lines += [f"{100 * lost / total:5.1f} % of its time: {_REASONS[reason]}" for reason, lost in ranked]
+    return "\n".join(lines)
+
+
+_REASONS = {
+    **{kind: f"{kind}, {meaning}" for kind, meaning in _MEANING.items()},
+    "unpruned": "unpruned, layers that kept all of their work",
+}
+
+
+def savings_text(rows: Sequence[Saving], top: int) -> str:
+    """Work saved against time saved, layer by layer, and what holds back those that lag."""
+    body = [["layer", "MACs left", "time left", "time", "held back by"]]
+    for r in rows[:top]:
+        macs = f"{100 * r.macs_left:.0f} %" if r.macs_left is not None else ""
+        left = f"{100 * r.time_left:.0f} %" if r.time_left is not None else "new"
+        body.append([short(r.name), macs, left, milliseconds(r.seconds), r.reason])
+    return table(body, right=(1, 2, 3))

@@ -1,0 +1,311 @@
+"""Time per node: ONNX Runtime's profile, without warm-up, mapped back to the nodes of the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto
+
+from runtime.backends import SessionOptions
+from runtime.backends.ort import PROVIDERS, OrtSession
+from runtime.errors import BadRequest, RunError
+from runtime.feeds import Feeds
+from runtime.fusions import Kernel, all_nodes, main_node, name_nodes, trace
+from runtime.robust import Times
+from runtime.runners import Asked, Runner, prepare
+from runtime.sampling import WARM_UPS, take
+from runtime.work import Shape, macs_of
+
+_SUFFIX = "_kernel_time"
+_EVENTS = 12_000
+"""Most node events that are recorded; the file holds half a kilobyte of each."""
+_FEWEST_RUNS = 8
+_ROUNDS = 20
+_CONTROL = ("If", "Loop", "Scan", "SequenceMap")
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """What one kernel took.
+
+    Attributes:
+        name: of the file's node it is called after; of the kernel, where it was added.
+        op: operators it stands for, joined by ``+``; the kernel's own where it was added.
+        kernel: the kernel's operator, with its domain unless standard.
+        keys: first outputs of the file's nodes it stands for.
+        reorder: whether it only changes the layout.
+        seconds: of one run (the mean of the middle half of the runs).
+        macs: multiply-accumulates of one run.
+        bytes: read and written in one run: activations, weights, results.
+        inputs: shapes of what it reads, weights included, in the kernel's own layout.
+        types: element types of the same, as ONNX Runtime calls them (``float``, ``int64``).
+        provider: the execution provider that ran it.
+    """
+
+    name: str
+    op: str
+    kernel: str
+    keys: tuple[str, ...]
+    reorder: bool
+    seconds: float
+    macs: int
+    bytes: int
+    inputs: tuple[Shape, ...]
+    types: tuple[str, ...] = ()
+    provider: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Floating-point operations in a second, two for each multiply-accumulate."""
+        return 2 * self.macs / self.seconds if self.seconds else 0.0
+
+    @property
+    def intensity(self) -> float:
+        """Floating-point operations for each byte."""
+        return 2 * self.macs / self.bytes if self.bytes else 0.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Times of all kernels of a model.
+
+    Attributes:
+        model: file name.
+        backend, threads, shapes: how it was run.
+        runs: how many runs were recorded.
+        latency: median wall time of a run that is not profiled, taken in turn with those that are.
+        busy: the same by CPU time, where one thread does all the work: waiting for the processor does not count.
+        nodes: the kernels, in the order in which they ran.
+        events: the recorded events of the last run, as Chrome's trace viewer takes them.
+    """
+
+    model: str
+    backend: str
+    threads: int
+    shapes: Mapping[str, tuple[int, ...]]
+    runs: int
+    latency: float
+    busy: float
+    nodes: tuple[NodeTime, ...]
+    events: tuple[Mapping[str, Any], ...]
+
+    @property
+    def kernels(self) -> float:
+        """Seconds in kernels; what is missing to the latency is the backend's own."""
+        return sum(n.seconds for n in self.nodes)
+
+
+def profile(
+    path: Path, asked: Asked, *, seconds: float = 3.0, progress: Callable[[str], None] | None = None
+) -> Profile:
+    """Profile a model.
+
+    Args:
+        path: the file.
+        asked: how to run it.
+        seconds: most time to spend on runs.
+        progress: called with a line before each step.
+
+    Raises:
+        BadRequest: no such file, or the backend is not ONNX Runtime.
+        RunError: the model does not load or run.
+    """
+    step = progress or (lambda _: None)
+    if asked.backend not in PROVIDERS:
+        able = ", ".join(PROVIDERS)
+        raise BadRequest(f"--backend {asked.backend}: profiles come from ONNX Runtime; choose from {able}.")
+    step(f"loading {path.name}")
+    plain = prepare(path, asked)
+    model = onnx.load(path, load_external_data=False)
+    name_nodes(model)
+    data = model.SerializeToString()
+    feed = plain.feeds[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        step("finding the shapes of all nodes")
+        shapes = _shapes(data, path.parent, folder, feed)
+        options = replace(
+            asked.options, profile=folder / "profile", save=folder / "optimised.onnx", folder=path.absolute().parent
+        )
+        recorder = OrtSession(data, options, asked.backend)
+        optimised = onnx.load(folder / "optimised.onnx", load_external_data=False)
+        step("recording runs")
+        runs = max(_EVENTS // max(len(optimised.graph.node), 1), _FEWEST_RUNS)
+        latency, busy, taken = _record(plain, recorder.bind(feed), seconds, runs)
+        events = json.loads(recorder.end_profiling().read_text(encoding="utf-8"))
+    kernels = trace(model, optimised)
+    work = _work(model, shapes)
+    recorded = _by_run(events)[-taken:]
+    return Profile(
+        path.name,
+        asked.backend,
+        asked.options.threads,
+        plain.shapes,
+        len(recorded),
+        latency,
+        busy,
+        _times(model, kernels, work, recorded, busy),
+        tuple(recorded[-1]) if recorded else (),
+    )
+
+
+def _record(plain: Runner, recorded: Callable[[], None], seconds: float, most: int) -> tuple[float, float, int]:
+    """Median wall time of the plain runs, the time they were busy, and how many profiled ones there were after warm-up,
+    about ``most`` at most."""
+    for _ in range(WARM_UPS):
+        recorded()
+    taken = take([plain.call(), recorded], seconds, lambda wall, _: wall.shape[1] >= most, warm_ups=0)
+    wall, thread = (float(np.median(t[0])) for t in (taken.wall, taken.thread))
+    single = plain.asked.options.threads == 1 and plain.asked.backend == "ort-cpu" and thread > 0
+    return wall, thread if single else wall, taken.wall.shape[1]
+
+
+def _shapes(data: bytes, home: Path, folder: Path, feed: Feeds) -> dict[str, tuple[list[Shape], list[Shape]]]:
+    """Shapes of what each node of the file reads and makes, by its name, from one run as the file stands."""
+    options = SessionOptions(optimize=False, profile=folder / "shapes", folder=home.absolute())
+    try:
+        session = OrtSession(data, options)
+        session.run(feed)
+    except RunError:
+        return {}  # runs only when it is optimised; then work is not known
+    found = {}
+    for event in json.loads(session.end_profiling().read_text(encoding="utf-8")):
+        if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
+            read, made = (
+                [tuple(s) for entry in event["args"].get(key, []) for s in entry.values()]
+                for key in ("input_type_shape", "output_type_shape")
+            )
+            found[event["name"].removesuffix(_SUFFIX)] = (read, made)
+    return found
+
+
+def _work(model: ModelProto, shapes: Mapping[str, tuple[list[Shape], list[Shape]]]) -> dict[str, int]:
+    """Multiply-accumulates of every node of the file, by its name."""
+    work = {}
+    for node in all_nodes(model.graph):
+        if node.name in shapes:
+            read, made = (iter(s) for s in shapes[node.name])
+            inputs = [next(read, None) if name else None for name in node.input]
+            work[node.name] = macs_of(node, inputs, [next(made, None) for name in node.output if name])
+    return work
+
+
+def _by_run(events: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Node events of each run, in the order in which they began."""
+    starts = sorted(e["ts"] for e in events if e.get("name") == "model_run")
+    nodes = sorted(
+        (e for e in events if e.get("cat") == "Node" and str(e.get("name", "")).endswith(_SUFFIX)),
+        key=lambda e: e["ts"],
+    )
+    runs: list[list[Mapping[str, Any]]] = [[] for _ in starts]
+    places = np.searchsorted(starts, [e["ts"] for e in nodes], side="right") - 1
+    for event, place in zip(nodes, places, strict=True):
+        if place >= 0:
+            runs[place].append(event)
+    return runs
+
+
+def _times(
+    model: ModelProto,
+    kernels: Mapping[str, Kernel],
+    work: Mapping[str, int],
+    runs: Sequence[Sequence[Mapping[str, Any]]],
+    latency: float,
+) -> tuple[NodeTime, ...]:
+    seconds: dict[str, list[float]] = {}
+    counts: dict[str, int] = {}
+    seen: dict[str, Mapping[str, Any]] = {}
+    for number, run in enumerate(runs):
+        for event, own in zip(run, _own_times(run), strict=True):
+            name = str(event["name"]).removesuffix(_SUFFIX)
+            mine = seconds.setdefault(name, [0.0] * len(runs))
+            mine[number] += own
+            counts[name] = counts.get(name, 0) + 1
+            seen[name] = event
+    times = _without_overhead(
+        np.array([_middle(np.array(v)) for v in seconds.values()]),
+        np.array([counts[name] / len(runs) for name in seconds]),
+        latency,
+    )
+    by_name = {node.name: node for node in all_nodes(model.graph)}
+    stored = {t.name: _bytes(t) for t in model.graph.initializer}
+    found = []
+    for name, taken in zip(seconds, times, strict=True):
+        args = seen[name]["args"]
+        kernel = kernels.get(name, Kernel(name, args.get("op_name", ""), "", (), False))
+        covered = [by_name[n] for n in kernel.covers]
+        working = [n.op_type for n in covered if work.get(n.name)] or [n.op_type for n in covered[-1:]]
+        after = [n.op_type for n in covered[-2:] if n.op_type not in working and n.op_type != "Constant"]
+        found.append(
+            NodeTime(
+                main_node(kernel, work) or name,
+                "+".join([*working, *after]) if covered else kernel.op,
+                f"{kernel.domain}::{kernel.op}" if kernel.domain not in ("", "ai.onnx") else kernel.op,
+                tuple(next((o for o in n.output if o), "") for n in covered),
+                kernel.reorder,
+                float(taken),
+                sum(work.get(n, 0) for n in kernel.covers),
+                _moved(args, covered, stored),
+                tuple(tuple(s) for entry in args.get("input_type_shape", []) for s in entry.values()),
+                tuple(kind for entry in args.get("input_type_shape", []) for kind in entry),
+                args.get("provider", ""),
+            )
+        )
+    return tuple(found)
+
+
+def _moved(args: Mapping[str, Any], covered: Sequence[NodeProto], stored: Mapping[str, int]) -> int:
+    """Bytes a kernel reads and writes. The profile leaves out weights that were packed for it: they are the file's."""
+    weights = sum(stored.get(name, 0) for name in {i for node in covered for i in node.input})
+    return sum(int(args.get(k) or 0) for k in ("activation_size", "output_size")) + (
+        weights or int(args.get("parameter_size") or 0)
+    )
+
+
+def _bytes(tensor: TensorProto) -> int:
+    """Size of a constant, its data wherever they lie."""
+    if tensor.data_type == TensorProto.STRING:
+        return 0
+    dtype: np.dtype[np.generic] = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return int(math.prod(tensor.dims)) * dtype.itemsize
+
+
+def _own_times(run: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Seconds of each event without those inside it: a node that runs a subgraph contains that subgraph's nodes."""
+    own = [event["dur"] * 1e-6 for event in run]
+    around: list[int] = []
+    for place, event in enumerate(run):
+        while around and run[around[-1]]["ts"] + run[around[-1]]["dur"] < event["ts"] + event["dur"]:
+            around.pop()
+        if around and run[around[-1]]["tid"] == event["tid"]:
+            own[around[-1]] -= event["dur"] * 1e-6
+        if event["args"].get("op_name") in _CONTROL:
+            around.append(place)
+    return [max(t, 0.0) for t in own]
+
+
+def _without_overhead(times: Times, counts: Times, latency: float) -> Times:
+    """Take recording's own time out of kernels: it adds some microseconds to each event, so that the sum of a model of
+    many small nodes exceeds the time of a run that is not recorded. The excess is shared by the events."""
+    left = times.copy()
+    for _ in range(_ROUNDS):
+        excess, able = left.sum() - latency, left > 0
+        if excess <= 1e-9 or not able.any():
+            break
+        left = np.where(able, np.maximum(left - excess * counts / counts[able].sum(), 0.0), 0.0)
+    return left
+
+
+def _middle(values: Times) -> float:
+    """Mean of the middle half: the clock of a profile ticks in microseconds, a median could not go between."""
+    ordered = np.sort(values)
+    cut = ordered.size // 4
+    return float(ordered[cut : ordered.size - cut].mean())

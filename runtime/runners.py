@@ -1,0 +1,191 @@
+"""Models loaded and bound to inputs, ready to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import onnx
+
+from runtime import clocks, feeds
+from runtime.backends import Session, SessionOptions, TensorSpec, TimedSession, open_session
+from runtime.errors import BadRequest, RunError
+from runtime.sampling import Call
+
+_RECORDED = 16
+"""Most recorded inputs that are cycled through."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to run a model on.
+
+    Attributes:
+        backend: a name in ``runtime.backends.BACKENDS``.
+        options: how to load it.
+        shapes: input shapes by name; other dynamic axes get default sizes.
+        batch: size of the batch axis; None for that of the shapes.
+        seed: of the inputs.
+        inputs: recorded inputs to cycle through instead of seeded ones, an ``.npz`` by input name.
+    """
+
+    backend: str = "ort-cpu"
+    options: SessionOptions = field(default_factory=SessionOptions)
+    shapes: Shapes | None = None
+    batch: int | None = None
+    seed: int = 0
+    inputs: Path | None = None
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A model that has run once.
+
+    Attributes:
+        path: of the file.
+        asked: how it was loaded.
+        session: the session.
+        feeds: the inputs, one or several sets.
+        shapes: of the first of them.
+        batch: samples in one run, as far as the signature tells.
+        load: seconds to load it.
+        first: seconds of the first run.
+    """
+
+    path: Path
+    asked: Asked
+    session: Session
+    feeds: tuple[feeds.Feeds, ...]
+    shapes: dict[str, tuple[int, ...]]
+    batch: int
+    load: float
+    first: float
+
+    def call(self) -> Call:
+        """A call that runs the model once, on the next of its inputs."""
+        bound = [_bound(self.session, feed) for feed in self.feeds]
+        if len(bound) == 1:
+            return bound[0]
+        turn = 0
+
+        def following() -> float | None:
+            nonlocal turn
+            turn = (turn + 1) % len(bound)
+            return bound[turn]()
+
+        return following
+
+
+def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner:
+    """Load a model, find inputs it accepts, and run it once.
+
+    Args:
+        path: the file.
+        asked: how.
+        reference: the shapes asked for are this model's; the other keeps its own size on an axis that both fix (a cache
+            that was cut), and may lack an input.
+
+    Raises:
+        BadRequest: no such file, or a shape, batch or recorded input does not fit.
+        BackendMissing: the backend is not installed.
+        RunError: the model does not load or run.
+    """
+    if not path.is_file():
+        raise BadRequest(f"{path}: no such file.")
+    session, load = _loaded(path, asked)
+    shapes = asked.shapes or {}
+    if reference is not None:
+        shapes = _fitted(shapes, reference.session.inputs, session.inputs)
+    unknown = set(shapes) - {spec.name for spec in session.inputs}
+    if unknown:
+        raise BadRequest(f"--shape {unknown.pop()}: {path} has no such input.")
+    if asked.inputs is not None:
+        runs = feeds.recorded(asked.inputs, session.inputs, _RECORDED)
+        return _first(path, asked, session, runs, load, 1)
+    allowed = feeds.constraints(onnx.load(path, load_external_data=False).graph)
+    failure: RunError | None = None
+    for bound, batch in _candidates(path, session.inputs, shapes, asked.batch):
+        values = feeds.seeded(session.inputs, bound, asked.seed, allowed)
+        try:
+            return _first(path, asked, session, [values], load, batch)
+        except RunError as error:
+            failure = failure or error
+    raise RunError(f"{path} does not run: {failure}\nGive the sizes it expects with --shape NAME:1x3x224x224.")
+
+
+def again(runner: Runner) -> Runner:
+    """The same model loaded anew, on the same inputs: it comes to lie elsewhere in memory."""
+    session, load = _loaded(runner.path, runner.asked)
+    return _first(runner.path, runner.asked, session, runner.feeds, load, runner.batch)
+
+
+def input_shapes(inputs: Sequence[TensorSpec], shapes: Shapes) -> list[dict[str, tuple[int, ...]]]:
+    """Candidate shapes for a model's inputs, the likeliest first."""
+    return [shapes for shapes, _ in _bindings(inputs, shapes, None)]
+
+
+def _loaded(path: Path, asked: Asked) -> tuple[Session, float]:
+    started = clocks.wall()
+    session = open_session(path, asked.backend, asked.options)
+    return session, clocks.wall() - started
+
+
+def _first(path: Path, asked: Asked, session: Session, runs: Sequence[feeds.Feeds], load: float, batch: int) -> Runner:
+    call = _bound(session, runs[0])
+    started = clocks.wall()
+    call()
+    first = clocks.wall() - started
+    return Runner(path, asked, session, tuple(runs), {n: v.shape for n, v in runs[0].items()}, batch, load, first)
+
+
+def _bound(session: Session, feed: feeds.Feeds) -> Callable[[], float | None]:
+    return session.bind_timed(feed) if isinstance(session, TimedSession) else session.bind(feed)
+
+
+def _candidates(
+    path: Path, inputs: Sequence[TensorSpec], shapes: Shapes, batch: int | None
+) -> list[tuple[dict[str, tuple[int, ...]], int]]:
+    if batch is None:
+        return _bindings(inputs, shapes, None)
+    if batch < 1:
+        raise BadRequest(f"--batch {batch}: must be at least 1.")
+    axes = {
+        (s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and feeds.is_batch(s, k)
+    }
+    if not axes:
+        raise BadRequest(f"--batch {batch}: {path} has no dynamic batch axis; its inputs have fixed sizes.")
+    sized = {
+        name: tuple(batch if (name, k) in axes else size for k, size in enumerate(shape))
+        for name, shape in shapes.items()
+    }
+    return _bindings(inputs, sized, batch)
+
+
+def _bindings(
+    inputs: Sequence[TensorSpec], shapes: Shapes, batch: int | None
+) -> list[tuple[dict[str, tuple[int, ...]], int]]:
+    known = {spec.name for spec in inputs}
+    own = {name: shape for name, shape in shapes.items() if name in known}
+    candidates: list[tuple[dict[str, tuple[int, ...]], int]] = []
+    for profile in feeds.PROFILES:
+        found = feeds.bind(inputs, own, profile if batch is None else replace(profile, batch=batch))
+        if found.shapes not in [shapes for shapes, _ in candidates]:
+            candidates.append((found.shapes, found.batch))
+    return candidates
+
+
+def _fitted(shapes: Shapes, first: Sequence[TensorSpec], mine: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
+    """Shapes asked of the first model, as another takes them that fixes other sizes or lacks an input."""
+    theirs, own = {s.name: s for s in first}, {s.name: s for s in mine}
+    fitted = {}
+    for name, shape in shapes.items():
+        if name not in own or len(own[name].shape) != len(shape):
+            if name not in theirs or name in own:
+                fitted[name] = shape  # refused further on
+            continue
+        declared = zip(shape, theirs[name].shape, own[name].shape, strict=True)
+        fitted[name] = tuple(o if isinstance(o, int) and isinstance(t, int) else s for s, t, o in declared)
+    return fitted

@@ -1,0 +1,176 @@
+"""The staircase: how long convolutions and matrix products take against their width, measured on this machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from runtime import clocks
+from runtime.backends import SessionOptions, open_session
+from runtime.cache import keep, read_cached
+from runtime.environment import fingerprint
+from runtime.sampling import take
+
+WIDTHS: tuple[int, ...] = (
+    *(8, 12, 14, 15, 16, 20, 24, 28, 30, 31, 32, 36, 40, 44, 46, 47, 48, 52, 56, 60, 62, 63, 64),
+    *(72, 80, 88, 96, 112, 120, 124, 126, 127, 128),
+)
+KINDS = ("Conv", "depthwise Conv", "MatMul")
+_STEPS = (1, 2, 4, 8, 16, 32)
+_SAVES = 0.5
+_OUTER = 64
+_IMAGE = 20
+_ROWS = 96
+_COLUMNS = 256
+_SECONDS = 12.0
+_ROUNDS = 120
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """Times by kind of layer and width.
+
+    Attributes:
+        backend, threads: how they were measured.
+        curves: seconds by width, for each of ``KINDS``; the width is the inner one of two layers in a row.
+        cached: whether they were read from the cache.
+    """
+
+    backend: str
+    threads: int
+    curves: Mapping[str, Mapping[int, float]]
+    cached: bool = False
+
+    @cached_property
+    def _lines(self) -> dict[str, tuple[float, float]]:
+        """For each kind, seconds at no width and for each unit, along the best widths: multiples of the widest step."""
+        lines = {}
+        for kind, curve in self.curves.items():
+            best = sorted(w for w in curve if w % _STEPS[-1] == 0)
+            slope, start = np.polyfit(best, [curve[w] for w in best], 1)
+            lines[kind] = (max(float(start), 0.0), float(slope))
+        return lines
+
+    def penalty(self, kind: str, width: int) -> float:
+        """How many times as long a width takes as the line through the best widths says; at least 1.
+
+        A width that was not measured is judged by the nearest one that is divisible by the same power of two.
+        """
+        curve = self.curves[kind]
+        if width not in curve:
+            alike = [w for w in curve if math.gcd(w, _STEPS[-1]) == math.gcd(width, _STEPS[-1])]
+            width = min(alike, key=lambda w: abs(w - width))
+        start, slope = self._lines[kind]
+        return max(curve[width] / (start + slope * width), 1.0)
+
+    def step(self, kind: str) -> int:
+        """Widths to aim at are multiples of this: the smallest step that saves what it should.
+
+        Between an odd multiple of a step and the next multiple the time ought to grow along the line; on a finer grid
+        than the kernels' own blocks it does not, or even falls.
+        """
+        curve, (_, slope) = self.curves[kind], self._lines[kind]
+        for step in _STEPS:
+            pairs = [(w, w + step) for w in curve if w % (2 * step) == step and w + step in curve]
+            saved = [(curve[wide] - curve[narrow]) / (slope * step) for narrow, wide in pairs]
+            if saved and float(np.median(saved)) >= _SAVES:
+                return step
+        return _STEPS[-1]
+
+
+def staircase(
+    backend: str = "ort-cpu", threads: int = 1, *, fresh: bool = False, progress: Callable[[str], None] | None = None
+) -> Staircase:
+    """Measure the staircase of this machine, or read it from the cache.
+
+    Args:
+        backend: a name in ``runtime.backends.BACKENDS``.
+        threads: threads inside one operator.
+        fresh: measure again, even if the cache has it.
+        progress: called with a line before each step.
+
+    Raises:
+        BackendMissing: the backend is not installed.
+    """
+    name = f"staircase-{fingerprint(backend, threads, WIDTHS)}"
+    known = read_cached(name) if not fresh else None
+    curves = _read(known) if known is not None else None
+    if curves is not None:
+        return Staircase(backend, threads, curves, cached=True)
+    step = progress or (lambda _: None)
+    measured = {}
+    for kind in KINDS:
+        step(f"measuring {kind}")
+        measured[kind] = _curve(kind, backend, threads)
+    keep(name, {"curves": {kind: {str(w): t for w, t in curve.items()} for kind, curve in measured.items()}})
+    return Staircase(backend, threads, measured)
+
+
+def _read(document: Mapping[str, Any]) -> dict[str, dict[int, float]] | None:
+    try:
+        curves = {kind: {int(w): float(t) for w, t in document["curves"][kind].items()} for kind in KINDS}
+    except (KeyError, AttributeError, TypeError, ValueError):
+        return None
+    return curves if all(set(curve) == set(WIDTHS) for curve in curves.values()) else None
+
+
+def _curve(kind: str, backend: str, threads: int) -> dict[int, float]:
+    """Seconds by width. All widths are sampled in turn; the lower quartile leaves out moments that were disturbed."""
+    rng = np.random.default_rng(0)
+    calls = []
+    for width in WIDTHS:
+        model = _model(kind, width, rng)
+        session = open_session(model.SerializeToString(), backend, SessionOptions(threads=threads))
+        shape = [d for d in session.inputs[0].shape if isinstance(d, int)]
+        calls.append(session.bind({"x": rng.standard_normal(shape).astype(np.float32)}))
+    taken = take(calls, _SECONDS, lambda wall, _: wall.shape[1] >= _ROUNDS)
+    times = taken.thread if threads == 1 and backend == "ort-cpu" and (taken.thread > 0).all() else taken.wall
+    return dict(zip(WIDTHS, map(float, np.percentile(times, 25, axis=1)), strict=True))
+
+
+def _model(kind: str, width: int, rng: np.random.Generator) -> onnx.ModelProto:
+    """Two layers (three with a depthwise one) whose inner width is ``width``."""
+    constants: dict[str, np.ndarray] = {}
+
+    def weight(name: str, *shape: int) -> str:
+        constants[name] = (rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))).astype(np.float32)
+        return name
+
+    if kind == "MatMul":
+        shape = [_ROWS, _COLUMNS]
+        nodes = [
+            helper.make_node("MatMul", ["x", weight("a", _COLUMNS, width)], ["h"]),
+            helper.make_node("MatMul", ["h", weight("b", width, _COLUMNS)], ["y"]),
+        ]
+    else:
+        shape = [1, _OUTER, _IMAGE, _IMAGE]
+        size = 1 if kind == "depthwise Conv" else 3
+        pads: dict[str, Any] = {"pads": [size // 2] * 4}
+        nodes = [helper.make_node("Conv", ["x", weight("a", width, _OUTER, size, size)], ["h"], **pads)]
+        nodes.append(helper.make_node("Relu", ["h"], ["i"]))
+        if kind == "depthwise Conv":
+            nodes.append(
+                helper.make_node("Conv", ["i", weight("d", width, 1, 3, 3)], ["j"], group=width, pads=[1, 1, 1, 1])
+            )
+        last = "j" if kind == "depthwise Conv" else "i"
+        nodes.append(helper.make_node("Conv", [last, weight("b", _OUTER, width, size, size)], ["y"], **pads))
+    graph = helper.make_graph(
+        nodes,
+        "staircase",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(v, n) for n, v in constants.items()],
+    )
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)])
+
+
+def usual_threads(backend: str, threads: int) -> int:
+    """Threads to take a staircase with: that of one thread shows the kernels' steps best where none are asked for."""
+    return threads or (1 if backend == "ort-cpu" else clocks.processors())
