@@ -21,7 +21,17 @@ from exporter.agreement import take_axes
 from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, sampled
 from exporter.calibration.joint import Batch, Joint, Pair, find_pairs
 from exporter.calibration.moments import Moments, Vector
-from exporter.calibration.readers import Matrix, Reader, Rows, find_readers, grouped_outputs_at, matrix, weight_of
+from exporter.calibration.readers import (
+    Matrix,
+    Reader,
+    Rows,
+    bias_constant,
+    bias_of,
+    find_readers,
+    grouped_outputs_at,
+    matrix,
+    weight_of,
+)
 from exporter.calibration.runner import Runner
 from exporter.graph import Graph
 from exporter.plan import Plan
@@ -220,8 +230,7 @@ class _Fit:
         """The present bias, shape [groups, outputs]."""
         if self.reader.bias is None:
             return None
-        values = np.asarray(self.own.graph.array(self.reader.bias), np.float64)
-        return values.reshape(self.reader.groups, -1)
+        return bias_of(self.reader, self.own.graph.array(self.reader.bias))
 
     def with_first(self, pair: Pair, before: Moments | None) -> dict[str, Array]:
         """New weights of this layer and of the one before it, fitted together; empty where that does not help."""
@@ -301,8 +310,7 @@ class _Fit:
     def _written(self, weights: Matrix, bias: Vector | None) -> dict[str, Array]:
         values = {self.reader.weight: weight_of(self.reader, weights, self.weight)}
         if self.reader.bias is not None and bias is not None:
-            old = self.own.graph.array(self.reader.bias)
-            values[self.reader.bias] = bias.reshape(old.shape).astype(old.dtype)
+            values[self.reader.bias] = bias_constant(self.reader, bias, self.own.graph.array(self.reader.bias))
         return values
 
 

@@ -59,6 +59,7 @@ class Layer:
         damping: float,
         present: Matrix | None = None,
         judge: Centred | None = None,
+        width: int | None = None,
     ) -> None:
         """Start with all columns.
 
@@ -68,6 +69,7 @@ class Layer:
             damping: ridge, as a share of the mean second moment.
             present: weights that the ridge holds to; zero by default.
             judge: moments of other rows, where those fitted are too few to tell the error: few rows fit anything.
+            width: number of units, where not all have columns here.
         """
         ridge = moments.ridge(damping)
         self.inverse: Matrix = np.asarray(np.linalg.inv(moments.xx + ridge * np.eye(moments.xx.shape[1])))
@@ -77,6 +79,7 @@ class Layer:
         self.units = units
         self.judge = judge
         self._means = moments.x, moments.y
+        self._place = _places(units, int(units.max(initial=-1)) + 1 if width is None else width)
         self._columns = [np.arange(units.shape[1])] * len(units)
         self._size = units.shape[1]
 
@@ -101,6 +104,12 @@ class Layer:
     def losses(self, units: Sequence[int]) -> NDArray[np.float64]:
         """Growth of the relative error if each of some units went alone, shape (units,)."""
         found = np.zeros(len(units))
+        if self._place is not None:
+            columns = self._place[units]
+            there, columns = columns >= 0, columns[columns >= 0]
+            squares = np.square(self.weights[0][columns]).sum(1)
+            found[there] = squares / np.maximum(self.inverse[0][columns, columns], 1e-300) / self.energy
+            return found
         place = {u: i for i, u in enumerate(units)}
         for g, names, columns in blocks_of(self.units, units):
             blocks = self.inverse[g][columns[:, :, None], columns[:, None, :]]
@@ -142,9 +151,20 @@ class Layer:
             part.units[g, :n] = self.units[g][columns]
         if self.judge is not None:
             part.judge = self.judge.part(members)
+        part._place = _places(part.units, len(self._place) if self._place is not None else 0)
         part._columns = [self._columns[g][columns] for g, columns in enumerate(members)]
         part._means = Centred.take(self._means[0], members), self._means[1]
         return part
+
+
+def _places(units: NDArray[np.int64], width: int) -> NDArray[np.int64] | None:
+    """The column of each unit, -1 for none, where no unit has several; shape (width,). Else None."""
+    own = units[0][units[0] >= 0]
+    if len(units) != 1 or own.size != np.unique(own).size or own.max(initial=-1) >= width:
+        return None
+    found = np.full(width, -1)
+    found[own] = np.flatnonzero(units[0] >= 0)
+    return found
 
 
 def blocks_of(

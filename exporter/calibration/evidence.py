@@ -16,6 +16,7 @@ from exporter.calibration.readers import (
     Places,
     Reader,
     Rows,
+    bias_constant,
     channel_of_column,
     columns,
     find_readers,
@@ -36,7 +37,7 @@ UNCERTAIN = 0.02
 """What the damping grows by for every column there is to a row: few rows fit anything."""
 
 _ROWS_PER_COLUMN = 12
-_TELLING = 6
+_TELLING = 4
 """Rows for a column below which the error on the rows fitted says little of that on others."""
 
 ENOUGH_TO_COMPARE, ENOUGH_TO_CHOOSE, ENOUGH_TO_FIT = 4096, 8192, 20_000
@@ -151,7 +152,7 @@ def rows_at(
         enough: as for ``sampled``.
     """
     dims = graph.constants[reader.weight].dims
-    per_column = _ROWS_PER_COLUMN if enough > ENOUGH_TO_COMPARE else _ROWS_PER_COLUMN // 2
+    per_column = _ROWS_PER_COLUMN if enough > ENOUGH_TO_CHOOSE else _ROWS_PER_COLUMN // 2
     rows = int(np.clip(per_column * columns(reader, dims), enough, _MOST_ROWS))
     at = places(reader, target.shape, math.ceil(rows * share), np.random.default_rng(batch))
     x = inputs_at(reader, source, at, tuple(dims[2:]) if reader.spatial else (), target.shape[2:])
@@ -237,7 +238,8 @@ def evidence(
         judge = seen.judge.centred(intercept) if seen.judge is not None else None
         damping = DAMPING + UNCERTAIN * seen.weights.shape[1] / max(seen.moments.rows, 1)
         for n, units in seen.units.items():
-            layers.setdefault(n, []).append((seen.reader, Layer(centred, units, damping, seen.weights, judge)))
+            layer = Layer(centred, units, damping, seen.weights, judge, groups.groups[n].width)
+            layers.setdefault(n, []).append((seen.reader, layer))
             if n in seen.last:
                 result[n] = _evidence(groups, n, layers.pop(n))
     return result
@@ -254,8 +256,7 @@ def _evidence(groups: Groups, number: int, layers: list[tuple[Reader, Layer]]) -
         for reader, layer in zip(readers, layers, strict=True):
             weights[reader.weight] = weight_of(reader, layer.whole(), graph.array(reader.weight))
             if reader.bias is not None:
-                like = graph.array(reader.bias)
-                weights[reader.bias] = layer.bias().reshape(like.shape).astype(like.dtype)
+                weights[reader.bias] = bias_constant(reader, layer.bias(), graph.array(reader.bias))
         levels.append((level, weights))
 
     pauses = sorted({max(1, width // share) for share in LEVELS if width > 1}, reverse=True)

@@ -93,7 +93,7 @@ def _simple(graph: Graph, reader: Reader) -> bool:
     """Say whether a reader works in 32 bits, has a bias of its own, and its padding is written out."""
     auto = reader.node.attributes.get("auto_pad", "NOTSET")
     narrow = graph.constants[reader.weight].data_type != onnx.TensorProto.FLOAT
-    return auto in ("NOTSET", "VALID") and reader.bias is not None and not narrow
+    return auto in ("NOTSET", "VALID") and reader.bias is not None and not reader.shifted and not narrow
 
 
 @dataclass(frozen=True)

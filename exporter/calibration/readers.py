@@ -38,6 +38,7 @@ class Reader:
         result: name of the output, after the bias.
         groups: number of independent products.
         scale: what the product is multiplied by.
+        shifted: whether the bias stands as the mean that a BatchNormalization behind takes off the output.
     """
 
     node: Node
@@ -48,6 +49,7 @@ class Reader:
     result: str
     groups: int = 1
     scale: float = 1.0
+    shifted: bool = False
 
     @property
     def spatial(self) -> bool:
@@ -100,7 +102,43 @@ def _reader(graph: Graph, node: Node) -> Reader | None:
     axis = -1 if node.op == "Gemm" else 1
     if shape[axis] != inputs:
         return None
-    return Reader(node, source, axis, weight, bias if usable else None, node.outputs[0], groups, scale)
+    mean = _mean_behind(graph, node, outputs) if not bias and axis == 1 else ""
+    name = bias if usable else mean or None
+    return Reader(node, source, axis, weight, name, node.outputs[0], groups, scale, bool(mean))
+
+
+def _mean_behind(graph: Graph, node: Node, outputs: int) -> str:
+    """The stored mean of the BatchNormalization that alone reads a convolution without a bias; else ""."""
+    result = node.outputs[0]
+    users = graph.users.get(result, [])
+    if len(users) != 1 or result in graph.outputs:
+        return ""
+    norm, place = users[0]
+    if norm.op != "BatchNormalization" or place or norm.depth or norm.attributes.get("training_mode"):
+        return ""
+    mean = norm.inputs[3]
+    return mean if _own(graph, mean) and _is_bias(graph, mean, outputs) else ""
+
+
+def bias_of(reader: Reader, constant: Array) -> Matrix:
+    """What a reader's bias adds to its result, shape [groups, outputs], from the constant that holds it.
+
+    A mean that is taken off behind the result adds nothing to it.
+    """
+    values = np.asarray(constant, np.float64).reshape(reader.groups, -1)
+    return np.zeros_like(values) if reader.shifted else values
+
+
+def bias_constant(reader: Reader, bias: Matrix, old: Array) -> Array:
+    """The constant that holds a bias [groups, outputs], in the shape and type of the present one.
+
+    Args:
+        reader: the reader.
+        bias: what is to be added to the result.
+        old: the constant as it is.
+    """
+    values = bias.reshape(old.shape)
+    return np.asarray(np.asarray(old, np.float64) - values if reader.shifted else values).astype(old.dtype)
 
 
 def _product(graph: Graph, node: Node) -> Reader:

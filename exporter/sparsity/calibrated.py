@@ -15,7 +15,7 @@ import numpy as np
 from exporter.calibration.data import Calibration
 from exporter.calibration.evidence import moments_of, sampled
 from exporter.calibration.moments import Centred, Moments, Vector
-from exporter.calibration.readers import Matrix, Reader, find_readers, matrix, weight_of
+from exporter.calibration.readers import Matrix, Reader, bias_constant, bias_of, find_readers, matrix, weight_of
 from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import Deviation, float_outputs
 from exporter.graph import Graph
@@ -186,14 +186,13 @@ class _Layer:
                 bias = self.fit.bias(weights)
         fresh = {self.reader.weight: weight_of(self.reader, weights, self.like)}
         if self.reader.bias is not None and bias is not None and damping is not None:
-            like = self.graph.array(self.reader.bias)
-            fresh[self.reader.bias] = bias.reshape(like.shape).astype(like.dtype)
+            fresh[self.reader.bias] = bias_constant(self.reader, bias, self.graph.array(self.reader.bias))
         return Fit(self.reader.weight, taken, plain, error, damping, self.reader.bias or ""), fresh
 
     def _bias_as_it_is(self) -> Vector | None:
         if self.reader.bias is None:
             return None
-        return np.asarray(self.graph.array(self.reader.bias), np.float64).reshape(self.reader.groups, -1)
+        return bias_of(self.reader, self.graph.array(self.reader.bias))
 
     def _candidate(self, damping: float, largest: Matrix) -> Matrix:
         """Weights chosen and fitted with a damping, shape [groups, K, outputs]."""

@@ -15,6 +15,8 @@ from exporter.cli import main
 from runtime import staircase as stairs_module
 from tests.onnx_builder import build, node, weights
 
+pytestmark = pytest.mark.timing
+
 MODELS = Path(__file__).parents[2] / "models"
 CNN, VIT = MODELS / "digits_cnn.onnx", MODELS / "digits_vit.onnx"
 BRIEF = ("--seconds", "0.1", "--threads", "1", "--shape", "image:2x1x8x8", "-q")

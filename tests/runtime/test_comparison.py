@@ -13,6 +13,8 @@ from runtime.robust import Ratio
 from runtime.runners import Asked
 from tests.onnx_builder import build, node, weights
 
+pytestmark = pytest.mark.timing
+
 FAKE = Asked("fake", shapes={"ids": (2, 3)})
 
 

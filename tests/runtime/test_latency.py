@@ -14,6 +14,8 @@ from runtime.feeds import PROFILES
 from runtime.latency import Latency, bench, compare
 from runtime.runners import input_shapes
 
+pytestmark = pytest.mark.timing
+
 # -- sampling, on a backend and a clock of our own --------------------------------------------------------------
 
 

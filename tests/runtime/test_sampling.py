@@ -8,6 +8,8 @@ import pytest
 from runtime import clocks, sampling
 from runtime.sampling import MIN_SAMPLES, take
 
+pytestmark = pytest.mark.timing
+
 
 @pytest.fixture
 def clock(monkeypatch):

@@ -32,6 +32,18 @@ def conv_net(dtype=np.float32):
     return build(nodes, {"x": ["N", 3, 12, 12]}, ["y"], constants, kinds={"x": kind, "y": kind})
 
 
+def normalised_net():
+    """Convolutions without biases, BatchNormalization behind each."""
+    constants = scaled(w1=(20, 3, 3, 3), w2=(12, 20, 3, 3), w3=(5, 12, 3, 3), m1=(20,), m2=(12,), s1=(20,), s2=(12,))
+    constants |= {name: np.full(n, 1.0, np.float32) for name, n in (("g1", 20), ("v1", 20), ("g2", 12), ("v2", 12))}
+    nodes = [
+        node("Conv", "x w1", "h1"), node("BatchNormalization", "h1 g1 s1 m1 v1", "n1"), node("Relu", "n1", "a1"),
+        node("Conv", "a1 w2", "h2"), node("BatchNormalization", "h2 g2 s2 m2 v2", "n2"), node("Relu", "n2", "a2"),
+        node("Conv", "a2 w3", "h3"), node("GlobalAveragePool", "h3", "p"), node("Flatten", "p", "y"),
+    ]  # fmt: skip
+    return build(nodes, {"x": ["N", 3, 12, 12]}, ["y"], constants)
+
+
 def residual_mlp():
     """A stream with two blocks; what is added is added again."""
     constants = scaled(w0=(6, 16), b0=(16,), w1=(16, 40), b1=(40,), w2=(40, 16), b2=(16,), w3=(16, 32), b3=(32,),

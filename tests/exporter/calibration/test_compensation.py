@@ -57,6 +57,7 @@ FITS = {
     "depthwise": (networks.depthwise_net, 0.3),
     "transformer": (networks.transformer, 0.5),
     "fixed-batch": (lambda: networks.transformer(fixed=4), 0.5),
+    "normalised": (networks.normalised_net, 0.3),
     "half": (lambda: networks.conv_net(np.float16), 0.3),
 }
 """Models, and what is left of the error at most."""
@@ -88,6 +89,12 @@ def test_each_reader_is_reported(fit):
     assert all(r.after <= r.before for r in cut.refits)
     assert any(r.damping is not None for r in cut.refits)
     assert {r.weight for r in cut.refits if r.damping is not None} <= cut.changed()
+
+
+def test_a_mean_behind_a_convolution_serves_as_its_bias():
+    """Nothing else of the BatchNormalization moves."""
+    cut = Cut(networks.normalised_net())
+    assert {"w2", "m2"} <= cut.changed() <= {"w2", "w3", "m2"}
 
 
 @pytest.mark.parametrize("make", [networks.conv_net, networks.residual_mlp])
