@@ -321,11 +321,12 @@ def _scores(
     from exporter.calibration.data import calibration_of
     from exporter.calibration.runner import Runner
     from exporter.calibration.scores import CALIBRATED, calibrated_scores
+    from exporter.calibration.trial import USUAL_SHARE
 
     calibration = calibration_of(calib, groups.graph, preprocess=preprocess, limit=limit, seed=seed)
     if name in (None, _RECONSTRUCTION):
         predicted = predict(groups, chosen, calibration, step)
-        return predicted.scores, predicted.damage
+        return predicted.scores, predicted.mended(USUAL_SHARE)
     if name in CALIBRATED:
         runner = Runner(groups.graph, calibration.fit, calibration.batch)
         return calibrated_scores(groups, chosen, name, runner, step), None

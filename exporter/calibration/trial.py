@@ -24,7 +24,10 @@ _SAMPLES, _FEWEST, _WORK = 128, 32, 1e11
 _JUDGES = 4
 """One of so many samples of a trial judges it."""
 
-_FIRST, _MORE, _LESS, _MOST = 0.6, 0.85, 0.3, 0.95
+USUAL_SHARE = 0.6
+"""What is tried first, and taken where nothing can be tried."""
+
+_MORE, _LESS, _MOST = 0.85, 0.3, 0.95
 
 
 def best_share(
@@ -57,7 +60,7 @@ def best_share(
             found[key] = deviation(fitted, graph, judge, calibration.batch)
         return found[key]
 
-    first, more = error(_FIRST), error(_MORE)
+    first, more = error(USUAL_SHARE), error(_MORE)
     if more < first:
         return _MOST if error(_MOST) < more else _MORE
-    return _LESS if error(_LESS) < first else _FIRST
+    return _LESS if error(_LESS) < first else USUAL_SHARE

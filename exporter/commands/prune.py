@@ -247,10 +247,11 @@ def _check_latency(options: argparse.Namespace) -> None:
     """Refuse what does not go with a budget of latency."""
     from exporter.errors import UsageError
 
-    others = {"ratio": "--ratio", "macs": "--macs", "params": "--params", "layers": "--layers", "plan": "--plan"}
-    given = [text for name, text in others.items() if getattr(options, name) is not None]
+    others = ("ratio", "macs", "params", "layers", "plan", "max_drop", "labels", "metric")
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) is not None]
+    given += ["--steps"] if options.steps != 1 else []
     if options.latency and given:
-        raise UsageError(f"--latency is a budget of its own; leave out {' and '.join(given)}.")
+        raise UsageError(f"--latency is a budget of its own, without labels; leave out {' and '.join(given)}.")
     if options.latency and options.granularity and "layers" in options.granularity.split(","):
         raise UsageError(
             "--latency chooses widths; drop blocks first, with --layers, and prune the result to a latency."
