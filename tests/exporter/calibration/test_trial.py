@@ -18,8 +18,6 @@ from exporter.calibration.damage import Prediction
         ({0.6: 2.0, 0.85: 3.0, 0.3: 1.0}, 0.3, [0.6, 0.85, 0.3]),
         ({0.6: 2.0, 0.85: 1.0, 0.95: 3.0}, 0.85, [0.6, 0.85, 0.95]),
         ({0.6: 3.0, 0.85: 2.0, 0.95: 1.0}, 0.95, [0.6, 0.85, 0.95]),
-        ({0.6: 1.0, 0.85: 0.9, 0.3: 2.0}, 0.6, [0.6, 0.85, 0.3]),  # not clearly better
-        ({0.6: 1.0, 0.85: 0.8, 0.95: 0.75}, 0.85, [0.6, 0.85, 0.95]),
     ],
 )
 def test_the_share_with_the_least_error_is_taken(monkeypatch, errors, share, tried):
