@@ -92,7 +92,7 @@ def chosen_for(graph: Graph, request: Request, means: Means) -> Chosen:
     """
     whole = find_groups(graph, request.io)
     means.step("scoring and choosing what goes")
-    plan, groups = choose(whole, request, means.inputs, means.calibration, means.step, means.cache)
+    plan, groups = choose(whole, request, means.inputs, means.calibration, means.step, means.cache, means.compensate)
     return Chosen(plan, whole, groups, tuple(plan.notes))
 
 

@@ -128,6 +128,7 @@ def choose(
     calibration: Calibration | None = None,
     step: Callable[[str], None] = lambda _: None,
     cache: Cache | None = None,
+    fitting: bool = True,
 ) -> tuple[Plan, Groups]:
     """Choose blocks and units.
 
@@ -138,6 +139,7 @@ def choose(
         calibration: inputs to predict the damage of a cut with.
         step: called with a line before each step that may take time.
         cache: where predictions are looked for and kept; None computes them.
+        fitting: whether the layers that stay will be fitted, and so mend some of the damage.
 
     Returns:
         The plan, for the dense graph, and the analysis of the graph without the blocks that go.
@@ -152,7 +154,7 @@ def choose(
         options |= {"calib": calibration.source, "calib_samples": calibration.used}
     widths = partial(
         _widths, request=request, options=options, inputs=inputs, calibration=calibration, given_scope=given_scope,
-        dense=whole.graph, step=step, cache=cache,
+        dense=whole.graph, step=step, cache=cache, fitting=fitting,
     )  # fmt: skip
     if not request.deep:
         return widths(whole, budget=request.budget, keep=request.keep, only=request.only, notes=[]), whole
@@ -190,6 +192,7 @@ def _widths(
     dense: Graph,
     step: Callable[[str], None],
     cache: Cache | None,
+    fitting: bool,
 ) -> Plan:
     assert request.score is not None
     assert request.scope is not None
@@ -199,7 +202,7 @@ def _widths(
     else:
         check(scope, request.align, request.min_width)  # before the work
         numbers = eligible(CostModel(groups), budget_of(**budget), request.kinds, keep, only, request.align)
-        scores, prediction = _calibrated(groups, numbers, request, calibration, step, cache)
+        scores, prediction = calibrated(groups, numbers, request, calibration, step, cache)
         if prediction is not None and not prediction.damage and not given_scope:
             scope, notes = "local", [*notes, "every group is cut alike, by magnitude: no linear layer reads them"]
     if inputs is not None and any(g.kind == "tokens" for g in groups):
@@ -223,17 +226,18 @@ def _widths(
 
     if prediction is None or scope != "damage":
         return plan_for()
+    if not fitting:
+        return plan_for(prediction.damage)
     assert calibration is not None
     from exporter.calibration.damage import macs_per_sample
-    from exporter.calibration.trial import best_share
+    from exporter.calibration.trial import best_plan
 
-    share = best_share(
-        dense, lambda share: plan_for(damage=prediction.mended(share)), calibration, macs_per_sample(groups), step
+    return best_plan(
+        dense, lambda share: plan_for(prediction.mended(share)), calibration, macs_per_sample(groups), step
     )
-    return plan_for(damage=prediction.mended(share))
 
 
-def _calibrated(
+def calibrated(
     groups: Groups,
     numbers: Sequence[int],
     request: Request,
@@ -241,7 +245,16 @@ def _calibrated(
     step: Callable[[str], None],
     cache: Cache | None,
 ) -> tuple[Scores, Prediction | None]:
-    """Scores of all groups, and the prediction where the score is ``reconstruction``."""
+    """Scores of all groups by what calibration inputs tell, and the prediction where the score is ``reconstruction``.
+
+    Args:
+        groups: the analysis.
+        numbers: of the groups that may be cut.
+        request: with its defaults resolved.
+        calibration: inputs.
+        step: called with a line before each step that may take time.
+        cache: as for ``choose``.
+    """
     from exporter.calibration.cache import Cache
     from exporter.calibration.predictions import predictions
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.choice import RECONSTRUCTION, Request, calibrated
 from exporter.errors import GoalError, UsageError
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
@@ -48,7 +49,6 @@ _PROFILED_RUNS = 500
 _COMPARED_RUNS = 2000
 _LESS = 0.97
 _NUDGES = 20
-_RECONSTRUCTION = "reconstruction"
 _DENSE = "dense.onnx"
 
 
@@ -193,7 +193,7 @@ def prune_to_latency(
                 f"--latency {target.text}: the original takes {1e3 * dense.latency:.3g} ms already; nothing to do."
             )
         chosen = eligible(cost, budget_of(macs=share), granularity, keep, only, align)
-        scores, damage = _scores(groups, chosen, score, consumers, calib, preprocess, calib_samples, seed, step)
+        scores, damage = _scores(groups, chosen, share, score, consumers, calib, preprocess, calib_samples, seed, step)
         if scope is None:
             scope = "damage" if damage else "local"
 
@@ -304,6 +304,7 @@ def _out_of_reach(why: str, target: Target) -> str:
 def _scores(
     groups: Groups,
     chosen: Sequence[int],
+    share: float,
     name: str | None,
     consumers: bool,
     calib: Source | None,
@@ -314,20 +315,13 @@ def _scores(
 ) -> tuple[Scores, Mapping[str, NDArray[np.float64]] | None]:
     """Importance of all units, and the predicted damage where calibration inputs tell it."""
     if calib is None:
-        if name == _RECONSTRUCTION:
+        if name == RECONSTRUCTION:
             raise UsageError(f"--score {name} needs calibration inputs: give --calib.")
         return score_groups(groups, name or "l2", consumers=consumers, seed=seed), None
-    from exporter.calibration.damage import predict
     from exporter.calibration.data import calibration_of
-    from exporter.calibration.runner import Runner
-    from exporter.calibration.scores import CALIBRATED, calibrated_scores
     from exporter.calibration.trial import USUAL_SHARE
 
     calibration = calibration_of(calib, groups.graph, preprocess=preprocess, limit=limit, seed=seed)
-    if name in (None, _RECONSTRUCTION):
-        predicted = predict(groups, chosen, calibration, step)
-        return predicted.scores, predicted.mended(USUAL_SHARE)
-    if name in CALIBRATED:
-        runner = Runner(groups.graph, calibration.fit, calibration.batch)
-        return calibrated_scores(groups, chosen, name, runner, step), None
-    return score_groups(groups, name, consumers=consumers, seed=seed), None
+    request = Request(macs=share, score=name, consumers=consumers, seed=seed).resolved(calibrated=True)
+    scores, prediction = calibrated(groups, chosen, request, calibration, step, None)
+    return scores, prediction.mended(USUAL_SHARE) if prediction is not None else None

@@ -55,6 +55,9 @@ class _Facts:
     def share(self, nodes: list[NodeTime]) -> float:
         return sum(n.seconds for n in nodes) / (self.profile.kernels or 1.0)
 
+    def finding(self, rule: str, nodes: list[NodeTime], text: str, advice: str) -> Finding:
+        return Finding(rule, tuple(n.name for n in nodes), text, advice, self.share(nodes))
+
 
 def lint(path: Path, profile: Profile, machine: Peaks, stairs: Staircase) -> list[Finding]:
     """Look for what makes a model slow.
@@ -88,13 +91,12 @@ def _alignment(facts: _Facts) -> Iterator[Finding]:
         below, above = channels[0] // step * step, -(-channels[0] // step) * step
         use = f"{below} or {above}" if below else f"{above}"
         slower = facts.stairs.penalty(kind, channels[0])
-        yield Finding(
+        yield facts.finding(
             "alignment",
-            (node.name,),
+            [node],
             f"Conv {node.name}: {' and '.join(map(str, channels))} channels leave the blocked layout, here "
             f"{slower:.1f}x slower",
             f"use {use} channels; 'secateur align' pads them losslessly",
-            facts.share([node]),
         )
 
 
@@ -106,21 +108,19 @@ def _layout(facts: _Facts) -> Iterator[Finding]:
         plain = [n for n in facts.profile.nodes if not n.kernel.startswith(BLOCKED) and len(n.inputs[:1]) == 1]
         images = sorted((n for n in plain if len(n.inputs[0]) == 4), key=lambda n: -n.seconds)
         why = f"; operators without a blocked kernel: {_names(images)}" if images else ""
-        yield Finding(
+        yield facts.finding(
             "layout",
-            tuple(n.name for n in nodes),
+            nodes,
             f"{len(nodes)} changes between the blocked and the plain layout{why}",
             "operators that ONNX Runtime has in blocks (Conv, pooling, Add, Relu, Sigmoid, Concat) keep it",
-            facts.share(nodes),
         )
     moves = [n for n in facts.profile.nodes if n.kernel == "Transpose"]
     if moves:
-        yield Finding(
+        yield facts.finding(
             "transposes",
-            tuple(n.name for n in moves),
+            moves,
             f"{len(moves)} Transpose nodes: {_names(moves)}",
             "export with channels first, or fold them into neighbouring weights",
-            facts.share(moves),
         )
 
 
@@ -186,7 +186,7 @@ def _unfused(facts: _Facts) -> Iterator[Finding]:
     ):
         if nodes:
             text = f"{what}: {_names(nodes)}"
-            yield Finding("unfused", tuple(n.name for n in nodes), text, advice, facts.share(nodes))
+            yield facts.finding("unfused", nodes, text, advice)
 
 
 def _casts(facts: _Facts) -> Iterator[Finding]:
@@ -194,48 +194,44 @@ def _casts(facts: _Facts) -> Iterator[Finding]:
     if nodes:
         half = any("float16" in n.types for n in nodes)
         why = "this processor has no float16 kernels, so values are converted back and forth" if half else ""
-        yield Finding(
+        yield facts.finding(
             "casts",
-            tuple(n.name for n in nodes),
+            nodes,
             f"{len(nodes)} Cast nodes: {_names(nodes)}{'; ' + why if why else ''}",
             "use float32 on this device" if half else "keep one type from end to end",
-            facts.share(nodes),
         )
 
 
 def _integers(facts: _Facts) -> Iterator[Finding]:
     nodes = [n for n in facts.profile.nodes if n.kernel in _ARITHMETIC and set(n.types) & _INTEGERS]
     if nodes:
-        yield Finding(
+        yield facts.finding(
             "integers",
-            tuple(n.name for n in nodes),
+            nodes,
             f"integer arithmetic at run time in {len(nodes)} nodes: {_names(nodes)}",
             "usually shapes that are computed anew in every run: export with fixed sizes, or compute them once",
-            facts.share(nodes),
         )
 
 
 def _fallback(facts: _Facts) -> Iterator[Finding]:
     nodes = [n for n in facts.profile.nodes if n.provider == _CPU]
     if nodes and len(nodes) < len(facts.profile.nodes):
-        yield Finding(
+        yield facts.finding(
             "fallback",
-            tuple(n.name for n in nodes),
+            nodes,
             f"{len(nodes)} nodes run on the CPU, because {facts.profile.backend} lacks them: {_names(nodes)}",
             "each costs two transfers; replace them by operators the backend has",
-            facts.share(nodes),
         )
 
 
 def _overhead(facts: _Facts) -> Iterator[Finding]:
     nodes = [n for n in facts.profile.nodes if bottleneck(n, facts.machine) == "overhead"]
     if facts.share(nodes) > _MANY:
-        yield Finding(
+        yield facts.finding(
             "overhead",
-            tuple(n.name for n in nodes),
+            nodes,
             f"{len(nodes)} of {len(facts.profile.nodes)} kernels are so short that starting them counts",
             "larger batches, or fewer and larger layers",
-            facts.share(nodes),
         )
 
 

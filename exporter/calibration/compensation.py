@@ -33,6 +33,7 @@ from exporter.calibration.readers import (
     weight_of,
 )
 from exporter.calibration.runner import Runner
+from exporter.calibration.targets import Target, find_target
 from exporter.graph import Graph
 from exporter.plan import Plan
 from exporter.protos import constant_of, key_of, reads
@@ -108,7 +109,7 @@ def compensate(
     fresh: dict[str, Array] = {}
     for i, reader in enumerate(todo, 1):
         step(f"fitting the layers that stay, {i} of {len(todo)}")
-        target = _target(pruned, graph, reader, later)
+        target = find_target(pruned, graph, reader, later)
         later.discard(reader.weight)
         dense.advance([target.tensor])
         pair = pairs.get(reader.weight)
@@ -129,54 +130,6 @@ def compensate(
 
 
 @dataclass(frozen=True)
-class _Target:
-    """What a reader's result is fitted to: ``result + other = tensor`` of the dense graph.
-
-    Attributes:
-        tensor: name of the tensor of the dense graph.
-        other: name of the activation of the pruned graph that is added, "" for none.
-        rectified: whether nothing but Relus read it.
-    """
-
-    tensor: str
-    other: str
-    rectified: bool
-
-
-def _target(pruned: Graph, graph: Graph, reader: Reader, later: set[str]) -> _Target:
-    """Follow a result to the sum it goes into, if that is where it goes at once.
-
-    What is added there must be final: nothing before it may be fitted later.
-    """
-    name, other = reader.result, ""
-    users = pruned.users.get(name, [])
-    if len(users) == 1 and users[0][0].op == "Add" and users[0][0].depth == 0 and name not in pruned.outputs:
-        add, i = users[0]
-        added = add.inputs[1 - i]
-        same = added not in pruned.constants and pruned.shape(added) == pruned.shape(name)
-        if same and add.key in graph.producer and not _constants_before(pruned, added) & later:
-            name, other = add.key, added
-    users = pruned.users.get(name, [])
-    rectified = bool(users) and name not in pruned.outputs and all(node.op == "Relu" for node, _ in users)
-    return _Target(name, other, rectified)
-
-
-def _constants_before(graph: Graph, name: str) -> set[str]:
-    """Constants that a tensor depends on."""
-    found: set[str] = set()
-    todo, seen = [name], {name}
-    while todo:
-        node = graph.producer.get(todo.pop())
-        for other in reads(node.proto) if node is not None else ():
-            if other in graph.constants:
-                found.add(other)
-            elif other not in seen:
-                seen.add(other)
-                todo.append(other)
-    return found
-
-
-@dataclass(frozen=True)
 class _Tried:
     """Weights and bias, with their error on the held-out samples and the damping they came from."""
 
@@ -189,7 +142,7 @@ class _Tried:
 class _Fit:
     """The fit of one reader."""
 
-    def __init__(self, reader: Reader, target: _Target, own: Runner, dense: Runner, plan: Plan, quick: bool) -> None:
+    def __init__(self, reader: Reader, target: Target, own: Runner, dense: Runner, plan: Plan, quick: bool) -> None:
         self.reader, self.target, self.own, self.dense, self.quick = reader, target, own, dense, quick
         self.axes = plan.hide.get(target.tensor, {})
         self.weight = own.graph.array(reader.weight)

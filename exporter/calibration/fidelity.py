@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from exporter.calibration.accuracy import Accuracy, compare_accuracy, usual_metric
 from exporter.calibration.compensation import Refit, compensate
 from exporter.calibration.data import Calibration
-from exporter.calibration.runner import Runner
-from exporter.calibration.sensitivity import Deviation, float_outputs
+from exporter.calibration.sensitivity import deviation
 from exporter.calibration.unfitted import Unfitted, find_unfitted
 from exporter.graph import Graph
 from exporter.interface import shrunk
 from exporter.plan import Plan
 from runtime.errors import BadRequest
-from runtime.samples import Samples
 
 SWITCHED_OFF, LEFT_OUT = "compensation was switched off", "compensation was left out"
 
@@ -166,13 +164,3 @@ def reasons(unfitted: Sequence[Unfitted]) -> dict[str, list[str]]:
     for layer in unfitted:
         found.setdefault(layer.reason, []).append(layer.layer)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
-
-
-def deviation(pruned: Graph, graph: Graph, samples: Samples, batch: int) -> float:
-    """Square error of the outputs relative to their variance, mean over outputs."""
-    outputs = float_outputs(graph)
-    found = Deviation()
-    runners = [Runner(g, samples, batch) for g in (pruned, graph)]
-    for got, want in zip(*(r.branch(outputs, {}) for r in runners), strict=True):
-        found.add(got, want)
-    return found.value

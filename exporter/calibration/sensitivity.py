@@ -12,6 +12,7 @@ from exporter.calibration.evidence import Evidence
 from exporter.calibration.runner import Runner
 from exporter.graph import Graph
 from exporter.tensors import Array
+from runtime.samples import Samples
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
@@ -50,6 +51,26 @@ class Deviation:
         return mean if np.isfinite(mean) else float("inf")
 
 
+def deviation(
+    changed: Graph, graph: Graph, samples: Samples, batch: int, values: Mapping[str, Array] | None = None
+) -> float:
+    """Square error of a changed graph's outputs relative to the variance of the original's, mean over outputs.
+
+    Args:
+        changed: the changed graph.
+        graph: the original.
+        samples: inputs.
+        batch: samples in one run.
+        values: constants of the changed graph that are to have other values.
+    """
+    outputs = float_outputs(graph)
+    found = Deviation()
+    got, want = (Runner(g, samples, batch) for g in (changed, graph))
+    for pair in zip(got.branch(outputs, values or {}), want.branch(outputs, {}), strict=True):
+        found.add(*pair)
+    return found.value
+
+
 def deviations(
     known: Mapping[int, Evidence], runner: Runner, level: int, step: Callable[[str], None]
 ) -> dict[int, float]:
@@ -68,10 +89,10 @@ def deviations(
     for i, n in enumerate(sorted(chosen, key=lambda n: known[n].readers[0].node.index), 1):
         step(f"measuring how the outputs react, group {i} of {len(chosen)}")
         runner.advance([known[n].readers[0].source])
-        deviation = Deviation()
+        reaction = Deviation()
         for got, dense in zip(runner.branch(outputs, known[n].levels[level][1]), want, strict=True):
-            deviation.add(got, dense)
-        result[n] = deviation.value
+            reaction.add(got, dense)
+        result[n] = reaction.value
     return result
 
 

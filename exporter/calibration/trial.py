@@ -8,12 +8,14 @@ of it, fitted to few samples, and judged by the outputs on others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from exporter.calibration.compensation import compensate
 from exporter.calibration.damage import affordable
 from exporter.calibration.data import Calibration
-from exporter.calibration.fidelity import deviation
+from exporter.calibration.fidelity import comparable
+from exporter.calibration.sensitivity import deviation
 from exporter.graph import Graph
 from exporter.plan import Plan
 from exporter.rewriter import rewrite
@@ -28,39 +30,47 @@ USUAL_SHARE = 0.6
 """What is tried first, and taken where nothing can be tried."""
 
 _MORE, _LESS, _MOST = 0.85, 0.3, 0.95
+_NOTHING = 0.0
 
 
-def best_share(
+def best_plan(
     graph: Graph,
     plan_for: Callable[[float], Plan],
     calibration: Calibration,
     macs: float,
     step: Callable[[str], None],
-) -> float:
-    """The share of the damage to take for mended.
+) -> Plan:
+    """The plan that is best once its layers are fitted; where they cannot be, the one for which nothing is mended.
 
     Args:
         graph: the dense graph.
-        plan_for: makes the plan for a share.
+        plan_for: makes the plan for a share of the damage that is taken for mended.
         calibration: inputs; the samples held out for the report are not touched.
         macs: multiply-accumulates of a sample.
         step: called with a line before each trial.
     """
-    samples = calibration.fit.part(0, max(affordable(_WORK, macs, _SAMPLES), _FEWEST))
+    samples = calibration.fit.part(0, affordable(_WORK, macs, _SAMPLES, _FEWEST))
     cut = len(samples) - max(len(samples) // _JUDGES, 1)
     fit, judge = samples.part(0, cut), samples.part(cut, len(samples))
+    plans: dict[float, Plan] = {}
     found: dict[str, float] = {}
 
     def error(share: float) -> float:
-        plan = plan_for(share)
+        plan = plans[share] = plan_for(share)
         key = str([g.keep for g in plan.groups])
         if key not in found:
+            pruned = rewrite(graph, plan)
+            if not comparable(pruned, graph, plan):
+                return math.inf
             step(f"trying a plan, number {len(found) + 1}")
-            fitted, _ = compensate(rewrite(graph, plan), graph, plan, fit, calibration.batch, quick=True)
+            fitted, _ = compensate(pruned, graph, plan, fit, calibration.batch, quick=True)
             found[key] = deviation(fitted, graph, judge, calibration.batch)
         return found[key]
 
-    first, more = error(USUAL_SHARE), error(_MORE)
+    first = error(USUAL_SHARE)
+    if math.isinf(first):
+        return plan_for(_NOTHING)
+    more = error(_MORE)
     if more < first:
-        return _MOST if error(_MOST) < more else _MORE
-    return _LESS if error(_LESS) < first else USUAL_SHARE
+        return plans[_MOST] if error(_MOST) < more else plans[_MORE]
+    return plans[_LESS] if error(_LESS) < first else plans[USUAL_SHARE]

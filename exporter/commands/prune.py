@@ -149,7 +149,6 @@ def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter import Plan, prune, report, report_json
     from runtime.feeds import parse_shapes
-    from runtime.images import parse_preprocess
 
     _check(options)
     if options.latency:
@@ -161,34 +160,18 @@ def run(options: argparse.Namespace) -> int:
         macs=options.macs,
         params=options.params,
         layers=options.layers,
-        score=options.score,
         layer_score=options.layer_score,
-        consumers=options.include_consumers,
-        scope=options.scope,
-        align=_align(options.align),
-        min_width=options.min_width,
-        granularity=[k.strip() for k in options.granularity.split(",")] if options.granularity else None,
-        keep=options.keep,
-        only=options.only,
-        io=options.io,
+        **_shared(options),
         plan=Plan.load(options.plan) if options.plan else None,
-        calib=options.calib,
-        preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
-        calib_samples=options.calib_samples,
         labels=options.labels,
         metric=options.metric,
         max_drop=options.max_drop,
         of=options.of,
         sure=options.sure,
         steps=options.steps,
-        compensate=not options.no_compensate,
         cache=not options.no_cache,
         dry_run=options.dry_run,
-        prove=not options.no_verify,
         shapes=parse_shapes(options.shape),
-        inputs=options.inputs,
-        seed=options.seed,
-        progress=Progress(options.quiet),
     )
     if options.save_plan:
         result.plan.save(options.save_plan)
@@ -206,7 +189,6 @@ def _to_latency(options: argparse.Namespace) -> int:
     from exporter.latency_budget import parse_latency, prune_to_latency
     from runtime.backends import SessionOptions
     from runtime.feeds import parse_shapes
-    from runtime.images import parse_preprocess
     from runtime.runners import Asked
 
     result, outcome = prune_to_latency(
@@ -214,23 +196,7 @@ def _to_latency(options: argparse.Namespace) -> int:
         options.output,
         parse_latency(options.latency),
         Asked(options.device, SessionOptions(threads=options.threads), parse_shapes(options.shape)),
-        score=options.score,
-        consumers=options.include_consumers,
-        scope=options.scope,
-        align=_align(options.align),
-        min_width=options.min_width,
-        granularity=[k.strip() for k in options.granularity.split(",")] if options.granularity else None,
-        keep=options.keep,
-        only=options.only,
-        io=options.io,
-        calib=options.calib,
-        preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
-        calib_samples=options.calib_samples,
-        compensate=not options.no_compensate,
-        prove=not options.no_verify,
-        inputs=options.inputs,
-        seed=options.seed,
-        progress=Progress(options.quiet),
+        **_shared(options),
     )
     if options.save_plan:
         result.plan.save(options.save_plan)
@@ -241,6 +207,31 @@ def _to_latency(options: argparse.Namespace) -> int:
         print(report.prune_text(result))
         print(latency_report.outcome_text(outcome))
     return 0
+
+
+def _shared(options: argparse.Namespace) -> dict[str, Any]:
+    """What means the same whatever the budget."""
+    from runtime.images import parse_preprocess
+
+    return {
+        "score": options.score,
+        "consumers": options.include_consumers,
+        "scope": options.scope,
+        "align": _align(options.align),
+        "min_width": options.min_width,
+        "granularity": [k.strip() for k in options.granularity.split(",")] if options.granularity else None,
+        "keep": options.keep,
+        "only": options.only,
+        "io": options.io,
+        "calib": options.calib,
+        "preprocess": parse_preprocess(options.preprocess) if options.preprocess else None,
+        "calib_samples": options.calib_samples,
+        "compensate": not options.no_compensate,
+        "prove": not options.no_verify,
+        "inputs": options.inputs,
+        "seed": options.seed,
+        "progress": Progress(options.quiet),
+    }
 
 
 def _check_latency(options: argparse.Namespace) -> None:

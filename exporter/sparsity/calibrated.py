@@ -17,9 +17,9 @@ from exporter.calibration.evidence import moments_of, sampled
 from exporter.calibration.moments import Centred, Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, bias_constant, bias_of, find_readers, matrix, weight_of
 from exporter.calibration.runner import Runner
-from exporter.calibration.sensitivity import Deviation, float_outputs
+from exporter.calibration.sensitivity import float_outputs
+from exporter.calibration.targets import Target, find_target
 from exporter.graph import Graph
-from exporter.protos import reads
 from exporter.sparsity import solver
 from exporter.sparsity.layers import Weight
 from exporter.sparsity.magnitude import smallest
@@ -94,11 +94,11 @@ def fit_layers(
     fits: list[Fit] = []
     for i, reader in enumerate(todo, 1):
         step(f"choosing and fitting weights, layer {i} of {len(todo)}")
-        tensor, other = _target(graph, reader, later)
+        target = find_target(graph, graph, reader, later)
         later.discard(reader.weight)
-        dense.advance([tensor])
-        own.advance([reader.source, *([other] if other else [])])
-        moments = moments_of(sampled(own, reader, _targets(own, dense, tensor, other)))
+        dense.advance([target.tensor])
+        own.advance([reader.source, *([target.other] if target.other else [])])
+        moments = moments_of(sampled(own, reader, _targets(own, dense, target)))
         layer = _Layer(graph, reader, moments, pattern, counts.get(reader.weight, 0), method, steps)
         fit, fresh = layer.best(given[reader.weight], refit)
         own.weights |= fresh
@@ -107,37 +107,13 @@ def fit_layers(
     return values, fits
 
 
-def _targets(own: Runner, dense: Runner, tensor: str, other: str) -> Iterator[Array]:
+def _targets(own: Runner, dense: Runner, target: Target) -> Iterator[Array]:
     """What a layer should give, batch by batch."""
-    if not other:
-        yield from dense.values(tensor)
+    if not target.other:
+        yield from dense.values(target.tensor)
         return
-    for want, added in zip(dense.values(tensor), own.values(other), strict=True):
+    for want, added in zip(dense.values(target.tensor), own.values(target.other), strict=True):
         yield np.asarray(want, np.float32) - np.asarray(added, np.float32)
-
-
-def _target(graph: Graph, reader: Reader, later: set[str]) -> tuple[str, str]:
-    """The tensor that should be as it was, and the one that is added to the layer's result to make it, if any.
-
-    Nothing before what is added may change any more.
-    """
-    users = graph.users.get(reader.result, [])
-    if len(users) != 1 or users[0][0].op != "Add" or users[0][0].depth or reader.result in graph.outputs:
-        return reader.result, ""
-    add, index = users[0]
-    other = add.inputs[1 - index]
-    if other in graph.constants or graph.shape(other) != graph.shape(reader.result):
-        return reader.result, ""
-    todo, seen = [other], {other}
-    while todo:
-        node = graph.producer.get(todo.pop())
-        for name in reads(node.proto) if node is not None else ():
-            if name in later:
-                return reader.result, ""
-            if name not in seen and name not in graph.constants:
-                seen.add(name)
-                todo.append(name)
-    return add.key, other
 
 
 class _Layer:
@@ -235,23 +211,6 @@ class _Layer:
                 gone = round(self.count / len(weights))
                 masks[g] = ~smallest(scores.astype(np.float32).reshape(-1), gone).reshape(w.shape)
         return masks
-
-
-def deviation(source: Graph, graph: Graph, values: Mapping[str, Array], calibration: Calibration) -> float:
-    """Square error of the outputs on held-out inputs, relative to their variance.
-
-    Args:
-        source: the graph as it was read.
-        graph: the graph that is made sparse, and
-        values: the values of its constants that differ.
-        calibration: inputs.
-    """
-    outputs = float_outputs(source)
-    result = Deviation()
-    got, want = (Runner(g, calibration.held, calibration.batch) for g in (graph, source))
-    for pair in zip(got.branch(outputs, values), want.branch(outputs, {}), strict=True):
-        result.add(*pair)
-    return result.value
 
 
 def agreement(source: Graph, graph: Graph, values: Mapping[str, Array], calibration: Calibration) -> float | None:

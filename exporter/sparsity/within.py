@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from exporter.calibration.data import Calibration
+from exporter.calibration.sensitivity import deviation
 from exporter.errors import GoalError
 from exporter.graph import Graph
-from exporter.sparsity.calibrated import Fit, agreement, deviation, fit_layers
+from exporter.sparsity.calibrated import Fit, agreement, fit_layers
 from exporter.sparsity.layers import Weight
 from exporter.sparsity.patterns import Plan
 from exporter.tensors import Array
@@ -87,18 +88,21 @@ def fit_within(
         )
         return {w.name: given[w.name] for w in weights} | values, {f.weight: f for f in fits}
 
-    plain = deviation(source, graph, given, data)
+    def error_of(values: Mapping[str, Array]) -> float:
+        return deviation(graph, source, data.held, data.batch, values)
+
+    plain = error_of(given)
     values, fits = fitted(taken)
-    error = deviation(source, graph, values, data)
+    error = error_of(values)
     dense: frozenset[str] = frozenset()
     if plan.max_drop is not None and error > plan.max_drop:
-        order = _most_harmful(source, graph, taken, values, fits, data, step)
+        order = _most_harmful(taken, values, fits, error_of, step)
         low, high = 1, len(order)
         while low < high:  # layers are fitted anew each time: those behind a dense one read something else
             count = (low + high) // 2
             step(f"trying with {count} of {len(order)} layers dense")
             trial, trial_fits = fitted([w for w in taken if w.name not in order[:count]])
-            found = deviation(source, graph, trial, data)
+            found = error_of(trial)
             if found <= plan.max_drop:
                 values, fits, error, dense, high = trial, trial_fits, found, frozenset(order[:count]), count
             else:
@@ -114,12 +118,10 @@ def fit_within(
 
 
 def _most_harmful(
-    source: Graph,
-    graph: Graph,
     taken: Sequence[Weight],
     values: Mapping[str, Array],
     fits: Mapping[str, Fit],
-    data: Calibration,
+    error_of: Callable[[Mapping[str, Array]], float],
     step: Callable[[str], None],
 ) -> list[str]:
     """Names of the weights in the order of what each alone does to the outputs, the worst first."""
@@ -127,5 +129,5 @@ def _most_harmful(
     for i, weight in enumerate(taken, 1):
         step(f"measuring what each layer does to the outputs, {i} of {len(taken)}")
         names = {weight.name, fits[weight.name].bias if weight.name in fits else ""}
-        harm[weight.name] = deviation(source, graph, {n: v for n, v in values.items() if n in names}, data)
+        harm[weight.name] = error_of({n: v for n, v in values.items() if n in names})
     return sorted(harm, key=lambda n: -harm[n])

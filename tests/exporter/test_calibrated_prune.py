@@ -84,6 +84,27 @@ def test_a_plan_is_fitted_too(tmp_path):
     assert result.fidelity.error < 0.5 * result.fidelity.plain
 
 
+def test_an_input_that_shrinks_is_neither_tried_nor_fitted(tmp_path):
+    """The samples do not fit the pruned model; the choice is made as if nothing were mended."""
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "a"), node("MatMul", "a w2", "y")]
+    model = build(nodes, {"x": ["N", 24]}, ["y"], weights(w1=(24, 24), w2=(24, 4)))
+    feeds = [{"x": np.random.default_rng(k).standard_normal((8, 24)).astype(np.float32)} for k in range(16)]
+    result = prune(
+        write(model, tmp_path), tmp_path / "out.onnx", macs=0.5, align=1, io=["x:1"], keep=["w2"], calib=feeds
+    )
+    assert load(tmp_path / "out.onnx").shape("x")[1] < 24
+    assert result.fidelity is None
+    assert any("inputs or outputs of the model shrink" in w for w in result.warnings)
+
+
+def test_without_compensation_nothing_is_tried(tmp_path):
+    lines = []
+    prune(MODELS / "digits_cnn.onnx", tmp_path / "out.onnx", macs=0.5, calib=TRAIN, calib_samples=32,
+          compensate=False, progress=lines.append)  # fmt: skip
+    assert any("how the outputs react" in line for line in lines)
+    assert not any("trying a plan" in line for line in lines)
+
+
 def test_no_linear_layer(tmp_path):
     """Where no reader tells of a group, every group is cut alike, and the report says so."""
     nodes = [node("Mul", "x scale", "h"), node("Softplus", "h", "k"), node("ReduceSum", "k axes", "y", keepdims=1)]

@@ -43,8 +43,9 @@ def test_the_share_with_the_least_error_is_taken(monkeypatch, errors, share, tri
     monkeypatch.setattr(trial, "rewrite", lambda graph, plan: graph)
     monkeypatch.setattr(trial, "compensate", compensate)
     monkeypatch.setattr(trial, "deviation", deviation)
+    monkeypatch.setattr(trial, "comparable", lambda *_: True)
     calibration = SimpleNamespace(fit=Some(range(100)), batch=8)
-    assert trial.best_share(None, plan_for, calibration, 1e6, lambda _: None) == share
+    assert trial.best_plan(None, plan_for, calibration, 1e6, lambda _: None).groups[0].keep == share
     assert asked == tried
     assert all(not f & j and f | j == set(range(100)) for f, j in zip(fits, judges, strict=True))
 
@@ -54,9 +55,10 @@ def test_equal_plans_are_tried_once(monkeypatch):
     monkeypatch.setattr(trial, "rewrite", lambda graph, plan: graph)
     monkeypatch.setattr(trial, "compensate", lambda *a, **k: (None, []))
     monkeypatch.setattr(trial, "deviation", lambda *a: tried.append(1) or 1.0)
-    plan = SimpleNamespace(groups=[SimpleNamespace(keep=(1, 2))])
+    monkeypatch.setattr(trial, "comparable", lambda *_: True)
+    plans = {share: SimpleNamespace(groups=[SimpleNamespace(keep=(1, 2))]) for share in (0.3, 0.6, 0.85, 0.95)}
     calibration = SimpleNamespace(fit=_Whole(), batch=8)
-    assert trial.best_share(None, lambda share: plan, calibration, 1e6, lambda _: None) == 0.6
+    assert trial.best_plan(None, plans.get, calibration, 1e6, lambda _: None) is plans[0.6]
     assert tried == [1]
 
 

@@ -1,0 +1,63 @@
+"""What a layer is fitted to: its own output in the original, or that of the sum behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporter.calibration.readers import Reader
+from exporter.graph import Graph
+from exporter.protos import reads
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a reader's result is fitted to: ``result + other = tensor`` of the dense graph.
+
+    Attributes:
+        tensor: name of the tensor of the dense graph.
+        other: name of the activation of the pruned graph that is added, "" for none.
+        rectified: whether nothing but Relus read it.
+    """
+
+    tensor: str
+    other: str
+    rectified: bool
+
+
+def find_target(pruned: Graph, graph: Graph, reader: Reader, later: set[str]) -> Target:
+    """Follow a result to the sum it goes into, if that is where it goes at once.
+
+    What is added there must be final: nothing before it may be fitted later.
+
+    Args:
+        pruned: the graph that is fitted.
+        graph: the graph it is fitted to.
+        reader: of the first.
+        later: names of the weights that are still to be fitted.
+    """
+    name, other = reader.result, ""
+    users = pruned.users.get(name, [])
+    if len(users) == 1 and users[0][0].op == "Add" and users[0][0].depth == 0 and name not in pruned.outputs:
+        add, i = users[0]
+        added = add.inputs[1 - i]
+        same = added not in pruned.constants and pruned.shape(added) == pruned.shape(name)
+        if same and add.key in graph.producer and not _constants_before(pruned, added) & later:
+            name, other = add.key, added
+    users = pruned.users.get(name, [])
+    rectified = bool(users) and name not in pruned.outputs and all(node.op == "Relu" for node, _ in users)
+    return Target(name, other, rectified)
+
+
+def _constants_before(graph: Graph, name: str) -> set[str]:
+    """Constants that a tensor depends on."""
+    found: set[str] = set()
+    todo, seen = [name], {name}
+    while todo:
+        node = graph.producer.get(todo.pop())
+        for other in reads(node.proto) if node is not None else ():
+            if other in graph.constants:
+                found.add(other)
+            elif other not in seen:
+                seen.add(other)
+                todo.append(other)
+    return found
