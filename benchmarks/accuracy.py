@@ -173,16 +173,10 @@ def _figures(row: Row, key: str) -> Row:
 @cache
 def _scores() -> list[tuple[str, str]]:
     """Every score there is, with the scopes to try."""
-    from exporter.choice import RECONSTRUCTION
     from exporter.importance import SCORERS
+    from exporter.score_names import CALIBRATED, RECONSTRUCTION
 
-    names = list(SCORERS)
-    try:
-        from exporter.calibration.scores import CALIBRATED
-    except ImportError:
-        pass
-    else:
-        names += [n for n in CALIBRATED if n != RECONSTRUCTION]
+    names = [*SCORERS, *(n for n in CALIBRATED if n != RECONSTRUCTION)]
     return [*((n, "local") for n in (*names, RECONSTRUCTION)), (RECONSTRUCTION, "damage")]
 
 

@@ -33,19 +33,17 @@ from exporter.importance import Scores, seen_first
 from exporter.importance import score as score_groups
 from exporter.influence import score_blocks
 from exporter.interface import patterns_for
-from exporter.learned import LEARNED, MASKS, learned_scores
+from exporter.learned import learned_scores
 from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.planner import KINDS, budget_of, check, eligible, make_plan, touched
+from exporter.score_names import LEARNED, MASKS, RECONSTRUCTION
 from runtime import feeds
 
 if TYPE_CHECKING:
     from exporter.calibration.cache import Cache
     from exporter.calibration.damage import Prediction
     from exporter.calibration.data import Calibration
-
-RECONSTRUCTION = "reconstruction"
-"""The score that needs calibration inputs, and is the default with them."""
 
 _BUDGETS = ("ratio", "macs", "params")
 _RANKING = 64

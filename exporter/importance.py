@@ -14,6 +14,7 @@ from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.groups import Group, Groups
 from exporter.registry import enter
+from exporter.score_names import CALIBRATED, LEARNED
 from exporter.spans import Span
 from runtime.feeds import Feeds
 
@@ -66,14 +67,10 @@ def score(groups: Groups, by: str = "l2", *, consumers: bool = False, seed: int 
         UsageError: there is no scorer of that name, or it needs calibration inputs.
     """
     if by not in SCORERS:
-        from exporter.calibration.scores import CALIBRATED
-
         if by in CALIBRATED:
             raise UsageError(
                 f"the score '{by}' needs inputs: give them with --calib DATA, or --calib synthetic if there are none."
             )
-        from exporter.learned import LEARNED
-
         if by in LEARNED:
             raise UsageError(
                 f"the score '{by}' needs inputs: give them with --calib DATA, and labels with --labels KEY, if any."

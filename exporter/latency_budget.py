@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.choice import RECONSTRUCTION, Request, calibrated
+from exporter.choice import Request, calibrated
 from exporter.errors import GoalError, UsageError
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
@@ -26,6 +26,7 @@ from exporter.plan import Plan
 from exporter.planner import budget_of, eligible, plan_within
 from exporter.pruner import Result, prune
 from exporter.rewriter import rewrite
+from exporter.score_names import RECONSTRUCTION
 from runtime.comparison import Comparison, compare_models
 from runtime.profiling import Profile, profile
 from runtime.robust import Ratio

@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING
 from exporter.errors import UsageError
 from exporter.groups import Groups
 from exporter.importance import Scores
+from exporter.score_names import GRADIENTS, LEARNED, MASKS
 from exporter.torch_source import need_torch
 
 if TYPE_CHECKING:
     from exporter.calibration.data import Calibration
-
-GRADIENTS = ("gradient", "taylor", "fisher")
-"""Changes of the loss, told by its derivatives."""
-
-MASKS = ("l1-mask", "l0-mask", "topk-mask")
-"""Gates that are trained while their cost is pushed to the budget."""
-
-LEARNED = (*GRADIENTS, *MASKS)
 
 
 def learned_scores(

@@ -297,9 +297,10 @@ def _predicted(groups: Groups, plan: Plan) -> Totals:
 def _cache(calib: Source | None, wanted: bool) -> Cache | None:
     if calib is None:
         return None
-    from exporter.calibration.cache import Cache, default_folder
+    from exporter.calibration.cache import Cache
+    from runtime.cache import cache_folder
 
-    return Cache(default_folder() if wanted else None)
+    return Cache(cache_folder() if wanted else None)
 
 
 def _check(

@@ -33,12 +33,6 @@ _FORMAT = "secateur-cache 1"
 _HEADER = "header"
 
 
-def default_folder() -> Path:
-    """``secateur`` in ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if given else Path.home() / ".cache") / "secateur"
-
-
 @dataclass
 class Cache:
     """Arrays by key: in memory for as long as this lives, and in files where there is a folder.

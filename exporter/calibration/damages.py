@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from exporter.calibration.cache import Cache
 from exporter.calibration.data import Calibration
 from exporter.calibration.predictions import predictions
-from exporter.choice import RECONSTRUCTION
 from exporter.cost import CostModel
 from exporter.errors import UsageError
 from exporter.groups import Groups
 from exporter.planner import budget_of, eligible
+from exporter.score_names import RECONSTRUCTION
 
 SHARES = (0.9, 0.75, 0.5, 0.25)
 """Shares of the units kept that the damage is shown at."""

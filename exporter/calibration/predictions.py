@@ -11,8 +11,8 @@ from exporter.calibration.damage import Prediction, predict
 from exporter.calibration.data import Calibration
 from exporter.calibration.runner import Runner
 from exporter.calibration.scores import CALIBRATED, calibrated_scores
-from exporter.choice import RECONSTRUCTION
 from exporter.groups import Groups
+from exporter.score_names import RECONSTRUCTION
 
 _SCORE, _DAMAGE, _LATER = "score ", "damage ", "later "
 

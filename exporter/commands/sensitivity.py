@@ -47,11 +47,12 @@ def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter import find_groups, load, report_sensitivity
     from exporter.atomic import obstacle, write_text
-    from exporter.calibration.cache import Cache, default_folder
+    from exporter.calibration.cache import Cache
     from exporter.calibration.damages import damages
     from exporter.calibration.data import calibration_of
     from exporter.charts import damage_chart
     from exporter.errors import UsageError
+    from runtime.cache import cache_folder
     from runtime.feeds import parse_shapes
     from runtime.images import parse_preprocess
 
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     calibration = calibration_of(
         options.calib, graph, preprocess=preprocess, limit=options.calib_samples, seed=options.seed
     )
-    cache = Cache(None if options.no_cache else default_folder())
+    cache = Cache(None if options.no_cache else cache_folder())
     rows = damages(
         groups,
         calibration,

@@ -10,7 +10,8 @@ import pytest
 
 from exporter import load, prune
 from exporter.calibration import cache as caching
-from exporter.calibration.cache import Cache, content, default_folder, key_of
+from exporter.calibration.cache import Cache, content, key_of
+from runtime.cache import cache_folder
 from tests.exporter.files import wide, write, write_outside
 from tests.exporter.trained import files
 
@@ -99,11 +100,12 @@ def test_the_entries_used_least_recently_go(tmp_path):
 
 
 def test_the_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("SECATEUR_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "secateur"
+    assert cache_folder() == tmp_path / "secateur"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_folder() == tmp_path / "home" / ".cache" / "secateur"
+    assert cache_folder() == tmp_path / "home" / ".cache" / "secateur"
 
 
 def test_keys_tell_models_apart(tmp_path):

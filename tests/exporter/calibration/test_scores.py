@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporter import UsageError, find_groups, score
+from exporter import UsageError, find_groups, score, score_names
 from exporter.calibration.evidence import readings
 from exporter.calibration.runner import Runner
 from exporter.calibration.scores import CALIBRATED, calibrated_scores
@@ -109,6 +109,10 @@ def test_reconstruction_knows_what_is_redundant():
     assert found[[3, 7]].min() < 0.05 * found.max()
     assert len(set(found)) == 12
     assert set(np.argsort(scores_of(groups, "energy", samples)["w1"])[-2:]) == {3, 7}, "alone both count"
+
+
+def test_every_score_has_a_name_that_others_can_read():
+    assert set(CALIBRATED) == set(score_names.CALIBRATED)
 
 
 @pytest.mark.parametrize("by", CALIBRATED)
