@@ -34,6 +34,7 @@ from exporter.calibration.readers import (
 )
 from exporter.calibration.runner import Runner
 from exporter.calibration.targets import Target, find_target
+from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.plan import Plan
 from exporter.protos import constant_of, key_of, reads
@@ -44,8 +45,11 @@ from runtime.samples import Samples
 _DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 """Tried where there are ten rows or more for every column; larger ones where there are fewer."""
 
+_USUAL = 1
+"""Which of them is tried first."""
+
 _RECTIFIED_ROUNDS = 1
-_JOINT_SAMPLES, _JOINT_ROWS, _JOINT_WORK = 256, 1 << 18, 1 << 30
+_JOINT_SAMPLES, _JOINT_ROWS, _JOINT_WORK = 512, 1 << 18, 1 << 30
 """Samples that two layers are fitted together on: fewer where each has many positions, or much work."""
 
 _JOINT_ROWS_PER_COLUMN = 4
@@ -116,12 +120,16 @@ def compensate(
         own.held = {p.first.source for p in pairs.values() if p.second.weight in later | {reader.weight}}
         own.advance([reader.source, *([target.other] if target.other else [])])
         fit = _Fit(reader, target, own, dense, plan, quick)
-        refit, values = fit.values()
+        with threads_for(fit.present.shape[1]):
+            refit, values = fit.values()
         if any(p.first.weight == reader.weight for p in pairs.values()):
             known[reader.weight] = fit.moments
         refits.append(refit)
         own.weights |= values
-        together = fit.with_first(pair, known.pop(pair.first.weight, None)) if pair is not None else {}
+        together: dict[str, Array] = {}
+        if pair is not None:
+            with threads_for(fit.present.shape[1]):
+                together = fit.with_first(pair, known.pop(pair.first.weight, None))
         if pair is not None and together:
             own.weights |= together
             own.rewind(pair.again)
@@ -164,19 +172,25 @@ class _Fit:
         judge = held.centred(intercept) if held.rows else centre
         energy = float(judge.yy.sum()) or 1.0
         old = self._bias()
-        tried: list[_Tried] = [_Tried(judge.error(self.present, old), None, self.present, old)]
+        now = _Tried(judge.error(self.present, old), None, self.present, old)
         few = max(1.0, 10 * self.present.shape[1] / fit.rows)
-        for damping in (few * d for d in _DAMPINGS):
+
+        def fitted(damping: float) -> _Tried:
             found = centre.fit(self.present, damping)
             bias = centre.bias(found) if intercept else None
-            tried.append(_Tried(judge.error(found, bias), damping, found, bias))
-        best = min(tried, key=lambda t: t.error)
-        refit = Refit(self.reader.weight, tried[0].error / energy, best.error / energy, best.damping)
+            return _Tried(judge.error(found, bias), damping, found, bias)
+
+        best = min(now, _best_damping(lambda d: fitted(few * d), self.quick), key=lambda t: t.error)
+        refit = Refit(self.reader.weight, now.error / energy, best.error / energy, best.damping)
         if best.damping is None:
             return refit, {}
         weights, bias = best.weights, best.bias
         if rectified and bias is not None:
             weights, bias = self._rectified(rows, fit, weights, bias, best.damping)
+        elif not self.quick:
+            whole = self.moments.centred(intercept)
+            weights = whole.fit(self.present, best.damping)
+            bias = whole.bias(weights) if intercept else None
         return refit, self._written(weights, bias)
 
     def _bias(self) -> Vector | None:
@@ -265,6 +279,24 @@ class _Fit:
         if self.reader.bias is not None and bias is not None:
             values[self.reader.bias] = bias_constant(self.reader, bias, self.own.graph.array(self.reader.bias))
         return values
+
+
+def _best_damping(fitted: Callable[[float], _Tried], quick: bool) -> _Tried:
+    """The best of the dampings, from the usual one on as long as the next is better; the usual one if it is to be
+    quick."""
+    best = fitted(_DAMPINGS[_USUAL])
+    if quick:
+        return best
+    for others in (_DAMPINGS[_USUAL + 1 :], _DAMPINGS[:_USUAL][::-1]):
+        start = best
+        for damping in others:
+            tried = fitted(damping)
+            if tried.error >= best.error:
+                break
+            best = tried
+        if best is not start:
+            break
+    return best
 
 
 def _touched(graph: Graph, plan: Plan) -> set[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.calibration.directions import Directions, find_directions
 from exporter.calibration.elimination import Curve, Layer, eliminate
 from exporter.calibration.moments import Moments
 from exporter.calibration.readers import (
@@ -24,9 +25,11 @@ from exporter.calibration.readers import (
     inputs_at,
     matrix,
     places,
+    positions,
     weight_of,
 )
 from exporter.calibration.runner import Runner
+from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.groups import Groups
 from exporter.slots import Fixed
@@ -40,10 +43,12 @@ _ROWS_PER_COLUMN = 12
 _TELLING = 4
 """Rows for a column below which the error on the rows fitted says little of that on others."""
 
-ENOUGH_TO_COMPARE, ENOUGH_TO_CHOOSE, ENOUGH_TO_FIT = 4096, 8192, 20_000
-"""Rows taken for any reader, however few columns it has."""
+ENOUGH_TO_COMPARE, ENOUGH_TO_CHOOSE, ENOUGH_TO_FIT = 4096, 8192, 40_000
+"""Rows taken for any reader, however few columns it has; fewer of them where it has more than a thousand."""
 
-_MOST_ROWS = 24_576
+_MOST_ROWS, _MOST_VALUES = 24_576, 40_000_000
+"""Rows taken for many columns, and values for few."""
+
 LEVELS = (2, 8)
 """A group's readers are kept as they are at these parts of its width."""
 
@@ -153,7 +158,8 @@ def rows_at(
     """
     dims = graph.constants[reader.weight].dims
     per_column = _ROWS_PER_COLUMN if enough > ENOUGH_TO_CHOOSE else _ROWS_PER_COLUMN // 2
-    rows = int(np.clip(per_column * columns(reader, dims), enough, _MOST_ROWS))
+    width = columns(reader, dims)
+    rows = max(min(per_column * width, _MOST_ROWS), min(enough, _MOST_VALUES // width))
     at = places(reader, target.shape, math.ceil(rows * share), np.random.default_rng(batch))
     x = inputs_at(reader, source, at, tuple(dims[2:]) if reader.spatial else (), target.shape[2:])
     y = grouped_outputs_at(reader, target, at)
@@ -181,6 +187,7 @@ class Seen:
         weights: its weights, shape [groups, K, outputs].
         units: by number of a group that it reads, the unit of each column, -1 for none; shape [groups, K].
         last: groups that no later reader reads.
+        directions: what K counts, where it is not the columns of the kernel.
     """
 
     reader: Reader
@@ -189,10 +196,21 @@ class Seen:
     weights: Matrix
     units: dict[int, NDArray[np.int64]]
     last: frozenset[int]
+    directions: Directions | None = None
 
 
-def readers_of(groups: Groups, numbers: Sequence[int], runner: Runner, step: Callable[[str], None]) -> Iterator[Seen]:
-    """The readers of some groups in the order of the graph, each as soon as the runner has reached it."""
+def readers_of(
+    groups: Groups, numbers: Sequence[int], runner: Runner, step: Callable[[str], None], *, narrow: bool = False
+) -> Iterator[Seen]:
+    """The readers of some groups in the order of the graph, each as soon as the runner has reached it.
+
+    Args:
+        groups: the analysis.
+        numbers: of the groups.
+        runner: at the start of the dense graph.
+        step: called with a line before each reader.
+        narrow: see wide kernels through few directions.
+    """
     by_reader: dict[int, dict[int, Reading]] = {}
     for n, found in readings(groups, numbers).items():
         for reading in found:
@@ -202,12 +220,19 @@ def readers_of(groups: Groups, numbers: Sequence[int], runner: Runner, step: Cal
         reader = next(iter(members.values())).reader
         step(f"measuring what the layers read, {i} of {len(by_reader)}")
         runner.advance([reader.source, reader.result])
-        fit, held = moments_of(sampled(runner, reader, runner.values(reader.result), ENOUGH_TO_CHOOSE))
         weights = matrix(reader, groups.graph.array(reader.weight))
+        directions = find_directions(weights, positions(reader, groups.graph)) if narrow else None
+        rows = sampled(runner, reader, runner.values(reader.result), ENOUGH_TO_CHOOSE)
+        if directions is not None:
+            rows = (replace(sample, x=directions.rows(sample.x)) for sample in rows)
+            weights = directions.weights(weights)
+        with threads_for(weights.shape[1]):
+            fit, held = moments_of(rows)
         units = {n: columns_of(reading, weights.shape[1]) for n, reading in members.items()}
         apart = held.rows > 0 and fit.rows < _TELLING * weights.shape[1]
         moments, judge = (fit, held) if apart else (fit + held, None)
-        yield Seen(reader, moments, judge, weights, units, frozenset(n for n in members if last[n] == place))
+        gone = frozenset(n for n in members if last[n] == place)
+        yield Seen(reader, moments, judge, weights, units, gone, directions)
 
 
 @dataclass(frozen=True)
@@ -231,30 +256,33 @@ def evidence(
 ) -> dict[int, Evidence]:
     """Damage curves of the groups that readers tell of, by number, from one pass over the calibration inputs."""
     result: dict[int, Evidence] = {}
-    layers: dict[int, list[tuple[Reader, Layer]]] = {}
-    for seen in readers_of(groups, numbers, runner, step):
+    layers: dict[int, list[tuple[Seen, Layer]]] = {}
+    for seen in readers_of(groups, numbers, runner, step, narrow=True):
         intercept = seen.reader.bias is not None
         centred = seen.moments.centred(intercept)
         judge = seen.judge.centred(intercept) if seen.judge is not None else None
         damping = DAMPING + UNCERTAIN * seen.weights.shape[1] / max(seen.moments.rows, 1)
         for n, units in seen.units.items():
-            layer = Layer(centred, units, damping, seen.weights, judge, groups.groups[n].width)
-            layers.setdefault(n, []).append((seen.reader, layer))
-            if n in seen.last:
-                result[n] = _evidence(groups, n, layers.pop(n))
+            with threads_for(seen.weights.shape[1]):
+                layer = Layer(centred, units, damping, seen.weights, judge, groups.groups[n].width)
+                layers.setdefault(n, []).append((seen, layer))
+                if n in seen.last:
+                    result[n] = _evidence(groups, n, layers.pop(n))
     return result
 
 
-def _evidence(groups: Groups, number: int, layers: list[tuple[Reader, Layer]]) -> Evidence:
+def _evidence(groups: Groups, number: int, layers: list[tuple[Seen, Layer]]) -> Evidence:
     width = groups.groups[number].width
     graph = groups.graph
-    readers = tuple(reader for reader, _ in layers)
+    readers = tuple(seen.reader for seen, _ in layers)
+    directions = [seen.directions for seen, _ in layers]
     levels: list[tuple[int, dict[str, Array]]] = []
 
     def look(level: int, layers: Sequence[Layer]) -> None:
         weights: dict[str, Array] = {}
-        for reader, layer in zip(readers, layers, strict=True):
-            weights[reader.weight] = weight_of(reader, layer.whole(), graph.array(reader.weight))
+        for reader, few, layer in zip(readers, directions, layers, strict=True):
+            whole = layer.whole() if few is None else few.back(layer.whole())
+            weights[reader.weight] = weight_of(reader, whole, graph.array(reader.weight))
             if reader.bias is not None:
                 weights[reader.bias] = bias_constant(reader, layer.bias(), graph.array(reader.bias))
         levels.append((level, weights))

@@ -179,6 +179,11 @@ def columns(reader: Reader, weight: Sequence[int]) -> int:
     return int(weight[1] if reader.node.op == "Gemm" and reader.node.attributes.get("transB", 0) else weight[0])
 
 
+def positions(reader: Reader, graph: Graph) -> int:
+    """How often one output sees each channel: the positions of the kernel."""
+    return int(np.prod(graph.constants[reader.weight].dims[2:])) if reader.spatial else 1
+
+
 # -- weights as matrices ----------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,6 @@ from exporter.errors import ModelError
 from exporter.graph import Graph, Node
 from exporter.protos import reads
 from exporter.tensors import Array, is_external, read
-from runtime.archives import map_npy
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.samples import Samples
@@ -23,7 +22,8 @@ from runtime.samples import Samples
 MEMORY = 1 << 29
 """Bytes of activations a runner holds in memory; beyond, they go to temporary files."""
 
-_MAPPED = "fiub"
+_PLAIN = "fiub"
+"""Kinds of arrays that files hold."""
 
 
 class Runner:
@@ -74,7 +74,7 @@ class Runner:
 
     def values(self, name: str) -> Iterator[Array]:
         """A tensor that is there, batch by batch."""
-        return iter(self._store.arrays[name])
+        return (self._store.array(name, b) for b in range(self.batches))
 
     def branch(self, names: Sequence[str], weights: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
         """What these tensors would be if constants had other values, batch by batch; the runner stays where it is."""
@@ -83,7 +83,7 @@ class Runner:
         piece_of = self._session(self._needed(rest), rest, {**self.weights, **weights}) if rest else None
         for b in range(self.batches):
             found = self._feed(*piece_of, rest, b) if piece_of is not None else {}
-            yield found | {n: self._store.arrays[n][b] for n in there}
+            yield found | {n: self._store.array(n, b) for n in there}
 
     def _needed(self, names: Iterable[str]) -> list[Node]:
         """Waiting nodes that these tensors depend on, in order."""
@@ -104,7 +104,7 @@ class Runner:
 
     def _feed(self, session: Session, inputs: Sequence[str], names: Sequence[str], b: int) -> dict[str, Array]:
         try:
-            return session.run({n: self._store.arrays[n][b] for n in inputs}, names)
+            return session.run({n: self._store.array(n, b) for n in inputs}, names)
         except RunError as error:
             raise ModelError(f"the model does not run on the calibration inputs: {error}") from error
 
@@ -164,20 +164,25 @@ class _Store:
     """Arrays by tensor name and batch: in memory up to a limit, in files beyond, which go when the store goes."""
 
     def __init__(self, limit: int) -> None:
-        self.arrays: dict[str, list[Array]] = {}
+        self.arrays: dict[str, list[Array | Path]] = {}
         self._limit, self._held, self._count = limit, 0, 0
         self._bytes: dict[str, int] = {}
         self._files: dict[str, list[Path]] = {}
         self._folder: Path | None = None
 
+    def array(self, name: str, batch: int) -> Array:
+        values = self.arrays[name][batch]
+        return np.load(values, allow_pickle=False) if isinstance(values, Path) else values
+
     def add(self, name: str, values: Array) -> None:
         size = getattr(values, "nbytes", 0)  # a sequence of tensors has no size, and stays in memory
-        if size and self._held + size > self._limit and values.dtype.kind in _MAPPED:
-            values = self._spill(name, values)
-        else:
-            self._held += size
-            self._bytes[name] = self._bytes.get(name, 0) + size
-        self.arrays.setdefault(name, []).append(values)
+        here = self.arrays.setdefault(name, [])
+        if size and self._held + size > self._limit and values.dtype.kind in _PLAIN:
+            here.append(self._spill(name, values))
+            return
+        self._held += size
+        self._bytes[name] = self._bytes.get(name, 0) + size
+        here.append(values)
 
     def keep(self, names: set[str]) -> None:
         for name in [n for n in self.arrays if n not in names]:
@@ -186,7 +191,7 @@ class _Store:
             for path in self._files.pop(name, ()):
                 path.unlink()
 
-    def _spill(self, name: str, values: Array) -> Array:
+    def _spill(self, name: str, values: Array) -> Path:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="secateur-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -200,4 +205,4 @@ class _Store:
                 "to a folder with more room."
             ) from error
         self._files.setdefault(name, []).append(path)
-        return map_npy(path)
+        return path

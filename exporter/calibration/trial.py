@@ -8,7 +8,6 @@ of it, fitted to few samples, and judged by the outputs on others.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from exporter.calibration.compensation import compensate
@@ -21,7 +20,8 @@ from exporter.plan import Plan
 from exporter.rewriter import rewrite
 
 _SAMPLES, _FEWEST, _WORK = 128, 32, 1e11
-"""Samples of a trial: as many as some multiply-accumulates are enough for."""
+"""Samples of a trial: as many as some multiply-accumulates are enough for; no trial where that is fewer than the
+fewest."""
 
 _JUDGES = 4
 """One of so many samples of a trial judges it."""
@@ -49,28 +49,28 @@ def best_plan(
         macs: multiply-accumulates of a sample.
         step: called with a line before each trial.
     """
-    samples = calibration.fit.part(0, affordable(_WORK, macs, _SAMPLES, _FEWEST))
+    usual = plan_for(USUAL_SHARE)
+    if not comparable(rewrite(graph, usual), graph, usual):
+        return plan_for(_NOTHING)
+    count = affordable(_WORK, macs, _SAMPLES)
+    if count < min(_FEWEST, len(calibration.fit)):
+        return usual
+    samples = calibration.fit.part(0, count)
     cut = len(samples) - max(len(samples) // _JUDGES, 1)
     fit, judge = samples.part(0, cut), samples.part(cut, len(samples))
-    plans: dict[float, Plan] = {}
+    plans = {USUAL_SHARE: usual}
     found: dict[str, float] = {}
 
     def error(share: float) -> float:
-        plan = plans[share] = plan_for(share)
+        plan = plans[share] = plans.get(share) or plan_for(share)
         key = str([g.keep for g in plan.groups])
         if key not in found:
-            pruned = rewrite(graph, plan)
-            if not comparable(pruned, graph, plan):
-                return math.inf
             step(f"trying a plan, number {len(found) + 1}")
-            fitted, _ = compensate(pruned, graph, plan, fit, calibration.batch, quick=True)
+            fitted, _ = compensate(rewrite(graph, plan), graph, plan, fit, calibration.batch, quick=True)
             found[key] = deviation(fitted, graph, judge, calibration.batch)
         return found[key]
 
-    first = error(USUAL_SHARE)
-    if math.isinf(first):
-        return plan_for(_NOTHING)
-    more = error(_MORE)
+    first, more = error(USUAL_SHARE), error(_MORE)
     if more < first:
         return plans[_MOST] if error(_MOST) < more else plans[_MORE]
     return plans[_LESS] if error(_LESS) < first else plans[USUAL_SHARE]
