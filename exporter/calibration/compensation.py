@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 import onnx
@@ -49,8 +50,8 @@ _USUAL = 1
 """Which of them is tried first."""
 
 _RECTIFIED_ROUNDS = 1
-_JOINT_SAMPLES, _JOINT_ROWS, _JOINT_WORK = 512, 1 << 18, 1 << 30
-"""Samples that two layers are fitted together on: fewer where each has many positions, or much work."""
+_JOINT_ROWS, _JOINT_WORK = 1 << 18, 1 << 30
+"""Rows that two layers are fitted together on, and rows times weights."""
 
 _JOINT_ROWS_PER_COLUMN = 4
 """Fewer rows are no base for a step of both layers."""
@@ -204,16 +205,16 @@ class _Fit:
         names = (pair.first.weight, pair.first.bias or "", self.reader.weight, self.reader.bias or "")
         graph = self.own.graph
         w1, b1, w2, b2 = (np.asarray(self.own.weights.get(n, graph.array(n))) for n in names)
-        others = self.own.values(self.target.other) if self.target.other else None
-        few = range(self._joint_batches(pair, w1.size + w2.size))
-        if not few:
+        share = self._joint_share(pair, w1.size + w2.size)
+        if not share:
             return {}
+        others = self.own.values(self.target.other) if self.target.other else repeat(None)
         batches = [
-            Batch(source, wanted, next(others) if others is not None else None)
-            for _, source, wanted in zip(few, self.own.values(pair.first.source), self._wanted(), strict=False)
+            Batch(_first(source, share), _first(wanted, share), _first(other, share) if other is not None else None)
+            for source, wanted, other in zip(self.own.values(pair.first.source), self._wanted(), others, strict=False)
         ]
         try:
-            joint = Joint(pair, graph, (w1, b1, w2, b2), self.target.rectified, others is not None)
+            joint = Joint(pair, graph, (w1, b1, w2, b2), self.target.rectified, bool(self.target.other))
             found = joint.fit(batches, (before, self.moments))
         except RunError:  # batches of other sizes than those the graph was analysed with
             return {}
@@ -224,15 +225,15 @@ class _Fit:
         for values in self.dense.values(self.target.tensor):
             yield take_axes(values, self.axes)
 
-    def _joint_batches(self, pair: Pair, weights: int) -> int:
-        """Batches that two layers are fitted together on; none where that would take too long for what it gives."""
+    def _joint_share(self, pair: Pair, weights: int) -> float:
+        """The share of every batch that two layers are fitted together on; 0 where that would take too long for what it
+        gives."""
         shape = self.own.graph.shape(pair.first.result) or ()
         positions = math.prod(n for k, n in enumerate(shape) if k not in (0, pair.first.channel_axis % len(shape)))
         rows = min(_JOINT_ROWS, _JOINT_WORK // weights)
         if rows < _JOINT_ROWS_PER_COLUMN * self.present.shape[1]:
-            return 0
-        samples = min(_JOINT_SAMPLES, max(rows // max(positions, 1), 1))
-        return max(2, -(-samples * self.own.batches // max(self.own.rows, 1)))
+            return 0.0
+        return min(1.0, max(rows // max(positions, 1), self.own.batches) / max(self.own.rows, 1))
 
     def _rows(self) -> Iterator[tuple[Sample, Rows]]:
         """Rows with what the reader itself should give, and what is added to it."""
@@ -279,6 +280,11 @@ class _Fit:
         if self.reader.bias is not None and bias is not None:
             values[self.reader.bias] = bias_constant(self.reader, bias, self.own.graph.array(self.reader.bias))
         return values
+
+
+def _first(values: Array, share: float) -> Array:
+    """The first samples of a batch."""
+    return values[: math.ceil(share * len(values))]
 
 
 def _best_damping(fitted: Callable[[float], _Tried], quick: bool) -> _Tried:

@@ -46,7 +46,7 @@ _TELLING = 4
 ENOUGH_TO_COMPARE, ENOUGH_TO_CHOOSE, ENOUGH_TO_FIT = 4096, 8192, 40_000
 """Rows taken for any reader, however few columns it has; fewer of them where it has more than a thousand."""
 
-_MOST_ROWS, _MOST_VALUES = 24_576, 40_000_000
+_MOST_ROWS, _MOST_VALUES = 16_384, 24_000_000
 """Rows taken for many columns, and values for few."""
 
 LEVELS = (2, 8)
