@@ -62,9 +62,28 @@ def test_equal_plans_are_tried_once(monkeypatch):
     assert tried == [1]
 
 
+@pytest.mark.parametrize(("macs", "any_tried"), [(1e11 / 32, True), (1e11 / 8, False)])
+def test_nothing_is_tried_where_a_trial_costs_too_much(monkeypatch, macs, any_tried):
+    tried = []
+    monkeypatch.setattr(trial, "rewrite", lambda graph, plan: graph)
+    monkeypatch.setattr(trial, "compensate", lambda *a, **k: tried.append(1) or (None, []))
+    monkeypatch.setattr(trial, "deviation", lambda *a: 1.0)
+    monkeypatch.setattr(trial, "comparable", lambda *_: True)
+    calibration = SimpleNamespace(fit=_Whole(64), batch=8)
+
+    def plan_for(share):
+        return SimpleNamespace(groups=[SimpleNamespace(keep=(share,))])
+
+    assert trial.best_plan(None, plan_for, calibration, macs, lambda _: None).groups[0].keep == (0.6,)
+    assert bool(tried) == any_tried
+
+
 class _Whole:
+    def __init__(self, count=16):
+        self.count = count
+
     def __len__(self):
-        return 16
+        return self.count
 
     def part(self, start, stop):
         return self
