@@ -14,10 +14,11 @@ from exporter.calibration.damage import Prediction
 @pytest.mark.parametrize(
     ("errors", "share", "tried"),
     [
-        ({0.6: 1.0, 0.85: 2.0, 0.3: 3.0}, 0.6, [0.6, 0.85, 0.3]),
-        ({0.6: 2.0, 0.85: 3.0, 0.3: 1.0}, 0.3, [0.6, 0.85, 0.3]),
-        ({0.6: 2.0, 0.85: 1.0, 0.95: 3.0}, 0.85, [0.6, 0.85, 0.95]),
-        ({0.6: 3.0, 0.85: 2.0, 0.95: 1.0}, 0.95, [0.6, 0.85, 0.95]),
+        ({0.7: 1.0, 0.9: 2.0, 0.3: 3.0}, 0.7, [0.7, 0.9, 0.3]),
+        ({0.7: 2.0, 0.9: 3.0, 0.3: 1.0}, 0.3, [0.7, 0.9, 0.3]),
+        ({0.7: 2.0, 0.9: 1.0, 0.97: 3.0}, 0.9, [0.7, 0.9, 0.97]),
+        ({0.7: 3.0, 0.9: 2.0, 0.97: 1.0}, 0.97, [0.7, 0.9, 0.97]),
+        ({0.7: 1.0, 0.9: 0.95, 0.3: 0.95}, 0.7, [0.7, 0.9, 0.3]),
     ],
 )
 def test_the_share_with_the_least_error_is_taken(monkeypatch, errors, share, tried):
@@ -56,9 +57,9 @@ def test_equal_plans_are_tried_once(monkeypatch):
     monkeypatch.setattr(trial, "compensate", lambda *a, **k: (None, []))
     monkeypatch.setattr(trial, "deviation", lambda *a: tried.append(1) or 1.0)
     monkeypatch.setattr(trial, "comparable", lambda *_: True)
-    plans = {share: SimpleNamespace(groups=[SimpleNamespace(keep=(1, 2))]) for share in (0.3, 0.6, 0.85, 0.95)}
+    plans = {share: SimpleNamespace(groups=[SimpleNamespace(keep=(1, 2))]) for share in (0.3, 0.7, 0.9, 0.97)}
     calibration = SimpleNamespace(fit=_Whole(), batch=8)
-    assert trial.best_plan(None, plans.get, calibration, 1e6, lambda _: None) is plans[0.6]
+    assert trial.best_plan(None, plans.get, calibration, 1e6, lambda _: None) is plans[0.7]
     assert tried == [1]
 
 
@@ -74,7 +75,7 @@ def test_nothing_is_tried_where_a_trial_costs_too_much(monkeypatch, macs, any_tr
     def plan_for(share):
         return SimpleNamespace(groups=[SimpleNamespace(keep=(share,))])
 
-    assert trial.best_plan(None, plan_for, calibration, macs, lambda _: None).groups[0].keep == (0.6,)
+    assert trial.best_plan(None, plan_for, calibration, macs, lambda _: None).groups[0].keep == (0.7,)
     assert bool(tried) == any_tried
 
 
