@@ -104,7 +104,7 @@ def make_engine(
     if precision in ("fp16", "bf16") and options.strip:
         raise UsageError(
             f"--strip: the weights come back from {source}, and --precision {precision} converts them. Convert the "
-            f"file first: secateur convert {source} --precision {precision} -o HALF.onnx, and build that one with --strip."
+            f"file first: secateur convert {source} --precision {precision} -o HALF.onnx, then build that."
         )
     _check_codes(precision, source)
     converted = None

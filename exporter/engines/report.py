@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from exporter.engines.maker import Engine
 from exporter.precision.converting import Converted
-from exporter.tables import quantity, short, table
+from exporter.tables import milliseconds, quantity, short, table
 from runtime.engine.inspection import EngineLayer, precisions
 from runtime.engine.log import LEVELS, telling
 from runtime.engine.metadata import metadata_file
+from runtime.engine.timing import LayerTime, slowest
 
 VERSION = 1
 _MOST = 12
@@ -146,3 +148,33 @@ def engine_json(engine: Engine) -> dict[str, Any]:
 
 def _layer_json(layer: EngineLayer) -> dict[str, Any]:
     return {**vars(layer), "formats": list(layer.formats), "nodes": list(layer.nodes)}
+
+
+def layers_text(layers: Sequence[LayerTime], seconds: float, most: int) -> str:
+    """Layers of an engine that take longest.
+
+    Args:
+        layers: all of them.
+        seconds: of a run that is not profiled.
+        most: how many to show.
+    """
+    total = sum(each.seconds for each in layers)
+    rows = [["layer", "time", "share", "precision", "kernel"]]
+    for each in slowest(layers, most):
+        share = f"{100 * each.seconds / total:.1f} %" if total else ""
+        rows.append(
+            [short(each.layer.name), milliseconds(each.seconds), share, each.layer.precision, short(each.layer.tactic)]
+        )
+    return (
+        table(rows, right=(1, 2)) + f"\n\n{len(layers)} layers take {milliseconds(total)} when each is timed; "
+        f"a run takes {milliseconds(seconds)} on the device"
+    )
+
+
+def layers_json(layers: Sequence[LayerTime], seconds: float) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "version": VERSION,
+        "seconds": seconds,
+        "layers": [{**_layer_json(each.layer), "seconds": each.seconds} for each in layers],
+    }

@@ -20,6 +20,8 @@ HEADROOM = 2.0
 
 _WHOLE = {TensorProto.FLOAT16: 2048, TensorProto.BFLOAT16: 256}
 """Up to here every whole number exists."""
+_VANISHING = 2.0**-25
+"""Half of the smallest fp16 number: less is rounded to 0."""
 _SQUARING = frozenset({"ReduceL2", "ReduceSumSquare", "LpNormalization", "ReduceLogSumExp", "LpPool", "GlobalLpPool"})
 """Operators that square inside, where nobody sees how large the numbers get."""
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -119,9 +121,9 @@ def _too_fine(graph: Graph, node: Node, low: int, extents: Mapping[str, Extent],
             continue
         tensor = graph.constants[name]
         if math.prod(tensor.dims) <= _WEIGHTY:
-            values = np.asarray(graph.array(name), np.float32)
-            if np.any((values != 0) & (values.astype(np.float16) == 0)):
-                return f"its constant {float(np.abs(values[values != 0]).min()):.3g} would become 0"
+            sizes = np.abs(np.asarray(graph.array(name), np.float32))
+            if np.any((sizes != 0) & (sizes < _VANISHING)):
+                return f"its constant {float(sizes[sizes != 0].min()):.3g} would become 0"
     if node.op != "Cast":
         return ""
     source, result = kinds.get(node.inputs[0]), kinds.get(node.outputs[0])

@@ -80,7 +80,7 @@ _FIXES = (
         "(--workspace), or choose another --precision",
     ),
     (
-        r"convert ONNX dat[ae] type|data type .*not supported|unsupported (?:onnx )?(?:data )?type|unsupported tensor type"
+        r"convert ONNX dat[ae] type|data type .*not supported|unsupported (?:onnx |tensor )?(?:data )?type"
         r"|(?:double|uint8|int16|string|complex).*support",
         "this type is not one of TensorRT's: cast the tensor to float32, int32 or int64 in the file",
     ),
