@@ -62,8 +62,8 @@ def add(commands: Any) -> None:
         metavar="E",
         help="most the outputs may differ, as a share of their standard deviation",
     )
-    add_shape(half)
-    add_json(half)
+    add_shape(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:

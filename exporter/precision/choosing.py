@@ -14,11 +14,11 @@ from exporter.graph import Graph, Node
 from exporter.precision.lowering import Operands, lowered_operands
 from exporter.precision.ranges import ENDLESS, Extent
 
-LARGEST = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.3e38}
+LARGEST: dict[int, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.3e38}
 HEADROOM = 2.0
 """Numbers seen on calibration inputs may be so much larger on others."""
 
-_WHOLE = {TensorProto.FLOAT16: 2048, TensorProto.BFLOAT16: 256}
+_WHOLE: dict[int, int] = {TensorProto.FLOAT16: 2048, TensorProto.BFLOAT16: 256}
 """Up to here every whole number exists."""
 _VANISHING = 2.0**-25
 """Half of the smallest fp16 number: less is rounded to 0."""

@@ -60,7 +60,9 @@ def time_engine(session: Session, feeds: Feeds, seconds: float = SECONDS, warm: 
     """
     engine = _engine(session)
     run = engine.bind_timed(feeds)
-    device, host, end = [], [], clocks.wall() + warm
+    device: list[float] = []
+    host: list[float] = []
+    end = clocks.wall() + warm
     while clocks.wall() < end:
         run()
     end = clocks.wall() + seconds
