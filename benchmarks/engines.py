@@ -45,7 +45,7 @@ def main() -> None:
     for source in sources:
         if only is None or source.stem in only:
             found[source.stem] = _model(source, folder)
-            table.say(f"{source.stem}: { {k: v.get('error') or v for k, v in found[source.stem].items()} }")
+            table.say(f"{source.stem}: { {k: v.get('failed') or v for k, v in found[source.stem].items()} }")
     dense = [n for n, row in found.items() if not row["dense"].get("failed")]
     lost = [n for n in dense if any(row.get("failed") for k, row in found[n].items() if k != "pruned")]
     cut = [n for n in dense if "pruned engine" in found[n]]
