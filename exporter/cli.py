@@ -14,6 +14,7 @@ from exporter.commands import (
     align,
     backends,
     bench,
+    build,
     compare,
     convert,
     evaluate,
@@ -45,6 +46,7 @@ _COMMANDS = (
     align,
     backends,
     convert,
+    build,
 )
 """In the order of ``--help``."""
 

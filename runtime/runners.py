@@ -10,6 +10,7 @@ import onnx
 
 from runtime import clocks, feeds
 from runtime.backends import Session, SessionOptions, TensorSpec, TimedSession, open_session
+from runtime.engine.metadata import read_description
 from runtime.errors import BadRequest, RunError
 from runtime.sampling import Call
 
@@ -105,7 +106,7 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
     if asked.inputs is not None:
         runs = feeds.recorded(asked.inputs, session.inputs, _RECORDED)
         return _first(path, asked, session, runs, load, 1)
-    allowed = feeds.constraints(onnx.load(path, load_external_data=False).graph)
+    allowed = _allowed(path)
     failure: RunError | None = None
     for bound, batch in _candidates(path, session.inputs, shapes, asked.batch):
         values = feeds.seeded(session.inputs, bound, asked.seed, allowed)
@@ -114,6 +115,20 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
         except RunError as error:
             failure = failure or error
     raise RunError(f"{path} does not run: {failure}\nGive the sizes it expects with --shape NAME:1x3x224x224.")
+
+
+def _allowed(path: Path) -> dict[str, feeds.Constraint]:
+    """Values integer inputs may take, as the file's graph or an engine's description says."""
+    try:
+        description = read_description(path)
+    except RunError:
+        return {}
+    if description is not None:
+        return {n: feeds.Constraint(v[0], tuple(v[1])) for n, v in description.get("values", {}).items()}
+    try:
+        return feeds.constraints(onnx.load(path, load_external_data=False).graph)
+    except Exception:  # an engine that somebody else built
+        return {}
 
 
 def again(runner: Runner) -> Runner:

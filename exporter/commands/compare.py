@@ -20,9 +20,13 @@ def add(commands: Any) -> None:
         commands, "compare", run, "Compare two models: paired latency with an interval, outputs, and layers."
     )
     parser.add_argument("first", metavar="A", type=Path, help="the ONNX file to compare with")
-    parser.add_argument("other", metavar="B", type=Path, help="the ONNX file that is judged; may be A again")
+    parser.add_argument(
+        "other", metavar="B", type=Path, nargs="?", help="the ONNX file or engine that is judged (default: A again)"
+    )
     add_running(parser, seconds=10.0)
-    parser.add_argument("--backend-b", metavar="NAME", help="backend of B, if another")
+    parser.add_argument(
+        "--against", "--backend-b", dest="backend_b", metavar="NAME", help="backend of B, if another than that of A"
+    )
     parser.add_argument("--threads-b", type=int, metavar="N", help="threads of B, if another number")
     parser.add_argument(
         "--clock",
@@ -45,14 +49,17 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter import latency_json, latency_report
+    from exporter.errors import UsageError
     from runtime.comparison import Goal, compare_models
 
+    if options.other is None and options.backend_b is None and options.threads_b is None:
+        raise UsageError("name a second model B, or another backend for A with --against NAME.")
     asked = asked_of(options, options.batch)
     threads = asked.options.threads if options.threads_b is None else options.threads_b
     other = replace(asked, backend=options.backend_b or asked.backend, options=replace(asked.options, threads=threads))
     found = compare_models(
         options.first,
-        options.other,
+        options.other or options.first,
         asked,
         other,
         seconds=options.seconds,

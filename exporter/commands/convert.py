@@ -1,4 +1,4 @@
-"""``secateur convert``: a PyTorch module as an ONNX file."""
+"""``secateur convert``: a PyTorch module as an ONNX file, or an ONNX file in half precision."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress
-from exporter.commands.options import command
+from exporter.commands.console import Progress, write_json
+from exporter.commands.options import add_json, add_preprocess, add_shape, command
 
 
 def add(commands: Any) -> None:
     """Add the command."""
     parser = command(
-        commands, "convert", run, "Write a PyTorch module as an ONNX file, and check one against the other."
+        commands,
+        "convert",
+        run,
+        "Write a PyTorch module as an ONNX file, or an ONNX file in half precision, and check one against the other.",
     )
     parser.add_argument(
-        "source", metavar="SOURCE", help="package.module:callable or file.py:callable that returns a torch.nn.Module"
+        "source",
+        metavar="SOURCE",
+        help="package.module:callable or file.py:callable that returns a torch.nn.Module; or an fp32 ONNX file",
     )
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write")
     parser.add_argument(
@@ -38,14 +43,41 @@ def add(commands: Any) -> None:
         "--output-name", action="append", metavar="NAME", help="name of an output, in order; repeatable"
     )
     parser.add_argument("--opset", type=int, metavar="N", help="operator set (default: torch's)")
+    half = parser.add_argument_group("of an ONNX file")
+    half.add_argument("--precision", metavar="NAME", help="fp16 or bf16; nodes whose numbers do not fit stay in fp32")
+    half.add_argument(
+        "--calib",
+        metavar="DATA",
+        help="inputs that show which nodes overflow: an .npz by input name, a folder of arrays or images (default: "
+        "some made up)",
+    )
+    add_preprocess(half)
+    half.add_argument(
+        "--keep-fp32", action="append", default=[], metavar="GLOB", help="nodes or operators to leave in fp32"
+    )
+    half.add_argument("--keep-io", action="store_true", help="inputs and outputs stay in fp32")
+    half.add_argument(
+        "--max-error",
+        type=float,
+        metavar="E",
+        help="most the outputs may differ, as a share of their standard deviation",
+    )
+    add_shape(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter.convert import convert
+    from exporter.errors import UsageError
     from exporter.tables import quantity
     from exporter.torch_source import load_module, load_weights, parse_dynamic, parse_inputs
 
+    if options.source.endswith(".onnx"):
+        return _halve(options)
+    for name in ("precision", "calib", "preprocess", "keep_fp32", "keep_io", "max_error", "shape", "json"):
+        if getattr(options, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for ONNX files; convert the module first, then its file.")
     progress = Progress(options.quiet)
     inputs = parse_inputs(options.input)
     dynamic = parse_dynamic(options.dynamic)
@@ -59,4 +91,37 @@ def run(options: argparse.Namespace) -> int:
     size = quantity(result.path.stat().st_size)
     error = f"max relative error {result.max_relative_error:.2g} against PyTorch"
     print(f"{result.path}: {size}B, opset {result.opset}, {error}")
+    return 0
+
+
+def _halve(options: argparse.Namespace) -> int:
+    from exporter.engines.report import converted_json, converted_text
+    from exporter.errors import UsageError
+    from exporter.precision.converting import convert_precision
+    from exporter.tables import quantity
+    from runtime.feeds import parse_shapes
+    from runtime.images import parse_preprocess
+
+    for name in ("input", "weights", "dynamic", "output_name", "opset"):
+        if getattr(options, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for PyTorch modules, {options.source} is an ONNX file.")
+    if options.precision is None:
+        raise UsageError(f"{options.source} is an ONNX file: say what it should become, with --precision fp16 or bf16.")
+    found = convert_precision(
+        options.source,
+        options.output,
+        options.precision,
+        calib=options.calib,
+        preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
+        keep=options.keep_fp32,
+        keep_io=options.keep_io,
+        max_error=options.max_error,
+        shapes=parse_shapes(options.shape),
+        progress=Progress(options.quiet),
+    )
+    if options.json:
+        write_json(options.json, converted_json(found))
+    if options.json != "-":
+        print(converted_text(found))
+        print(f"{options.output}: {quantity(found.after)}B (before: {quantity(found.before)}B)")
     return 0

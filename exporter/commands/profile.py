@@ -28,12 +28,15 @@ def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter import latency_json, latency_report
     from exporter.errors import UsageError
+    from runtime.engine.flavour import PACKAGES as ENGINES
     from runtime.profiling import profile
     from runtime.roofline import peaks
 
     if options.trace == "-" and options.json == "-":
         raise UsageError("--json - and --trace - both write to stdout; give one of them a file.")
     progress = Progress(options.quiet)
+    if options.backend in ENGINES:
+        return _engine(options)
     found = profile(options.model, asked_of(options, options.batch), seconds=options.seconds, progress=progress)
     progress("measuring what this machine does at its best")
     machine = peaks(options.backend, options.threads)
@@ -43,4 +46,20 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.trace, latency_json.trace_json(found))
     if "-" not in (options.json, options.trace):
         print(latency_report.profile_text(found, machine, max(options.top, 1)))
+    return 0
+
+
+def _engine(options: argparse.Namespace) -> int:
+    """Layers of an engine, by TensorRT's own profiler."""
+    from exporter.engines.report import layers_json, layers_text
+    from exporter.errors import UsageError
+    from runtime.engine.timing import time_layers
+
+    if options.trace:
+        raise UsageError("--trace is for ONNX Runtime; TensorRT gives a time for each layer, see --json.")
+    layers, seconds = time_layers(options.model, asked_of(options, options.batch))
+    if options.json:
+        write_json(options.json, layers_json(layers, seconds))
+    if options.json != "-":
+        print(layers_text(layers, seconds, max(options.top, 1)))
     return 0

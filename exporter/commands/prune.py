@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from runtime.robust import Ratio
 
 
+_TENSOR_CORES = {"fp16": 8, "bf16": 8, "int8": 32, "fp8": 32, "2:4": 16}
+"""Multiples of channels that tensor cores compute without padding; for sparse kernels, of input channels."""
+
+
 def add(commands: Any) -> None:
     """Add the command."""
     parser = command(commands, "prune", run, "Remove units from a model, prove the result, and write it.")
@@ -86,7 +90,8 @@ def add(commands: Any) -> None:
         "--align",
         default="auto",
         metavar="N",
-        help="make widths multiples of N; auto (default): 16 for convolutions, 8 for matrix products",
+        help="make widths multiples of N; auto (default): 16 for convolutions, 8 for matrix products; or of what the "
+        "tensor cores of a GPU take: fp16 or bf16 (8), int8 or fp8 (32), 2:4 (16)",
     )
     choice.add_argument("--min-width", type=int, default=1, metavar="N", help="keep at least N units of every group")
     choice.add_argument(
@@ -278,8 +283,9 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _align(text: str) -> int | str:
+    """A number, ``auto``, or the multiple that tensor cores want for a type."""
     try:
-        return int(text)
+        return _TENSOR_CORES.get(text) or int(text)
     except ValueError:
         return text
 

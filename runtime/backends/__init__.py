@@ -130,7 +130,8 @@ def backend(name: str, about: Callable[[], Availability] | None = None) -> Calla
 
 def _register() -> None:
     """Let the backends that ship register themselves; here, to keep start-up fast."""
-    import runtime.backends.ort  # noqa: F401
+    import runtime.backends.ort
+    import runtime.backends.tensorrt  # noqa: F401
 
 
 def open_session(model: Path | str | bytes, backend: str = "ort-cpu", options: SessionOptions | None = None) -> Session:

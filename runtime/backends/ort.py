@@ -61,6 +61,13 @@ PROVIDERS = {
         "cuda",
         "trt_cuda_graph_enable",
     ),
+    "ort-nv-tensorrt-rtx": Provider(
+        "NvTensorRTRTXExecutionProvider",
+        "NVIDIA RTX GPU",
+        "pip install onnxruntime-trt-rtx (where there is one), or an ONNX Runtime built with --use_nv_tensorrt_rtx",
+        "cuda",
+        "enable_cuda_graph",
+    ),
     "ort-openvino": Provider("OpenVINOExecutionProvider", "Intel CPU, GPU or NPU", "pip install onnxruntime-openvino"),
     "ort-directml": Provider("DmlExecutionProvider", "GPU (Windows)", "pip install onnxruntime-directml", "dml"),
     "ort-migraphx": Provider("MIGraphXExecutionProvider", "AMD GPU", "pip install onnxruntime-migraphx"),

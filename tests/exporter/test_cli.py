@@ -261,6 +261,14 @@ def kept_of(path):
     return {n.removesuffix(".weight"): d[0] for n, d in sizes(path).items() if n.endswith(".weight")}
 
 
+@pytest.mark.parametrize(("align", "multiple"), [("fp16", 8), ("2:4", 16), ("int8", 32)])
+def test_widths_tensor_cores_take(models, tmp_path, ok, align, multiple):
+    """A group narrower than that keeps the power of two it is divisible by."""
+    ok("prune", models / "cnn.onnx", "-o", tmp_path / "a.onnx", "--ratio", "0.3", "--align", align, *SMALL)
+    ok("prune", models / "cnn.onnx", "-o", tmp_path / "b.onnx", "--ratio", "0.3", "--align", str(multiple), *SMALL)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
 def test_the_table_shows_what_was_kept(models, ok, tmp_path):
     told = ok("prune", models / "cnn.onnx", "-o", tmp_path / "out.onnx", "--ratio", "0.5", "--align", "1", *SMALL)
     lines = told.out.splitlines()

@@ -1,0 +1,188 @@
+"""Everything that needs an NVIDIA GPU, in one command: engines of a model and its smaller variants, timed and compared.
+
+For each model: dense twice (the second build is the control: two builds of one file differ, and no gain below that
+counts), pruned to half of the work, 2:4, both, each in fp32 and fp16; the outputs against ONNX Runtime on the CPU;
+whether sparse kernels were chosen; ONNX Runtime's CUDA provider beside them where it is installed. With torch, its
+semi-structured matrix product: what 2:4 is worth to the hardware itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import table
+
+_MODELS = Path(__file__).parents[1] / "models"
+_FIELDS = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", type=Path, help="fp32 ONNX files (default: those of models/)")
+    parser.add_argument("--zoo", help="networks of zoo.py, separated by commas: resnet50,vit_b_16,bert")
+    parser.add_argument("--backend", default="tensorrt", help="tensorrt (default) or tensorrt-rtx")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (3)")
+    parser.add_argument("--capture", action="store_true", help="replay a recorded run (CUDA graph)")
+    parser.add_argument("--cache", type=Path, default=table.CACHE)
+    parser.add_argument("--results", type=Path, default=table.RESULTS)
+    options = parser.parse_args()
+    device = _device(options.backend)
+    about = table.environment()
+    folder = options.cache / "gpu"
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = options.models or sorted(_MODELS.glob("*.onnx"))
+    if options.zoo:
+        import child
+
+        for name in options.zoo.split(","):
+            file = folder / f"{name}.onnx"
+            outcome = child.call("zoo:write", 900.0, name=name, kind="random", path=str(file))
+            if outcome.error:
+                sys.exit(f"gpu.py: {name} cannot be exported: {outcome.error}")
+            sources = [*sources, file]
+    found = {source.stem: _model(source, folder, options) for source in sources}
+    limit = _hardware_limit()
+    text = f"# On a GPU\n\n{device['name']}, {options.backend} {device['version']}\n\n{_page(found)}\n\n{limit['text']}"
+    data = {"device": device, "models": found, "semi_structured": limit, "state": _state()}
+    table.publish(f"gpu-{options.backend}", text, data, about, options.results)
+
+
+def _device(backend: str) -> dict[str, Any]:
+    """The GPU and TensorRT; without either the program ends with exit code 4 and the reason."""
+    from runtime.cuda import need_gpu
+    from runtime.engine.flavour import load_flavour
+    from runtime.errors import RunError
+
+    try:
+        return {"version": load_flavour(backend).version, **vars(need_gpu())}
+    except RunError as error:
+        print(f"gpu.py: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _state() -> dict[str, str]:
+    """Clocks, power and temperature of the moment, as nvidia-smi tells them; empty without it."""
+    command = ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(_FIELDS.split(","), (v.strip() for v in done.stdout.splitlines()[0].split(",")), strict=True))
+
+
+def _model(source: Path, folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    from exporter import prune, sparsify
+
+    files = {"dense": source, "dense again": source}
+    files["pruned"] = folder / f"{source.stem}-pruned.onnx"
+    prune(source, files["pruned"], macs=0.5, align=16)
+    for what in ("dense", "pruned"):
+        files[f"{what} 2:4"] = folder / f"{source.stem}-{what}-24.onnx"
+        sparsify(files[what], files[f"{what} 2:4"], pattern="2:4")
+    rows: dict[str, dict[str, Any]] = {}
+    for precision in ("fp32", "fp16"):
+        for what, file in files.items():
+            rows[f"{what}, {precision}"] = _timed(file, folder, precision, "2:4" in what, options)
+            table.say(f"{source.stem}, {what}, {precision}: {rows[f'{what}, {precision}']}")
+    rows["dense, ONNX Runtime CUDA"] = _cuda_provider(source, options.seconds)
+    return rows
+
+
+def _timed(file: Path, folder: Path, precision: str, sparse: bool, options: argparse.Namespace) -> dict[str, Any]:
+    from exporter.engines.maker import make_engine
+    from runtime.backends import SessionOptions, open_session
+    from runtime.engine.options import BuildOptions
+    from runtime.engine.timing import time_engine
+    from runtime.errors import RunError
+    from runtime.runners import Asked, prepare
+
+    target = folder / f"{file.stem}-{precision}.engine"
+    before = _state()
+    try:
+        made = make_engine(file, target, options.backend, precision, BuildOptions(sparse=sparse))
+        asked = Asked(options.backend, SessionOptions(capture=options.capture), batch=None)
+        runner = prepare(target, asked)
+        want = open_session(file).run(runner.feeds[0])
+        got = runner.session.run(runner.feeds[0])
+        timing = time_engine(runner.session, runner.feeds[0], options.seconds)
+    except RunError as error:
+        return {"error": str(error)}
+    layers = made.layers or ()
+    return {
+        "device_ms": 1e3 * float(np.median(timing.device)),
+        "host_ms": 1e3 * float(np.median(timing.host)),
+        "rate": timing.rate,
+        "shapes": {n: list(s) for n, s in runner.shapes.items()},
+        "error_of_outputs": max(float(np.abs(got[n] - w).max() / (w.std() or 1)) for n, w in want.items()),
+        "sparse_layers": sum(layer.sparse for layer in layers),
+        "sparsity": vars(made.built.sparsity) if made.built.sparsity else None,
+        "bytes": len(made.built.engine),
+        "build_seconds": made.built.seconds,
+        "before": before,
+        "after": _state(),
+    }
+
+
+def _cuda_provider(file: Path, seconds: float) -> dict[str, Any]:
+    from runtime.errors import RunError
+    from runtime.latency import bench
+
+    try:
+        (found,) = bench([file], "ort-cuda", seconds=seconds)
+    except RunError as error:
+        return {"error": str(error)}
+    return {"host_ms": 1e3 * found.median, "shapes": {n: list(s) for n, s in found.shapes.items()}}
+
+
+def _hardware_limit() -> dict[str, Any]:
+    """A dense and a 2:4 matrix product of torch, fp16, 4096 x 4096: milliseconds by CUDA events."""
+    try:
+        import torch
+        from torch.sparse import to_sparse_semi_structured
+    except ImportError:
+        return {"text": "torch is not installed: its semi-structured product was not measured."}
+    if not torch.cuda.is_available():
+        return {"text": "torch sees no GPU: its semi-structured product was not measured."}
+    torch.manual_seed(0)
+    weight = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
+    weight.view(-1, 4)[:, 2:] = 0
+    x = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
+    times = {}
+    for name, matrix in (("dense", weight), ("2:4", to_sparse_semi_structured(weight))):
+        taken = []
+        for k in range(60):
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first.record()
+            torch.mm(matrix, x)
+            last.record()
+            torch.cuda.synchronize()
+            taken += [first.elapsed_time(last)] if k >= 10 else []
+        times[name] = float(np.median(taken))
+    return {**times, "text": f"torch, 4096 x 4096 in fp16: dense {times['dense']:.3f} ms, 2:4 {times['2:4']:.3f} ms."}
+
+
+def _page(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    rows = [["model", "variant", "device ms", "host ms", "runs/s", "sparse layers", "outputs differ by"]]
+    for name, variants in found.items():
+        for what, row in variants.items():
+            if "error" in row:
+                rows.append([name, what, row["error"].splitlines()[0][:80].replace("|", "/"), "", "", "", ""])
+                continue
+            numbers = [
+                row.get("device_ms"),
+                row["host_ms"],
+                row.get("rate"),
+                row.get("sparse_layers"),
+                row.get("error_of_outputs"),
+            ]
+            rows.append([name, what, *("" if v is None else f"{v:.3g}" for v in numbers)])
+    return table.markdown(rows, right=(2, 3, 4, 5, 6))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""``secateur build``: a TensorRT engine from an ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from exporter.commands.console import Progress, write_json
+from exporter.commands.options import add_json, add_preprocess, command
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(commands, "build", run, "Build a TensorRT engine from an ONNX file, and say what came of it.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
+    parser.add_argument("-o", "--output", metavar="ENGINE", type=Path, required=True, help="the engine to write")
+    parser.add_argument(
+        "--backend",
+        default="tensorrt",
+        metavar="NAME",
+        help="tensorrt (default; needs the GPU it builds for), or tensorrt-rtx (for RTX GPUs; builds anywhere)",
+    )
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME:MIN..OPT..MAX",
+        help="range of sizes of an input with dynamic axes, such as image:1x3x224x224..8x3x224x224..32x3x224x224, or "
+        "one size for all three; repeatable, and several times for one input makes as many profiles (default: ranges "
+        "that the model's shapes allow)",
+    )
+    numbers = parser.add_argument_group("precision (lives in the network: fp16 and bf16 convert the file first)")
+    numbers.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="NAME",
+        help="fp32: the file's own types (default); fp16, bf16: converted; int8, fp8: the file has to be quantized",
+    )
+    numbers.add_argument(
+        "--calib",
+        metavar="DATA",
+        help="inputs that show which nodes overflow: an .npz by input name, a folder of arrays or images (default: "
+        "some made up)",
+    )
+    add_preprocess(numbers)
+    numbers.add_argument(
+        "--keep-fp32", action="append", default=[], metavar="GLOB", help="nodes or operators to leave in fp32"
+    )
+    numbers.add_argument("--half-io", action="store_true", help="inputs and outputs are half precision too")
+    numbers.add_argument(
+        "--max-error",
+        type=float,
+        metavar="E",
+        help="most the outputs may differ, as a share of their standard deviation",
+    )
+    numbers.add_argument("--no-tf32", action="store_true", help="fp32 layers multiply in full fp32")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--sparse", action="store_true", help="allow sparse kernels where weights are 2:4")
+    engine.add_argument("--workspace", type=size, metavar="SIZE", help="most scratch memory of a layer: 512M, 4G")
+    engine.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="read and write kernel timings, for quicker rebuilds"
+    )
+    engine.add_argument("--level", type=int, metavar="N", help="optimisation level, 0 (quick) to 5 (thorough)")
+    engine.add_argument(
+        "--version-compatible", action="store_true", help="loads in later versions of the same major version"
+    )
+    engine.add_argument(
+        "--hardware",
+        default="none",
+        metavar="NAME",
+        help="other GPUs it runs on: none (default), ampere+, same-capability",
+    )
+    engine.add_argument(
+        "--capability",
+        action="append",
+        default=[],
+        metavar="N",
+        help="compute capability to build for (tensorrt-rtx): 86, 120, or current; repeatable",
+    )
+    engine.add_argument("--refit", action="store_true", help="its weights can be replaced")
+    engine.add_argument(
+        "--strip", action="store_true", help="leave the weights out; they are put back when it is loaded"
+    )
+    parser.add_argument(
+        "--log", default="", metavar="LEVEL", help="print TensorRT's log: error, warning, info or verbose"
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter.engines.maker import make_engine
+    from exporter.engines.report import engine_json, engine_text
+    from exporter.errors import UsageError
+    from runtime.engine.log import LEVELS
+    from runtime.engine.options import BuildOptions
+    from runtime.engine.profiles import parse_ranges
+    from runtime.images import parse_preprocess
+
+    if options.log and options.log not in LEVELS:
+        raise UsageError(f"--log {options.log}: choose from {', '.join(LEVELS)}.")
+    asked = BuildOptions(
+        sparse=options.sparse,
+        shapes=parse_ranges(options.shape),
+        workspace=options.workspace,
+        timing_cache=options.timing_cache,
+        level=options.level,
+        version_compatible=options.version_compatible,
+        hardware=options.hardware,
+        refit=options.refit,
+        strip=options.strip,
+        capabilities=tuple(options.capability),
+        tf32=not options.no_tf32,
+    )
+    made = make_engine(
+        options.model,
+        options.output,
+        options.backend,
+        options.precision,
+        asked,
+        calib=options.calib,
+        preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
+        keep=options.keep_fp32,
+        keep_io=not options.half_io,
+        max_error=options.max_error,
+        arguments=again(options),
+        progress=Progress(options.quiet),
+    )
+    if options.json:
+        write_json(options.json, engine_json(made))
+    if options.json != "-":
+        print(engine_text(made, options.log))
+    return 0
+
+
+def size(text: str) -> int:
+    """Read ``512M`` or ``4G``; for argparse."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)i?b?", text.strip().lower())
+    if found is None or float(found.group(1)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 512M or 4G")
+    return int(float(found.group(1)) * _UNITS[found.group(2)])
+
+
+def again(options: argparse.Namespace) -> list[str]:
+    """The arguments that build the same engine, with full paths."""
+    line = ["build", str(options.model.absolute()), "-o", str(options.output.absolute()), "--backend", options.backend]
+    for name in ("precision", "calib", "preprocess", "max_error", "workspace", "timing_cache", "level", "hardware"):
+        value = getattr(options, name)
+        if value is not None and (name, value) not in (("precision", "fp32"), ("hardware", "none")):
+            path = Path(str(value)).absolute() if name == "timing_cache" else value
+            line += [f"--{name.replace('_', '-')}", str(path)]
+    for name in ("shape", "keep_fp32", "capability"):
+        for value in getattr(options, name):
+            line += [f"--{name.replace('_', '-')}", value]
+    for name in ("half_io", "no_tf32", "sparse", "version_compatible", "refit", "strip"):
+        if getattr(options, name):
+            line.append(f"--{name.replace('_', '-')}")
+    return line

@@ -1,0 +1,1 @@
+"""Engines for the command line: precision realised in the file, built, described, reported."""

@@ -1,0 +1,168 @@
+"""From an ONNX file to an engine beside its description: convert, build, look at what came out, write."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import google.protobuf.message
+import onnx
+
+from exporter.atomic import obstacle
+from exporter.errors import ModelError, UsageError
+from exporter.precision.converting import Converted, convert_precision
+from runtime import cuda, feeds
+from runtime.engine.building import Built, build_engine
+from runtime.engine.flavour import load_flavour
+from runtime.engine.inspection import EngineLayer
+from runtime.engine.loading import look_into
+from runtime.engine.metadata import describe, write_engine
+from runtime.engine.options import BuildOptions
+from runtime.engine.quantized import quantized_types
+from runtime.images import Preprocess
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+_CODES = {"int8": ("int8", "int4"), "fp8": ("float8e4m3fn", "float8e5m2")}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine that was written.
+
+    Attributes:
+        source: the ONNX file.
+        path: of the engine.
+        precision: as asked for.
+        built: how it was built.
+        converted: how the file was brought to half precision; None where it was built as it is.
+        layers: what the engine holds after fusion; None without the GPU, which TensorRT needs to look into an engine.
+        memory: bytes of device memory it needs besides its weights; None without the GPU.
+        device: the GPU of this machine.
+        nodes: nodes of the file.
+    """
+
+    source: Path
+    path: Path
+    precision: str
+    built: Built
+    converted: Converted | None
+    layers: tuple[EngineLayer, ...] | None
+    memory: int | None
+    device: cuda.Gpu | None
+    nodes: int
+
+
+def make_engine(
+    source: Path,
+    target: Path,
+    backend: str,
+    precision: str = "fp32",
+    options: BuildOptions | None = None,
+    *,
+    calib: str | None = None,
+    preprocess: Preprocess | None = None,
+    keep: Sequence[str] = (),
+    keep_io: bool = True,
+    max_error: float | None = None,
+    arguments: Sequence[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Engine:
+    """Build an engine and write it with its description.
+
+    Args:
+        source: the ONNX file.
+        target: the engine to write.
+        backend: ``tensorrt`` or ``tensorrt-rtx``.
+        precision: fp16 and bf16 convert an fp32 file; int8 and fp8 need one that is quantized; fp32 takes the file as
+            it is.
+        options: sizes, sparsity and the rest.
+        calib: inputs that show which nodes overflow, see ``convert_precision``.
+        preprocess: for images and pixels among them.
+        keep: globs of what stays in fp32.
+        keep_io: inputs and outputs stay in fp32.
+        max_error: see ``convert_precision``.
+        arguments: of the command line, for the description.
+        progress: called with a line before each step.
+
+    Raises:
+        UsageError: an option does not fit, or the target cannot be written.
+        CannotBuild: TensorRT refuses the model.
+        BackendMissing: TensorRT is not installed.
+    """
+    options = options or BuildOptions()
+    load_flavour(backend)  # before minutes are spent on anything else
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}.")
+    why = obstacle(target)
+    if why:
+        raise UsageError(f"{target} cannot be written: {why}.")
+    if target.absolute() == source.absolute():
+        raise UsageError(f"-o {target} is the model itself.")
+    if precision in ("fp16", "bf16") and options.strip:
+        raise UsageError(
+            f"--strip: the weights come back from {source}, and --precision {precision} converts them. Convert the "
+            f"file first: secateur convert {source} --precision {precision} -o HALF.onnx, then build that."
+        )
+    _check_codes(precision, source)
+    converted = None
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        file = source
+        if precision in ("fp16", "bf16"):
+            file = Path(folder) / source.name
+            shapes = {name: ranges[0].best for name, ranges in options.shapes.items()}
+            converted = convert_precision(
+                source,
+                file,
+                precision,
+                calib=calib,
+                preprocess=preprocess,
+                keep=keep,
+                keep_io=keep_io,
+                max_error=max_error,
+                shapes=shapes,
+                progress=progress,
+            )
+        built = build_engine(file, backend, options, called=str(source), progress=progress)
+    return _written(source, target, precision, built, converted, arguments)
+
+
+def _check_codes(precision: str, source: Path) -> None:
+    """A file of int8 or fp8 numbers is needed for engines that compute with them."""
+    if precision not in _CODES:
+        return
+    if not source.is_file():
+        raise UsageError(f"{source}: no such file.")
+    try:
+        held = quantized_types(onnx.load(source, load_external_data=False))
+    except google.protobuf.message.DecodeError:
+        raise ModelError(f"{source} is not an ONNX file, or it is truncated.") from None
+    if not held.intersection(_CODES[precision]):
+        what = f"it holds {', '.join(sorted(held))}" if held else "it is not quantized"
+        raise ModelError(
+            f"--precision {precision}: {source} has no {precision} numbers to compute with: {what}.\n"
+            "Nothing was written. "
+            f"Quantize it first, with: secateur quantize {source} -o QUANTIZED.onnx, or with any tool that writes "
+            "QuantizeLinear and DequantizeLinear, symmetric."
+        )
+
+
+def _written(
+    source: Path, target: Path, precision: str, built: Built, converted: Converted | None, arguments: Sequence[str]
+) -> Engine:
+    device = cuda.gpu()
+    layers, memory = look_into(built) if device is not None else (None, None)
+    command = shlex.join(["secateur", *arguments])
+    model = onnx.load(source, load_external_data=False)
+    values = {n: [c.limit, list(c.choices)] for n, c in feeds.constraints(model.graph).items()}
+    description = describe(built, source, command, device, precision=precision, values=values)
+    try:
+        write_engine(target, built, description)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error.strerror or error}.") from error
+    return Engine(source, target, precision, built, converted, layers, memory, device, len(model.graph.node))
+
+
+__all__ = ["PRECISIONS", "Engine", "make_engine"]

@@ -1,0 +1,152 @@
+"""Which nodes compute in half precision: those whose operands may, unless their numbers do not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+from onnx import TensorProto
+
+from exporter.graph import Graph, Node
+from exporter.precision.lowering import Operands, lowered_operands
+from exporter.precision.ranges import ENDLESS, Extent
+
+LARGEST: dict[int, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.3e38}
+HEADROOM = 2.0
+"""Numbers seen on calibration inputs may be so much larger on others."""
+
+_WHOLE: dict[int, int] = {TensorProto.FLOAT16: 2048, TensorProto.BFLOAT16: 256}
+"""Up to here every whole number exists."""
+_VANISHING = 2.0**-25
+"""Half of the smallest fp16 number: less is rounded to 0."""
+_SQUARING = frozenset({"ReduceL2", "ReduceSumSquare", "LpNormalization", "ReduceLogSumExp", "LpPool", "GlobalLpPool"})
+"""Operators that square inside, where nobody sees how large the numbers get."""
+_QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_WEIGHTY = 16
+"""Constants of more elements are weights: some of them may become zero."""
+
+
+@dataclass(frozen=True)
+class Stays:
+    """A node that stays in fp32.
+
+    Attributes:
+        node: its label.
+        reason: why.
+        asked: whether its numbers or the user say so; else the operator leaves no choice.
+    """
+
+    node: str
+    reason: str
+    asked: bool
+
+
+def choose_nodes(
+    graph: Graph, low: int, extents: Mapping[str, Extent], keep: Sequence[str] = ()
+) -> tuple[dict[str, Operands], list[Stays]]:
+    """Choose the nodes of the main graph that compute in half precision.
+
+    Args:
+        graph: the graph.
+        low: FLOAT16 or BFLOAT16.
+        extents: of fp32 activations.
+        keep: globs of node names, outputs and operators that stay in fp32.
+
+    Returns:
+        Their operands, by the node's first output, and the nodes that stay with the reason.
+    """
+    kinds = types_of(graph)
+    lowered: dict[str, Operands] = {}
+    stay: list[Stays] = []
+    for node in graph.nodes:
+        if node.depth or node.op == "Constant" or node.key in graph.constants:
+            continue
+        floats = [n for n in (*node.inputs, *node.outputs) if n and kinds.get(n) == TensorProto.FLOAT]
+        if not floats:
+            continue
+        found = lowered_operands(node.proto, graph.opsets, kinds, low)
+        if isinstance(found, str):
+            stay.append(Stays(node.label, found, False))
+            continue
+        if not found.inputs and not found.outputs:
+            continue
+        reason = (
+            _asked(node, keep)
+            or _too_large(graph, node, found, low, extents)
+            or _too_fine(graph, node, low, extents, kinds)
+        )
+        if reason:
+            stay.append(Stays(node.label, reason, True))
+        else:
+            lowered[node.key] = found
+    return _with_quantized(graph, lowered, stay), stay
+
+
+def types_of(graph: Graph) -> dict[str, int]:
+    """Type of every tensor, constants included."""
+    return {**graph.inferred.dtype, **{n: t.data_type for n, t in graph.constants.items()}}
+
+
+def _asked(node: Node, keep: Sequence[str]) -> str:
+    names = (node.proto.name, *node.outputs, node.op)
+    match = next((glob for glob in keep if any(fnmatchcase(name, glob) for name in names)), None)
+    return f"--keep-fp32 {match}" if match is not None else ""
+
+
+def _too_large(graph: Graph, node: Node, operands: Operands, low: int, extents: Mapping[str, Extent]) -> str:
+    most = LARGEST[low] / HEADROOM
+    names = [node.inputs[k] for k in sorted(operands.inputs)] + [node.outputs[k] for k in sorted(operands.outputs)]
+    for name in names:
+        size = _constant_size(graph, name) if name in graph.constants else extents.get(name, Extent(math.nan)).largest
+        if size > most:
+            return f"'{name}' reaches {size:.3g}, half precision ends at {LARGEST[low]:.3g}"
+        if node.op in _SQUARING and size * size > most:
+            return f"'{name}' reaches {size:.3g}, its square does not fit"
+    return ""
+
+
+def _constant_size(graph: Graph, name: str) -> float:
+    values = np.abs(np.asarray(graph.array(name), np.float32))
+    finite = values[values < ENDLESS]
+    return float(finite.max()) if finite.size else 0.0
+
+
+def _too_fine(graph: Graph, node: Node, low: int, extents: Mapping[str, Extent], kinds: Mapping[str, int]) -> str:
+    """Small constants that vanish, and whole numbers that are rounded."""
+    for name in node.inputs:
+        if name not in graph.constants or kinds.get(name) != TensorProto.FLOAT or low != TensorProto.FLOAT16:
+            continue
+        tensor = graph.constants[name]
+        if math.prod(tensor.dims) <= _WEIGHTY:
+            sizes = np.abs(np.asarray(graph.array(name), np.float32))
+            if np.any((sizes != 0) & (sizes < _VANISHING)):
+                return f"its constant {float(sizes[sizes != 0].min()):.3g} would become 0"
+    if node.op != "Cast":
+        return ""
+    source, result = kinds.get(node.inputs[0]), kinds.get(node.outputs[0])
+    name = node.outputs[0] if result == TensorProto.FLOAT else node.inputs[0]
+    size = extents.get(name, Extent(math.nan)).largest
+    if TensorProto.FLOAT in (source, result) and source != result and size > _WHOLE[low]:
+        return f"its whole numbers reach {size:.0f}, half precision holds them all up to {_WHOLE[low]}"
+    return ""
+
+
+def _with_quantized(graph: Graph, lowered: dict[str, Operands], stay: list[Stays]) -> dict[str, Operands]:
+    """Layers between QuantizeLinear and DequantizeLinear stay with them: a cast between would keep TensorRT from
+    computing them as one."""
+    fixed = {n.key for n in graph.nodes if n.op in _QUANTIZING and n.key not in lowered}
+    if not fixed:
+        return lowered
+    kept = {}
+    for node in graph.nodes:
+        if node.key not in lowered:
+            continue
+        makers = [graph.producer.get(name) for name in node.inputs]
+        if any(m is not None and m.op == "DequantizeLinear" and m.key in fixed for m in makers):
+            stay.append(Stays(node.label, "it is quantized, and QuantizeLinear of this version takes fp32 only", False))
+        else:
+            kept[node.key] = lowered[node.key]
+    return kept

@@ -1,0 +1,209 @@
+"""An fp32 file as fp16 or bf16: measure, choose, rewrite, and compare with the original before it is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from exporter.agreement import difference, signal
+from exporter.atomic import obstacle
+from exporter.errors import GoalError, ModelError, UsageError
+from exporter.functions import Calls
+from exporter.graph import Graph
+from exporter.model_file import load, save
+from exporter.normalise import input_specs, serialize_with_data
+from exporter.precision.choosing import Stays, choose_nodes, types_of
+from exporter.precision.lowering import LOW, Operands
+from exporter.precision.ranges import measure_extents
+from exporter.precision.rewriting import rewrite_types
+from exporter.precision.rounded import rounded_model
+from exporter.synthetic import synthetic_samples
+from runtime.backends import SessionOptions, open_session
+from runtime.errors import RunError
+from runtime.feeds import Feeds
+from runtime.images import Preprocess
+from runtime.samples import load_samples
+
+_MADE_UP = 4
+_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A file in half precision.
+
+    Attributes:
+        path: of the file written; None for a dry run.
+        precision: fp16 or bf16.
+        nodes: how many nodes compute in it.
+        stay: nodes that stay in fp32, and why.
+        casts: casts that were added.
+        before, after: bytes of both files.
+        errors: largest difference of each output from the original's, as a share of its standard deviation.
+        samples: how many samples that was seen on.
+        source: what they came from.
+        keep_io: whether inputs and outputs have kept their types.
+    """
+
+    path: Path | None
+    precision: str
+    nodes: int
+    stay: tuple[Stays, ...]
+    casts: int
+    before: int
+    after: int
+    errors: dict[str, float]
+    samples: int
+    source: str
+    keep_io: bool
+
+    @property
+    def error(self) -> float:
+        """The largest difference of any output."""
+        return max(self.errors.values(), default=0.0)
+
+
+def convert_precision(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None,
+    precision: str,
+    *,
+    calib: str | None = None,
+    preprocess: Preprocess | None = None,
+    calib_samples: int = _SAMPLES,
+    keep: Sequence[str] = (),
+    keep_io: bool = False,
+    max_error: float | None = None,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Converted:
+    """Convert a file.
+
+    Args:
+        path: the fp32 ONNX file.
+        output: the file to write; None writes nothing.
+        precision: ``fp16`` or ``bf16``.
+        calib: inputs as ``load_samples`` takes them; None makes some up.
+        preprocess: for images and pixels among them.
+        calib_samples: most samples to use.
+        keep: globs of node names, outputs or operators that stay in fp32.
+        keep_io: inputs and outputs stay in fp32.
+        max_error: largest difference of an output that is accepted, as a share of its standard deviation.
+        shapes: sizes of dynamic axes.
+        seed: of the samples.
+        progress: called with a line before each step.
+
+    Raises:
+        UsageError: no such precision, or the target cannot be written.
+        ModelError: the model cannot be read or run, or nothing in it can be converted.
+        GoalError: the outputs differ by more than ``max_error``, or are no numbers. Nothing is written.
+    """
+    step = progress or (lambda _: None)
+    if precision not in LOW:
+        raise UsageError(f"--precision {precision}: choose from {', '.join(LOW)}.")
+    if output is not None and (why := obstacle(Path(output))):
+        raise UsageError(f"{output} cannot be written: {why}.")
+    graph, low = load(path, shapes), LOW[precision]
+    feeds, source = _feeds(graph, calib, preprocess, calib_samples, seed)
+    step("measuring how large the numbers get")
+    kinds = types_of(graph)
+    activations = [
+        n for n, kind in kinds.items() if kind == TensorProto.FLOAT and n not in graph.constants and _is_outer(graph, n)
+    ]
+    extents = measure_extents(graph, activations, feeds)
+    lowered, stay = choose_nodes(graph, low, extents, keep)
+    if not lowered:
+        raise ModelError(
+            f"{path}: no node can compute in {precision}. " + "; ".join(f"{s.node}: {s.reason}" for s in stay[:3])
+        )
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    casts = rewrite_types(model, graph.folder, low, lowered, kinds, graph.constants, keep_io)
+    step("comparing with the original")
+    errors = _compare(graph, model, lowered, low, feeds)
+    _judge(errors, max_error, precision)
+    after = 0
+    if output is not None:
+        step("writing")
+        after = save(replace(graph, model=model, calls=Calls()), output)
+    return Converted(
+        Path(output) if output is not None else None,
+        precision,
+        len(lowered),
+        tuple(stay),
+        casts,
+        graph.source.size,
+        after,
+        errors,
+        sum(_rows(f) for f in feeds),
+        source,
+        keep_io,
+    )
+
+
+def _is_outer(graph: Graph, name: str) -> bool:
+    maker = graph.producer.get(name)
+    return name in graph.inputs if maker is None else maker.depth == 0
+
+
+def _feeds(
+    graph: Graph, calib: str | None, preprocess: Preprocess | None, limit: int, seed: int
+) -> tuple[list[Feeds], str]:
+    if calib is None or calib == "synthetic":
+        samples = synthetic_samples(graph, _MADE_UP, seed)
+    else:
+        samples = load_samples(Path(calib), input_specs(graph.model), preprocess=preprocess, limit=limit, seed=seed)
+    batch = max(graph.binding.batch, 1)
+    return list(samples.batches(batch)), calib or "synthetic"
+
+
+def _rows(feed: Feeds) -> int:
+    return next((len(v) for v in feed.values() if v.ndim), 1)
+
+
+def _compare(
+    graph: Graph, model: onnx.ModelProto, lowered: dict[str, Operands], low: int, feeds: Sequence[Feeds]
+) -> dict[str, float]:
+    """Differences of the outputs. ONNX Runtime computes fp16 on the CPU; for bf16 the original runs with every result
+    rounded, which is what tensor cores do that add in fp32."""
+    plain = SessionOptions(optimize=False)
+    dense = open_session(serialize_with_data(graph.model, graph.folder), options=plain)
+    own = model if low == TensorProto.FLOAT16 else rounded_model(graph, lowered, low)
+    try:
+        session = open_session(serialize_with_data(own, graph.folder), options=plain)
+    except RunError as error:
+        raise ModelError(
+            f"the converted model does not load: {error}\nNothing was written; please report it."
+        ) from error
+    types = {spec.name: spec.dtype for spec in session.inputs}
+    errors: dict[str, float] = {}
+    for feed in feeds:
+        want = dense.run(feed)
+        got = session.run({n: np.asarray(v, types[n]) for n, v in feed.items() if n in types})
+        for name, values in want.items():
+            if isinstance(values, np.ndarray):
+                found = difference(np.asarray(got[name]).astype(values.dtype), values, signal(values))
+                errors[name] = max(errors.get(name, 0.0), found)
+    return errors
+
+
+def _judge(errors: dict[str, float], most: float | None, precision: str) -> None:
+    for name, error in errors.items():
+        if np.isinf(error):
+            raise GoalError(
+                f"output '{name}' holds infinities or NaN in {precision} where the original has numbers. Nothing was "
+                "written.\nGive real inputs with --calib, so that nodes that overflow are seen, or keep nodes with "
+                "--keep-fp32 GLOB; --precision bf16 does not overflow."
+            )
+        if most is not None and error > most:
+            raise GoalError(
+                f"output '{name}' differs by {error:.3g} of its standard deviation, more than --max-error {most:g}. "
+                "Nothing was written.\nKeep sensitive nodes with --keep-fp32 GLOB (operators too: 'Softmax')."
+            )

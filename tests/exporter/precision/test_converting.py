@@ -1,0 +1,157 @@
+"""Half precision: every model computes the same in it, what does not fit stays in fp32, the interface is as asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from exporter.errors import GoalError, ModelError, UsageError
+from exporter.precision.converting import convert_precision
+from runtime.backends import open_session
+from tests.onnx_builder import build, ints, node, weights
+
+MODELS = Path(__file__).parents[3] / "models"
+F16, F32 = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+
+
+def written(tmp_path, model, precision="fp16", data=None, **more):
+    onnx.save(model, tmp_path / "m.onnx")
+    calib = None
+    if data is not None:
+        np.savez(tmp_path / "data.npz", **data)
+        calib = str(tmp_path / "data.npz")
+    found = convert_precision(tmp_path / "m.onnx", tmp_path / "half.onnx", precision, calib=calib, **more)
+    return found, onnx.load(tmp_path / "half.onnx")
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_vit"])
+@pytest.mark.parametrize("keep_io", [True, False])
+def test_models_stay_what_they_are(tmp_path, name, keep_io):
+    target = tmp_path / "half.onnx"
+    data = f"{MODELS / 'digits.npz'}:train"
+    found = convert_precision(MODELS / f"{name}.onnx", target, "fp16", calib=data, keep_io=keep_io, calib_samples=16)
+    assert 0 < found.error < 0.01
+    assert not found.stay
+    assert target.stat().st_size < 0.55 * (MODELS / f"{name}.onnx").stat().st_size
+    model = onnx.load(target)
+    onnx.checker.check_model(model, full_check=True)
+    assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {
+        F32 if keep_io else F16
+    }
+    open_session(target)
+
+
+def test_bf16_is_compared_though_nothing_here_computes_it(tmp_path):
+    model = build([node("MatMul", "x w", "y")], {"x": [2, 64]}, ["y"], weights(w=(64, 8)))
+    found, half = written(tmp_path, model, "bf16")
+    assert 1e-4 < found.error < 0.1
+    assert half.graph.initializer[0].data_type == onnx.TensorProto.BFLOAT16
+
+
+def test_what_overflows_stays(tmp_path):
+    nodes = [node("Mul", "x big", "h"), node("Mul", "h small", "s"), node("MatMul", "s w", "y")]
+    constants = {**weights(w=(4, 4)), "big": np.float32(1e4), "small": np.float32(1e-4)}
+    model = build(nodes, {"x": [2, 4]}, ["y"], constants)
+    data = {"x": np.full((2, 4), 9, np.float32)}
+    found, _ = written(tmp_path, model, data=data)
+    stay = {s.node: s.reason for s in found.stay}
+    assert set(stay) == {"Mul 'node_h'", "Mul 'node_s'"}
+    assert stay["Mul 'node_h'"] == "'h' reaches 9e+04, half precision ends at 6.55e+04"
+    assert found.error < 0.01
+    plain, _ = written(tmp_path, model, data={"x": np.full((2, 4), 0.1, np.float32)})
+    assert not plain.stay  # smaller inputs leave room
+
+
+def test_small_constants_and_squares(tmp_path):
+    nodes = [node("Add", "x eps", "h"), node("ReduceL2", "h", "n", keepdims=1), node("MatMul", "n w", "y")]
+    model = build(nodes, {"x": [2, 4]}, ["y"], {**weights(w=(1, 4)), "eps": np.float32(1e-12)}, opset=17)
+    found, _ = written(tmp_path, model, data={"x": np.full((2, 4), 300, np.float32)})
+    stay = {s.node: s.reason for s in found.stay}
+    assert "1e-12 would become 0" in stay["Add 'node_h'"]
+    assert "its square does not fit" in stay["ReduceL2 'node_n'"]
+
+
+def test_masks_keep_their_meaning(tmp_path):
+    lowest = float(np.finfo(np.float32).min)
+    mask = np.array([[0, lowest, 0, lowest]], np.float32)
+    nodes = [node("MatMul", "x w", "h"), node("Add", "h mask", "m"), node("Softmax", "m", "y")]
+    model = build(nodes, {"x": [2, 4]}, ["y"], {**weights(w=(4, 4)), "mask": mask})
+    found, half = written(tmp_path, model)
+    assert not found.stay
+    got = open_session(half.SerializeToString()).run({"x": np.ones((2, 4), np.float16)})["y"]
+    assert np.all(got[:, [1, 3]] == 0)
+    assert np.isfinite(got).all()
+
+
+def test_operands_of_fixed_type_keep_it(tmp_path):
+    nodes = [node("Resize", "x - s", "r", mode="nearest"), node("Shape", "r", "z"), node("Cast", "z", "c", to=F32), node("ReduceSum", "c", "n"), node("Add", "r n", "y")]  # fmt: skip
+    model = build(nodes, {"x": [1, 1, 4, 4]}, ["y"], {"s": np.array([1, 1, 2, 2], np.float32)})
+    found, half = written(tmp_path, model)
+    assert found.nodes
+    kinds = {t.name: t.data_type for t in half.graph.initializer}
+    assert F32 in kinds.values()
+    onnx.checker.check_model(half, full_check=True)
+
+
+def test_subgraphs_read_fp32(tmp_path):
+    from onnx import helper
+
+    inner = [helper.make_graph([node("Mul", "h h", f"o{k}")], f"b{k}", [], [helper.make_tensor_value_info(f"o{k}", F32, [2, 4])]) for k in (0, 1)]  # fmt: skip
+    branch = node("If", "c", "i", then_branch=inner[0], else_branch=inner[1])
+    nodes = [node("MatMul", "x w", "h"), branch, node("Add", "i h", "y")]
+    model = build(nodes, {"x": [2, 4], "c": []}, ["y"], weights(w=(4, 4)), kinds={"c": "b"})
+    found, half = written(tmp_path, model)
+    assert "it runs a subgraph" in {s.reason for s in found.stay}
+    assert found.nodes == 2
+    onnx.checker.check_model(half, full_check=True)
+
+
+def test_quantized_layers_stay_together(tmp_path):
+    constants = {**weights(w=(4, 4)), "s": np.float32(0.05), "z": np.int8(0), "q": np.ones((4, 4), np.int8)}
+    nodes = [node("QuantizeLinear", "x s z", "a"), node("DequantizeLinear", "a s z", "b"), node("DequantizeLinear", "q s z", "c"), node("MatMul", "b c", "d"), node("MatMul", "d w", "y")]  # fmt: skip
+    for opset, stays in ((17, True), (21, False)):
+        found, half = written(tmp_path, build(nodes, {"x": [2, 4]}, ["y"], constants, opset=opset))
+        assert ("MatMul 'node_d'" in {s.node for s in found.stay}) is stays
+        onnx.checker.check_model(half, full_check=True)
+
+
+def test_the_user_decides(tmp_path):
+    nodes = [node("MatMul", "x w", "h"), node("Softmax", "h", "y")]
+    model = build(nodes, {"x": [2, 4]}, ["y"], weights(w=(4, 4)))
+    found, _ = written(tmp_path, model, keep=["Soft*"])
+    assert [(s.node, s.reason) for s in found.stay] == [("Softmax 'node_y'", "--keep-fp32 Soft*")]
+    with pytest.raises(ModelError, match="no node can compute in fp16.*--keep-fp32"):
+        written(tmp_path, model, keep=["*"])
+    with pytest.raises(GoalError, match=r"more than --max-error 1e-07[\s\S]*--keep-fp32"):
+        written(tmp_path, model, max_error=1e-7)
+    with pytest.raises(UsageError, match="choose from fp16, bf16"):
+        written(tmp_path, model, "fp8")
+
+
+def test_infinities_are_refused(tmp_path):
+    """What seeded inputs do not show is seen when the file is compared; nothing is written."""
+    nodes = [node("Mul", "x x", "h"), node("Mul", "h h", "k"), node("ReduceMean", "k", "y")]
+    model = build(nodes, {"x": [2, 4]}, ["y"], opset=17)
+    found, _ = written(tmp_path, model, data={"x": np.full((2, 4), 100, np.float32)})
+    assert {s.node for s in found.stay} >= {"Mul 'node_k'"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["m.onnx", "-o", "h.onnx"], "--precision fp16 or bf16"),
+        (["m.onnx", "-o", "h.onnx", "--precision", "fp16", "--opset", "17"], "--opset is for PyTorch modules"),
+        (["m.py:f", "-o", "h.onnx", "--precision", "fp16"], "--precision is for ONNX files"),
+        (["m.onnx", "-o", "no/h.onnx", "--precision", "fp16"], "there is no folder"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, monkeypatch, capsys, arguments, text):
+    from exporter.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    onnx.save(build([node("Reshape", "x s", "y")], {"x": [2, 4]}, ["y"], {"s": ints(8)}), "m.onnx")
+    assert main(["convert", *arguments]) == 2
+    assert text in capsys.readouterr().err
