@@ -42,7 +42,10 @@ SHARE_METHODS: dict[str, dict[str, Any]] = {
     "fitted, global": {"calib": True, "scope": "global"},
     "fitted, local, cubic": {"calib": True, "schedule": "cubic"},
 }
-ORDERS = ((64, 128, 0), (64, 128, 300), (512, 512, 0))
+ORDERS = ((128, 64, 0), (128, 64, 40), (128, 64, 500), (512, 512, 0))
+"""Rows, columns, rounds of mixing: 128 filters by 64 channels is the matrix apex gives figures for."""
+SEEDS = (1, 2, 3)
+"""Of the matrices; apex's is the first."""
 PARTS = ("speed", "methods", "shares", "order")
 
 
@@ -248,7 +251,7 @@ def _shares_page(rows: list[Row]) -> str:
 def _order(options: argparse.Namespace) -> Iterator[Row]:
     for rows, columns, rounds in ORDERS:
         given = {"rows": rows, "columns": columns, "rounds": rounds}
-        runs = [child.call("sparsity_runs:efficacy", LIMIT, seed=seed, **given).value for seed in range(3)]
+        runs = [child.call("sparsity_runs:efficacy", LIMIT, seed=seed, **given).value for seed in SEEDS]
         yield {"key": f"{rows} {columns} {rounds}", **given, "runs": runs}
     for network in options.networks:
         table.say(f"reordering {network}")
@@ -257,10 +260,12 @@ def _order(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def _order_page(found: list[Row]) -> str:
-    cells = [["matrix", "rounds of mixing", "efficacy, %", "CPU s"]]
+    cells = [["filters x channels", "rounds of mixing", "efficacy, %", "CPU s", "other two seeds"]]
     for s in (r for r in found if all(r.get("runs", [{}]))):
-        best, cpu = (median(r[k] for r in s["runs"]) for k in ("efficacy", "seconds"))
-        cells.append([f"{s['rows']} x {s['columns']}", str(s["rounds"]), f"{best:.1f}", f"{cpu:.2f}"])
+        first, *others = s["runs"]
+        rest = ", ".join(f"{r['efficacy']:.1f}" for r in others)
+        size, rounds = f"{s['rows']} x {s['columns']}", str(s["rounds"])
+        cells.append([size, rounds, f"{first['efficacy']:.1f}", f"{median(r['seconds'] for r in s['runs']):.2f}", rest])
     rows = [["network", "groups reordered", "magnitude kept", "before", "dense outputs moved by"]]
     for f in found:
         if "groups" in f:
@@ -269,9 +274,11 @@ def _order_page(found: list[Row]) -> str:
                 [name, str(f["groups"]), f"{100 * f['after']:.2f} %", f"{100 * f['before']:.2f} %", f"{f['error']:.0e}"]
             )
     return (
-        "## Reordering\n\nEfficacy: of the magnitude that 2:4 loses against the largest half of the matrix, the share "
-        "that an order of the columns brings back; standard normal entries, median of three.\n\n"
-        + table.markdown(cells, right=(1, 2, 3))
+        "## Reordering\n\nEfficacy: of the magnitude that 2:4 loses against the largest half of every row, the share "
+        "that an order of the columns brings back. The definition and the matrices (uniform entries) are those of "
+        "`permutation_test.py` in NVIDIA apex, which reports for 128 x 64 and its seed 35.5 after 61 s on a CPU (0.013 s "
+        "on a V100), and 36.6 as the best of all it tries.\n\n"
+        + table.markdown(cells, right=(1, 2, 3, 4))
         + ("\n\n" + table.markdown(rows, right=(1, 2, 3, 4)) if len(rows) > 1 else "")
     )
 
