@@ -276,8 +276,8 @@ def _order_page(found: list[Row]) -> str:
     return (
         "## Reordering\n\nEfficacy: of the magnitude that 2:4 loses against the largest half of every row, the share "
         "that an order of the columns brings back. The definition and the matrices (uniform entries) are those of "
-        "`permutation_test.py` in NVIDIA apex, which reports for 128 x 64 and its seed 35.5 after 61 s on a CPU (0.013 s "
-        "on a V100), and 36.6 as the best of all it tries.\n\n"
+        "`permutation_test.py` in NVIDIA apex, which reports for 128 x 64 and its seed 35.5 after 61 s on a CPU (0.013 "
+        "s on a V100), and 36.6 as the best of all it tries.\n\n"
         + table.markdown(cells, right=(1, 2, 3, 4))
         + ("\n\n" + table.markdown(rows, right=(1, 2, 3, 4)) if len(rows) > 1 else "")
     )

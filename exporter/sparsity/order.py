@@ -125,7 +125,8 @@ class _Search:
 
     def back(self, state: _State) -> None:
         """Return to a state."""
-        self.runs, self.home, self.value, self.brings = (part.copy() for part in state)
+        runs, home, value, brings = state
+        self.runs, self.home, self.value, self.brings = runs.copy(), home.copy(), value.copy(), brings.copy()
 
     def _exchange(self, a: int, b: int) -> None:
         here, there = self.home[a], self.home[b]
