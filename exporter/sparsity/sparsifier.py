@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter import tensors
 from exporter.atomic import obstacle, replacing
@@ -200,7 +201,7 @@ def sparsify(
     fits = fitted.fits if fitted is not None else {}
     layers = tuple(_layer(graph, w, values[w.name], fits.get(w.name)) for w in taken)
     zeros = [round(x.after * x.weight.size) for x in layers] + [_zeros(graph, x.weight) for x in left]
-    smaller = _saved(graph, taken, values)
+    smaller = _saved(graph, layers)
     written = Written(None, False, 0)
     if target is not None and not dry_run:
         step("writing")
@@ -314,29 +315,28 @@ def _check(graph: Graph, pattern: Pattern, taken: Sequence[Weight], values: Mapp
 
 def _zeros(graph: Graph, weight: Weight) -> int:
     stored = stored_values(graph, weight)
-    return stored.values.size - _nonzero(stored, stored.values)
+    return stored.values.size - int(np.count_nonzero(_nonzero(stored, stored.values)))
 
 
-def _nonzero(stored: Stored, values: Array) -> int:
-    return int(np.count_nonzero(values if stored.plain else values != stored.zero.astype(values.dtype)))
+def _nonzero(stored: Stored, values: Array) -> NDArray[np.bool_]:
+    return np.asarray(values != (0 if stored.plain else stored.zero.astype(values.dtype)))
 
 
 def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> SparseLayer:
     stored = stored_values(graph, weight)
-    flat = values.reshape(-1)
-    sizes = stored.magnitudes()
-    same = flat.view(f"u{flat.dtype.itemsize}") == stored.values.view(f"u{flat.dtype.itemsize}")
-    stays = same if fit is None or fit.damping is None else flat != 0
-    total = float(sizes.sum(dtype=np.float64))
+    sizes, stays = stored.magnitudes(), _nonzero(stored, values.reshape(-1))
+    total = float(sizes.sum())
     kept = float(sizes.dot(stays)) / total if total > 0 and np.isfinite(total) else 1.0
-    return SparseLayer(
-        weight, 1 - _nonzero(stored, stored.values) / weight.size, 1 - _nonzero(stored, flat) / weight.size, kept, fit
-    )
+    before, after = (1 - np.count_nonzero(m) / weight.size for m in (_nonzero(stored, stored.values), stays))
+    return SparseLayer(weight, before, after, kept, fit)
 
 
-def _saved(graph: Graph, taken: Sequence[Weight], values: Mapping[str, Array]) -> int:
-    """Bytes that sparse storage would save."""
-    return 0 if cannot_hold(graph) else sum(saving(graph.constants[w.name], values[w.name]) for w in taken)
+def _saved(graph: Graph, layers: Sequence[SparseLayer]) -> int:
+    """Bytes that sparse storage would save; codes with a zero point are stored as codes, and do not count."""
+    if cannot_hold(graph):
+        return 0
+    plain = [x for x in layers if x.weight.coding is None or not x.weight.coding.zero]
+    return sum(saving(graph.constants[x.weight.name], round((1 - x.after) * x.weight.size)) for x in plain)
 
 
 def _write(
