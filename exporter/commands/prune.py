@@ -86,7 +86,8 @@ def add(commands: Any) -> None:
         "--align",
         default="auto",
         metavar="N",
-        help="make widths multiples of N; auto (default): 16 for convolutions, 8 for matrix products",
+        help="make widths multiples of N; auto (default): 16 for convolutions, 8 for matrix products; sparse: 16 for "
+        "all, because sparsify comes next. These two give way where the budget needs it, but never to less than 4",
     )
     choice.add_argument("--min-width", type=int, default=1, metavar="N", help="keep at least N units of every group")
     choice.add_argument(
