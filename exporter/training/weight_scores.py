@@ -22,6 +22,8 @@ from exporter.training.losses import probe
 from exporter.training.scores import FISHER_SAMPLES, Step, batches
 from runtime.samples import Samples
 
+_FLOATS = ("float16", "float32", "float64", "bfloat16")
+
 
 def weight_scores(
     graph: Graph, names: Collection[str], samples: Samples, batch: int, by: str, step: Step, seed: int = 0
@@ -45,8 +47,9 @@ def weight_scores(
         Unsupported: an operator is not implemented in torch.
         UsageError: a constant holds no floating-point numbers, or no gradient reaches it.
     """
-    chosen = set(names)
-    module = to_torch(graph, train=lambda name: name in chosen and _is_float(graph, name))
+    chosen = {n for n in names if graph.array(n).dtype.name in _FLOATS}
+    _refuse(set(names) - chosen, by)
+    module = to_torch(graph, train=chosen.__contains__)
     loss = probe(graph)
     draw = torch.Generator().manual_seed(seed)
     samples = samples.part(0, FISHER_SAMPLES) if by == "fisher" else samples
@@ -55,7 +58,9 @@ def weight_scores(
     for inputs, labels in batches(samples, 1 if by == "fisher" else batch, module.device):
         for parameter in module.weights.values():
             parameter.grad = None
-        loss(module.run(inputs), {}, labels, draw).backward()  # type: ignore[no-untyped-call]
+        lost = loss(module.run(inputs), {}, labels, draw)
+        if lost.requires_grad:
+            lost.backward()  # type: ignore[no-untyped-call]
         for name, parameter in module.weights.items():
             if parameter.grad is not None:
                 change = (parameter.detach() * parameter.grad).double()
@@ -64,13 +69,12 @@ def weight_scores(
         done += 1
         if done % 16 == 0:
             step(f"gradients of {done} batches")
-    missing = sorted(chosen - found.keys())
-    if missing:
-        raise UsageError(
-            f"--method {by}: no gradient reaches '{missing[0]}'; leave it out with --keep, or choose another method."
-        )
+    _refuse(chosen - found.keys(), by)
     return {n: (s / max(done, 1)).reshape(-1).cpu().numpy().astype(np.float32) for n, s in found.items()}
 
 
-def _is_float(graph: Graph, name: str) -> bool:
-    return graph.array(name).dtype.name in ("float16", "float32", "float64", "bfloat16")
+def _refuse(missing: Collection[str], by: str) -> None:
+    if missing:
+        raise UsageError(
+            f"--method {by}: no gradient reaches '{min(missing)}'; leave it out with --keep, or choose another method."
+        )
