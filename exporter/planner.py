@@ -18,7 +18,7 @@ from exporter.groups import Groups
 from exporter.importance import Scores
 from exporter.plan import Plan
 from exporter.products import one_per_product
-from exporter.widths import Budget, Widths
+from exporter.widths import AUTOMATIC, Budget, Widths
 
 KINDS = ("channels", "neurons", "hidden", "heads", "head_dims", "conv_groups", "norm_groups", "experts", "tokens")
 OPT_IN = ("experts",)
@@ -58,7 +58,7 @@ def make_plan(
             the mean of their group; ``damage`` meets ``macs`` or ``params`` with the least predicted damage.
         align: widths become multiples of this; ``auto`` is 16 for groups that touch a convolution and 8 for others.
             A group narrower than that keeps the power of two it is divisible by. ``auto`` also keeps every weight axis
-            divisible by 4 that was so before.
+            divisible by 4 that was so before. ``sparse`` is the same with 16 for all, for ``sparsify`` comes next.
         min_width: no group keeps fewer units.
         granularity: kinds of groups to cut. By default all kinds, except that of groups which multiply to one axis
             (heads and head dimensions) only one is cut; see ``exporter.products``.
@@ -137,7 +137,7 @@ def _widths_for(
 
     Automatic alignment gives way, by halves, where the budget cannot be reached with it.
     """
-    for relax in (1, 2, 4) if align == "auto" else (1,):
+    for relax in (1, 2, 4) if align in AUTOMATIC else (1,):
         try:
             counts = Widths(cost, chosen, scores, scope, align, min_width, relax).for_budget(budget)
         except GoalError as error:
@@ -183,7 +183,7 @@ def _least_damage(
     """Widths that meet a budget with the least damage; automatic alignment gives way where it cannot be met."""
     groups = cost.groups
     measure = cost.macs if budget.kind == "macs" else cost.parameters
-    for relax in (1, 2, 4) if align == "auto" else (1,):
+    for relax in (1, 2, 4) if align in AUTOMATIC else (1,):
         widths = Widths(cost, chosen, {g.name: np.ones(g.width) for g in groups}, "local", align, min_width, relax)
         try:
             counts = allocate(
@@ -220,8 +220,8 @@ def check(scope: str, align: int | str, min_width: int) -> None:
     """Refuse values out of range with a UsageError."""
     if scope not in ("local", "global", "damage"):
         raise UsageError(f"--scope {scope}: choose local, global or damage.")
-    if align != "auto" and (not isinstance(align, int) or align < 1):
-        raise UsageError(f"--align {align}: choose auto or a whole number of at least 1.")
+    if align not in AUTOMATIC and (not isinstance(align, int) or align < 1):
+        raise UsageError(f"--align {align}: choose auto, sparse or a whole number of at least 1.")
     if min_width < 1:
         raise UsageError(f"--min-width {min_width}: must be at least 1.")
 

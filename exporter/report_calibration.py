@@ -69,16 +69,22 @@ def _fidelity(found: Fidelity) -> list[str]:
     if found.refits:
         moved = sum(r.damping is not None for r in found.refits)
         lines[0] += f" ({found.plain:.3g} before {moved} of {len(found.refits)} layers were fitted anew)"
-    accuracy = found.accuracy
-    if accuracy is not None and accuracy.metric != "agreement":
-        lines.append(f"{accuracy.metric} {_before_after(accuracy)}")
-    if found.agreement is not None:
-        lines.append(f"the same class as the original's: {100 * found.agreement:.1f} %{_interval_of(found)}")
+    lines += accuracy_lines(found.accuracy, found.agreement)
     lines += _unfitted(found)
     if found.synthetic:
         lines.append(
             "these inputs are made up: accuracy is unmeasured; give real ones with --calib, or try secateur eval"
         )
+    return lines
+
+
+def accuracy_lines(accuracy: Accuracy | None, agreement: float | None) -> list[str]:
+    """How the result was judged; see ``Fidelity``."""
+    lines = []
+    if accuracy is not None and accuracy.metric != "agreement":
+        lines.append(f"{accuracy.metric} {_before_after(accuracy)}")
+    if agreement is not None:
+        lines.append(f"the same class as the original's: {100 * agreement:.1f} %{_interval_of(accuracy)}")
     return lines
 
 
@@ -89,8 +95,7 @@ def _before_after(accuracy: Accuracy) -> str:
     return f"{before} before, {after} after: a drop of {shown(accuracy.drop, accuracy)}{unit} (95 %: {low} .. {high})"
 
 
-def _interval_of(found: Fidelity) -> str:
-    accuracy = found.accuracy
+def _interval_of(accuracy: Accuracy | None) -> str:
     if accuracy is None or accuracy.metric != "agreement":
         return ""
     return f" (95 %: {100 * (1 - accuracy.high):.1f} .. {100 * (1 - accuracy.low):.1f})"

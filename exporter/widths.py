@@ -16,6 +16,11 @@ from exporter.importance import Scores, normalised
 
 Measure = Callable[[NDArray[np.int64]], float]
 
+AUTOMATIC = ("auto", "sparse")
+"""Alignments that give way where a budget cannot be reached, but keep every axis divisible by 4 that was so."""
+
+_SPARSE_STEP = 16
+"""What TensorRT's sparse kernels want of the inputs of a layer; of its outputs they want 8."""
 _DIVISOR = 4
 _MANY = 8
 _GLOBAL_FLOOR = 0.1
@@ -48,7 +53,7 @@ class Widths:
         self.dense = self.cost.widths
         self.chosen = list(chosen)
         self.scope = scope
-        self.auto = align == "auto"
+        self.auto = align in AUTOMATIC
         self.allowed = {
             n: allowed_widths(groups, groups.groups[n], align, min_width, scope, relax, cost.steps) for n in self.chosen
         }
@@ -190,7 +195,8 @@ def allowed_widths(
 ) -> NDArray[np.int64]:
     """Widths a group may have, ascending; its own is always one.
 
-    Automatic alignment is to ``steps``, for convolutions and for matrix products, divided by ``relax``.
+    Automatic alignment is to ``steps``, for convolutions and for matrix products, divided by ``relax``; for ``sparse``
+    to multiples of 16 of these.
     """
     step = _step(groups, group, align, relax, steps)
     floor = max(min_width, math.ceil(_GLOBAL_FLOOR * group.width) if scope == "global" else 1)
@@ -204,10 +210,11 @@ def _step(groups: Groups, group: Group, align: int | str, relax: int, steps: tup
 
     A head of 64 columns is aligned whatever the number of heads; a channel counts for one.
     """
-    if align == "auto" and group.kind == "experts":
+    if align in AUTOMATIC and group.kind == "experts":
         return 1  # no kernel works along them
-    if align == "auto":
-        wanted = max((steps[0] if _touches_conv(groups, group) else steps[1]) // relax, _DIVISOR)
+    if align in AUTOMATIC:
+        usual = steps[0] if _touches_conv(groups, group) else steps[1]
+        wanted = max((usual if align == "auto" else math.lcm(usual, _SPARSE_STEP)) // relax, _DIVISOR)
     else:
         wanted = int(align)
     counts = [np.bincount(s.units[s.units >= 0], minlength=group.width).max() for s in group.parameters]

@@ -92,7 +92,7 @@ FORBIDDEN = {
     )
     + tuple(
         f"exporter.sparsity.{n}"
-        for n in ("choice", "codes", "layers", "layouts", "magnitude", "operators", "solver", "sparsifier")
+        for n in ("choice", "codes", "layers", "layouts", "magnitude", "operators", "selection", "solver", "sparsifier")
     ),
 }
 """What each part must not know of: the proof shares nothing with the rewrite, slots know no operator, ..."""

@@ -10,7 +10,7 @@ deep neural networks", ICCV 2017). Where a Relu follows, only what it lets throu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import repeat
 
@@ -135,7 +135,7 @@ def compensate(
             own.weights |= together
             own.rewind(pair.again)
         fresh |= values | together
-    return _with_values(pruned, fresh), refits
+    return with_values(pruned, fresh), refits
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def _touched(graph: Graph, plan: Plan) -> set[str]:
     return found
 
 
-def _with_values(graph: Graph, values: dict[str, Array]) -> Graph:
+def with_values(graph: Graph, values: Mapping[str, Array]) -> Graph:
     """The graph with other values of some constants."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)

@@ -114,28 +114,39 @@ def fidelity_of(found: Fit, graph: Graph, plan: Plan, calibration: Calibration) 
     Raises:
         BadRequest: the metric that was asked for does not fit the outputs or the labels.
     """
+    accuracy, agreement = judged(found.graph, graph, calibration)
+    return Fidelity(
+        samples=len(calibration.held),
+        plain=found.plain,
+        error=found.error,
+        agreement=agreement,
+        refits=found.refits,
+        synthetic=calibration.synthetic,
+        accuracy=accuracy,
+        unfitted=tuple(find_unfitted(found.graph, plan, found.refits, found.why)),
+    )
+
+
+def judged(after: Graph, graph: Graph, calibration: Calibration) -> tuple[Accuracy | None, float | None]:
+    """Judge a graph and the original on the held-out inputs.
+
+    Returns:
+        ``Fidelity.accuracy`` and ``Fidelity.agreement``.
+
+    Raises:
+        BadRequest: the metric that was asked for does not fit the outputs or the labels.
+    """
     held, batch = calibration.held, calibration.batch
     metric = calibration.metric or usual_metric(graph, held, batch)
     accuracy = agreement = None
     try:
-        accuracy = compare_accuracy(found.graph, graph, held, batch, metric) if metric is not None else None
+        accuracy = compare_accuracy(after, graph, held, batch, metric) if metric is not None else None
     except BadRequest:  # what is called y holds something else
         if calibration.metric is not None:
             raise
     with contextlib.suppress(BadRequest):  # no output of classes
-        agreement = (
-            accuracy if metric == "agreement" else compare_accuracy(found.graph, graph, held, batch, "agreement")
-        )
-    return Fidelity(
-        samples=len(held),
-        plain=found.plain,
-        error=found.error,
-        agreement=agreement.pruned if agreement is not None else None,
-        refits=found.refits,
-        synthetic=calibration.synthetic,
-        accuracy=accuracy or agreement,
-        unfitted=tuple(find_unfitted(found.graph, plan, found.refits, found.why)),
-    )
+        agreement = accuracy if metric == "agreement" else compare_accuracy(after, graph, held, batch, "agreement")
+    return accuracy or agreement, agreement.pruned if agreement is not None else None
 
 
 def fitted(

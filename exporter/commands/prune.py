@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from runtime.robust import Ratio
 
 
-_TENSOR_CORES = {"fp16": 8, "bf16": 8, "int8": 32, "fp8": 32, "2:4": 16}
+_TENSOR_CORES = {"fp16": 8, "bf16": 8, "int8": 32, "fp8": 32}
 """Multiples of channels that tensor cores compute without padding; for sparse kernels, of input channels."""
 
 
@@ -90,8 +90,9 @@ def add(commands: Any) -> None:
         "--align",
         default="auto",
         metavar="N",
-        help="make widths multiples of N; auto (default): 16 for convolutions, 8 for matrix products; or of what the "
-        "tensor cores of a GPU take: fp16 or bf16 (8), int8 or fp8 (32), 2:4 (16)",
+        help="make widths multiples of N; auto (default): 16 for convolutions, 8 for matrix products; sparse: 16 for "
+        "all, because sparsify comes next; these two give way where the budget needs it, but never to less than 4. Or "
+        "what the tensor cores of a GPU take: fp16 or bf16 (8), int8 or fp8 (32)",
     )
     choice.add_argument("--min-width", type=int, default=1, metavar="N", help="keep at least N units of every group")
     choice.add_argument(

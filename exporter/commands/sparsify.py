@@ -27,13 +27,15 @@ def add(commands: Any) -> None:
         "--method",
         metavar="NAME",
         help="magnitude (default); with --calib also wanda (magnitude times the size of the input) and obs (default "
-        "there): what the layer's output loses when the other weights make up for it",
+        "there): what the layer's output loses when the other weights make up for it; with torch also gradient, taylor "
+        "and fisher: what the loss says of each weight",
     )
     choice.add_argument(
         "--scope",
         default="local",
         metavar="SCOPE",
-        help="for a share: local: the same of every weight (default); global: all ranked together (LAMP)",
+        help="for a share: local: the same of every weight (default); global: all ranked together (magnitudes by "
+        "LAMP; gradients as they are)",
     )
     choice.add_argument(
         "--permute", action="store_true", help="reorder channels first, so that more magnitude stays; proved"
@@ -50,7 +52,7 @@ def add(commands: Any) -> None:
         help="take matching ones that are left out by default: tied embeddings, and layers no sparse kernel is known "
         "for",
     )
-    data = parser.add_argument_group("calibration (unlabelled inputs)")
+    data = parser.add_argument_group("calibration (labels are not needed)")
     data.add_argument(
         "--calib",
         metavar="DATA",
@@ -59,12 +61,25 @@ def add(commands: Any) -> None:
     )
     add_preprocess(data)
     data.add_argument("--calib-samples", type=int, default=512, metavar="N", help="use at most N of them (512)")
+    data.add_argument(
+        "--labels",
+        metavar="KEY",
+        help="the array of DATA that holds labels (y, label or labels): gradients use them, and the result is judged "
+        "by them",
+    )
+    data.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="how the original and the result are judged: as for secateur eval (default: top1 with labels, else "
+        "agreement)",
+    )
     data.add_argument("--no-refit", action="store_true", help="leave the weights that stay as they are")
     data.add_argument(
         "--schedule",
         default="one-shot",
         metavar="NAME",
-        help="for a share: one-shot (default), or cubic: in steps, fitting what stays in between",
+        help="for a share: one-shot (default); in five steps, fitting what stays in between: iterative, as many "
+        "weights in each, or cubic, most in the first",
     )
     data.add_argument(
         "--max-drop",
@@ -111,6 +126,8 @@ def run(options: argparse.Namespace) -> int:
         calib=options.calib,
         preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
         calib_samples=options.calib_samples,
+        labels=options.labels,
+        metric=options.metric,
         dry_run=options.dry_run,
         shapes=parse_shapes(options.shape),
         seed=options.seed,

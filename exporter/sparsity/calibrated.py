@@ -2,7 +2,7 @@
 
 Each layer reads what the sparse layers before it give, and is fitted to what the original gave, less what the shortcut
 of a residual block brings: errors do not add up. Everything is judged on inputs that nothing was fitted to; a layer
-that fitting does not improve keeps its largest weights as they are.
+that fitting does not improve keeps the weights it was given.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from exporter.calibration.evidence import moments_of, sampled
 from exporter.calibration.moments import Centred, Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, bias_constant, bias_of, find_readers, matrix, weight_of
 from exporter.calibration.runner import Runner
-from exporter.calibration.sensitivity import float_outputs
 from exporter.calibration.targets import Target, find_target
 from exporter.graph import Graph
 from exporter.sparsity import solver
@@ -26,10 +25,11 @@ from exporter.sparsity.magnitude import smallest
 from exporter.sparsity.patterns import Pattern
 from exporter.tensors import Array
 
+LAYERWISE = ("wanda", "obs")
+"""Methods that choose layer by layer, from what each reads."""
+
 DAMPINGS = (1e-3, 1e-2, 1e-1)
 _SWEEPS = 2
-_CLASSES = (2, 3)
-"""Axes of an output that holds scores of classes along the last: one row for a sample, or for each of its positions."""
 _UNCERTAIN = 0.02
 """What the damping grows by for every column there is to a row: few rows fit anything."""
 
@@ -41,7 +41,7 @@ class Fit:
     Attributes:
         weight: name of its weight.
         method: how its weights were chosen.
-        plain: error of its output on held-out inputs, relative to the variance, with the largest weights as they were.
+        plain: error of its output on held-out inputs, relative to the variance, with the weights that were given.
         error: the same with what was taken.
         damping: ridge taken, as a share of the mean second moment; None where the weights stayed as they were.
         bias: name of the bias that was fitted with them; "" where there is none.
@@ -65,7 +65,7 @@ def fit_layers(
     *,
     method: str = "obs",
     refit: bool = True,
-    steps: int = 1,
+    schedule: Sequence[float] = (1.0,),
     step: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Array], list[Fit]]:
     """Choose and fit the weights of the layers that calibration inputs tell of.
@@ -75,11 +75,11 @@ def fit_layers(
         weights: the weights that get the pattern.
         counts: for an unstructured pattern, how many elements of each become zero.
         pattern: the pattern.
-        given: the weights chosen by magnitude; they stand for those no input tells of.
+        given: the weights chosen by scores of single elements; they stand for those no input tells of.
         calibration: inputs.
-        method: magnitude, wanda or obs.
+        method: wanda or obs; any other fits ``given`` without choosing anew.
         refit: whether the weights that stay are fitted.
-        steps: of the schedule of an unstructured pattern.
+        schedule: of an unstructured pattern with obs; see ``patterns.SCHEDULES``.
         step: called with a line before each layer.
 
     Returns:
@@ -99,7 +99,7 @@ def fit_layers(
         dense.advance([target.tensor])
         own.advance([reader.source, *([target.other] if target.other else [])])
         moments = moments_of(sampled(own, reader, _targets(own, dense, target)))
-        layer = _Layer(graph, reader, moments, pattern, counts.get(reader.weight, 0), method, steps)
+        layer = _Layer(graph, reader, moments, pattern, counts.get(reader.weight, 0), method, schedule)
         fit, fresh = layer.best(given[reader.weight], refit)
         own.weights |= fresh
         values |= fresh
@@ -127,10 +127,10 @@ class _Layer:
         pattern: Pattern,
         count: int,
         method: str,
-        steps: int,
+        schedule: Sequence[float],
     ) -> None:
         self.graph, self.reader, self.pattern = graph, reader, pattern
-        self.count, self.method, self.steps = count, method, steps
+        self.count, self.method, self.schedule = count, method, schedule
         fit, held = moments
         intercept = reader.bias is not None
         self.fit: Centred = fit.centred(intercept)
@@ -147,9 +147,10 @@ class _Layer:
         bias = self._bias_as_it_is()
         largest = matrix(self.reader, given.reshape(self.like.shape))
         plain = self.held.error(largest, bias) / total
-        taken, weights, error, damping = "magnitude", largest, plain, None
+        judges = self.method in LAYERWISE
+        taken, weights, error, damping = "magnitude" if judges else self.method, largest, plain, None
         if not refit:
-            if self.method != "magnitude":
+            if judges:
                 weights = np.where(self._mask(self.method, self.dense, DAMPINGS[1]), self.dense, 0.0)
                 taken, error = self.method, self.held.error(weights, bias) / total
         else:
@@ -178,7 +179,7 @@ class _Layer:
             a = self.fit.xx[g] + ridge * np.eye(len(present))
             b = self.fit.xy[g] + ridge * present
             if self.method != "obs":
-                mask = largest[g] != 0 if self.method == "magnitude" else self._mask(self.method, self.dense, 0.0)[g]
+                mask = self._mask(self.method, self.dense, 0.0)[g] if self.method in LAYERWISE else largest[g] != 0
                 result[g] = solver.refit(a, b, mask, present)
                 continue
             inverse = np.linalg.inv(a)
@@ -191,7 +192,7 @@ class _Layer:
                 result[g] = solver.refit(a, b, moved != 0, moved)
             else:
                 gone = round(self.count / self.reader.groups)
-                result[g] = solver.unstructured(a, b, best, inverse, gone, self.steps)
+                result[g] = solver.unstructured(a, b, best, inverse, gone, self.schedule)
         return result
 
     def _mask(self, method: str, weights: Matrix, damping: float) -> Array:
@@ -211,16 +212,3 @@ class _Layer:
                 gone = round(self.count / len(weights))
                 masks[g] = ~smallest(scores.astype(np.float32).reshape(-1), gone).reshape(w.shape)
         return masks
-
-
-def agreement(source: Graph, graph: Graph, values: Mapping[str, Array], calibration: Calibration) -> float | None:
-    """Share of held-out inputs for which the first output names the same class; None where it holds no scores."""
-    shapes = {n: source.shape(n) or () for n in float_outputs(source)}
-    names = [n for n, shape in shapes.items() if len(shape) in _CLASSES and shape[-1] > 1]
-    if not names:
-        return None
-    same: list[Array] = []
-    got, want = (Runner(g, calibration.held, calibration.batch) for g in (graph, source))
-    for a, b in zip(got.branch(names[:1], values), want.branch(names[:1], {}), strict=True):
-        same.append(a[names[0]].argmax(-1) == b[names[0]].argmax(-1))
-    return float(np.concatenate([s.reshape(-1) for s in same]).mean())

@@ -225,7 +225,10 @@ def _row(node: NodeProto, scope: _Scope, pattern: Pattern) -> Checked | None:
         why = "a tied embedding"
     if why or summed is None:
         return Checked(label, names, weight.shape, 0, 0, share, why)
-    runs = np.add.reduce(summed.reshape(-1, pattern.of), axis=1, dtype=np.uint8)
+    places = summed.view(np.uint8).reshape(-1, pattern.of)
+    runs = np.zeros(len(places), np.uint8)
+    for k in range(pattern.of):  # several times faster than a sum along so short an axis
+        runs += places[:, k]
     return Checked(label, names, weight.shape, runs.size, int(np.count_nonzero(runs > pattern.keep)), share)
 
 

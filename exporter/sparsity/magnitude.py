@@ -47,19 +47,20 @@ def strongest(scores: NDArray[np.floating], keep: int) -> Mask:
     return np.ascontiguousarray((ahead < keep).transpose(1, 0, 2))
 
 
-def thin_runs(weight: Stored, step: int, keep: int, of: int) -> Array:
-    """A weight of which the largest of every run stay, in one row.
+def thin_runs(weight: Stored, step: int, keep: int, of: int, scores: Magnitudes | None = None) -> Array:
+    """A weight of which the largest (or highest) of every run stay, in one row.
 
     Args:
         weight: as it is stored.
         step: distance between neighbours of a run.
         keep: how many of a run stay.
         of: length of a run.
+        scores: of the elements, in one row; by default their magnitudes.
     """
     result = np.empty_like(weight.values)
     for part in _chunks(weight.values.size, step * of):
-        scores = weight.magnitudes(part)
-        mask = strongest(scores.reshape(-1, of, step), keep)
+        judged = weight.magnitudes(part) if scores is None else scores[part]
+        mask = strongest(judged.reshape(-1, of, step), keep)
         result[part] = weight.where(mask.reshape(-1), part)
     return result
 

@@ -3,8 +3,8 @@
 Columns that stand together compete for the N places of their run. Two columns of different runs are exchanged as long
 as that keeps more; what an exchange brings is known for all pairs at once, because a column that joins the rest of a
 run adds, in every row, what it has over the smallest of the N that would stay without it. Then a few columns are mixed
-at random and the search goes on from there, if that ends higher. (The objective is that of Pool and Yu, "Channel
-permutations for N:M sparsity", NeurIPS 2021; they search otherwise.)
+at random and the search goes on from there, unless that ends well below; the best is kept. (The objective is that of
+Pool and Yu, "Channel permutations for N:M sparsity", NeurIPS 2021; they search otherwise.)
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 Scores = NDArray[np.float32]
 Order = NDArray[np.int64]
+_State = tuple[Order, Order, NDArray[np.float64], NDArray[np.float64]]
 
-_PIECE = 1 << 22
 _MIXED = 4
 """Columns mixed at a time."""
+_SLACK = 0.04
+"""How much less may be kept after a mix than before it, as a share of what a column keeps on average."""
 _GAIN = 1e-6
 
 
@@ -50,15 +52,20 @@ def find_order(scores: Scores, keep: int, of: int, *, rounds: int = 0, seed: int
     """
     search = _Search(np.ascontiguousarray(scores.T, np.float32), keep, of)
     search.climb()
-    best, order = search.total, search.runs.copy()
+    best = last = search.total
+    here = search.state()
+    order = here[0]
     rng = np.random.default_rng(seed)
     for _ in range(rounds if len(order) > 1 else 0):
         search.mix(rng)
         search.climb()
-        if search.total > best * (1 + _GAIN):
-            best, order = search.total, search.runs.copy()
-        else:
-            search.back(order)
+        found = search.total
+        if found < last * (1 - _SLACK / search.runs.size):
+            search.back(here)
+            continue
+        last, here = found, search.state()
+        if found > best * (1 + _GAIN):
+            best, order = found, here[0]
     return order.reshape(-1)
 
 
@@ -71,6 +78,8 @@ class _Search:
         self.value = np.zeros(len(self.runs))
         self.brings = np.zeros((len(columns), len(columns)))
         self.home = np.arange(len(columns)) // of
+        self.larger = np.empty_like(columns)
+        self.ones = np.ones(columns.shape[1], np.float32)
         self._renew(np.arange(len(self.runs)))
 
     @property
@@ -80,28 +89,27 @@ class _Search:
 
     def climb(self) -> None:
         """Exchange columns as long as more is kept; in a round each run takes part once."""
-        before = 0.0
-        while self.total > before * (1 + _GAIN):  # what rounding alone makes look like a gain is none
-            before = self.total
+        before, total = 0.0, self.total
+        while total > before * (1 + _GAIN):  # what rounding alone makes look like a gain is none
+            before = total
             loss = self.value[self.home]
-            gain = self.brings + self.brings.T - loss[:, None] - loss[None]
-            gain[self.home[:, None] == self.home[None]] = 0
+            gain = self.brings + self.brings.T
+            gain -= loss[:, None] + loss
+            gain[self.home[:, None] == self.home] = 0
             partner = gain.argmax(1)
             most = gain[np.arange(len(gain)), partner]
-            used = np.zeros(len(self.runs), bool)
-            changed = []
-            for a in np.argsort(-most, kind="stable"):
-                if most[a] <= _GAIN * max(self.total, 1e-30) / len(self.runs):
-                    break
+            able = np.flatnonzero(most > _GAIN * max(total, 1e-30) / len(self.runs))
+            used: set[int] = set()
+            for a in able[np.argsort(-most[able], kind="stable")].tolist():
                 b = int(partner[a])
-                here, there = self.home[a], self.home[b]
-                if not used[here] and not used[there]:
-                    used[here] = used[there] = True
-                    self._exchange(int(a), b)
-                    changed += [here, there]
-            if not changed:
+                both = {int(self.home[a]), int(self.home[b])}
+                if not used & both:
+                    used |= both
+                    self._exchange(a, b)
+            if not used:
                 return
-            self._renew(np.array(changed))
+            self._renew(np.array(sorted(used)))
+            total = self.total
 
     def mix(self, rng: np.random.Generator) -> None:
         """Exchange a few columns at random."""
@@ -111,12 +119,14 @@ class _Search:
             self._exchange(int(a), int(b))
         self._renew(np.unique(runs))
 
-    def back(self, order: Order) -> None:
-        """Return to an order."""
-        changed = np.flatnonzero((self.runs != order).any(1))
-        self.runs[changed] = order[changed]
-        self.home[self.runs[changed]] = changed[:, None]
-        self._renew(changed)
+    def state(self) -> _State:
+        """What ``back`` needs to return here; the runs come first."""
+        return self.runs.copy(), self.home.copy(), self.value.copy(), self.brings.copy()
+
+    def back(self, state: _State) -> None:
+        """Return to a state."""
+        runs, home, value, brings = state
+        self.runs, self.home, self.value, self.brings = runs.copy(), home.copy(), value.copy(), brings.copy()
 
     def _exchange(self, a: int, b: int) -> None:
         here, there = self.home[a], self.home[b]
@@ -131,18 +141,15 @@ class _Search:
         if not runs.size:
             return
         members = self.columns[self.runs[runs]]  # [runs, of, rows]
-        ranked = -np.partition(-members, self.keep - 1, axis=1)[:, : self.keep]
-        self.value[runs] = ranked.sum((1, 2))
-        for i in range(self.of):
-            rest = np.delete(members, i, axis=1)
-            top = -np.partition(-rest, self.keep - 1, axis=1)[:, : self.keep]
-            least = top.min(1)
-            base = top.sum((1, 2)) - least.sum(1)
-            for k, run in enumerate(runs):
-                self.brings[self.runs[run, i]] = base[k] + self._over(least[k])
-
-    def _over(self, least: Scores) -> NDArray[np.float64]:
-        """Sum over rows of the larger of ``least`` and each column."""
-        size = max(_PIECE // max(least.size, 1), 1)
-        parts = [np.maximum(self.columns[s : s + size], least).sum(1) for s in range(0, len(self.columns), size)]
-        return np.concatenate(parts).astype(np.float64)
+        ranked = -np.sort(-members, axis=1)
+        top = ranked[:, : self.keep].sum(1)
+        last, next_ = ranked[:, self.keep - 1 : self.keep], ranked[:, self.keep : self.keep + 1]
+        stays = members >= last
+        least = np.where(stays, next_, last)  # of those that stay once a member has left
+        self.value[runs] = top.sum(1)
+        base = (top[:, None] - np.where(stays, members, last)).sum(2)
+        for k, run in enumerate(runs):
+            for i, column in enumerate(self.runs[run]):
+                np.maximum(self.columns, least[k, i], out=self.larger)
+                self.brings[column] = self.larger @ self.ones
+                self.brings[column] += base[k, i]

@@ -34,6 +34,18 @@ class Pattern:
         return f"{self.keep}:{self.of}" if self.grouped else f"{self.share:g}"
 
 
+STEPS = 5
+"""Of a schedule."""
+
+SCHEDULES: dict[str, tuple[float, ...]] = {
+    "one-shot": (1.0,),
+    "iterative": tuple(k / STEPS for k in range(1, STEPS + 1)),
+    "cubic": tuple(1 - (1 - k / STEPS) ** 3 for k in range(1, STEPS + 1)),
+}
+"""Shares of what goes in all that are gone after each step: at once, as many in each step, or most in the first (Zhu
+and Gupta, "To prune, or not to prune", 2017)."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a pattern is put on a model; see ``sparsify``."""

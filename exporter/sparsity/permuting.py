@@ -30,7 +30,7 @@ from exporter.verifier import verify
 
 _ROWS = 2048
 """Rows of a group's weights that the search looks at; of more, some are drawn."""
-_MIXES, _MOST_MIXES = 20_000, 200
+_MIXES, _MOST_MIXES = 40_000, 400
 """Rounds of mixing: so many divided by the number of columns, because each takes longer the more there are."""
 _LEAST_GAIN = 1e-4
 

@@ -11,6 +11,8 @@ from typing import Any
 from onnx import TensorProto
 
 from exporter.graph import Graph
+from exporter.report_calibration import accuracy_lines
+from exporter.report_json import accuracy_json
 from exporter.sparsity.check import Checked
 from exporter.sparsity.choice import LeftOut, choose_weights
 from exporter.sparsity.codes import stored_values
@@ -103,10 +105,9 @@ def _held_lines(result: Sparsified) -> list[str]:
         return []
     lines = [
         f"on {held.samples} held-out inputs: output error {held.error:.3g} of the outputs' variance "
-        f"({held.plain:.3g} with the largest weights as they were)"
+        f"({held.plain:.3g} with the weights chosen one by one, as they were)"
     ]
-    if held.agreement is not None:
-        lines.append(f"the same class as the original's: {100 * held.agreement:.1f} %")
+    lines += accuracy_lines(held.accuracy, held.agreement)
     if held.synthetic:
         lines.append("these inputs are made up: accuracy is unmeasured; give real ones with --calib")
     return lines
@@ -155,6 +156,7 @@ def sparsify_json(result: Sparsified) -> dict[str, Any]:
             "plain": _number(held.plain),
             "error": _number(held.error),
             "agreement": held.agreement,
+            "accuracy": accuracy_json(held.accuracy),
             "synthetic": held.synthetic,
         },
         "permutation": None if permuted is None else vars(permuted),

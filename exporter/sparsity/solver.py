@@ -10,6 +10,7 @@ those of least squares.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -145,7 +146,9 @@ def _conjugate_gradients(a: Matrix, b: Matrix, mask: Mask, start: Matrix) -> Mat
     return w
 
 
-def unstructured(a: Matrix, b: Matrix, best: Matrix, inverse: Matrix, gone: int, steps: int) -> Matrix:
+def unstructured(
+    a: Matrix, b: Matrix, best: Matrix, inverse: Matrix, gone: int, schedule: Sequence[float] = (1.0,)
+) -> Matrix:
     """Choose weights anywhere, and fit those that stay; in several steps those that stay are fitted in between.
 
     A first mask is the best of three: by what a single weight costs when all others make up for it, when none does, and
@@ -156,19 +159,18 @@ def unstructured(a: Matrix, b: Matrix, best: Matrix, inverse: Matrix, gone: int,
         best: the weights without zeros that fit best, shape [K, outputs].
         inverse: of A.
         gone: how many weights go in all.
-        steps: the number goes up with the cube of what is left of the way (Zhu and Gupta, "To prune, or not to prune",
-            2017).
+        schedule: share of these that are gone after each step; the last is 1.
     """
     own = np.diagonal(a)[:, None]
     scores = [np.square(best) / np.diagonal(inverse)[:, None], np.square(best) * own, np.square(best)]
-    first = round(gone * (1 - (1 - 1 / steps) ** 3))
+    first = round(gone * schedule[0])
     starts = []
     for score in scores:
         mask = ~_least(score, first)
         starts.append(refit(a, b, mask, best))
     w = min(starts, key=lambda v: _loss(a, b, v))
-    for t in range(2, steps + 1):
-        count = round(gone * (1 - (1 - t / steps) ** 3))
+    for share in schedule[1:]:
+        count = round(gone * share)
         mask = ~_least(np.where(w != 0, np.square(w) * own, -1.0), count)
         w = exchange(a, b, refit(a, b, mask, w), count, _BETWEEN)
     return exchange(a, b, w, gone, _EXCHANGES)

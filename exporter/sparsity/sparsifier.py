@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter import tensors
 from exporter.atomic import obstacle, replacing
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.graph import Graph
 from exporter.model_file import finished, load, save
+from exporter.score_names import GRADIENTS
 from exporter.sparsity.check import check_pattern
 from exporter.sparsity.choice import LeftOut, choose_weights
 from exporter.sparsity.codes import Stored, stored_values
 from exporter.sparsity.layers import Weight
-from exporter.sparsity.magnitude import lamp_scores, shares, smallest, thin_runs
 from exporter.sparsity.patching import patch
-from exporter.sparsity.patterns import Pattern, Plan, parse_pattern
+from exporter.sparsity.patterns import SCHEDULES, Pattern, Plan, parse_pattern
+from exporter.sparsity.selection import Chosen, choose_elements
 from exporter.sparsity.storage import obstacle as cannot_hold
 from exporter.sparsity.storage import same_outputs, saving, store_sparse
 from exporter.tensors import Array
@@ -34,9 +36,8 @@ if TYPE_CHECKING:
     from exporter.sparsity.within import Fitted, Held
     from runtime.images import Preprocess
 
-METHODS = ("magnitude", "wanda", "obs")
+METHODS = ("magnitude", "wanda", "obs", *GRADIENTS)
 SCOPES = ("local", "global")
-SCHEDULES = ("one-shot", "cubic")
 STORAGES = ("dense", "sparse")
 
 Progress = Callable[[str], None]
@@ -115,6 +116,8 @@ def sparsify(
     calib: Source | None = None,
     preprocess: Preprocess | None = None,
     calib_samples: int = 512,
+    labels: str | None = None,
+    metric: str | None = None,
     dry_run: bool = False,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
@@ -126,9 +129,11 @@ def sparsify(
         model: the file; it is not changed unless ``output`` names it too.
         output: the file to write; may be left out for a dry run.
         pattern: ``N:M`` keeps N of every M weights along the inputs of a layer; a number is the share of zeros.
-        method: magnitude; with ``calib`` also wanda, and obs, the default there: what the layer's output loses.
+        method: magnitude; with ``calib`` also wanda, and obs, the default there: what the layer's output loses; with
+            torch also gradient, taylor and fisher: what the loss says of each weight.
         scope: of an unstructured pattern: local, the same share of every weight, or global: all ranked together.
-        schedule: of an unstructured pattern with ``calib``: one-shot, or cubic: in steps, fitting in between.
+        schedule: of an unstructured pattern with ``calib``: one-shot; in steps, fitting in between: iterative, as many
+            weights in each, or cubic, most in the first.
         refit: with ``calib``, fit the weights that stay to the outputs of the original.
         only, keep, also: names of nodes and constants, with wildcards; see ``choose_weights``.
         max_drop: with ``calib``, the largest error of the outputs on held-out inputs, relative to their variance:
@@ -138,6 +143,9 @@ def sparsify(
         calib: calibration inputs, unlabelled; as for ``prune``.
         preprocess: of these; see ``load_samples``.
         calib_samples: most of them to use.
+        labels: name of the array in ``calib`` that holds labels: gradients use them, and the result is judged by them;
+            by default y, label or labels, if there is one.
+        metric: how the result is judged; as for ``prune``.
         dry_run: write nothing.
         shapes: sizes of inputs with dynamic axes.
         seed: of the calibration inputs taken, and of the search for an order.
@@ -153,7 +161,7 @@ def sparsify(
     calibrated = calib is not None
     plan = Plan(wanted, method or ("obs" if calibrated else "magnitude"), scope, schedule, refit, max_drop)
     target = None if output is None else Path(output)
-    _check_options(plan, target, storage, permute, calibrated, dry_run)
+    _check_options(plan, target, storage, permute, calibrated, dry_run, labels or metric)
     step("reading the model")
     source = load(model, shapes)
     graph, permuted = source, None
@@ -164,9 +172,6 @@ def sparsify(
     taken, left = choose_weights(graph, wanted, only, keep, also)
     if not taken:
         raise ModelError(_nothing(graph, wanted, left))
-    step("choosing weights")
-    counts = _counts(graph, taken, wanted, scope)
-    values = {w.name: _by_magnitude(graph, w, wanted, counts.get(w.name, 0)) for w in taken}
     fitted: Fitted | None = None
     notes: list[str] = []
     if calib is not None:
@@ -174,19 +179,29 @@ def sparsify(
         from exporter.sparsity.within import fit_within
 
         step("loading calibration inputs")
-        data = calibration_of(calib, source, preprocess=preprocess, limit=calib_samples, seed=seed)
-        fitted = fit_within(source, graph, taken, counts, values, plan, data, step)
+        data = calibration_of(
+            calib, source, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric
+        )
+
+        def choose(now: Graph, weights: Sequence[Weight], share: float) -> Chosen:
+            return choose_elements(now, weights, plan, share=share, data=data, seed=seed, step=step)
+
+        step("choosing weights")
+        fitted = fit_within(source, graph, taken, choose, plan, data, step)
         values = fitted.values
         left += [LeftOut(w, f"stays dense for --max-drop {max_drop:g}") for w in taken if w.name in fitted.dense]
         taken = [w for w in taken if w.name not in fitted.dense]
         notes += _untold(taken, fitted)
+    else:
+        step("choosing weights")
+        values = choose_elements(graph, taken, plan, share=wanted.share).values
     step("checking")
     if wanted.grouped:
         notes += _check(graph, wanted, taken, values)
     fits = fitted.fits if fitted is not None else {}
     layers = tuple(_layer(graph, w, values[w.name], fits.get(w.name)) for w in taken)
     zeros = [round(x.after * x.weight.size) for x in layers] + [_zeros(graph, x.weight) for x in left]
-    smaller = _saved(graph, taken, values)
+    smaller = _saved(graph, layers)
     written = Written(None, False, 0)
     if target is not None and not dry_run:
         step("writing")
@@ -223,7 +238,13 @@ class Written:
 
 
 def _check_options(
-    plan: Plan, target: Path | None, storage: str, permute: bool, calibrated: bool, dry_run: bool
+    plan: Plan,
+    target: Path | None,
+    storage: str,
+    permute: bool,
+    calibrated: bool,
+    dry_run: bool,
+    judged: str | None,
 ) -> None:
     """Refuse what would be ignored, or would fail only after the work."""
     for option, value, known in (
@@ -237,11 +258,12 @@ def _check_options(
     grouped = plan.pattern.grouped
     unmet = [
         (not calibrated and plan.method != "magnitude", f"--method {plan.method} needs inputs; add --calib DATA"),
+        (not calibrated and judged is not None, "--labels and --metric say more of --calib; add it"),
         (not calibrated and plan.max_drop is not None, "--max-drop needs inputs to measure with; add --calib DATA"),
         (not calibrated and not plan.refit, "--no-refit says what is done with --calib; add it"),
         (not calibrated and plan.schedule != "one-shot", "--schedule fits in between; add --calib DATA"),
         (grouped and plan.schedule != "one-shot", f"--schedule is for a share of zeros, not for {plan.pattern}"),
-        (plan.schedule != "one-shot" and plan.method != "obs", "--schedule goes with --method obs"),
+        (plan.schedule != "one-shot" and plan.method == "wanda", "--schedule goes with any --method but wanda"),
         (plan.schedule != "one-shot" and not plan.refit, "--schedule fits in between; leave out --no-refit"),
         (grouped and plan.scope != "local", f"--scope is for a share of zeros: {plan.pattern} is the same everywhere"),
         (plan.max_drop is not None and plan.max_drop <= 0, "--max-drop is a positive share of the outputs' variance"),
@@ -268,28 +290,9 @@ def _nothing(graph: Graph, pattern: Pattern, left: Sequence[LeftOut]) -> str:
     )
 
 
-def _counts(graph: Graph, weights: Sequence[Weight], pattern: Pattern, scope: str) -> dict[str, int]:
-    """How many elements of each weight become zero; empty for N:M."""
-    if pattern.grouped:
-        return {}
-    if scope == "local":
-        return {w.name: round(pattern.share * w.size) for w in weights}
-    scores = [lamp_scores(stored_values(graph, w).magnitudes()) for w in weights]
-    return dict(zip((w.name for w in weights), shares(scores, pattern.share), strict=True))
-
-
-def _by_magnitude(graph: Graph, weight: Weight, pattern: Pattern, count: int) -> Array:
-    stored = stored_values(graph, weight)
-    if pattern.grouped:
-        values = thin_runs(stored, weight.uses[0].step, pattern.keep, pattern.of)
-    else:
-        values = stored.where(~smallest(stored.magnitudes(), count))
-    return values.reshape(weight.dims)
-
-
 def _untold(taken: Sequence[Weight], fitted: Fitted) -> list[str]:
     count = sum(w.name not in fitted.fits for w in taken)
-    return [f"{count} of {len(taken)} weights were chosen by magnitude: inputs tell nothing of them"] if count else []
+    return [f"{count} of {len(taken)} weights stay as chosen one by one: inputs tell nothing of them"] if count else []
 
 
 def _check(graph: Graph, pattern: Pattern, taken: Sequence[Weight], values: Mapping[str, Array]) -> list[str]:
@@ -312,29 +315,28 @@ def _check(graph: Graph, pattern: Pattern, taken: Sequence[Weight], values: Mapp
 
 def _zeros(graph: Graph, weight: Weight) -> int:
     stored = stored_values(graph, weight)
-    return stored.values.size - _nonzero(stored, stored.values)
+    return stored.values.size - int(np.count_nonzero(_nonzero(stored, stored.values)))
 
 
-def _nonzero(stored: Stored, values: Array) -> int:
-    return int(np.count_nonzero(values if stored.plain else values != stored.zero.astype(values.dtype)))
+def _nonzero(stored: Stored, values: Array) -> NDArray[np.bool_]:
+    return np.asarray(values != (0 if stored.plain else stored.zero.astype(values.dtype)))
 
 
 def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> SparseLayer:
     stored = stored_values(graph, weight)
-    flat = values.reshape(-1)
-    sizes = stored.magnitudes()
-    same = flat.view(f"u{flat.dtype.itemsize}") == stored.values.view(f"u{flat.dtype.itemsize}")
-    stays = same if fit is None or fit.damping is None else flat != 0
-    total = float(sizes.sum(dtype=np.float64))
+    sizes, stays = stored.magnitudes(), _nonzero(stored, values.reshape(-1))
+    total = float(sizes.sum())
     kept = float(sizes.dot(stays)) / total if total > 0 and np.isfinite(total) else 1.0
-    return SparseLayer(
-        weight, 1 - _nonzero(stored, stored.values) / weight.size, 1 - _nonzero(stored, flat) / weight.size, kept, fit
-    )
+    before, after = (1 - np.count_nonzero(m) / weight.size for m in (_nonzero(stored, stored.values), stays))
+    return SparseLayer(weight, before, after, kept, fit)
 
 
-def _saved(graph: Graph, taken: Sequence[Weight], values: Mapping[str, Array]) -> int:
-    """Bytes that sparse storage would save."""
-    return 0 if cannot_hold(graph) else sum(saving(graph.constants[w.name], values[w.name]) for w in taken)
+def _saved(graph: Graph, layers: Sequence[SparseLayer]) -> int:
+    """Bytes that sparse storage would save; codes with a zero point are stored as codes, and do not count."""
+    if cannot_hold(graph):
+        return 0
+    plain = [x for x in layers if x.weight.coding is None or not x.weight.coding.zero]
+    return sum(saving(graph.constants[x.weight.name], round((1 - x.after) * x.weight.size)) for x in plain)
 
 
 def _write(

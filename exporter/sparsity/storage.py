@@ -6,6 +6,8 @@ numbers and from four fifths on for 16-bit ones. ONNX Runtime writes it out when
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 from onnx import SparseTensorProto, TensorProto
@@ -31,12 +33,17 @@ def obstacle(graph: Graph) -> str:
     return ""
 
 
-def saving(tensor: TensorProto, values: Array) -> int:
-    """Bytes that a constant with these values saves as a sparse initializer; 0 where it saves none."""
-    count = int(np.count_nonzero(values))
+def saving(tensor: TensorProto, count: int) -> int:
+    """Bytes that a constant saves as a sparse initializer; 0 where it saves none.
+
+    Args:
+        tensor: the constant.
+        count: how many of its elements are not zero.
+    """
     if tensor.data_type not in _TYPES or not count:
         return 0
-    return max(nbytes(tensor) - count * (_INDEX_BYTES + values.itemsize), 0)
+    size, elements = nbytes(tensor), int(math.prod(tensor.dims))
+    return max(size - count * (_INDEX_BYTES + size // elements), 0)
 
 
 def store_sparse(graph: Graph, names: set[str]) -> list[str]:
@@ -51,7 +58,7 @@ def store_sparse(graph: Graph, names: set[str]) -> list[str]:
     done = []
     for tensor in [t for t in model.graph.initializer if t.name in names - declared]:
         values = onnx.numpy_helper.to_array(tensor)
-        if saving(tensor, values):
+        if saving(tensor, int(np.count_nonzero(values))):
             model.graph.sparse_initializer.append(_sparse(tensor, values))
             model.graph.initializer.remove(tensor)
             done.append(tensor.name)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from exporter.calibration.accuracy import Accuracy
+from exporter.calibration.compensation import with_values
 from exporter.calibration.data import Calibration
+from exporter.calibration.fidelity import judged
 from exporter.calibration.sensitivity import deviation
 from exporter.errors import GoalError
 from exporter.graph import Graph
-from exporter.sparsity.calibrated import Fit, agreement, fit_layers
+from exporter.sparsity.calibrated import LAYERWISE, Fit, fit_layers
 from exporter.sparsity.layers import Weight
-from exporter.sparsity.patterns import Plan
+from exporter.sparsity.patterns import SCHEDULES, Plan
+from exporter.sparsity.selection import Chosen
 from exporter.tensors import Array
 
-STEPS = 5
-"""Of a cubic schedule."""
+Choose = Callable[[Graph, Sequence[Weight], float], Chosen]
+"""(a graph, some of its weights, share of zeros) -> what goes; see ``choose_elements``."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,11 @@ class Held:
 
     Attributes:
         samples: their number.
-        plain: square error of the outputs relative to their variance, with the largest weights as they are.
+        plain: square error of the outputs relative to their variance, before weights were fitted or chosen by layer.
         error: the same of what is written.
         agreement: share of inputs with the same highest output; None where no output is one of classes.
         synthetic: whether they were made up.
+        accuracy: as in ``exporter.calibration.fidelity``.
     """
 
     samples: int
@@ -35,6 +40,7 @@ class Held:
     error: float
     agreement: float | None
     synthetic: bool
+    accuracy: Accuracy | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,7 @@ def fit_within(
     source: Graph,
     graph: Graph,
     taken: Sequence[Weight],
-    counts: Mapping[str, int],
-    given: Mapping[str, Array],
+    choose: Choose,
     plan: Plan,
     data: Calibration,
     step: Callable[[str], None],
@@ -63,8 +68,7 @@ def fit_within(
         source: the graph as it was read.
         graph: the same, or with its channels in another order.
         taken: the weights that get the pattern.
-        counts: for an unstructured pattern, how many elements of each become zero.
-        given: the weights chosen by magnitude.
+        choose: chooses elements by scores of each.
         plan: the pattern and how it is put on.
         data: calibration inputs.
         step: called with a line before each step.
@@ -72,26 +76,37 @@ def fit_within(
     Raises:
         GoalError: the limit cannot be met.
     """
+    schedule, share = SCHEDULES[plan.schedule], plan.pattern.share
+    inner = plan.method in LAYERWISE  # these take the steps of a schedule within each layer
+    stages = [share] if inner else [share * part for part in schedule]
+    final = choose(graph, taken, share)
+    first = final if len(stages) == 1 else choose(graph, taken, stages[0])
 
     def fitted(weights: Sequence[Weight]) -> tuple[dict[str, Array], dict[str, Fit]]:
-        values, fits = fit_layers(
-            graph,
-            weights,
-            counts,
-            plan.pattern,
-            {w.name: given[w.name] for w in weights},
-            data,
-            method=plan.method,
-            refit=plan.refit,
-            steps=STEPS if plan.schedule == "cubic" else 1,
-            step=step,
-        )
-        return {w.name: given[w.name] for w in weights} | values, {f.weight: f for f in fits}
+        values: dict[str, Array] = {}
+        fits: list[Fit] = []
+        for k, now in enumerate(stages):
+            chosen = choose(with_values(graph, values), weights, now) if k else first
+            given = {w.name: chosen.values[w.name] for w in weights}
+            fresh, fits = fit_layers(
+                graph,
+                weights,
+                chosen.counts,
+                plan.pattern,
+                given,
+                data,
+                method=plan.method,
+                refit=plan.refit,
+                schedule=schedule if inner else (1.0,),
+                step=step,
+            )
+            values = given | fresh
+        return values, {f.weight: f for f in fits}
 
     def error_of(values: Mapping[str, Array]) -> float:
         return deviation(graph, source, data.held, data.batch, values)
 
-    plain = error_of(given)
+    plain = error_of(final.values)
     values, fits = fitted(taken)
     error = error_of(values)
     dense: frozenset[str] = frozenset()
@@ -113,8 +128,8 @@ def fit_within(
                 f"with all {len(order)} layers, and too large with the least harmful one alone.\n"
                 "Allow more, or give more calibration inputs."
             )
-    same = agreement(source, graph, values, data)
-    return Fitted(values, fits, Held(len(data.held), plain, error, same, data.synthetic), dense)
+    accuracy, agreement = judged(with_values(graph, values), source, data)
+    return Fitted(values, fits, Held(len(data.held), plain, error, agreement, data.synthetic, accuracy), dense)
 
 
 def _most_harmful(

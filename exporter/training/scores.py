@@ -27,7 +27,7 @@ from runtime.samples import Samples
 
 Step = Callable[[str], None]
 
-_FISHER_SAMPLES = 256
+FISHER_SAMPLES = 256
 
 
 def batches(samples: Samples, size: int, device: torch.device) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
@@ -61,7 +61,7 @@ def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step:
     loss = probe(groups.graph)
     draw = torch.Generator().manual_seed(seed)
     power = 2 if by == "fisher" else 1
-    samples = samples.part(0, _FISHER_SAMPLES) if by == "fisher" else samples
+    samples = samples.part(0, FISHER_SAMPLES) if by == "fisher" else samples
     owned = _owned(groups, module) if by == "gradient" or len(gates.gated) < len(groups) else {}
     worth = torch.zeros(gates.count, dtype=torch.float64)
     weights = {g.name: np.zeros(g.width) for g in groups}

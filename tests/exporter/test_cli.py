@@ -261,7 +261,7 @@ def kept_of(path):
     return {n.removesuffix(".weight"): d[0] for n, d in sizes(path).items() if n.endswith(".weight")}
 
 
-@pytest.mark.parametrize(("align", "multiple"), [("fp16", 8), ("2:4", 16), ("int8", 32)])
+@pytest.mark.parametrize(("align", "multiple"), [("fp16", 8), ("int8", 32)])
 def test_widths_tensor_cores_take(models, tmp_path, ok, align, multiple):
     """A group narrower than that keeps the power of two it is divisible by."""
     ok("prune", models / "cnn.onnx", "-o", tmp_path / "a.onnx", "--ratio", "0.3", "--align", align, *SMALL)
@@ -740,7 +740,7 @@ WRONG = {
     "nothing to prune": ("prune {rigid} -o {out} --ratio 0.5", 3, "nothing in this model can be pruned"),
     "an unknown score": (f"{HALF} --score best", 2, "no score 'best'. Choose from: l1, l2, fpgm, lamp, random"),
     "an unknown scope": (f"{HALF} --scope wide", 2, "invalid choice: 'wide'"),
-    "align of 0": (f"{HALF} --align 0", 2, "--align 0: choose auto or a whole number of at least 1"),
+    "align of 0": (f"{HALF} --align 0", 2, "--align 0: choose auto, sparse or a whole number of at least 1"),
     "align of a word": (f"{HALF} --align odd", 2, "--align odd: choose auto"),
     "align of a fraction": (f"{HALF} --align 1.5", 2, "--align 1.5: choose auto"),
     "min width of 0": (f"{HALF} --min-width 0", 2, "--min-width 0: must be at least 1"),

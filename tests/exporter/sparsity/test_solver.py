@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from exporter.sparsity import solver
+from exporter.sparsity.patterns import SCHEDULES
 
 
 def problem(columns=24, outputs=6, seed=0):
@@ -98,10 +99,10 @@ def test_a_fit_to_what_is_there_already_changes_nothing():
 
 
 @pytest.mark.parametrize("gone", [60, 120, 200])
-@pytest.mark.parametrize("steps", [1, 4])
-def test_unstructured_takes_exactly_so_many_and_better_ones_than_the_smallest(gone, steps):
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_unstructured_takes_exactly_so_many_and_better_ones_than_the_smallest(gone, schedule):
     a, b, w = problem(40)
-    found = solver.unstructured(a, b, w, np.linalg.inv(a), gone, steps)
+    found = solver.unstructured(a, b, w, np.linalg.inv(a), gone, schedule)
     assert (found == 0).sum() == gone
     order = np.argsort(np.abs(w), axis=None)
     largest = np.ones(w.size, bool)

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 
 from exporter import GoalError, load
 from exporter.cli import main
-from exporter.sparsity import sparsifier
+from exporter.sparsity import selection
+from exporter.sparsity.patterns import SCHEDULES
 from exporter.sparsity.sparsifier import sparsify
 from tests.exporter.calibration import networks
 from tests.exporter.files import run, write, write_outside
@@ -266,15 +267,59 @@ def test_storage_that_does_not_pay_says_so(tmp_path, cli, ir, pattern, why):
     assert not onnx.load(tmp_path / "out.onnx").graph.sparse_initializer
 
 
-def test_a_schedule_fits_in_between(tmp_path):
+@pytest.mark.parametrize("method", ["obs", "magnitude", "taylor"])
+def test_a_schedule_fits_in_between(tmp_path, method):
+    if method == "taylor":
+        pytest.importorskip("torch")
     source = write(networks.residual_mlp(), tmp_path)
     errors = {}
-    for schedule in ("one-shot", "cubic"):
-        found = sparsify(source, tmp_path / "o.onnx", pattern="0.6", schedule=schedule, calib=inputs(512))
+    for schedule in SCHEDULES:
+        how = {"method": method, "schedule": schedule, "scope": "global"}
+        found = sparsify(source, tmp_path / "o.onnx", pattern="0.6", calib=inputs(512), **how)
         errors[schedule] = found.held.error
         assert found.zeros / found.parameters == pytest.approx(0.6, abs=2e-3)
         assert found.held.error < found.held.plain
-    assert errors["cubic"] != errors["one-shot"]
+    assert len(set(errors.values())) == len(SCHEDULES)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "0.5"])
+def test_gradients_choose(tmp_path, cli, pattern):
+    """Half of the units of a hidden layer are read by nobody: their weights go first, large as they are."""
+    pytest.importorskip("torch")
+    constants = networks.scaled(w1=(8, 16), w2=(16, 5))
+    if pattern == "2:4":  # the first two inputs of each run tell the output nothing
+        constants["w1"][[0, 1, 4, 5]] *= 10
+        dead = np.s_[[0, 1, 4, 5]]
+    else:
+        constants["w1"][:, :8] *= 10
+        constants["w2"][:8] = 0
+        dead = np.s_[:, :8]
+    model = build([node("MatMul", "x w1", "h"), node("Relu", "h", "a"), node("MatMul", "a w2", "y")], {"x": ["N", 8]},
+                  ["y"], constants)  # fmt: skip
+    feeds = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
+    feeds[:, [0, 1, 4, 5]] *= 0 if pattern == "2:4" else 1
+    np.savez(tmp_path / "d.npz", x=feeds)
+    source, target = write(model, tmp_path), tmp_path / "o.onnx"
+    for method, gone in (("magnitude", False), ("gradient", True), ("taylor", True), ("fisher", True)):
+        code, out, err = cli("sparsify", source, "-o", target, "--pattern", pattern, "--method", method, "--calib",
+                             tmp_path / "d.npz", "--no-refit", "--only", "w1")  # fmt: skip
+        assert code == 0, err
+        values = load(target).array("w1")
+        assert (values == 0).mean() == 0.5
+        assert (values[dead] == 0).all() == gone
+        assert method in out
+
+
+def test_labels_judge(tmp_path, cli):
+    target = tmp_path / "o.onnx"
+    arguments = ["--calib", DIGITS, "--calib-samples", "64", "--labels", "y_train", "--only", "blocks.0.up*"]
+    code, out, err = cli(
+        "sparsify", MODELS / "digits_vit.onnx", "-o", target, *arguments, "--json", tmp_path / "r.json"
+    )
+    assert code == 0, err
+    assert "top1 " in out
+    assert "before" in out
+    assert json.loads((tmp_path / "r.json").read_text())["fidelity"]["accuracy"]["metric"] == "top1"
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------
@@ -283,10 +328,20 @@ WRONG = {
     "no-output": ([], 2, "name the file to write with -o OUT"),
     "pattern": (["-o", "o.onnx", "--pattern", "4:2"], 2, "N:M keeps N of every M"),
     "method": (["-o", "o.onnx", "--method", "obs"], 2, "--method obs needs inputs; add --calib DATA"),
-    "unknown-method": (["-o", "o.onnx", "--method", "luck"], 2, "there is magnitude, wanda, obs"),
+    "unknown-method": (
+        ["-o", "o.onnx", "--method", "luck"],
+        2,
+        "there is magnitude, wanda, obs, gradient, taylor, fisher",
+    ),
     "limit": (["-o", "o.onnx", "--max-drop", "0.1"], 2, "--max-drop needs inputs"),
     "no-refit": (["-o", "o.onnx", "--no-refit"], 2, "--no-refit says what is done with --calib"),
     "schedule": (["-o", "o.onnx", "--schedule", "cubic", "--calib", DIGITS], 2, "--schedule is for a share of zeros"),
+    "wanda-schedule": (
+        ["-o", "o.onnx", "--pattern", "0.5", "--schedule", "cubic", "--method", "wanda", "--calib", DIGITS],
+        2,
+        "--schedule goes with any --method but wanda",
+    ),
+    "labels": (["-o", "o.onnx", "--labels", "y"], 2, "--labels and --metric say more of --calib"),
     "scope": (["-o", "o.onnx", "--scope", "global"], 2, "--scope is for a share of zeros"),
     "permute": (["-o", "o.onnx", "--pattern", "0.5", "--permute"], 2, "--permute is for N:M"),
     "keep": (["-o", "o.onnx", "--keep", "nothing*"], 2, "--keep 'nothing*' matches no layer"),
@@ -333,7 +388,7 @@ def test_inspect_lists_reasons_and_states(tmp_path, cli):
 
 def test_a_broken_result_is_not_written(tmp_path, monkeypatch):
     """The check has the last word, whatever went wrong before."""
-    monkeypatch.setattr(sparsifier, "thin_runs", lambda stored, *_: stored.values)
+    monkeypatch.setattr(selection, "thin_runs", lambda stored, *_: stored.values)
     with pytest.raises(GoalError, match="runs break 2:4"):
         sparsify(MODELS / "digits_vit.onnx", tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
