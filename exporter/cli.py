@@ -22,6 +22,8 @@ from exporter.commands import (
     probe,
     profile,
     prune,
+    quantize,
+    run,
     sensitivity,
     sparsify,
     tune,
@@ -35,6 +37,7 @@ _COMMANDS = (
     prune,
     sparsify,
     tune,
+    quantize,
     verify,
     evaluate,
     bench,
@@ -45,6 +48,7 @@ _COMMANDS = (
     align,
     backends,
     convert,
+    run,
 )
 """In the order of ``--help``."""
 
@@ -73,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        return _as_step(options) if options.as_step else command(options)
     except BrokenPipeError:  # the reader of our output went away; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -86,6 +90,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"secateur: {error}", file=sys.stderr)
         return int(code)
+
+
+def _as_step(options: argparse.Namespace) -> int:
+    """Print a command line as a step of a recipe."""
+    import yaml
+
+    from exporter.recipes.keys import as_step
+
+    name = options.parser.prog.split()[-1]
+    print(yaml.safe_dump([as_step(name, options.parser, options)], sort_keys=False), end="")
+    return 0
 
 
 if __name__ == "__main__":

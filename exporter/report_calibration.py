@@ -71,7 +71,7 @@ def _fidelity(found: Fidelity) -> list[str]:
         lines[0] += f" ({found.plain:.3g} before {moved} of {len(found.refits)} layers were fitted anew)"
     accuracy = found.accuracy
     if accuracy is not None and accuracy.metric != "agreement":
-        lines.append(f"{accuracy.metric} {_before_after(accuracy)}")
+        lines.append(f"{accuracy.metric} {before_after(accuracy)}")
     if found.agreement is not None:
         lines.append(f"the same class as the original's: {100 * found.agreement:.1f} %{_interval_of(found)}")
     lines += _unfitted(found)
@@ -82,7 +82,8 @@ def _fidelity(found: Fidelity) -> list[str]:
     return lines
 
 
-def _before_after(accuracy: Accuracy) -> str:
+def before_after(accuracy: Accuracy) -> str:
+    """An accuracy before and after, the drop and its interval."""
     before, after = (value_text(v, accuracy) for v in (accuracy.dense, accuracy.pruned))
     unit = " points" if accuracy.rate else ""
     low, high = shown(accuracy.low, accuracy), shown(accuracy.high, accuracy)

@@ -72,20 +72,21 @@ def prune_json(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
 def _fidelity_json(found: Fidelity) -> dict[str, Any]:
     return {
         **vars(found),
-        "accuracy": _accuracy_json(found.accuracy),
+        "accuracy": accuracy_json(found.accuracy),
         "refits": [vars(r) for r in found.refits],
         "unfitted": [vars(u) for u in found.unfitted],
     }
 
 
-def _accuracy_json(found: Accuracy | None) -> dict[str, Any] | None:
+def accuracy_json(found: Accuracy | None) -> dict[str, Any] | None:
+    """A comparison on samples."""
     if found is None:
         return None
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(found).items()}
 
 
 def _search_json(found: Search) -> dict[str, Any]:
-    tries = [{**vars(t), "accuracy": _accuracy_json(t.accuracy)} for t in found.tries]
+    tries = [{**vars(t), "accuracy": accuracy_json(t.accuracy)} for t in found.tries]
     return {**vars(found), "tries": tries}
 
 
