@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def _say(options: argparse.Namespace, line: str) -> None:
         print(line, flush=True)
 
 
-def _command(line: list[str], quiet: bool) -> int:
-    """Run a command in a process of its own: what it held in memory is given back, and no thread of it is in the way."""
+def _command(line: Sequence[str], quiet: bool) -> int:
+    """Run a command in a process of its own: its memory is given back, and its threads are not in the way."""
     import os
     import subprocess
     import sys

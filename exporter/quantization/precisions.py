@@ -39,7 +39,7 @@ class Precision:
 PRECISIONS = {
     p.name: p
     for p in (
-        Precision("int8", "INT8", "UINT8", 8, 13, "weights int8, activations uint8 (tensorrt: int8)"),
+        Precision("int8", "INT8", "UINT8", 8, 13, "weights int8, activations uint8"),
         Precision("uint8", "UINT8", "UINT8", 8, 13, "weights and activations uint8"),
         Precision("fp8", "FLOAT8E4M3FN", "FLOAT8E4M3FN", 8, 19, "weights and activations float8 e4m3"),
         Precision("int8-weight", "INT8", "", 8, 13, "weights int8, computed in float"),
@@ -61,6 +61,10 @@ def find_precision(name: str, profile: str) -> Precision:
         raise UsageError(f"--precision {name}: choose from {', '.join(PRECISIONS)}.")
     if profile == "tensorrt" and name == "uint8":
         raise UsageError("--precision uint8: TensorRT knows no uint8; take int8.")
+    if profile == "cpu" and name == "fp8":
+        raise UsageError(
+            "--precision fp8: ONNX Runtime has no kernels for it on the CPU; give --profile tensorrt, or take int8."
+        )
     if profile == "tensorrt" and name == "int8":
         return Precision("int8", "INT8", "INT8", 8, 13, "weights and activations int8, symmetric")
     return found

@@ -21,7 +21,7 @@ from exporter.quantization.activations import find_ranges, quantized
 from exporter.quantization.layers import Layer, chosen_layers, layers_of, name_nodes
 from exporter.quantization.precisions import METHODS, Precision, find_precision
 from exporter.quantization.processor import saturates
-from exporter.quantization.search import Found, Make, least_in_float, output_error
+from exporter.quantization.search import Found, Make, least_in_float, opened, output_error
 from exporter.quantization.weights import fits, weights_quantized
 from exporter.search import parse_limit
 from exporter.sparsity.check import check_pattern
@@ -164,7 +164,9 @@ def quantize(
         assert calibration is not None
         assert calibration.judges is not None
         assert judged_by is not None
-        found = least_in_float(make, names, original, calibration.judges, calibration.batch, judged_by, limit, step)
+        found = least_in_float(
+            make, names, kind, original, calibration.judges, calibration.batch, judged_by, limit, step
+        )
         reasons |= {n: f"damage {found.damage[n]:.2g}" for n in names if n not in found.quantized}
     step("quantizing")
     made = found.model if found is not None else make(names)
@@ -172,7 +174,7 @@ def quantize(
     accuracy, error = None, None
     if calibration is not None:
         step("judging")
-        session = open_session(made.SerializeToString())
+        session = opened(made, kind)
         if judged_by is not None:
             accuracy = compare_sessions(session, original, calibration.held, calibration.batch, judged_by)
         error = output_error(session, original, calibration.held, calibration.batch)
@@ -212,7 +214,7 @@ def _check(
 
 
 def _plain(graph: Graph, kind: Precision) -> tuple[ModelProto, list[str]]:
-    """The float model to start from: BatchNormalization folded into convolutions, every node named, opset high enough."""
+    """The float model to start from: BatchNormalization folded, nodes named, an operator set that is high enough."""
     size = sum(len(t.raw_data) or 4 * len(t.float_data) for t in graph.model.graph.initializer)
     if max(size, graph.source.size) > _MOST_BYTES:
         raise ModelError(

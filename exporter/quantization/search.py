@@ -13,8 +13,9 @@ from onnx import ModelProto
 
 from exporter.calibration.accuracy import Accuracy, compare_sessions
 from exporter.errors import GoalError
+from exporter.quantization.precisions import Precision
 from exporter.search import Limit, shown
-from runtime.backends import Session, open_session
+from runtime.backends import Session, SessionOptions, open_session
 from runtime.samples import Samples
 
 Make = Callable[[Sequence[str]], ModelProto]
@@ -45,6 +46,16 @@ class Found:
     accuracy: Accuracy
 
 
+def opened(model: ModelProto, precision: Precision) -> Session:
+    """A session of a quantized model.
+
+    ONNX Runtime fuses layers between float8 tensors into integer kernels that refuse them, unless it is kept from it;
+    the model then computes what TensorRT does.
+    """
+    level = "basic" if precision.name == "fp8" else "all"
+    return open_session(model.SerializeToString(), options=SessionOptions(level=level))
+
+
 def output_error(session: Session, original: Session, samples: Samples, batch: int) -> float:
     """Squared difference of all floating-point outputs over their variance."""
     apart, spread = 0.0, 0.0
@@ -59,7 +70,8 @@ def output_error(session: Session, original: Session, samples: Samples, batch: i
 
 
 def least_in_float(
-    make: Make, layers: Sequence[str], original: Session, judges: Samples, batch: int, metric: str, limit: Limit,
+    make: Make, layers: Sequence[str], precision: Precision, original: Session, judges: Samples, batch: int,
+    metric: str, limit: Limit,
     step: Callable[[str], None],
 ) -> Found:  # fmt: skip
     """Leave as few layers in float as keep the drop within a limit.
@@ -69,6 +81,7 @@ def least_in_float(
     Args:
         make: makes a model.
         layers: names of those that may be quantized.
+        precision: of the models made.
         original: the float model.
         judges: samples the drop is measured on; nothing was calibrated on them.
         batch: samples in one run.
@@ -88,7 +101,7 @@ def least_in_float(
     def judged(count: int) -> bool:
         step(f"{count} of {len(layers)} layers in float")
         model = make([n for n in layers if n not in set(order[:count])])
-        found = compare_sessions(open_session(model.SerializeToString()), original, judges, batch, metric)
+        found = compare_sessions(opened(model, precision), original, judges, batch, metric)
         made[count] = model, found
         tries.append((count, found.drop))
         return found.drop <= limit.for_accuracy(found.dense, found.rate)
@@ -97,7 +110,7 @@ def least_in_float(
     if not judged(0):
         for number, name in enumerate(layers):
             step(f"damage of layer {number + 1} of {len(layers)}")
-            damage[name] = output_error(open_session(make([name]).SerializeToString()), original, few, batch)
+            damage[name] = output_error(opened(make([name]), precision), original, few, batch)
         order.sort(key=lambda n: -damage[n])
         low, count = 0, 1
         while count < len(layers) and not judged(count):

@@ -18,7 +18,7 @@ WRITES = frozenset({"json", "csv", "trace", "save_plan", "plot", "checkpoint"})
 """Options that name a file to write, beside ``-o``."""
 
 READS = frozenset(
-    ("model", "models", "data", "calib", "teacher", "reference", "plan", "inputs", "weights", "source", "first", "other", "original", "pruned")
+    "model models data calib teacher reference plan inputs weights source first other original pruned".split()  # noqa: SIM905
 )
 """Options that name a file or folder that has to be there."""
 

@@ -104,6 +104,10 @@ def read_recipe(file: Path, parsers: Parsers) -> Recipe:
         if name not in TOP:
             problems.add(line, f"there is no key '{name}'. Allowed: {', '.join(TOP)}")
     model, folder = _word(given, "model", problems), _word(given, "folder", problems) or file.stem
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)  # commands check that they can write there
+    except OSError as error:
+        problems.add(given.line, f"folder: {folder} cannot be made: {error.strerror}")
     state = _State(parsers, problems, folder, model, model)
     if model is not None and not Path(model).is_file():
         problems.add(given.value["model"].line, f"model: there is no file {model} in {Path.cwd()}")
@@ -179,6 +183,7 @@ def _repeat(given: Given, state: _State) -> None:
     if len(state.problems.found) > before:
         return
     assert inner is not None
+    assert isinstance(rounds, int)
     cuts = 0
     for number in range(1, rounds + 1):
         for each in inner.value:
@@ -237,8 +242,8 @@ def _step(name: str, given: Given, state: _State) -> None:
         values[key] = value.plain()
     output = _fill(name, number, keys, values, state)
     if good:
-        line = arguments(keys, values)
-        _check(parser, line, keys, given, where, state)
+        typed = arguments(keys, values)
+        _check(parser, typed, keys, given, where, state)
         reads = _paths(keys, values, lambda key: key.dest in READS)
         for dest, path in reads:
             if not _there(path, state):
@@ -246,7 +251,7 @@ def _step(name: str, given: Given, state: _State) -> None:
                 state.problems.add(at, f"{where}: '{dest}': there is no {path} in {Path.cwd()}, and no step makes it")
         writes = tuple(path for _, path in _paths(keys, values, lambda key: key.writes) if path != "-")
         state.steps.append(
-            Step(number, name, command, given.line, tuple(line), tuple(p for _, p in reads), writes, output)
+            Step(number, name, command, given.line, tuple(typed), tuple(p for _, p in reads), writes, output)
         )
         state.made |= set(writes)
     if output is not None:

@@ -135,7 +135,7 @@ def _speed(row: Row, rows: list[Row]) -> list[str]:
 
 
 def _median(side: Mapping[str, Any]) -> float:
-    return statistics.median(side["samples_s"])
+    return float(statistics.median(side["samples_s"]))
 
 
 def _accuracy(row: Row) -> str:
