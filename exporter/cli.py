@@ -23,6 +23,8 @@ from exporter.commands import (
     probe,
     profile,
     prune,
+    quantize,
+    run,
     sensitivity,
     sparsify,
     tune,
@@ -36,6 +38,7 @@ _COMMANDS = (
     prune,
     sparsify,
     tune,
+    quantize,
     verify,
     evaluate,
     bench,
@@ -47,6 +50,7 @@ _COMMANDS = (
     backends,
     convert,
     build,
+    run,
 )
 """In the order of ``--help``."""
 
@@ -75,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        return _as_step(options) if options.as_step else command(options)
     except BrokenPipeError:  # the reader of our output went away; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -88,6 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"secateur: {error}", file=sys.stderr)
         return int(code)
+
+
+def _as_step(options: argparse.Namespace) -> int:
+    """Print a command line as a step of a recipe."""
+    import yaml
+
+    from exporter.recipes.keys import as_step
+
+    name = options.parser.prog.split()[-1]
+    print(yaml.safe_dump([as_step(name, options.parser, options)], sort_keys=False), end="")
+    return 0
 
 
 if __name__ == "__main__":

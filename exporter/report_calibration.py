@@ -82,13 +82,14 @@ def accuracy_lines(accuracy: Accuracy | None, agreement: float | None) -> list[s
     """How the result was judged; see ``Fidelity``."""
     lines = []
     if accuracy is not None and accuracy.metric != "agreement":
-        lines.append(f"{accuracy.metric} {_before_after(accuracy)}")
+        lines.append(f"{accuracy.metric} {before_after(accuracy)}")
     if agreement is not None:
         lines.append(f"the same class as the original's: {100 * agreement:.1f} %{_interval_of(accuracy)}")
     return lines
 
 
-def _before_after(accuracy: Accuracy) -> str:
+def before_after(accuracy: Accuracy) -> str:
+    """An accuracy before and after, the drop and its interval."""
     before, after = (value_text(v, accuracy) for v in (accuracy.dense, accuracy.pruned))
     unit = " points" if accuracy.rate else ""
     low, high = shown(accuracy.low, accuracy), shown(accuracy.high, accuracy)

@@ -18,6 +18,13 @@ def digits_cnn() -> nn.Module:
     return ResidualNetwork(widths=(32, 64), blocks=2).eval()
 
 
+def digits_student() -> nn.Module:
+    """The residual network at half the widths, untrained: what ``digits.yaml`` distils the trained one into."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ResidualNetwork(widths=(16, 32), blocks=2).eval()
+
+
 def digits_vit() -> nn.Module:
     """A vision transformer: 16 patches and a class token, width 64, four blocks of four heads and 256 neurons."""
     return VisionTransformer(width=64, heads=4, neurons=256, depth=4).eval()

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
-import numpy as np
 import onnx
 import pytest
 
 from exporter import GoalError
-from runtime.backends import open_session
-from tests.onnx_builder import build, node
+from exporter.quantization.processor import saturates
 
 _INTEGER = ("QLinear", "Integer", "QAttention", "DynamicQuantize", "QGemm", "QOrdered")
-
-
-@cache
-def saturates() -> bool:
-    """Say whether products of uint8 and int8 overflow in pairs, as they do in ONNX Runtime on AVX2 without VNNI."""
-    nodes = [node("MatMulInteger", "x w", "y")]
-    weights = {"w": np.full((64, 16), 127, np.int8)}
-    model = build(nodes, {"x": [4, 64]}, ["y"], weights, kinds={"x": "u", "y": "j"})
-    found = open_session(model.SerializeToString()).run({"x": np.full((4, 64), 255, np.uint8)})["y"]
-    return bool((found != 64 * 255 * 127).any())
 
 
 @contextmanager

@@ -80,13 +80,18 @@ def compare_accuracy(pruned: Graph, graph: Graph, samples: Samples, batch: int, 
         BadRequest: there is no such metric, or it does not fit the outputs, labels or inputs.
         RunError: a model does not run.
     """
+    return compare_sessions(_session(pruned), _session(graph), samples, batch, metric)
+
+
+def compare_sessions(other: Session, original: Session, samples: Samples, batch: int, metric: str) -> Accuracy:
+    """As ``compare_accuracy``, for models that are loaded already."""
     judged = find_metric(metric)
     if judged.needs == "labels" and samples.answers is None:
         raise BadRequest(
             f"--metric {metric} needs labels: store them as y, label or labels beside the inputs, or name them with "
             "--labels."
         )
-    dense, after = zip(*_observed(judged, _session(graph), _session(pruned), samples, batch), strict=True)
+    dense, after = zip(*_observed(judged, original, other, samples, batch), strict=True)
     return _accuracy(judged, _joined(dense), _joined(after), len(samples))
 
 

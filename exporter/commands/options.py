@@ -18,13 +18,19 @@ EXIT_CODES = """exit codes:
 Command = Callable[[argparse.Namespace], int]
 
 
-def command(commands: Any, name: str, run: Command, text: str) -> argparse.ArgumentParser:
-    """Add a command that calls ``run``."""
+Check = Callable[[argparse.Namespace], None]
+
+
+def command(commands: Any, name: str, run: Command, text: str, check: Check | None = None) -> argparse.ArgumentParser:
+    """Add a command that calls ``run``; ``check`` refuses options that do not go together, before anything runs."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, check=check, parser=parser)
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress on stderr")
+    parser.add_argument(
+        "--as-step", action="store_true", help="print this as a step for 'secateur run', and do nothing"
+    )
     return parser
 
 

@@ -21,7 +21,7 @@ _TENSOR_CORES = {"fp16": 8, "bf16": 8, "int8": 32, "fp8": 32}
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "prune", run, "Remove units from a model, prove the result, and write it.")
+    parser = command(commands, "prune", run, "Remove units from a model, prove the result, and write it.", _check)
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="the file to write")
     budget = parser.add_argument_group("budget (one of them, unless --layers or --plan is given)")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "tune", run, "Train the weights of a pruned model: on labels, on the original, or both.")
+    parser = command(
+        commands, "tune", run, "Train the weights of a pruned model: on labels, on the original, or both.", _check
+    )
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write")
     parser.add_argument(

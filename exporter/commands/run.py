@@ -1,0 +1,82 @@
+"""``secateur run``: the steps of a recipe, checked first, cached by content, with one table at the end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter.commands.console import write_json
+from exporter.commands.options import add_json, command
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(
+        commands, "run", run, "Run the steps of a recipe: any commands, from a YAML file, each only where it is needed."
+    )
+    parser.add_argument("recipe", metavar="RECIPE.yaml", type=Path, help="the steps; paths count from its folder")
+    parser.add_argument("--explain", action="store_true", help="check, and show what would run; run nothing")
+    parser.add_argument("--fresh", action="store_true", help="run every step, also those that were done before")
+    add_json(parser)
+    parser.set_defaults(parsers=commands.choices)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter.errors import UsageError
+    from exporter.recipes.running import command_line, is_done, run_step
+    from exporter.recipes.steps import read_recipe
+    from exporter.recipes.table import measurements, rows_of, table_json, table_text
+
+    file = options.recipe.absolute()
+    if not file.is_file():
+        raise UsageError(f"{options.recipe}: no such file.")
+    with contextlib.chdir(file.parent):
+        recipe = read_recipe(options.recipe, options.parsers)
+        if options.explain:
+            print(f"in {file.parent}:")
+            for step in recipe.steps:
+                state = "" if options.fresh or not is_done(step, recipe) else "   # done before"
+                print(f"  {command_line(step)}{state}")
+            return 0
+        Path(recipe.folder, ".steps").mkdir(parents=True, exist_ok=True)
+        for step in recipe.steps:
+            makes = f" -> {step.output}" if step.output else ""
+            _say(options, f"[{step.number}/{len(recipe.steps)}] {step.name}{makes}")
+            done = run_step(step, recipe, _command, options.fresh, options.quiet or options.json == "-")
+            _say(options, f"    {'done before, in' if done.cached else 'took'} {done.seconds:.1f} s\n")
+        for step in measurements(recipe, options.parsers):
+            run_step(step, recipe, _command, options.fresh, True)
+        rows = rows_of(recipe)
+    if options.json:
+        write_json(options.json, {"version": 1, "recipe": str(options.recipe), "rows": table_json(rows)})
+    if options.json != "-":
+        print(table_text(rows))
+    return 0
+
+
+def _say(options: argparse.Namespace, line: str) -> None:
+    if options.json != "-" and not options.quiet:
+        print(line, flush=True)
+
+
+def _command(line: Sequence[str], quiet: bool) -> int:
+    """Run a command in a process of its own: its memory is given back, and its threads are not in the way."""
+    import os
+    import subprocess
+    import sys
+
+    import exporter
+
+    home = str(Path(exporter.__file__).parents[1])
+    path = os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH", "")) if p)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "exporter", *line],
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.DEVNULL if quiet else None,
+    )
+    return done.returncode

@@ -1,0 +1,153 @@
+"""Weights and activations in 8 bits: ranges from calibration inputs, then QuantizeLinear/DequantizeLinear pairs.
+
+Ranges are found once; a model can then be made for any choice of layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from exporter.errors import GoalError, ModelError
+from exporter.quantization.layers import LAYERS, PASSING, passing_between
+from exporter.quantization.precisions import Precision
+from runtime.feeds import Feeds
+from runtime.samples import Samples
+
+_TRT_OPTIONS = {"ActivationSymmetric": True, "QuantizeBias": False, "DedicatedQDQPair": True}
+"""TensorRT takes zero points of 0 and biases in float, and wants a pair for each reader."""
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The ranges of all tensors that may be quantized.
+
+    Attributes:
+        model: the float model they are of.
+        found: ``onnxruntime.quantization.calibrate.TensorsData``.
+        method: how they were found.
+    """
+
+    model: ModelProto
+    found: Any
+    method: str
+
+
+class _Once:
+    """One feed, then the end, as onnxruntime.quantization reads data."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self.feeds: Feeds | None = feeds
+
+    def get_next(self) -> Feeds | None:
+        """The feed, or None."""
+        feeds, self.feeds = self.feeds, None
+        return feeds
+
+    def __iter__(self) -> Iterator[Feeds]:
+        while (feeds := self.get_next()) is not None:
+            yield feeds
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep onnxruntime.quantization from printing, and from advising what is done here already."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def find_ranges(model: ModelProto, samples: Samples, batch: int, precision: Precision, profile: str, method: str,
+                percentile: float) -> Ranges:  # fmt: skip
+    """Run a float model on samples and find the range of each tensor.
+
+    Args:
+        model: stays as it is.
+        samples: calibration inputs.
+        batch: samples in one run.
+        precision: fp8 takes the spread of values instead of ``method``.
+        profile: ``tensorrt`` wants ranges about zero.
+        method: ``minmax``, ``entropy`` or ``percentile``.
+        percentile: share of the values, in per cent, that the range holds.
+
+    Raises:
+        ModelError: the model does not run in ONNX Runtime.
+    """
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    methods = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+    kind = "Distribution" if precision.name == "fp8" else methods[method]
+    how: dict[str, Any] = {} if kind == "Distribution" else {"symmetric": profile == "tensorrt" or kind == "Entropy"}
+    if kind == "Percentile":
+        how["percentile"] = percentile
+    with _quiet(), tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        file = Path(folder, "model.onnx")
+        file.write_bytes(model.SerializeToString())
+        try:
+            calibrator = create_calibrator(
+                file, [*LAYERS, *PASSING], str(Path(folder, "augmented.onnx")), CalibrationMethod[kind],
+                extra_options=how,
+            )  # fmt: skip
+        except Exception as error:  # ONNX Runtime's own errors share no base
+            raise ModelError(f"the model cannot be calibrated in ONNX Runtime: {error}") from error
+        for feeds in samples.batches(batch):
+            calibrator.collect_data(_Once(feeds))  # batch by batch: it would hold all intermediate tensors at once
+        return Ranges(model, calibrator.compute_data(), kind.lower())
+
+
+def quantized(
+    ranges: Ranges, precision: Precision, profile: str, layers: Sequence[str], per_channel: bool, reduce_range: bool
+) -> ModelProto:
+    """The model with these layers, and what passes data on between them, in 8 bits.
+
+    Args:
+        ranges: of the float model.
+        precision, profile: see ``precisions``.
+        layers: names of the nodes; none gives the float model.
+        per_channel: a scale for each output channel of a weight.
+        reduce_range: weights of 7 bits, so that sums of pairs of products fit 16 bits.
+
+    Raises:
+        GoalError: onnxruntime.quantization fails on this model.
+    """
+    from onnxruntime.quantization import QDQQuantizer, QuantType
+
+    copy = ModelProto()
+    copy.CopyFrom(ranges.model)
+    if not layers:
+        return copy
+    types = {"INT8": QuantType.QInt8, "UINT8": QuantType.QUInt8, "FLOAT8E4M3FN": QuantType.QFLOAT8E4M3FN}
+    extra: dict[str, Any] = {"MatMulConstBOnly": True, "WeightSymmetric": precision.weight != "UINT8"}
+    if profile == "tensorrt":
+        extra |= _TRT_OPTIONS
+    chosen = [*layers, *passing_between(copy, layers)]
+    operators = sorted({node.op_type for node in copy.graph.node if node.name in set(chosen)})
+    with _quiet():
+        try:
+            made = QDQQuantizer(
+                copy, per_channel, reduce_range, types[precision.weight], types[precision.activation], ranges.found,
+                chosen, [], operators, extra,
+            )  # fmt: skip
+            made.quantize_model()
+        except Exception as error:
+            raise GoalError(
+                f"onnxruntime.quantization fails on this model: {type(error).__name__}: {error}\n"
+                "Leave layers in float with --keep GLOB, or quantize the weights alone: --precision int8-weight."
+            ) from error
+    result: ModelProto = made.model.model
+    return result

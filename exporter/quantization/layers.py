@@ -1,0 +1,147 @@
+"""Which nodes are quantized: layers with constant weights, and what passes data on between them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto, NodeProto, TensorProto
+
+from exporter.errors import ModelError, UsageError
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose input 1 is the weight."""
+
+PASSING = (
+    "Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat",
+    "Split", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Resize", "Slice", "Pad",
+)  # fmt: skip
+"""Operators that ONNX Runtime and TensorRT compute on 8-bit integers as well as on floats."""
+
+_OWN_DATA = {"Reshape": 1, "Squeeze": 1, "Unsqueeze": 1, "Resize": 1, "Slice": 1, "Pad": 1, "Clip": 1, "Split": 1}
+"""How many inputs of these are data; the others say how."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with a constant weight.
+
+    Attributes:
+        node: its name.
+        op: its operator.
+        weight: name of the initializer.
+        shape: of the weight.
+        names: of the node and of all tensors it touches, for patterns.
+    """
+
+    node: str
+    op: str
+    weight: str
+    shape: tuple[int, ...]
+    names: frozenset[str]
+
+
+def name_nodes(model: ModelProto) -> None:
+    """Give nodes without a name one, since onnxruntime.quantization tells them apart by it."""
+    taken = {node.name for node in model.graph.node}
+    for number, node in enumerate(model.graph.node):
+        if not node.name:
+            name = f"{node.op_type}_{number}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+
+
+def layers_of(model: ModelProto) -> list[Layer]:
+    """Layers of the main graph with a 32-bit constant weight of two axes or more, in its order."""
+    weights = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    fed = {value.name for value in model.graph.input}
+    found = []
+    for node in model.graph.node:
+        if node.op_type not in LAYERS or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
+            continue
+        weight = weights.get(node.input[1])
+        if weight is not None and weight.name not in fed and len(weight.dims) >= 2:
+            names = frozenset({node.name, *(n for n in (*node.input, *node.output) if n)})
+            found.append(Layer(node.name, node.op_type, weight.name, tuple(weight.dims), names))
+    return found
+
+
+def chosen_layers(layers: Sequence[Layer], only: Sequence[str], keep: Sequence[str]) -> list[Layer]:
+    """The layers that may be quantized.
+
+    Args:
+        layers: all of them.
+        only: take those that touch a matching name; all where there is none.
+        keep: leave those that touch a matching name in float.
+
+    Raises:
+        UsageError: a pattern matches no layer.
+        ModelError: nothing is left.
+    """
+    for option, patterns in (("--only", only), ("--keep", keep)):
+        for pattern in patterns:
+            if not any(_touches(layer, pattern) for layer in layers):
+                raise UsageError(
+                    f"{option} {pattern}: no layer with weights touches such a name. They are called "
+                    f"{', '.join(layer.node for layer in layers[:6])}{', ...' if len(layers) > 6 else ''}."
+                )
+    found = [
+        layer
+        for layer in layers
+        if (not only or any(_touches(layer, p) for p in only)) and not any(_touches(layer, p) for p in keep)
+    ]
+    if not found:
+        raise ModelError(
+            f"nothing to quantize: of {len(layers)} layers with 32-bit constant weights ({', '.join(LAYERS)}), none is "
+            "left."
+        )
+    return found
+
+
+def _touches(layer: Layer, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in layer.names)
+
+
+def passing_between(model: ModelProto, quantized: Iterable[str]) -> list[str]:
+    """Nodes that pass data on in 8 bits: everything they read comes from such nodes, everything that reads them is one.
+
+    Where a normalisation or a Softmax reads a sum, rounding the sum to 8 bits first would cost accuracy and save
+    nothing.
+
+    Args:
+        model: with names on all nodes.
+        quantized: names of the layers that are quantized.
+    """
+    nodes = {node.name: node for node in model.graph.node}
+    constants = {t.name for t in model.graph.initializer}
+    makers = {output: node.name for node in nodes.values() for output in node.output}
+    readers: dict[str, set[str]] = {}
+    for node in nodes.values():
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.name)
+    outputs = {value.name for value in model.graph.output}
+    found = set(quantized)
+    candidates = {n for n, node in nodes.items() if node.op_type in PASSING and node.domain in ("", "ai.onnx")}
+    while True:
+        inside = found | candidates
+        out = {n for n in candidates if not _stays(nodes[n], inside, makers, readers, constants, outputs)}
+        if not out:
+            return [n for n in nodes if n in candidates]
+        candidates -= out
+
+
+def _stays(
+    node: NodeProto,
+    inside: set[str],
+    makers: dict[str, str],
+    readers: dict[str, set[str]],
+    constants: set[str],
+    outputs: set[str],
+) -> bool:
+    data = [n for n in node.input[: _OWN_DATA.get(node.op_type, len(node.input))] if n]
+    reads = [makers.get(n, "") in inside for n in data if n not in constants]
+    users = [u for o in node.output for u in readers.get(o, ())]
+    return bool(reads) and all(reads) and bool(users) and set(users) <= inside and not outputs & set(node.output)

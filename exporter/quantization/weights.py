@@ -1,0 +1,127 @@
+"""Weights in fewer bits, computed in float: each becomes integers and a DequantizeLinear.
+
+Symmetric, so zeros stay zeros. A scale belongs to an output channel (int8), or to 32 neighbours along the summed axis
+(int4), whose largest magnitude it maps to the largest integer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from exporter.quantization.layers import Layer
+from exporter.quantization.precisions import Precision
+
+BLOCK = 32
+
+
+def weights_quantized(model: ModelProto, layers: Sequence[Layer], precision: Precision) -> ModelProto:
+    """The model with the weights of these layers stored as integers.
+
+    Args:
+        model: stays as it is.
+        layers: those to take.
+        precision: int8-weight or int4-weight.
+    """
+    made = ModelProto()
+    made.CopyFrom(model)
+    wanted = {layer.weight: layer for layer in layers}
+    nodes = {node.name: node for node in made.graph.node}
+    chosen = {layer.node for layer in layers}
+    tensors = {t.name: t for t in made.graph.initializer}
+    taken = set(tensors) | {o for node in made.graph.node for o in node.output}
+    added, scales = [], []
+    for name, layer in wanted.items():
+        values = numpy_helper.to_array(tensors[name]).astype(np.float32)
+        axis = _channel_axis(layer, nodes[layer.node])
+        fresh = {part: _unused(f"{name}_{part}", taken) for part in ("quantized", "scale", "float")}
+        if precision.bits == 4:
+            summed = 1 - axis
+            integers, scale = blocked(values, summed, precision.bits)
+            how = {"axis": summed, "block_size": min(BLOCK, values.shape[summed])}
+        else:
+            integers, scale = per_channel(values, axis, precision.bits)
+            how = {"axis": axis}
+        kind = TensorProto.INT4 if precision.bits == 4 else TensorProto.INT8
+        stored = _tensor(integers, fresh["quantized"], kind)
+        users = [node for node in made.graph.node if name in node.input and node.name not in chosen]
+        if users or any(value.name == name for value in made.graph.output):
+            made.graph.initializer.append(stored)  # somebody reads the weight itself
+        else:
+            tensors[name].CopyFrom(stored)
+        scales.append(numpy_helper.from_array(scale, fresh["scale"]))
+        inputs = [fresh["quantized"], fresh["scale"]]
+        added.append(helper.make_node("DequantizeLinear", inputs, [fresh["float"]], fresh["float"], **how))
+        for node in made.graph.node:
+            if node.name in chosen and len(node.input) > 1 and node.input[1] == name:
+                node.input[1] = fresh["float"]
+    made.graph.initializer.extend(scales)
+    rest = list(made.graph.node)
+    del made.graph.node[:]
+    made.graph.node.extend([*added, *rest])
+    return made
+
+
+def fits(layer: Layer, precision: Precision) -> bool:
+    """Whether a layer's weight can be stored so: four bits need a matrix."""
+    return precision.bits == 8 or len(layer.shape) == 2
+
+
+def _channel_axis(layer: Layer, node: object) -> int:
+    """The axis of a weight that counts outputs."""
+    if layer.op == "Conv":
+        return 0
+    if layer.op == "ConvTranspose":
+        return 1
+    if layer.op == "Gemm":
+        transposed = any(a.name == "transB" and a.i for a in getattr(node, "attribute", ()))
+        return 0 if transposed else 1
+    return len(layer.shape) - 1
+
+
+def per_channel(values: NDArray[np.float32], axis: int, bits: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integers of the shape of ``values``, and a scale [channels] for each index of ``axis``."""
+    others = tuple(k for k in range(values.ndim) if k != axis)
+    scale = _scale(np.abs(values).max(axis=others), bits)
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    return _rounded(values / scale.reshape(shape), bits), scale
+
+
+def blocked(values: NDArray[np.float32], axis: int, bits: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integers of the shape of ``values``, a matrix, and a scale for each ``BLOCK`` neighbours along ``axis``."""
+    size = values.shape[axis]
+    block = min(BLOCK, size)
+    starts = np.arange(0, size, block)
+    scale = _scale(np.maximum.reduceat(np.abs(values), starts, axis=axis), bits)
+    repeated = np.repeat(scale, block, axis=axis).take(range(size), axis=axis)
+    return _rounded(values / repeated, bits), scale
+
+
+def _scale(largest: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    found = largest.astype(np.float32) / np.float32(2 ** (bits - 1) - 1)
+    return np.where(found > 0, found, np.float32(1)).astype(np.float32)
+
+
+def _rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.int8]:
+    most = 2 ** (bits - 1) - 1
+    return np.clip(np.rint(values), -most, most).astype(np.int8)
+
+
+def _tensor(integers: NDArray[np.int8], name: str, kind: int) -> TensorProto:
+    if kind == TensorProto.INT8:
+        return numpy_helper.from_array(integers, name)
+    flat = integers.ravel()
+    pairs = np.append(flat, np.zeros(len(flat) % 2, np.int8)).reshape(-1, 2)
+    packed = (pairs[:, 0] & 0xF) | ((pairs[:, 1] & 0xF) << 4)
+    return helper.make_tensor(name, kind, integers.shape, packed.astype(np.uint8).tobytes(), raw=True)
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name

@@ -1,0 +1,1 @@
+"""Recipes: the commands of a YAML file, checked before anything runs, cached by content, shown in one table."""

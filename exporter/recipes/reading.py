@@ -1,0 +1,121 @@
+"""Read a recipe: YAML that knows the line of everything, and what may stand where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import UsageError
+
+LONGEST = 1_000_000
+"""Bytes of a recipe; more is a mistake."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value and the line it stands in.
+
+    Attributes:
+        value: text, number, true or false, None; a list of ``Given``; or a dictionary of them.
+        line: number, from 1.
+        key_lines: lines of the keys of a dictionary.
+    """
+
+    value: Any
+    line: int
+    key_lines: dict[str, int] = field(default_factory=dict)
+
+    def plain(self) -> Any:
+        """The value without lines."""
+        if isinstance(self.value, dict):
+            return {name: each.plain() for name, each in self.value.items()}
+        return [each.plain() for each in self.value] if isinstance(self.value, list) else self.value
+
+
+@dataclass
+class Problems:
+    """What is wrong with a recipe, to be told at once.
+
+    Attributes:
+        file: what messages call it.
+        found: line and message.
+    """
+
+    file: Path
+    found: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, line: int, message: str) -> None:
+        """Note a problem."""
+        self.found.append((line, message))
+
+    def raise_any(self) -> None:
+        """Tell all of them.
+
+        Raises:
+            UsageError: there are some.
+        """
+        if self.found:
+            lines = [f"{self.file}:{line}: {message}" for line, message in sorted(set(self.found))]
+            raise UsageError("\n".join([*lines, "Nothing was run."]))
+
+
+def read_yaml(file: Path) -> Given:
+    """Parse a YAML file into values with lines. Only plain data: no tags of Python's are known.
+
+    Raises:
+        UsageError: it cannot be read, is no YAML, or a key stands twice.
+    """
+    import yaml
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}.") from error
+    if len(data) > LONGEST:
+        raise UsageError(f"{file} has {len(data):,} bytes; a recipe is a short YAML file.")
+    try:
+        loader = yaml.SafeLoader(data)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                raise UsageError(f"{file} is empty. A recipe has 'model' and 'steps'; docs/recipes.md has an example.")
+            return _given(loader, node, file, set())
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark is not None else ""
+        raise UsageError(f"{file}{where}: this is no YAML: {getattr(error, 'problem', None) or error}.") from error
+
+
+def _given(loader: Any, node: Any, file: Path, above: set[int]) -> Given:
+    import yaml
+
+    line = node.start_mark.line + 1
+    if id(node) in above:
+        raise UsageError(f"{file}:{line}: an anchor that holds itself.")
+    inside = above | {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        return Given([_given(loader, each, file, inside) for each in node.value], line)
+    if isinstance(node, yaml.MappingNode):
+        own = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+        twice = [n for n, _ in node.value if isinstance(n, yaml.ScalarNode) and own.count(n.value) > 1]
+        if twice:
+            raise UsageError(f"{file}:{twice[-1].start_mark.line + 1}: the key '{twice[-1].value}' stands here twice.")
+        loader.flatten_mapping(node)  # '<<: *anchor'
+        values: dict[str, Given] = {}
+        lines: dict[str, int] = {}
+        for name, value in node.value:
+            text = str(loader.construct_object(name))
+            values[text] = _given(loader, value, file, inside)
+            lines[text] = name.start_mark.line + 1
+        return Given(values, line, lines)
+    return Given(loader.construct_object(node), line)
+
+
+def entries(given: Given) -> Iterator[tuple[str, Given, int]]:
+    """Keys, values and lines of a dictionary."""
+    for name, value in given.value.items():
+        yield name, value, given.key_lines[name]

@@ -1,0 +1,169 @@
+"""Run the steps of a recipe: each once, unless what it reads, its options or Secateur itself have changed.
+
+The key of a step is the SHA-256 of all that. A record is written when a step has ended, so a run that was killed goes
+on with the step it was in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from exporter.atomic import write_text
+from exporter.calibration.cache import program
+from exporter.errors import SecateurError
+from exporter.recipes.steps import Recipe, Step, file_of
+
+Run = Callable[[Sequence[str], bool], int]
+"""Runs a command line, silently or not; the exit code."""
+
+RECORDS = ".steps"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step that has been done.
+
+    Attributes:
+        step: it.
+        seconds: it took, when it ran.
+        cached: whether it had been done before.
+    """
+
+    step: Step
+    seconds: float
+    cached: bool
+
+
+class StepFailed(SecateurError):
+    """A step ended with another exit code than 0."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code
+
+
+def run_step(step: Step, recipe: Recipe, run: Run, fresh: bool = False, quiet: bool = False) -> Done:
+    """Run a step, or find that it has been run.
+
+    Args:
+        step: one of the recipe's, or one of the measurements for its table.
+        recipe: it.
+        run: runs a command line.
+        fresh: run it in any case.
+        quiet: what the command prints is dropped.
+
+    Raises:
+        StepFailed: it ended with an error.
+    """
+    key = key_of(step)
+    known = None if fresh else _record(step, recipe, key)
+    if known is not None:
+        return Done(step, known, True)
+    record = _path(step, recipe)
+    record.unlink(missing_ok=True)
+    started = time.perf_counter()
+    code = run([step.command, *step.arguments], quiet)
+    seconds = time.perf_counter() - started
+    if code:
+        raise StepFailed(
+            f"{recipe.file}:{step.line}: step {step.number} ({step.name}) ended with exit code {code}; steps before it "
+            f"are kept, and the same command goes on from here. The step alone, in {Path.cwd()}:\n"
+            f"  {command_line(step)}",
+            code,
+        )
+    made = {path: content(path) for path in step.writes if Path(path).exists() and not _scratch(path)}
+    document = {"version": 1, "key": key, "made": made, "seconds": seconds, "command": command_line(step)}
+    write_text(record, json.dumps(document, indent=1) + "\n")
+    for path in step.writes:
+        if _scratch(path):
+            Path(path).unlink(missing_ok=True)  # it served to go on after a kill
+    return Done(step, seconds, False)
+
+
+def is_done(step: Step, recipe: Recipe) -> bool:
+    """Say whether a step need not be run again, as far as files that are there now tell."""
+    return _record(step, recipe, key_of(step)) is not None
+
+
+def command_line(step: Step) -> str:
+    """A step as it is typed."""
+    return shlex.join(["secateur", step.command, *step.arguments])
+
+
+def _scratch(path: str) -> bool:
+    return path.endswith(".checkpoint.pt")
+
+
+def _path(step: Step, recipe: Recipe) -> Path:
+    return Path(recipe.folder, RECORDS, f"{step.number:02d}-{step.name}.json")
+
+
+def _record(step: Step, recipe: Recipe, key: str) -> float | None:
+    """Seconds that a step took, where it has been done with this key and what it made is as it was; else None."""
+    try:
+        known = json.loads(_path(step, recipe).read_text(encoding="utf-8"))
+        same = known["key"] == key and all(content(path) == digest for path, digest in known["made"].items())
+        return float(known["seconds"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def key_of(step: Step) -> str:
+    """SHA-256 of what decides the result of a step: its command, what it reads, and Secateur's own source."""
+    read = {path: content(path) for path in step.reads}
+    text = json.dumps([_program(), step.command, list(step.arguments), read], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@lru_cache
+def _program() -> str:
+    """Secateur's version and source, the commands included: here their options count too."""
+    digest = hashlib.sha256(program().encode())
+    for file in sorted((Path(__file__).parents[1] / "commands").glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def content(text: str) -> str:
+    """SHA-256 of the file or folder that a value names; "" where there is none.
+
+    A model counts with the files of its weights; a folder by the names, sizes and times of what is in it.
+    """
+    path = file_of(text)
+    if path is None:
+        return ""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for each in sorted(p for p in path.rglob("*") if p.is_file()):
+            found = each.stat()
+            digest.update(f"{each.relative_to(path)}:{found.st_size}:{found.st_mtime_ns};".encode())
+        return digest.hexdigest()
+    for each in [path, *_beside(path)]:
+        with each.open("rb") as file:
+            while block := file.read(_CHUNK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _beside(path: Path) -> list[Path]:
+    """Files with the weights of a model."""
+    if path.suffix != ".onnx":
+        return []
+    from google.protobuf.message import DecodeError
+    from onnx import load_model
+
+    from exporter.external_data import files
+
+    try:
+        model = load_model(path, load_external_data=False)
+    except (DecodeError, ValueError):
+        return []
+    return sorted(p for p in files(model, path.parent) if p.is_file())

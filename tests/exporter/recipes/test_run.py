@@ -1,0 +1,144 @@
+"""``secateur run``: what is wrong is told first, what was done is not done again, rounds share a budget."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+
+from exporter.cli import main
+from exporter.recipes.schedules import SCHEDULES, budget_of_round
+from tests.exporter.trained import classifier, drawn
+
+RECIPE = """\
+model: model.onnx
+eval: {data: data.npz, metric: top1}
+steps:
+  - prune: {macs: 0.6, align: 1}
+  - quantize: {precision: int8-weight, calib: data.npz, seconds: 0}
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(classifier(), "model.onnx")
+    x, y = drawn(200, 1)
+    np.savez("data.npz", x=x, y=y)
+    ran = []
+
+    def command(line, quiet):
+        ran.append(line[0])
+        return main(list(line))
+
+    monkeypatch.setattr("exporter.commands.run._command", command)
+    return ran
+
+
+def write(text):
+    with open("recipe.yaml", "w") as file:  # noqa: PTH123
+        file.write(text)
+
+
+def test_steps_run_once(place, capsys):
+    write(RECIPE)
+    assert main(["run", "recipe.yaml", "-q", "--json", "table.json"]) == 0
+    assert place == ["prune", "quantize", "eval", "eval", "eval"]
+    with open("table.json") as file:  # noqa: PTH123
+        rows = json.load(file)["rows"]
+    assert [r["step"] for r in rows] == [None, "1 prune", "2 quantize"]
+    assert rows[1]["macs"] <= 0.6 * rows[0]["macs"]
+    assert rows[2]["macs"] == rows[1]["macs"]
+    assert rows[2]["bytes"] < rows[1]["bytes"] < rows[0]["bytes"]
+    assert rows[0]["accuracy"]["value"] > 0.9
+    del place[:]
+    assert main(["run", "recipe.yaml", "-q"]) == 0
+    assert place == []
+    write(RECIPE.replace("int8-weight", "int4-weight"))
+    assert main(["run", "recipe.yaml", "-q"]) == 0
+    assert place == ["quantize", "eval"]
+    del place[:]
+    with open("recipe/01-prune.onnx", "ab") as file:  # noqa: PTH123
+        file.write(b"\0")
+    assert main(["run", "recipe.yaml", "-q"]) == 0
+    assert place[0] == "prune"
+    capsys.readouterr()
+
+
+def test_a_failed_step_is_run_again(place, capsys):
+    write(RECIPE.replace("macs: 0.6", "macs: 0.0001"))
+    assert main(["run", "recipe.yaml", "-q"]) == 1
+    said = capsys.readouterr().err
+    assert "recipe.yaml:4: step 1 (prune)" in said
+    assert "secateur prune model.onnx" in said
+    assert place == ["prune"]
+    assert main(["run", "recipe.yaml", "-q"]) == 1
+    assert place == ["prune", "prune"]
+
+
+def test_explain_runs_nothing(place, capsys):
+    write(RECIPE)
+    assert main(["run", "recipe.yaml", "--explain"]) == 0
+    assert "secateur quantize recipe/01-prune.onnx -o recipe/02-quantize.onnx" in capsys.readouterr().out
+    assert place == []
+
+
+WRONG = {
+    "macs: 0.6": ("mac: 0.6", r"recipe.yaml:4: step 1 (prune): there is no key 'mac'. Did you mean 'macs'?"),
+    "prune:": ("trim:", "recipe.yaml:4: step 1: there is no step 'trim'. Allowed: align"),
+    "align: 1": ("include-consumers: 1", "'include-consumers' is true or false"),
+    "macs: 0.6,": ("macs: half,", "recipe.yaml:4: step 1 (prune): argument --macs: invalid float value: 'half'"),
+    "calib: data.npz,": ("calib: gone.npz,", "recipe.yaml:5: step 2 (quantize): 'calib': there is no gone.npz"),
+    "precision: int8-weight, ": ("", "recipe.yaml:5: step 2 (quantize): the following arguments are required"),
+    "metric: top1": ("metrik: top1", "recipe.yaml:2: eval: there is no key 'metrik'"),
+    "model: model.onnx": ("model: none.onnx", "recipe.yaml:1: model: there is no file none.onnx"),
+    "steps:": ("stages:", "recipe.yaml:3: there is no key 'stages'"),
+    "{macs: 0.6, align: 1}": ("{macs: 0.6, macs: 1}", "recipe.yaml:4: the key 'macs' stands here twice"),
+    "  - quantize": ("  - [quantize", "this is no YAML"),
+}
+
+
+@pytest.mark.parametrize("old", WRONG)
+def test_what_is_wrong(old, place, capsys):
+    write(RECIPE.replace(old, WRONG[old][0], 1))
+    assert main(["run", "recipe.yaml"]) == 2
+    assert WRONG[old][1] in capsys.readouterr().err
+    assert place == []
+
+
+@pytest.mark.parametrize("key", ["macs", "ratio"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rounds_come_to_the_whole(schedule, key):
+    found = [budget_of_round(key, 0.4, schedule, k, 4) for k in range(1, 5)]
+    left = np.prod([1 if b is None else b if key == "macs" else 1 - b for b in found])
+    assert left == pytest.approx(0.4 if key == "macs" else 0.6, abs=1e-5)
+    assert found.count(None) == (3 if schedule == "one-shot" else 0)
+
+
+def test_repeat(place, capsys):
+    write("""\
+model: model.onnx
+steps:
+  - repeat:
+      rounds: 3
+      schedule: cubic
+      steps: [{prune: {macs: 0.3, align: 1}}]
+""")
+    assert main(["run", "recipe.yaml", "-q", "--json", "table.json"]) == 0
+    with open("table.json") as file:  # noqa: PTH123
+        rows = json.load(file)["rows"]
+    assert place == ["prune"] * 3
+    assert 0.2 < rows[-1]["macs"] / rows[0]["macs"] <= 0.3
+    assert rows[1]["macs"] < 0.6 * rows[0]["macs"]
+    capsys.readouterr()
+
+
+def test_as_step(place, capsys):
+    assert main("prune m.onnx -o x.onnx --macs 0.5 --keep a* --keep b --measure --as-step".split()) == 0  # noqa: SIM905
+    step = yaml.safe_load(capsys.readouterr().out)
+    assert step == [
+        {"prune": {"model": "m.onnx", "output": "x.onnx", "macs": 0.5, "keep": ["a*", "b"], "measure": True}}
+    ]

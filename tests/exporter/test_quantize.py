@@ -1,0 +1,124 @@
+"""``secateur quantize``: smaller, close to the float model, zeros kept, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from exporter.cli import main
+from exporter.quantization.weights import blocked, per_channel
+from runtime.backends import open_session
+from tests.exporter.trained import classifier, drawn
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantize")
+    model = classifier()
+    onnx.save(model, folder / "model.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name == "w2":
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[2::4], values[3::4] = 0, 0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, "w2"))
+    onnx.save(model, folder / "sparse.onnx")
+    x, y = drawn(600, 1)
+    np.savez(folder / "data.npz", x=x, y=y)
+    return folder
+
+
+def call(place, text, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    capsys.readouterr()
+    code = main(["quantize", *text.split(), "-q"])
+    return code, capsys.readouterr()
+
+
+PRECISIONS = {
+    "int8": "--precision int8",
+    "entropy": "--precision int8 --method entropy",
+    "percentile": "--precision int8 --method percentile",
+    "one scale": "--precision int8 --no-per-channel",
+    "uint8": "--precision uint8",
+    "tensorrt": "--precision int8 --profile tensorrt",
+    "int8-weight": "--precision int8-weight",
+    "int4-weight": "--precision int4-weight",
+}
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("model", ["model.onnx", "sparse.onnx"])
+def test_precisions(name, model, place, monkeypatch, capsys):
+    line = f"{model} -o out.onnx {PRECISIONS[name]} --calib data.npz --seconds 0 --json -"
+    code, told = call(place, line, monkeypatch, capsys)
+    found = json.loads(told.out)
+    assert code == 0
+    assert found["bytes_after"] < 0.75 * found["bytes_before"]
+    assert all(layer["quantized"] for layer in found["layers"])
+    assert (found["sparse_layers"], found["layers_2_4"]) == ((1, 1) if model == "sparse.onnx" else (0, 0))
+    x, _ = drawn(100, 5)
+    want, got = (open_session(place / f).run({"x": x})["y"] for f in (model, "out.onnx"))
+    most = 0.15 if name == "int4-weight" else 0.02
+    assert 0 < np.square(got - want).mean() < most * want.var()
+
+
+def test_a_limit_leaves_the_most_harmful_layers_in_float(place, monkeypatch, capsys):
+    line = "model.onnx -o out.onnx --precision int4-weight --calib data.npz --seconds 0 --json - --metric mse"
+    _, told = call(place, f"{line} --max-drop 100", monkeypatch, capsys)
+    whole = json.loads(told.out)
+    assert len(whole["search"]["tries"]) == 1
+    limit = whole["search"]["tries"][0]["drop"] / 2
+    _, told = call(place, f"{line} --max-drop {limit}", monkeypatch, capsys)
+    found = json.loads(told.out)
+    left = [layer["node"] for layer in found["layers"] if not layer["quantized"]]
+    damage = found["search"]["damage"]
+    assert 1 <= len(left) < len(found["layers"])
+    assert min(damage[n] for n in left) >= max(v for n, v in damage.items() if n not in left)
+    assert found["search"]["tries"][-1]["drop"] <= limit or len(found["search"]["tries"]) > 2
+
+
+def test_keep_and_only(place, monkeypatch, capsys):
+    line = "model.onnx -o out.onnx --precision int8-weight --json - --seconds 0"
+    for option, want in (("--keep w2", ["w1", "w3"]), ("--only w2", ["w2"])):
+        _, told = call(place, f"{line} {option}", monkeypatch, capsys)
+        assert [x["weight"] for x in json.loads(told.out)["layers"] if x["quantized"]] == want
+
+
+ERRORS = {
+    "model.onnx -o out.onnx --precision int8": (2, "--calib DATA"),
+    "model.onnx -o out.onnx --precision int3": (2, "choose from int8"),
+    "model.onnx -o out.onnx --precision fp8 --calib data.npz": (2, "--profile tensorrt"),
+    "model.onnx -o out.onnx --precision uint8 --profile tensorrt --calib data.npz": (2, "take int8"),
+    "model.onnx -o out.onnx --precision int8-weight --max-drop 1%": (2, "--calib DATA"),
+    "model.onnx -o out.onnx --precision int8-weight --keep nothing*": (2, "no layer"),
+    "model.onnx -o out.onnx --precision int8-weight --keep *": (3, "nothing to quantize"),
+    "model.onnx -o out.onnx --precision int8 --calib data.npz --method guess": (2, "entropy"),
+    "done.onnx -o out.onnx --precision int8-weight": (3, "quantized already"),
+}
+
+
+@pytest.mark.parametrize("line", ERRORS)
+def test_errors(line, place, monkeypatch, capsys):
+    if line.startswith("done"):
+        call(place, "model.onnx -o done.onnx --precision int8-weight --seconds 0", monkeypatch, capsys)
+    code, told = call(place, line, monkeypatch, capsys)
+    assert code == ERRORS[line][0]
+    assert ERRORS[line][1] in told.err
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounding(bits):
+    """Half a step is the most; zeros stay zeros."""
+    values = np.random.default_rng(0).standard_normal((70, 6)).astype(np.float32)
+    values[::3] = 0
+    integers, scale = blocked(values, 0, bits)
+    wide = np.repeat(scale, 32, axis=0)[:70]
+    assert np.abs(integers * wide - values).max() <= wide.max() * 0.501
+    assert (integers[::3] == 0).all()
+    assert np.abs(integers).max() == 2 ** (bits - 1) - 1
+    integers, scale = per_channel(values, 1, bits)
+    assert scale.shape == (6,)
+    assert (np.abs(integers * scale - values) <= scale * 0.501).all()
