@@ -32,6 +32,8 @@ from runtime.errors import RunError
 
 Constants = Mapping[str, tuple[int, Dims, Known | None]]
 
+LARGEST = 1_900_000_000
+"""Bytes of weights up to which a model is run as a whole: a protobuf message holds 2 GB."""
 _MEASURE_RUNS = 2
 _SMALL_FLOATS = 16
 _NAMELESS = ("?", "None", "-1")
@@ -314,8 +316,23 @@ def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inf
     return {n: np.shape(fullest[n]) for n in arrays if len({np.ndim(run[n]) for run in runs}) == 1}
 
 
+def is_large(model: ModelProto) -> bool:
+    """Say whether a model's weights are too large for one protobuf message, and so for being run as a whole here."""
+    return sum(tensors.nbytes(t) for t in model.graph.initializer) > LARGEST
+
+
 def inline_data(model: ModelProto, folder: Path) -> ModelProto:
-    """A copy of a model with its external data inside."""
+    """A copy of a model with its external data inside.
+
+    Raises:
+        ModelError: beyond the 2 GB a protobuf message can hold.
+    """
+    if is_large(model):
+        size = sum(tensors.nbytes(t) for t in model.graph.initializer)
+        raise ModelError(
+            f"this needs a run of the whole model, and its weights take {size / 1e9:.1f} GB; models up to "
+            f"{LARGEST / 1e9:.1f} GB are run."
+        )
     inside = ModelProto()
     inside.CopyFrom(model)
     for tensor in inside.graph.initializer:
@@ -331,7 +348,7 @@ def serialize_with_data(model: ModelProto, folder: Path) -> bytes:
     """Bytes of the model with its external data inside.
 
     Raises:
-        ValueError: beyond the 2 GB a protobuf message can hold.
+        ModelError: beyond the 2 GB a protobuf message can hold.
     """
     if any(tensors.is_external(t) for t in model.graph.initializer):
         model = inline_data(model, folder)

@@ -13,18 +13,20 @@ import numpy as np
 
 from exporter import tensors
 from exporter.atomic import obstacle, replacing
-from exporter.errors import GoalError, ModelError, UsageError
+from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph
 from exporter.model_file import finished, load, save
-from exporter.sparsity.check import check_pattern
+from exporter.sparsity.check import Checker
 from exporter.sparsity.choice import LeftOut, choose_weights
-from exporter.sparsity.codes import Stored, stored_values
+from exporter.sparsity.codes import stored_values
+from exporter.sparsity.judging import check, judged, unchecked
 from exporter.sparsity.layers import Weight
 from exporter.sparsity.magnitude import lamp_scores, shares, smallest, thin_runs
 from exporter.sparsity.patching import patch
 from exporter.sparsity.patterns import Pattern, Plan, parse_pattern
 from exporter.sparsity.storage import obstacle as cannot_hold
 from exporter.sparsity.storage import same_outputs, saving, store_sparse
+from exporter.sparsity.streaming import Stream
 from exporter.tensors import Array
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from runtime.images import Preprocess
 
 METHODS = ("magnitude", "wanda", "obs")
+_CHUNK = 1 << 18
+"""Elements described at a time."""
 SCOPES = ("local", "global")
 SCHEDULES = ("one-shot", "cubic")
 STORAGES = ("dense", "sparse")
@@ -166,7 +170,10 @@ def sparsify(
         raise ModelError(_nothing(graph, wanted, left))
     step("choosing weights")
     counts = _counts(graph, taken, wanted, scope)
-    values = {w.name: _by_magnitude(graph, w, wanted, counts.get(w.name, 0)) for w in taken}
+    values: Mapping[str, Array] = _stream(graph, wanted, taken, counts)
+    streams = graph.source.external and not calibrated and not permute and storage == "dense"
+    if not streams:
+        values = {w.name: _by_magnitude(graph, w, wanted, counts.get(w.name, 0)) for w in taken}
     fitted: Fitted | None = None
     notes: list[str] = []
     if calib is not None:
@@ -180,19 +187,22 @@ def sparsify(
         left += [LeftOut(w, f"stays dense for --max-drop {max_drop:g}") for w in taken if w.name in fitted.dense]
         taken = [w for w in taken if w.name not in fitted.dense]
         notes += _untold(taken, fitted)
-    step("checking")
-    if wanted.grouped:
-        notes += _check(graph, wanted, taken, values)
-    fits = fitted.fits if fitted is not None else {}
-    layers = tuple(_layer(graph, w, values[w.name], fits.get(w.name)) for w in taken)
-    zeros = [round(x.after * x.weight.size) for x in layers] + [_zeros(graph, x.weight) for x in left]
-    smaller = _saved(graph, taken, values)
-    written = Written(None, False, 0)
-    if target is not None and not dry_run:
+    where = None if dry_run else target
+    if isinstance(values, Stream):
+        layers, written = _streamed(graph, taken, values, where, step)
+        notes += unchecked({w.name for w in taken} - values.seen) if wanted.grouped else []
+        smaller = 0
+    else:
+        step("checking")
+        notes += check(graph, wanted, taken, values) if wanted.grouped else []
+        fits = fitted.fits if fitted is not None else {}
+        layers = tuple(_layer(graph, w, values[w.name], fits.get(w.name)) for w in taken)
+        smaller = _saved(graph, taken, values)
         step("writing")
-        written = _write(graph, values, [w.name for w in taken], target, storage, patching=permuted is None)
+        written = _write(graph, values, [w.name for w in taken], where, storage, patching=permuted is None)
         notes += written.notes
         smaller = 0 if written.sparse else smaller
+    zeros = [round(x.after * x.weight.size) for x in layers] + [_zeros(graph, x.weight) for x in left]
     return Sparsified(
         graph=source,
         pattern=wanted,
@@ -292,44 +302,47 @@ def _untold(taken: Sequence[Weight], fitted: Fitted) -> list[str]:
     return [f"{count} of {len(taken)} weights were chosen by magnitude: inputs tell nothing of them"] if count else []
 
 
-def _check(graph: Graph, pattern: Pattern, taken: Sequence[Weight], values: Mapping[str, Array]) -> list[str]:
-    """Look at the result with other eyes before it is written; returns what the reader should know of it."""
-    names = {w.name for w in taken}
-    seen: set[str] = set()
-    for row in check_pattern(graph.model, graph.folder, pattern, overrides=values):
-        if row.broken and row.names & names:
-            raise GoalError(
-                f"{row.node}: {row.broken} of {row.runs} runs break {pattern} although the pattern was put on "
-                f"{', '.join(sorted(row.names & names))}. Nothing was written.\nThis is a bug of secateur: please "
-                "report it, and leave the layer out with --keep."
-            )
-        seen |= row.names if row.runs else set()
-    rest = sorted(names - seen)
-    if not rest:
-        return []
-    return [f"not checked, because verify looks only at what sparse kernels are known for: {', '.join(rest)}"]
+def _stream(graph: Graph, pattern: Pattern, taken: Sequence[Weight], counts: Mapping[str, int]) -> Stream[SparseLayer]:
+    return Stream(
+        taken,
+        lambda w: _by_magnitude(graph, w, pattern, counts.get(w.name, 0)),
+        lambda w, values: _layer(graph, w, values, None),
+        Checker(graph.model, graph.folder, pattern) if pattern.grouped else None,
+        lambda rows: judged(rows, {w.name for w in taken}, pattern),
+    )
+
+
+def _streamed(
+    graph: Graph, taken: Sequence[Weight], values: Stream[SparseLayer], target: Path | None, step: Progress
+) -> tuple[tuple[SparseLayer, ...], Written]:
+    """Write a model whose weights lie outside, one weight at a time; without ``target``, only look."""
+    size = None if target is None else save(graph, target, values=values, progress=step)
+    for number, weight in enumerate(taken, 1):
+        if weight.name not in values.rows:  # no file asked for it
+            step(f"checking, weight {number} of {len(taken)}")
+            values[weight.name]
+    return tuple(values.rows[w.name] for w in taken), Written(size, False, 0)
 
 
 def _zeros(graph: Graph, weight: Weight) -> int:
     stored = stored_values(graph, weight)
-    return stored.values.size - _nonzero(stored, stored.values)
-
-
-def _nonzero(stored: Stored, values: Array) -> int:
-    return int(np.count_nonzero(values if stored.plain else values != stored.zero.astype(values.dtype)))
+    return int(stored.values.size - stored.nonzero(stored.values))
 
 
 def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> SparseLayer:
     stored = stored_values(graph, weight)
-    flat = values.reshape(-1)
-    sizes = stored.magnitudes()
-    same = flat.view(f"u{flat.dtype.itemsize}") == stored.values.view(f"u{flat.dtype.itemsize}")
-    stays = same if fit is None or fit.damping is None else flat != 0
-    total = float(sizes.sum(dtype=np.float64))
-    kept = float(sizes.dot(stays)) / total if total > 0 and np.isfinite(total) else 1.0
-    return SparseLayer(
-        weight, 1 - _nonzero(stored, stored.values) / weight.size, 1 - _nonzero(stored, flat) / weight.size, kept, fit
-    )
+    flat, bits = values.reshape(-1), f"u{values.dtype.itemsize}"
+    total = left = 0.0
+    for start in range(0, flat.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        sizes = stored.magnitudes(part)
+        refitted = fit is not None and fit.damping is not None
+        stays = flat[part] != 0 if refitted else flat[part].view(bits) == stored.values[part].view(bits)
+        total += float(sizes.sum(dtype=np.float64))
+        left += float((sizes * stays).sum(dtype=np.float64))
+    kept = left / total if total > 0 and np.isfinite(total) else 1.0
+    before, after = (1 - stored.nonzero(v) / weight.size for v in (stored.values, flat))
+    return SparseLayer(weight, before, after, kept, fit)
 
 
 def _saved(graph: Graph, taken: Sequence[Weight], values: Mapping[str, Array]) -> int:
@@ -338,9 +351,17 @@ def _saved(graph: Graph, taken: Sequence[Weight], values: Mapping[str, Array]) -
 
 
 def _write(
-    graph: Graph, values: Mapping[str, Array], names: Sequence[str], target: Path, storage: str, *, patching: bool
+    graph: Graph,
+    values: Mapping[str, Array],
+    names: Sequence[str],
+    target: Path | None,
+    storage: str,
+    *,
+    patching: bool,
 ) -> Written:
-    """Write new values; the graph is not to be used any more."""
+    """Write new values, if that is wanted; the graph is not to be used any more."""
+    if target is None:
+        return Written(None, False, 0)
     try:
         if storage == "dense" and patching:
             size = patch(graph, values, target)
