@@ -26,7 +26,7 @@ from exporter.subgraphs import flatten_scopes
 from exporter.symbols import named
 from exporter.unshare import part_uses
 from exporter.values import LIMIT, Known
-from runtime import feeds
+from runtime import bounds, feeds
 from runtime.backends import SessionOptions, TensorSpec, open_session
 from runtime.errors import RunError
 
@@ -35,6 +35,8 @@ Constants = Mapping[str, tuple[int, Dims, Known | None]]
 LARGEST = 1_900_000_000
 """Bytes of weights up to which a model is run as a whole: a protobuf message holds 2 GB."""
 _MEASURE_RUNS = 2
+_MEASURE_SECONDS = 60.0
+_MEASURE_BYTES = 8 << 30
 _SMALL_FLOATS = 16
 _NAMELESS = ("?", "None", "-1")
 """Symbols some exporters give to every unnamed axis; equal ones need not be equal in size."""
@@ -304,12 +306,15 @@ def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inf
     probe.CopyFrom(model)
     add_outputs(probe, unknown)
     try:
-        session = open_session(serialize_with_data(probe, folder), options=SessionOptions(optimize=False))
-        allowed = feeds.constraints(model.graph)
-        runs = [
-            session.run(feeds.seeded(session.inputs, binding.shapes, seed, allowed)) for seed in range(_MEASURE_RUNS)
-        ]
-    except (RunError, ModelError, ValueError):
+        with bounds.memory(_MEASURE_BYTES):  # nobody vouches for the model
+            options = SessionOptions(threads=1, optimize=False, seconds=_MEASURE_SECONDS)
+            session = open_session(serialize_with_data(probe, folder), options=options)
+            allowed = feeds.constraints(model.graph)
+            runs = [
+                session.run(feeds.seeded(session.inputs, binding.shapes, seed, allowed))
+                for seed in range(_MEASURE_RUNS)
+            ]
+    except (RunError, ModelError, ValueError, MemoryError):
         return {}
     arrays = [n for n in unknown if all(isinstance(run[n], (np.ndarray, np.generic)) for run in runs)]
     fullest = min(runs, key=lambda run: sum(0 in np.shape(run[n]) for n in arrays))

@@ -222,7 +222,7 @@ class _Walk:
         return results
 
     def _handed(self, name: str, values: Array) -> bool:
-        """Whether the pruned model gets a tensor from the masked original. Whole numbers may be sizes: it has its own."""
+        """Whether a tensor is the masked original's. The pruned model makes whole numbers itself: they may be sizes."""
         return is_float(values) or name not in self.small.producer
 
     def noise(self, made: Sequence[Mapping[str, Array]]) -> list[dict[str, float]]:
