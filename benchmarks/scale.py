@@ -1,6 +1,6 @@
 """How the cost of the analysis grows: processor time of load, find_groups, score and plan against nodes and parameters.
 
-    python benchmarks/scale.py                     # layers 2 ... 200 and widths 256 ... 8192, fitted exponents, a plot
+    python benchmarks/scale.py                     # layers 2 ... 200 and widths 256 ... 8192, fitted exponents
     python benchmarks/scale.py --nodes 50000       # one graph of so many nodes
 
 A layer is a residual block of 10 nodes: a normalisation, two linear layers with biases and activations, heads apart and
@@ -105,7 +105,7 @@ def exponent(rows: list[dict[str, float]], size: str, cost: str) -> float:
 
 
 def main() -> None:
-    """Measure, fit, draw."""
+    """Measure, fit, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, help="measure one graph of about so many nodes")
     parser.add_argument("--width", type=int, default=64, help="of its layers, and of the stacks of many layers")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter.errors import ModelError, UsageError
@@ -270,7 +271,7 @@ def _row(node: NodeProto, scope: _Scope, pattern: Pattern, weights: set[str] | N
     if why or summed is None:
         return Checked(label, names, weight.shape, 0, 0, share, why)
     runs = _count(summed)
-    return Checked(label, names, weight.shape, runs.size, int(np.count_nonzero(runs > pattern.keep)), share)
+    return Checked(label, names, weight.shape, runs.size, int((runs > pattern.keep).sum()), share)
 
 
 def _summed(node: NodeProto, nonzero: Array, pattern: Pattern) -> tuple[Array | None, str]:
@@ -291,7 +292,7 @@ def _summed(node: NodeProto, nonzero: Array, pattern: Pattern) -> tuple[Array | 
     return np.ascontiguousarray(nonzero).reshape(-1, pattern.of, after), ""
 
 
-def _count(runs: Array) -> Array:
+def _count(runs: Array) -> NDArray[np.uint8]:
     """Number of true elements along the middle one of three axes."""
     packed = np.dtype(f"u{runs.shape[1]}") if runs.shape[1] in (2, 4, 8) and runs.shape[2] == 1 else None
     if packed is not None and hasattr(np, "bitwise_count"):

@@ -49,8 +49,9 @@ class Stored:
         if not self.plain or "float" not in values.dtype.name or values.itemsize not in (2, 4):
             return self.magnitudes(part)
         kind = np.dtype(f"i{values.itemsize}")
-        bits = values.view(kind) & np.iinfo(kind).max
-        return np.minimum(bits, np.array(np.inf, values.dtype).view(kind), out=bits)
+        bits: NDArray[np.signedinteger] = values.view(kind) & np.iinfo(kind).max
+        np.minimum(bits, np.array(np.inf, values.dtype).view(kind), out=bits)
+        return bits
 
     def nonzero(self, values: Array) -> int:
         """How many of some elements do not stand for zero; they are of this type, and as many as these."""

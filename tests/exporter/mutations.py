@@ -1,4 +1,4 @@
-"""Broken models: bytes of a file changed at random, and graphs changed in ways that a writer of ONNX files may get wrong."""
+"""Broken models: bytes of a file changed at random, and graphs changed as a writer of files may get them wrong."""
 
 from __future__ import annotations
 
