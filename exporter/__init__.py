@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from exporter.model_file import load, save
     from exporter.plan import Plan
     from exporter.planner import make_plan
+    from exporter.proof import Proof
     from exporter.pruner import Result, prune
     from exporter.rewriter import rewrite
     from exporter.sequence import compose
     from exporter.sparsity.sparsifier import sparsify
-    from exporter.verifier import Proof, verify
+    from exporter.verifier import verify
 
 _HOME = {
     "GoalError": "errors",
@@ -49,7 +50,7 @@ _HOME = {
     "rewrite": "rewriter",
     "compose": "sequence",
     "sparsify": "sparsity.sparsifier",
-    "Proof": "verifier",
+    "Proof": "proof",
     "verify": "verifier",
 }
 

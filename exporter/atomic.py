@@ -3,25 +3,62 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+_MOMENT = 5.0
+"""Seconds."""
 
 
 @contextlib.contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """Yield a temporary file in the folder of ``target``; it is removed at the end unless it was renamed."""
+    """Yield a temporary file in the folder of ``target``; it is removed at the end unless it was renamed.
+
+    It is locked meanwhile, which tells it from those that a killed process left behind; these are removed.
+    """
+    _sweep(target)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
     temporary = Path(name)
     try:
+        _lock(handle)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         yield temporary
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove temporary files for ``target`` that nobody holds and that are older than a moment."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime < _MOMENT:
+                continue  # it may have been made just now, and not be locked yet
+            handle = os.open(left, os.O_RDWR)
+            try:
+                if _lock(handle):
+                    left.unlink()
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file until it is closed, or the process ends; False where another has it, or nobody can."""
+    try:
+        import fcntl
+    except ImportError:
+        return False  # Windows: nothing is swept there
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from exporter.groups import Groups, find_groups
 from exporter.interface import patterns_for
 from exporter.normalise import input_specs
 from exporter.plan import Plan
+from exporter.proof import Proof
 from exporter.rewriter import rewrite
-from exporter.verifier import Proof, verify
+from exporter.verifier import verify
 from runtime import feeds
 
 if TYPE_CHECKING:

@@ -196,7 +196,7 @@ def _widths(
     assert request.scope is not None
     scope, prediction = request.scope, None
     if calibration is None:
-        scores = score_groups(groups, request.score, consumers=request.consumers, seed=request.seed)
+        scores = score_groups(groups, request.score, consumers=request.consumers, seed=request.seed, progress=step)
     else:
         check(scope, request.align, request.min_width)  # before the work
         numbers = eligible(CostModel(groups), budget_of(**budget), request.kinds, keep, only, request.align)

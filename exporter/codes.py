@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from exporter.graph import Graph, Node
 from exporter.tensors import Array
@@ -81,6 +82,14 @@ def numbers_of(graph: Graph, name: str) -> Numbers | None:
         except (ValueError, TypeError, LookupError, ArithmeticError):  # sizes that do not fit: the codes as they are
             break
     return values.astype(np.float64)
+
+
+def is_plain(graph: Graph, name: str) -> bool:
+    """Say whether a constant holds floating-point numbers that no user takes for codes, scales or zero points."""
+    kind = graph.constants[name].data_type
+    return kind in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16) and not any(
+        node.op in _HOLDERS for node, _ in graph.users.get(name, ())
+    )
 
 
 def _constant(graph: Graph, node: Node, i: int | None) -> Array | None:

@@ -101,8 +101,7 @@ class CostModel:
         number = self._axis_number[id(ids)] = len(self._arrays)
         self._arrays.append(ids)
         group, _ = self.groups.units(ids)
-        rows, counts = np.unique(-np.sort(-group, axis=1), axis=0, return_counts=True)
-        for row, count in zip(rows, counts, strict=True):
+        for row, count in zip(*_distinct(-np.sort(-group, axis=1)), strict=True):
             self._counts.append(int(count))
             self._members.append(tuple(int(g) for g in row if g >= 0))
             self._owners.append(number)
@@ -128,6 +127,21 @@ class CostModel:
             terms.append((factor, live))
         terms.extend((math.prod(graph.constants[name].dims), []) for name in graph.trained - seen)
         return terms
+
+
+def _distinct(rows: Ids) -> tuple[Ids, Ids]:
+    """Distinct rows of a table, shape (distinct, columns), and how often each is there; most tables have one."""
+    if not rows.size or (rows == rows[0]).all():
+        return rows[:1], np.array([len(rows)] if len(rows) else [], np.int64)
+    base = int(rows.max()) + 2
+    if rows.shape[1] == 1 or base ** rows.shape[1] < 1 << 62:
+        codes = rows[:, 0].copy()
+        for column in rows.T[1:]:
+            codes = codes * base + column + 1
+        _, first, counts = np.unique(codes, return_index=True, return_counts=True)
+        return rows[first], counts
+    found, counts = np.unique(rows, axis=0, return_counts=True)
+    return found, counts
 
 
 class Terms:

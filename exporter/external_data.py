@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
 
-from exporter import tensors
+from exporter import parts, tensors
 from exporter.atomic import beside, put_in_place
+from exporter.errors import ModelError
+from exporter.streams import HashedStream
+from exporter.tensors import Array
 
 _SMALLEST_OUTSIDE = 1024
 _ALIGNMENT = 64
@@ -38,35 +43,57 @@ def files(model: ModelProto, folder: Path) -> set[Path]:
     return {tensors.external_file(t, folder)[0] for t in all_tensors(model.graph) if tensors.is_external(t)}
 
 
-def write(model: ModelProto, folder: Path, target: Path) -> Path:
+def check_keys(model: ModelProto) -> None:
+    """Refuse entries that only this program makes, and only in memory.
+
+    Raises:
+        ModelError: a tensor has one.
+    """
+    for tensor in all_tensors(model.graph):
+        for entry in tensor.external_data:
+            if entry.key.startswith(parts.PREFIX):
+                raise ModelError(
+                    f"initializer '{tensor.name}' has an entry '{entry.key}' in its external data, which no file has "
+                    "and no other program knows. Export the model again."
+                )
+
+
+def write(
+    model: ModelProto,
+    folder: Path,
+    target: Path,
+    values: Mapping[str, Array] | None = None,
+    step: Callable[[str], None] = lambda _: None,
+) -> Path:
     """Move the large initializers of a model into one data file beside ``target``; the model is changed in place.
 
-    The file is named after its content, so that a new model never meets old data.
+    The file is named after its content, so that a new model never meets old data. Only one tensor is in memory at a
+    time.
 
     Args:
         model: points at the file afterwards.
         folder: where its present external data lies.
         target: the model file to be written.
+        values: new values of constants, of the old shape and type; each is asked for once, when its turn comes.
+        step: called with a line now and then.
 
     Returns:
         The data file.
     """
-    digest = hashlib.sha256()
+    given: Mapping[str, Array] = {} if values is None else values
+    moved = [t for t in model.graph.initializer if _goes_outside(t)]
+    total = sum(tensors.nbytes(t) for t in moved)
     with beside(target) as temporary:
-        offset = 0
-        with temporary.open("wb") as stream:
-            for tensor in model.graph.initializer:
-                small = tensors.nbytes(tensor) < _SMALLEST_OUTSIDE and not tensors.is_external(tensor)
-                if small or tensor.data_type == TensorProto.STRING:
-                    continue
-                data = onnx.numpy_helper.from_array(tensors.read(tensor, folder)).raw_data
-                padding = -offset % _ALIGNMENT
-                stream.write(bytes(padding))
-                stream.write(data)
-                digest.update(data)
-                _point_at(tensor, offset + padding, len(data))
-                offset += padding + len(data)
-        name = f"{target.stem}-{digest.hexdigest()[:12]}.data"
+        with temporary.open("wb", buffering=0) as file, HashedStream(file) as stream:
+            for tensor in moved:
+                stream.pad(-stream.written % _ALIGNMENT)
+                start = stream.written
+                array = given[tensor.name] if tensor.name in given else tensors.read(tensor, folder)
+                stream.write(_payload(array, tensor.data_type))
+                del array
+                _point_at(tensor, start, stream.written - start)
+                step(f"writing the weights, {stream.written / 1e9:.1f} of {total / 1e9:.1f} GB")
+        name = f"{target.stem}-{stream.hexdigest()[:12]}.data"
         for tensor in model.graph.initializer:
             for entry in tensor.external_data:
                 if entry.key == "location":
@@ -74,6 +101,18 @@ def write(model: ModelProto, folder: Path, target: Path) -> Path:
         final = target.parent / name
         put_in_place(temporary, final)
     return final
+
+
+def _goes_outside(tensor: TensorProto) -> bool:
+    small = tensors.nbytes(tensor) < _SMALLEST_OUTSIDE and not tensors.is_external(tensor)
+    return not small and tensor.data_type != TensorProto.STRING
+
+
+def _payload(array: Array, data_type: int) -> NDArray[np.uint8]:
+    """The bytes of a tensor as they lie in a file, in one row."""
+    if tensors.dtype_bits(data_type) < 8 or sys.byteorder != "little":  # several in a byte
+        return np.frombuffer(onnx.numpy_helper.from_array(array).raw_data, np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _point_at(tensor: TensorProto, offset: int, length: int) -> None:

@@ -23,6 +23,7 @@ from runtime.feeds import Binding
 _CACHED_BYTES = 1 << 16
 _LARGEST_MASK = 1 << 26
 _HIDES = -1000.0
+_MULTIPLIES = ("Conv", "Gemm", "MatMul")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 RETURNED = -1
 """Stands for an input index where a node hands on what its subgraph returns."""
@@ -203,6 +204,8 @@ class Graph:
         tensor = self.constants[name]
         if tensor.data_type not in _FLOATS or not 2 <= math.prod(tensor.dims) <= _LARGEST_MASK:
             return False
+        if any(node.op in _MULTIPLIES and i > 0 for node, i in self.users[name]):
+            return False  # a weight; reading all of them would take as long as reading the file
         values = self.array(name)
         lowest = values.min()
         if lowest > _HIDES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -177,10 +178,13 @@ def _could_be_emptied(groups: Groups) -> list[Ids]:
 def _holds_a_grid(group: Ids, unit: Ids, groups: list[Group]) -> bool:
     order = np.argsort(-group, axis=1, kind="stable")
     group, unit = np.take_along_axis(group, order, 1), np.take_along_axis(unit, order, 1)
-    for row in np.unique(group, axis=0):
+    same = bool((group == group[0]).all())
+    for row in group[:1] if same else np.unique(group, axis=0):
         members = [int(g) for g in row if g >= 0]
-        here = np.unique(unit[(group == row).all(1)], axis=0)
-        if len(here) == int(np.prod([groups[g].width for g in members])):
+        widths = [groups[g].width for g in members]
+        here = unit if same else unit[(group == row).all(1)]
+        code = np.ravel_multi_index(tuple(here[:, : len(members)].T), widths) if members else np.zeros(1, np.int64)
+        if np.unique(code).size == math.prod(widths):
             return True
     return False
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.codes import numbers_of
+from exporter.codes import is_plain, numbers_of
 from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.groups import Group, Groups
+from exporter.halves import magnitudes
 from exporter.registry import enter
 from exporter.score_names import CALIBRATED, LEARNED
 from exporter.spans import Span
+from exporter.tensors import Array
 from runtime.feeds import Feeds
 
 Scores = dict[str, NDArray[np.float64]]
 
 _ROWS_AT_ONCE = 512
+_LARGE = 1 << 23
+"""Elements from which a weight is summed some rows at a time."""
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,12 @@ class ScoreOptions:
     Attributes:
         consumers: add the weights that read a unit to those that produce it.
         seed: for ``random``.
+        step: called with a line now and then.
     """
 
     consumers: bool = False
     seed: int = 0
+    step: Callable[[str], None] = lambda _: None
 
 
 class Comparable(dict[str, NDArray[np.float64]]):
@@ -50,7 +59,14 @@ def scorer(name: str) -> Callable[[Scorer], Scorer]:
     return enter(SCORERS, "scores", name)
 
 
-def score(groups: Groups, by: str = "l2", *, consumers: bool = False, seed: int = 0) -> Scores:
+def score(
+    groups: Groups,
+    by: str = "l2",
+    *,
+    consumers: bool = False,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Scores:
     """Score every unit of every group.
 
     Args:
@@ -59,6 +75,7 @@ def score(groups: Groups, by: str = "l2", *, consumers: bool = False, seed: int 
             ConvNets", ICLR 2017), ``fpgm``, ``lamp`` or ``random``.
         consumers: count the weights that read a unit too, not only those that produce it.
         seed: for ``random``.
+        progress: called with a line now and then.
 
     Returns:
         For each group name an array of shape (width,); higher means keep.
@@ -76,7 +93,7 @@ def score(groups: Groups, by: str = "l2", *, consumers: bool = False, seed: int 
                 f"the score '{by}' needs inputs: give them with --calib DATA, and labels with --labels KEY, if any."
             )
         raise UsageError(f"there is no score '{by}'. Choose from: {', '.join((*SCORERS, *CALIBRATED, *LEARNED))}.")
-    return SCORERS[by](groups, ScoreOptions(consumers, seed))
+    return SCORERS[by](groups, ScoreOptions(consumers, seed, progress or (lambda _: None)))
 
 
 def normalised(scores: Mapping[str, NDArray[np.float64]]) -> Scores:
@@ -173,14 +190,13 @@ def _magnitude(
     for group in groups:
         for span in _owned(groups.graph, group.parameters):
             by_tensor.setdefault(span.tensor, {}).setdefault(span.axis, []).append((group.name, span))
-    for tensor, axes in by_tensor.items():
-        values = numbers_of(groups.graph, tensor)
-        if values is None:
+    for count, (tensor, axes) in enumerate(by_tensor.items(), 1):
+        options.step(f"scoring, tensor {count} of {len(by_tensor)}")
+        sums = _sums(groups.graph, tensor, power, tuple(axes))
+        if sums is None:
             continue
-        magnitude = power(values)
         for axis, spans in axes.items():
-            others = tuple(k for k in range(magnitude.ndim) if k != axis)
-            along = magnitude.sum(axis=others)
+            along = sums[axis]
             for name, span in spans:
                 here = span.units >= 0
                 np.add.at((consumed if span.contracted else produced)[name], span.units[here], along[here])
@@ -188,6 +204,38 @@ def _magnitude(
         return {name: produced[name] + consumed[name] for name in produced}
     # a unit that no constant produces is judged by what reads it
     return {name: values if values.any() else consumed[name] for name, values in produced.items()}
+
+
+def _sums(
+    graph: Graph, tensor: str, power: Callable[[NDArray[np.float64]], NDArray[np.float64]], axes: tuple[int, ...]
+) -> dict[int, NDArray[np.float64]] | None:
+    """Sum of ``power(w)`` over all axes but one, for each of some axes; None for what is neither number nor code."""
+    if is_plain(graph, tensor) and math.prod(graph.constants[tensor].dims) > _LARGE:
+        return _sums_by_rows(graph.array(tensor), power, axes)
+    values = numbers_of(graph, tensor)
+    if values is None:
+        return None
+    magnitude = power(values)
+    return {axis: magnitude.sum(axis=tuple(k for k in range(magnitude.ndim) if k != axis)) for axis in axes}
+
+
+def _sums_by_rows(
+    values: Array, power: Callable[[NDArray[np.float64]], NDArray[np.float64]], axes: tuple[int, ...]
+) -> dict[int, NDArray[np.float64]]:
+    """The same, some rows at a time, float16 in 32 bits; ``power`` is one of a magnitude."""
+    sums = {axis: np.zeros(values.shape[axis]) for axis in axes}
+    rows = max(_BLOCK * values.shape[0] // values.size, 1)
+    for start in range(0, values.shape[0], rows):
+        part: Any = values[start : start + rows]
+        wide = magnitudes(part) if part.dtype == np.float16 else part.astype(np.float64)
+        part = power(wide)  # type: ignore[arg-type]
+        for axis in axes:
+            along = part.sum(axis=tuple(k for k in range(part.ndim) if k != axis))
+            if axis == 0:
+                sums[0][start : start + rows] = along
+            else:
+                sums[axis] += along
+    return sums
 
 
 def _parameters(groups: Groups, group: Group, options: ScoreOptions) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import google.protobuf.message
@@ -16,6 +16,7 @@ from exporter.atomic import replacing
 from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph, Source, opsets_of
 from exporter.normalise import normalise, sort_nodes
+from exporter.tensors import Array
 
 OLDEST_OPSET = 7
 OLDEST_IR = 3
@@ -48,6 +49,7 @@ def load(
     digest = hashlib.sha256(data)
     size = len(data)
     del data
+    external_data.check_keys(model)
     outside = external_data.files(model, file.parent)
     size += sum(f.stat().st_size for f in outside)
     source = Source(file, size, digest.hexdigest(), file, external=bool(outside))
@@ -100,7 +102,13 @@ def _parse(data: bytes, file: Path | None) -> ModelProto:
     return model
 
 
-def save(graph: Graph, path: str | os.PathLike[str]) -> int:
+def save(
+    graph: Graph,
+    path: str | os.PathLike[str],
+    *,
+    values: Mapping[str, Array] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> int:
     """Write a graph atomically: under a temporary name beside ``path``, checked, flushed, then renamed.
 
     Metadata, documentation strings, operator-set domains, function definitions and names are kept. External data is
@@ -110,6 +118,9 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> int:
     Args:
         graph: as ``rewrite`` or ``load`` returned it.
         path: the file to write or replace.
+        values: new values of constants of a model with external data, of the old shape and type. Each is asked for
+            once, so they may be made when they are.
+        progress: called with a line now and then.
 
     Returns:
         Bytes written, external data included.
@@ -121,7 +132,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> int:
     target = Path(path)
     model = finished(graph)
     weights = sum(tensors.nbytes(t) for t in model.graph.initializer)
-    external = weights > EXTERNAL_BYTES or graph.source.external
+    external = weights > EXTERNAL_BYTES or graph.source.external or values is not None
     try:
         before = external_data.written_for(target)
         data_file: Path | None = None
@@ -129,7 +140,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> int:
             with replacing(target) as temporary:
                 if external:
                     model = _copy(model)
-                    data_file = external_data.write(model, graph.folder, target)
+                    data_file = external_data.write(model, graph.folder, target, values, progress or (lambda _: None))
                 written = temporary.write_bytes(model.SerializeToString(deterministic=True))
                 _check(temporary, target, graph.source)
         except BaseException:

@@ -26,13 +26,17 @@ from exporter.subgraphs import flatten_scopes
 from exporter.symbols import named
 from exporter.unshare import part_uses
 from exporter.values import LIMIT, Known
-from runtime import feeds
+from runtime import bounds, feeds
 from runtime.backends import SessionOptions, TensorSpec, open_session
 from runtime.errors import RunError
 
 Constants = Mapping[str, tuple[int, Dims, Known | None]]
 
+LARGEST = 1_900_000_000
+"""Bytes of weights up to which a model is run as a whole: a protobuf message holds 2 GB."""
 _MEASURE_RUNS = 2
+_MEASURE_SECONDS = 60.0
+_MEASURE_BYTES = 8 << 30
 _SMALL_FLOATS = 16
 _NAMELESS = ("?", "None", "-1")
 """Symbols some exporters give to every unnamed axis; equal ones need not be equal in size."""
@@ -302,20 +306,38 @@ def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inf
     probe.CopyFrom(model)
     add_outputs(probe, unknown)
     try:
-        session = open_session(serialize_with_data(probe, folder), options=SessionOptions(optimize=False))
-        allowed = feeds.constraints(model.graph)
-        runs = [
-            session.run(feeds.seeded(session.inputs, binding.shapes, seed, allowed)) for seed in range(_MEASURE_RUNS)
-        ]
-    except (RunError, ModelError, ValueError):
+        with bounds.memory(_MEASURE_BYTES):  # nobody vouches for the model
+            options = SessionOptions(threads=1, optimize=False, seconds=_MEASURE_SECONDS)
+            session = open_session(serialize_with_data(probe, folder), options=options)
+            allowed = feeds.constraints(model.graph)
+            runs = [
+                session.run(feeds.seeded(session.inputs, binding.shapes, seed, allowed))
+                for seed in range(_MEASURE_RUNS)
+            ]
+    except (RunError, ModelError, ValueError, MemoryError):
         return {}
     arrays = [n for n in unknown if all(isinstance(run[n], (np.ndarray, np.generic)) for run in runs)]
     fullest = min(runs, key=lambda run: sum(0 in np.shape(run[n]) for n in arrays))
     return {n: np.shape(fullest[n]) for n in arrays if len({np.ndim(run[n]) for run in runs}) == 1}
 
 
+def is_large(model: ModelProto) -> bool:
+    """Say whether a model's weights are too large for one protobuf message, and so for being run as a whole here."""
+    return sum(tensors.nbytes(t) for t in model.graph.initializer) > LARGEST
+
+
 def inline_data(model: ModelProto, folder: Path) -> ModelProto:
-    """A copy of a model with its external data inside."""
+    """A copy of a model with its external data inside.
+
+    Raises:
+        ModelError: beyond the 2 GB a protobuf message can hold.
+    """
+    if is_large(model):
+        size = sum(tensors.nbytes(t) for t in model.graph.initializer)
+        raise ModelError(
+            f"this needs a run of the whole model, and its weights take {size / 1e9:.1f} GB; models up to "
+            f"{LARGEST / 1e9:.1f} GB are run."
+        )
     inside = ModelProto()
     inside.CopyFrom(model)
     for tensor in inside.graph.initializer:
@@ -331,7 +353,7 @@ def serialize_with_data(model: ModelProto, folder: Path) -> bytes:
     """Bytes of the model with its external data inside.
 
     Raises:
-        ValueError: beyond the 2 GB a protobuf message can hold.
+        ModelError: beyond the 2 GB a protobuf message can hold.
     """
     if any(tensors.is_external(t) for t in model.graph.initializer):
         model = inline_data(model, folder)

@@ -21,9 +21,10 @@ from exporter.groups import Groups, find_groups
 from exporter.model_file import load, save
 from exporter.plan import Plan
 from exporter.planner import budget_of
+from exporter.proof import Proof
 from exporter.rounds import Round, in_rounds
 from exporter.search import Search, parse_limit, smallest
-from exporter.verifier import CannotRun, Proof
+from exporter.verifier import CannotRun
 from runtime import feeds
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _result(
     written = None
     if output is not None:
         means.step("writing the result")
-        written = save(outcome.pruned, output)
+        written = save(outcome.pruned, output, progress=means.step)
     after = replace(totals(outcome.pruned, find_groups(outcome.pruned)), file_bytes=written)
     proof = outcome.proof
     warnings = (

@@ -14,10 +14,10 @@ from exporter.groups import Frozen, Group, Groups
 from exporter.hints import hint_for
 from exporter.interface import shrunk
 from exporter.plan import PlannedGroup
+from exporter.proof import Proof
 from exporter.pruner import Result, Totals
 from exporter.report_calibration import calibrated_text
 from exporter.tables import milliseconds, quantity, short, table
-from exporter.verifier import Proof
 from runtime.evaluation import Evaluation
 from runtime.latency import Latency
 from runtime.robust import Ratio
@@ -223,6 +223,7 @@ def proof_text(proof: Proof) -> str:
     return (
         f"proved equal to the masked original, relative error {proof.error:.1e} (accepted: {proof.tolerance:g}), "
         f"{proof.runs} input sets, {proof.inner} inner tensors"
+        + (f", piece by piece ({proof.pieces} pieces)" if proof.pieces > 1 else "")
     )
 
 

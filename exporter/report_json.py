@@ -14,11 +14,11 @@ from exporter.groups import Frozen, Group, Groups
 from exporter.hints import hint_for
 from exporter.interface import shrunk
 from exporter.latency_json import latency_json, ratio_json
+from exporter.proof import Proof
 from exporter.pruner import Result, Totals
 from exporter.report import dropped_blocks, prunable_parameters
 from exporter.rounds import Round
 from exporter.search import Search
-from exporter.verifier import Proof
 from runtime.evaluation import Evaluation
 from runtime.latency import Latency
 from runtime.robust import Ratio
@@ -102,6 +102,7 @@ def proof_json(proof: Proof) -> dict[str, Any]:
         "tolerance": proof.tolerance,
         "change": proof.change,
         "inner": proof.inner,
+        "pieces": proof.pieces,
         "runs": proof.runs,
         "shapes": [{k: list(v) for k, v in shapes.items()} for shapes in proof.shapes],
         "warnings": list(proof.warnings),

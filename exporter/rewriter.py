@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
-from exporter import tensors
+from exporter import parts, tensors
 from exporter.fits import check_fits
 from exporter.fold import FreshName
 from exporter.graph import Graph, opsets_of
@@ -21,6 +21,8 @@ from exporter.protos import all_nodes, constant_of, graphs_of, key_of, reads, se
 from exporter.removal import forget_unmade, renewed_calls, take_out
 
 _SLICE_INPUTS_OPSET = 10
+_STAYS_OUTSIDE = 1 << 20
+"""Bytes of an external constant from which what is cut from it is described, not made."""
 IDS_KEY = "secateur.ids"
 """Metadata of a pruned model that says which ids its inputs' ids stand for, followed by the input's name."""
 
@@ -105,7 +107,10 @@ def _take_constant(
         tensor.data_type = old.data_type
         tensor.doc_string = old.doc_string
         tensor.metadata_props.extend(old.metadata_props)
-        tensors.assign(tensor, _taken(graph, origin, take))
+        if take.values is None and tensors.is_external(old) and tensors.nbytes(old) >= _STAYS_OUTSIDE:
+            parts.describe(tensor, old, {axis: kept.keep for axis, kept in take.axes.items()})
+        else:
+            tensors.assign(tensor, _taken(graph, origin, take))
     tensor.name = name
 
 
@@ -113,10 +118,7 @@ def _taken(graph: Graph, name: str, take: ConstantTake) -> tensors.Array:
     values = graph.array(name)
     if take.values is not None:
         return np.array(take.values).astype(values.dtype).reshape(values.shape)
-    # the axis that loses most first: the others then copy less
-    for axis, kept in sorted(take.axes.items(), key=lambda item: len(item[1].keep) / item[1].size):
-        values = np.take(values, kept.keep, axis=axis)
-    return values
+    return parts.take(values, {axis: kept.keep for axis, kept in take.axes.items()})
 
 
 def _edit_sizes(model: ModelProto, nodes: Mapping[str, NodeProto], edits: tuple[SizeEdit, ...]) -> None:

@@ -16,9 +16,9 @@ from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.groups import find_groups
 from exporter.plan import Plan
+from exporter.proof import Proof
 from exporter.rewriter import rewrite
 from exporter.sequence import compose
-from exporter.verifier import Proof
 
 
 @dataclass(frozen=True)

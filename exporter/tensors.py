@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from exporter.errors import ModelError
+from exporter.parts import part_of
 
 Array = NDArray[np.generic]
 
@@ -70,25 +71,32 @@ def read(tensor: TensorProto, folder: Path) -> Array:
     try:
         if not is_external(tensor):
             return numpy_helper.to_array(tensor)
-        path, offset, length = external_file(tensor, folder)
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        count = math.prod(tensor.dims)
-        if tensor.data_type in _PACKED:
-            length = length if length is not None else (count * dtype_bits(tensor.data_type) + 7) // 8
-            inline = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            inline.raw_data = np.memmap(path, np.uint8, "r", offset, (length,)).tobytes()
-            return numpy_helper.to_array(inline)
-        if length is not None and length != count * dtype.itemsize:
-            raise ValueError(f"{length} bytes for {count} elements of {dtype}")
-        if count == 0:
-            return np.zeros(tuple(tensor.dims), dtype)
-        mapped = np.memmap(path, np.uint8, "r", offset, (count * dtype.itemsize,))
-        return mapped.view(dtype).reshape(tuple(tensor.dims))
+        part = part_of(tensor)
+        whole = _mapped(tensor, folder, part.dims if part is not None else tuple(tensor.dims))
+        return part.of(whole) if part is not None else whole
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"initializer '{tensor.name}' {list(tensor.dims)} cannot be read: {error}.\n"
             "The file is damaged; export or copy it again."
         ) from error
+
+
+def _mapped(tensor: TensorProto, folder: Path, dims: tuple[int, ...]) -> Array:
+    """What lies in the data file, in that shape."""
+    path, offset, length = external_file(tensor, folder)
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    count = math.prod(dims)
+    if tensor.data_type in _PACKED:
+        length = length if length is not None else (count * dtype_bits(tensor.data_type) + 7) // 8
+        inline = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=dims)
+        inline.raw_data = np.memmap(path, np.uint8, "r", offset, (length,)).tobytes()
+        return numpy_helper.to_array(inline)
+    if length is not None and length != count * dtype.itemsize:
+        raise ValueError(f"{length} bytes for {count} elements of {dtype}")
+    if count == 0:
+        return np.zeros(dims, dtype)
+    mapped = np.memmap(path, np.uint8, "r", offset, (count * dtype.itemsize,))
+    return mapped.view(dtype).reshape(dims)
 
 
 def dtype_bits(data_type: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -15,9 +14,11 @@ from exporter.fits import check_fits
 from exporter.graph import Graph
 from exporter.interface import shrunk
 from exporter.masked import masked_original
-from exporter.normalise import inline_data
+from exporter.normalise import inline_data, is_large
 from exporter.optimised import Optimised
+from exporter.piecewise import PIECE_BYTES, prove_pieces, seeded_sets
 from exporter.plan import Plan
+from exporter.proof import Proof
 from exporter.protos import all_nodes
 from exporter.rounding import code_error, code_tensors, given, hand_over, is_quantized
 from exporter.sessions import cannot_run, open_given, open_own, run_own, with_outputs
@@ -45,32 +46,6 @@ class CannotRun(ModelError):
     """ONNX Runtime does not run the dense model on the inputs chosen."""
 
 
-@dataclass(frozen=True)
-class Proof:
-    """What a proof found. All errors are relative to the signal: the standard deviation of the dense output.
-
-    Attributes:
-        error: largest difference between the pruned graph and the masked original, over outputs and runs.
-        outputs: the same per output.
-        tolerance: what was accepted.
-        change: how far the pruned outputs moved away from the dense ones; tiny where the outputs do not react to the
-            cut.
-        inner: number of inner tensors compared as well, in one of the runs.
-        runs: number of input sets.
-        shapes: input shapes of each run.
-        warnings: what the reader should know.
-    """
-
-    error: float
-    outputs: Mapping[str, float]
-    tolerance: float
-    change: float
-    inner: int
-    runs: int
-    shapes: tuple[Mapping[str, tuple[int, ...]], ...]
-    warnings: tuple[str, ...] = ()
-
-
 def verify(
     pruned: Graph,
     graph: Graph,
@@ -79,6 +54,7 @@ def verify(
     tolerance: float | None = None,
     runs: int = 3,
     inputs: Sequence[feeds.Feeds] = (),
+    piece_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Proof:
     """Prove a pruned graph.
@@ -96,6 +72,7 @@ def verify(
         tolerance: largest accepted difference relative to the signal; default 1e-3, ten times that in float16.
         runs: number of seeded input sets.
         inputs: recorded inputs to use instead.
+        piece_bytes: run the models in pieces of so many bytes of weights; None does so beyond 1.9 GB only.
         progress: called with a line before each step.
 
     Returns:
@@ -109,11 +86,15 @@ def verify(
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UsageError(f"--tolerance {tolerance:g}: must be a finite number above zero.")
     check_fits(plan, graph)
+    step = progress or (lambda _: None)
+    if piece_bytes is not None or is_large(graph.model):
+        prover = _Prover(pruned, graph, plan, tolerance or TOLERANCE, step)
+        return prover.prove_pieces(list(inputs), piece_bytes or PIECE_BYTES)
     warnings = []
     if is_narrow(graph):
         graph, pruned = widened(graph), widened(pruned)
         warnings.append("compared in 32 bits, because ONNX Runtime has no bfloat16 arithmetic on a CPU")
-    prover = _Prover(pruned, graph, plan, tolerance, progress or (lambda _: None))
+    prover = _Prover(pruned, graph, plan, tolerance, step)
     prover.warnings += warnings
     return prover.prove(runs, list(inputs))
 
@@ -184,8 +165,19 @@ class _Prover:
         as_used = Optimised(self.graph, self.pruned, plain, names, self.tolerance, is_quantized(self.graph))
         self.warnings += as_used.check([(f, r, self._kept_feed(f)) for f, r in zip(sets, references, strict=True)])
         compared = len(inner) + len(self.codes)
-        shapes = tuple({n: v.shape for n, v in f.items()} for f in sets)
-        return Proof(worst, errors, self.tolerance, change, compared, len(sets), shapes, tuple(self.warnings))
+        return Proof(worst, errors, self.tolerance, change, compared, len(sets), _shapes(sets), tuple(self.warnings))
+
+    def prove_pieces(self, recorded: list[feeds.Feeds], piece_bytes: int) -> Proof:
+        """Run the models piece by piece; see ``exporter.piecewise``."""
+        self._check_signature()
+        self._check_ids(recorded)
+        shapes = [self.graph.binding.shapes, self._other_shapes()]
+        sets = recorded or seeded_sets(self.graph, shapes, feeds.constraints(self.graph.model.graph) | self.ids)
+        found = prove_pieces(
+            self.pruned, self.graph, self.plan, sets, self.tolerance, self._difference_at, piece_bytes, self.progress
+        )
+        ran, said = _shapes(sets), (*self.warnings, *found.warnings)
+        return Proof(found.error, found.outputs, self.tolerance, None, found.inner, len(sets), ran, said, found.pieces)
 
     def _run_dense(self, dense: Session, feed: feeds.Feeds, names: Sequence[str]) -> dict[str, Array]:
         try:
@@ -381,3 +373,7 @@ class _Prover:
             f"(accepted: {self.tolerance:g}). Nothing was written.\n"
             "If the plan is Secateur's own this is a defect; please report it with the model."
         )
+
+
+def _shapes(sets: Sequence[feeds.Feeds]) -> tuple[Mapping[str, tuple[int, ...]], ...]:
+    return tuple({n: v.shape for n, v in f.items()} for f in sets)

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter.errors import ModelError, UsageError
+from exporter.protos import graphs_of
 from exporter.sparse_tensors import densify
 from exporter.sparsity.patterns import Pattern
 from exporter.tensors import Array, read
@@ -114,6 +116,49 @@ def _evaluate(node: NodeProto, inputs: Mapping[str, Array]) -> Array | None:
     return np.asarray(made[0])
 
 
+class Checker:
+    """Looks at the layers of a model, all or those that read some constants.
+
+    Args:
+        model: stays as it is.
+        folder: where its external data lies.
+        pattern: N:M.
+
+    Raises:
+        ModelError: its local functions cannot be inlined.
+    """
+
+    def __init__(self, model: ModelProto, folder: Path, pattern: Pattern) -> None:
+        if model.functions:
+            import onnx.inliner
+
+            try:
+                model = onnx.inliner.inline_local_functions(model)
+            except Exception as error:
+                raise ModelError(f"the local functions of the model cannot be inlined: {error}") from error
+        self._graph, self._folder, self._pattern = model.graph, folder, pattern
+        self._made_of: dict[str, set[str]] = {}  # what depends on each constant, and on constants alone
+        known = {t.name: frozenset({t.name}) for t in model.graph.initializer}
+        for node in (n for graph in graphs_of(model.graph) for n in graph.node):
+            inputs = [name for name in node.input if name]
+            if all(name in known for name in inputs):
+                roots = frozenset[str]().union(*(known[name] for name in inputs)) | frozenset(node.output)
+                known |= dict.fromkeys(node.output, roots)
+        for name, roots in known.items():
+            for root in roots:
+                self._made_of.setdefault(root, set()).add(name)
+
+    def rows(self, overrides: Mapping[str, Array], about: str | None = None) -> Iterator[Checked]:
+        """One row for each layer with a constant weight; with ``about``, for those whose weight is made of it.
+
+        Args:
+            overrides: values that stand in for constants.
+            about: name of a constant.
+        """
+        only = None if about is None else self._made_of.get(about, set())
+        return _graph_rows(self._graph, self._folder, self._pattern, None, overrides, only)
+
+
 def check_pattern(
     model: ModelProto,
     folder: Path,
@@ -139,14 +184,7 @@ def check_pattern(
         UsageError: a pattern of names matches nothing.
         ModelError: the weights cannot be read.
     """
-    if model.functions:
-        import onnx.inliner
-
-        try:
-            model = onnx.inliner.inline_local_functions(model)
-        except Exception as error:
-            raise ModelError(f"the local functions of the model cannot be inlined: {error}") from error
-    rows = list(_graph_rows(model.graph, folder, pattern, None, overrides or {}))
+    rows = list(Checker(model, folder, pattern).rows(overrides or {}))
     for option, globs in (("--only", only), ("--keep", keep)):
         for glob in globs:
             if not any(_matches(row, [glob]) for row in rows):
@@ -178,7 +216,12 @@ def _matches(row: Checked, globs: Iterable[str]) -> bool:
 
 
 def _graph_rows(
-    graph: GraphProto, folder: Path, pattern: Pattern, outer: _Scope | None, overrides: Mapping[str, Array]
+    graph: GraphProto,
+    folder: Path,
+    pattern: Pattern,
+    outer: _Scope | None,
+    overrides: Mapping[str, Array],
+    weights: set[str] | None = None,
 ) -> Iterator[Checked]:
     constants = {t.name: t for t in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output if name}
@@ -193,15 +236,17 @@ def _graph_rows(
     for node in graph.node:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _graph_rows(inner, folder, pattern, scope, overrides)
-        row = _row(node, scope, pattern)
+                yield from _graph_rows(inner, folder, pattern, scope, overrides, weights)
+        row = _row(node, scope, pattern, weights)
         if row is not None:
             yield row
 
 
-def _row(node: NodeProto, scope: _Scope, pattern: Pattern) -> Checked | None:
+def _row(node: NodeProto, scope: _Scope, pattern: Pattern, weights: set[str] | None) -> Checked | None:
     index = _WEIGHT.get(node.op_type)
     if index is None or node.domain not in ("", "ai.onnx", "com.microsoft") or len(node.input) <= index:
+        return None
+    if weights is not None and node.input[index] not in weights:
         return None
     known = scope.value(node.input[index])
     if known is None:
@@ -209,7 +254,7 @@ def _row(node: NodeProto, scope: _Scope, pattern: Pattern) -> Checked | None:
     weight, made_of = known
     names = frozenset({node.name, *node.output, *made_of} - {""})
     label = f"{node.op_type} '{node.name or node.output[0]}'"
-    nonzero = weight != 0
+    nonzero = _nonzero(weight)
     zero = _ZERO.get(node.op_type)
     if zero is not None and len(node.input) > zero and node.input[zero]:
         point = scope.value(node.input[zero])
@@ -225,26 +270,38 @@ def _row(node: NodeProto, scope: _Scope, pattern: Pattern) -> Checked | None:
         why = "a tied embedding"
     if why or summed is None:
         return Checked(label, names, weight.shape, 0, 0, share, why)
-    places = summed.view(np.uint8).reshape(-1, pattern.of)
-    runs = np.zeros(len(places), np.uint8)
-    for k in range(pattern.of):  # several times faster than a sum along so short an axis
-        runs += places[:, k]
-    return Checked(label, names, weight.shape, runs.size, int(np.count_nonzero(runs > pattern.keep)), share)
+    runs = _count(summed)
+    return Checked(label, names, weight.shape, runs.size, int((runs > pattern.keep).sum()), share)
 
 
 def _summed(node: NodeProto, nonzero: Array, pattern: Pattern) -> tuple[Array | None, str]:
-    """The weight with the axis that is summed last, or why there is no pattern in it."""
+    """The weight with its runs along the middle one of three axes, or why there is no pattern in it."""
     given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if "Conv" in node.op_type:
         if nonzero.ndim < 3:
             return None, "no convolution weight"
         if given.get("group", 1) > 1:
             return None, "a grouped convolution"
-        moved = nonzero.reshape(*nonzero.shape[:2], math.prod(nonzero.shape[2:])).transpose(0, 2, 1)
+        along, after = nonzero.shape[1], math.prod(nonzero.shape[2:])
     elif nonzero.ndim != 2:
         return None, f"a weight of {nonzero.ndim} axes"
     else:
-        moved = nonzero if given.get("transB", 0) else nonzero.T
-    if moved.shape[-1] % pattern.of:
-        return None, f"{moved.shape[-1]} inputs, no multiple of {pattern.of}"
-    return np.ascontiguousarray(moved), ""
+        along, after = (nonzero.shape[1], 1) if given.get("transB", 0) else nonzero.shape
+    if along % pattern.of:
+        return None, f"{along} inputs, no multiple of {pattern.of}"
+    return np.ascontiguousarray(nonzero).reshape(-1, pattern.of, after), ""
+
+
+def _count(runs: Array) -> NDArray[np.uint8]:
+    """Number of true elements along the middle one of three axes."""
+    packed = np.dtype(f"u{runs.shape[1]}") if runs.shape[1] in (2, 4, 8) and runs.shape[2] == 1 else None
+    if packed is not None and hasattr(np, "bitwise_count"):
+        return np.asarray(np.bitwise_count(runs.reshape(-1).view(packed)))
+    return np.asarray(np.add.reduce(runs, axis=1, dtype=np.uint8))
+
+
+def _nonzero(weight: Array) -> Array:
+    """Which elements are not zero; 16-bit numbers are compared as bits, five times as fast."""
+    if weight.dtype == np.float16:
+        return np.asarray((weight.view(np.uint16) << 1) != 0)
+    return np.asarray(weight != 0)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.graph import Graph
+from exporter.halves import magnitudes
 from exporter.sparsity.layers import Coding, Weight
 from exporter.tensors import Array
 
@@ -32,13 +33,36 @@ class Stored:
         """Absolute values of some of the elements; one that is not a number counts as infinite."""
         values = self.values[part]
         if self.plain:
-            sizes = np.abs(values.astype(np.float32, copy=False))
+            half = values.dtype == np.float16
+            sizes = magnitudes(values) if half else np.abs(values.astype(np.float32, copy=False))
         else:
             zero, scale = (x if x.size == 1 else x[part] for x in (self.zero, self.scale))
             sizes = np.abs((values.astype(np.float32) - zero.astype(np.float32)) * scale.astype(np.float32))
         if np.isnan(sizes.sum()):
             sizes = np.where(np.isnan(sizes), np.float32(np.inf), sizes)
         return sizes
+
+    def ranks(self, part: slice = slice(None)) -> NDArray[np.signedinteger] | Magnitudes:
+        """Numbers in the order of the absolute values of some elements: their bits without the sign where these are in
+        that order (IEEE 754), which compare fastest, else ``magnitudes``."""
+        values = self.values[part]
+        if not self.plain or "float" not in values.dtype.name or values.itemsize not in (2, 4):
+            return self.magnitudes(part)
+        kind = np.dtype(f"i{values.itemsize}")
+        bits: NDArray[np.signedinteger] = values.view(kind) & np.iinfo(kind).max
+        np.minimum(bits, np.array(np.inf, values.dtype).view(kind), out=bits)
+        return bits
+
+    def stays(self, values: Array) -> NDArray[np.bool_]:
+        """Which of some elements, of this type, do not stand for zero."""
+        return np.asarray(values != (0 if self.plain else self.zero.astype(values.dtype)))
+
+    def nonzero(self, values: Array) -> int:
+        """How many of some elements do not stand for zero; they are of this type, and as many as these."""
+        if not self.plain:
+            return int(np.count_nonzero(values != self.zero.astype(values.dtype)))
+        bits = values.view(f"u{values.dtype.itemsize}")
+        return int(np.count_nonzero(bits << 1)) if "float" in values.dtype.name else int(np.count_nonzero(bits))
 
     @property
     def plain(self) -> bool:

@@ -22,7 +22,7 @@ _COMPARED = 8
 """Runs up to this length are ranked by comparing all pairs, which needs no sort."""
 
 
-def strongest(scores: NDArray[np.floating], keep: int) -> Mask:
+def strongest(scores: NDArray[np.floating | np.signedinteger], keep: int) -> Mask:
     """The ``keep`` largest of every run; of equals the first.
 
     Args:
@@ -59,7 +59,7 @@ def thin_runs(weight: Stored, step: int, keep: int, of: int, scores: Magnitudes 
     """
     result = np.empty_like(weight.values)
     for part in _chunks(weight.values.size, step * of):
-        judged = weight.magnitudes(part) if scores is None else scores[part]
+        judged = weight.ranks(part) if scores is None else scores[part]
         mask = strongest(judged.reshape(-1, of, step), keep)
         result[part] = weight.where(mask.reshape(-1), part)
     return result

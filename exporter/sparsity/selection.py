@@ -67,6 +67,12 @@ def choose_elements(
     return Chosen(values, counts)
 
 
+def one_by_one(graph: Graph, weights: Sequence[Weight], plan: Plan, share: float) -> Callable[[Weight], Array]:
+    """A function that chooses the elements of one of these weights by magnitude, when it is asked to."""
+    counts = {} if plan.pattern.grouped else _counts(graph, weights, plan.scope, share, {})
+    return lambda weight: _thinned(graph, weight, plan, counts.get(weight.name, 0), None)
+
+
 def _counts(
     graph: Graph, weights: Sequence[Weight], scope: str, share: float, scores: Mapping[str, Magnitudes]
 ) -> dict[str, int]:

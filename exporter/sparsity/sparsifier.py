@@ -10,23 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exporter import tensors
 from exporter.atomic import obstacle, replacing
-from exporter.errors import GoalError, ModelError, UsageError
+from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph
 from exporter.model_file import finished, load, save
 from exporter.score_names import GRADIENTS
-from exporter.sparsity.check import check_pattern
+from exporter.sparsity.check import Checker
 from exporter.sparsity.choice import LeftOut, choose_weights
-from exporter.sparsity.codes import Stored, stored_values
+from exporter.sparsity.codes import stored_values
+from exporter.sparsity.judging import check, judged, unchecked
 from exporter.sparsity.layers import Weight
 from exporter.sparsity.patching import patch
 from exporter.sparsity.patterns import SCHEDULES, Pattern, Plan, parse_pattern
-from exporter.sparsity.selection import Chosen, choose_elements
+from exporter.sparsity.selection import Chosen, choose_elements, one_by_one
 from exporter.sparsity.storage import obstacle as cannot_hold
 from exporter.sparsity.storage import same_outputs, saving, store_sparse
+from exporter.sparsity.streaming import Stream
 from exporter.tensors import Array
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from runtime.images import Preprocess
 
 METHODS = ("magnitude", "wanda", "obs", *GRADIENTS)
+_CHUNK = 1 << 18
+"""Elements described at a time."""
 SCOPES = ("local", "global")
 STORAGES = ("dense", "sparse")
 
@@ -172,6 +175,7 @@ def sparsify(
     taken, left = choose_weights(graph, wanted, only, keep, also)
     if not taken:
         raise ModelError(_nothing(graph, wanted, left))
+    values: Mapping[str, Array]
     fitted: Fitted | None = None
     notes: list[str] = []
     if calib is not None:
@@ -194,20 +198,24 @@ def sparsify(
         notes += _untold(taken, fitted)
     else:
         step("choosing weights")
-        values = choose_elements(graph, taken, plan, share=wanted.share).values
-    step("checking")
-    if wanted.grouped:
-        notes += _check(graph, wanted, taken, values)
-    fits = fitted.fits if fitted is not None else {}
-    layers = tuple(_layer(graph, w, values[w.name], fits.get(w.name)) for w in taken)
-    zeros = [round(x.after * x.weight.size) for x in layers] + [_zeros(graph, x.weight) for x in left]
-    smaller = _saved(graph, layers)
-    written = Written(None, False, 0)
-    if target is not None and not dry_run:
+        streams = graph.source.external and not permute and storage == "dense"
+        values = _stream(graph, plan, taken) if streams else _chosen(graph, plan, taken)
+    where = None if dry_run else target
+    if isinstance(values, Stream):
+        layers, written = _streamed(graph, taken, values, where, step)
+        notes += unchecked({w.name for w in taken} - values.seen) if wanted.grouped else []
+        smaller = 0
+    else:
+        step("checking")
+        notes += check(graph, wanted, taken, values) if wanted.grouped else []
+        fits = fitted.fits if fitted is not None else {}
+        layers = tuple(_layer(graph, w, values[w.name], fits.get(w.name)) for w in taken)
+        smaller = _saved(graph, layers)
         step("writing")
-        written = _write(graph, values, [w.name for w in taken], target, storage, patching=permuted is None)
+        written = _write(graph, values, [w.name for w in taken], where, storage, patching=permuted is None)
         notes += written.notes
         smaller = 0 if written.sparse else smaller
+    zeros = [round(x.after * x.weight.size) for x in layers] + [_zeros(graph, x.weight) for x in left]
     return Sparsified(
         graph=source,
         pattern=wanted,
@@ -295,39 +303,47 @@ def _untold(taken: Sequence[Weight], fitted: Fitted) -> list[str]:
     return [f"{count} of {len(taken)} weights stay as chosen one by one: inputs tell nothing of them"] if count else []
 
 
-def _check(graph: Graph, pattern: Pattern, taken: Sequence[Weight], values: Mapping[str, Array]) -> list[str]:
-    """Look at the result with other eyes before it is written; returns what the reader should know of it."""
-    names = {w.name for w in taken}
-    seen: set[str] = set()
-    for row in check_pattern(graph.model, graph.folder, pattern, overrides=values):
-        if row.broken and row.names & names:
-            raise GoalError(
-                f"{row.node}: {row.broken} of {row.runs} runs break {pattern} although the pattern was put on "
-                f"{', '.join(sorted(row.names & names))}. Nothing was written.\nThis is a bug of secateur: please "
-                "report it, and leave the layer out with --keep."
-            )
-        seen |= row.names if row.runs else set()
-    rest = sorted(names - seen)
-    if not rest:
-        return []
-    return [f"not checked, because verify looks only at what sparse kernels are known for: {', '.join(rest)}"]
+def _chosen(graph: Graph, plan: Plan, taken: Sequence[Weight]) -> dict[str, Array]:
+    return choose_elements(graph, taken, plan, share=plan.pattern.share).values
+
+
+def _stream(graph: Graph, plan: Plan, taken: Sequence[Weight]) -> Stream[SparseLayer]:
+    return Stream(
+        taken,
+        one_by_one(graph, taken, plan, plan.pattern.share),
+        lambda w, values: _layer(graph, w, values, None),
+        Checker(graph.model, graph.folder, plan.pattern) if plan.pattern.grouped else None,
+        lambda rows: judged(rows, {w.name for w in taken}, plan.pattern),
+    )
+
+
+def _streamed(
+    graph: Graph, taken: Sequence[Weight], values: Stream[SparseLayer], target: Path | None, step: Progress
+) -> tuple[tuple[SparseLayer, ...], Written]:
+    """Write a model whose weights lie outside, one weight at a time; without ``target``, only look."""
+    size = None if target is None else save(graph, target, values=values, progress=step)
+    for number, weight in enumerate(taken, 1):
+        if weight.name not in values.rows:  # no file asked for it
+            step(f"checking, weight {number} of {len(taken)}")
+            values[weight.name]
+    return tuple(values.rows[w.name] for w in taken), Written(size, False, 0)
 
 
 def _zeros(graph: Graph, weight: Weight) -> int:
     stored = stored_values(graph, weight)
-    return stored.values.size - int(np.count_nonzero(_nonzero(stored, stored.values)))
-
-
-def _nonzero(stored: Stored, values: Array) -> NDArray[np.bool_]:
-    return np.asarray(values != (0 if stored.plain else stored.zero.astype(values.dtype)))
+    return int(stored.values.size - stored.nonzero(stored.values))
 
 
 def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> SparseLayer:
-    stored = stored_values(graph, weight)
-    sizes, stays = stored.magnitudes(), _nonzero(stored, values.reshape(-1))
-    total = float(sizes.sum())
-    kept = float(sizes.dot(stays)) / total if total > 0 and np.isfinite(total) else 1.0
-    before, after = (1 - np.count_nonzero(m) / weight.size for m in (_nonzero(stored, stored.values), stays))
+    stored, flat = stored_values(graph, weight), values.reshape(-1)
+    total = left = 0.0
+    for start in range(0, flat.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        sizes = stored.magnitudes(part)
+        total += float(sizes.sum(dtype=np.float64))
+        left += float(sizes.dot(stored.stays(flat[part])))
+    kept = left / total if total > 0 and np.isfinite(total) else 1.0
+    before, after = (1 - stored.nonzero(v) / weight.size for v in (stored.values, flat))
     return SparseLayer(weight, before, after, kept, fit)
 
 
@@ -340,9 +356,17 @@ def _saved(graph: Graph, layers: Sequence[SparseLayer]) -> int:
 
 
 def _write(
-    graph: Graph, values: Mapping[str, Array], names: Sequence[str], target: Path, storage: str, *, patching: bool
+    graph: Graph,
+    values: Mapping[str, Array],
+    names: Sequence[str],
+    target: Path | None,
+    storage: str,
+    *,
+    patching: bool,
 ) -> Written:
-    """Write new values; the graph is not to be used any more."""
+    """Write new values, if that is wanted; the graph is not to be used any more."""
+    if target is None:
+        return Written(None, False, 0)
     try:
         if storage == "dense" and patching:
             size = patch(graph, values, target)

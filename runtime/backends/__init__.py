@@ -71,6 +71,7 @@ class SessionOptions:
         profile: write a profile whose name begins so.
         save: write the model as the backend optimised it.
         folder: where the external data of a model given as bytes lie.
+        seconds: stop a run after so long, between two nodes; it then counts as failed. 0 for no limit.
     """
 
     threads: int = 0
@@ -82,6 +83,7 @@ class SessionOptions:
     profile: Path | None = None
     save: Path | None = None
     folder: Path | None = None
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,7 +122,8 @@ class OrtSession:
         if not names:  # ONNX Runtime would return all
             return {}
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            with _stopped_after(self._options.seconds) as settings:
+                return dict(zip(names, self._session.run(names, dict(feeds), settings), strict=True))
         except Exception as error:
             raise RunError(f"ONNX Runtime failed to run the model: {_first_line(error)}") from error
 
@@ -174,6 +177,24 @@ class OrtSession:
             self.run(feeds)
 
         return call
+
+
+@contextlib.contextmanager
+def _stopped_after(seconds: float) -> Iterator[Any]:
+    """Settings of a run that ends after so many seconds, if there is a limit."""
+    if not seconds:
+        yield None
+        return
+    import onnxruntime as ort
+
+    settings = ort.RunOptions()
+    timer = threading.Timer(seconds, setattr, (settings, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield settings
+    finally:
+        timer.cancel()
 
 
 def _settings(ort: Any, options: SessionOptions) -> Any:

@@ -1,0 +1,84 @@
+"""Constants that are part of a larger one in a data file: which part is said in the tensor itself, until it is written.
+
+A cut model of 7 billion parameters would fill the memory. So what is cut from external data stays a description of it:
+the tensor points at the bytes it was cut from and says which indices stay, and whoever reads it gets these. No file
+holds such an entry; one that does is refused (``external_data.check_keys``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+Array = NDArray[np.generic]
+
+PREFIX = "secateur."
+_KEY = f"{PREFIX}part"
+
+Step = Mapping[int, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a tensor.
+
+    Attributes:
+        dims: shape of the tensor as it lies in the data file.
+        steps: kept indices by axis, one step after another.
+    """
+
+    dims: tuple[int, ...]
+    steps: tuple[Step, ...]
+
+    def of(self, values: Array) -> Array:
+        """Take it; values have the shape ``dims``."""
+        for step in self.steps:
+            values = take(values, step)
+        return values
+
+
+def take(values: Array, axes: Step) -> Array:
+    """The kept indices of some axes; a view where they run on without a gap."""
+    # the axis that loses most first: the others then copy less
+    for axis, keep in sorted(axes.items(), key=lambda item: len(item[1]) / values.shape[item[0]]):
+        first, last = (keep[0], keep[-1] + 1) if len(keep) else (0, 0)
+        if last - first == len(keep) and list(keep) == list(range(first, last)):
+            values = values[(slice(None),) * axis + (slice(first, last),)]
+        else:
+            values = np.take(values, np.asarray(keep, np.intp), axis=axis)
+    return values
+
+
+def part_of(tensor: TensorProto) -> Part | None:
+    """The part a tensor stands for; None where it is whole."""
+    for entry in tensor.external_data:
+        if entry.key == _KEY:
+            known = json.loads(entry.value)
+            steps = tuple({int(axis): keep for axis, keep in step} for step in known["steps"])
+            return Part(tuple(known["dims"]), steps)
+    return None
+
+
+def describe(tensor: TensorProto, origin: TensorProto, axes: Step) -> None:
+    """Make a tensor, in place, the part of an external one.
+
+    Args:
+        tensor: gets type, shape and where its data lie; its name and documentation stay.
+        origin: an external tensor, whole or a part itself.
+        axes: kept indices by axis of ``origin``.
+    """
+    before = part_of(origin) or Part(tuple(origin.dims), ())
+    steps = [*before.steps, axes]
+    dims = [len(axes[k]) if k in axes else d for k, d in enumerate(origin.dims)]
+    tensor.data_type = origin.data_type
+    del tensor.dims[:], tensor.external_data[:]
+    tensor.dims.extend(dims)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.extend(e for e in origin.external_data if e.key != _KEY)
+    text = json.dumps({"dims": before.dims, "steps": [[[axis, list(keep)] for axis, keep in s.items()] for s in steps]})
+    tensor.external_data.add(key=_KEY, value=text)

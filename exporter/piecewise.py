@@ -1,0 +1,341 @@
+"""Prove a model that is too large to be run whole, piece by piece.
+
+The masked original runs one piece of the graph after another. The same piece of the pruned model is given what the
+masked original has there, the kept part of it, and what it makes of that is compared. If every piece follows from what
+comes before it, the models are equal by induction, and no difference can fade or grow on the way. Weights are no part
+of the models that run: they are mapped from their files and fed, so that one piece at a time is in memory. Models of 16
+bits are compared in 32, which is faster and sees more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto
+
+from exporter import tensors
+from exporter.agreement import Array, difference, is_float, signal, take_axes
+from exporter.errors import GoalError, ModelError
+from exporter.excerpts import FLOATS, NARROW, Excerpt, excerpt, in_32_bits, run_excerpt
+from exporter.graph import Graph, Node
+from exporter.masked import masked_original
+from exporter.normalise import input_specs
+from exporter.plan import Plan
+from exporter.protos import reads
+from exporter.removal import stand_ins
+from exporter.rounding import is_quantized
+from exporter.ways import ways
+from exporter.widened import widened_types
+from runtime import feeds
+
+PIECE_BYTES = 200_000_000
+"""Weights of a piece; a node that reads more is a piece of its own."""
+
+_INNER_ELEMENTS = 1 << 25
+_NOISE_FACTOR = 10.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a proof by pieces found.
+
+    Attributes:
+        outputs: largest error of each graph output, relative to its signal.
+        error: largest of all tensors compared.
+        inner: number of inner tensors compared, in every run.
+        pieces: number of pieces.
+        warnings: what the reader should know.
+    """
+
+    outputs: dict[str, float]
+    error: float
+    inner: int
+    pieces: int
+    warnings: tuple[str, ...]
+
+
+def prove_pieces(
+    pruned: Graph,
+    graph: Graph,
+    plan: Plan,
+    sets: Sequence[feeds.Feeds],
+    tolerance: float,
+    failure: Callable[[str, float], str],
+    piece_bytes: int = PIECE_BYTES,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Found:
+    """Prove a pruned graph, piece by piece.
+
+    Args:
+        pruned: as ``rewrite`` returned it.
+        graph: the dense graph.
+        plan: what was carried out.
+        sets: inputs of the dense graph, for each run.
+        tolerance: largest accepted difference relative to the signal.
+        failure: makes the message for a tensor that differs, and by how much.
+        piece_bytes: weights of a piece.
+        progress: called with a line before each piece.
+
+    Raises:
+        GoalError: a tensor differs.
+        ModelError: ONNX Runtime does not run a piece, or the model is quantized.
+    """
+    if is_quantized(graph):
+        raise ModelError("a quantized model as large as this cannot be proved: use --no-verify at your own risk.")
+    cuts = pieces(graph, piece_bytes)
+    wide, small = (replace(g, inferred=widened_types(g.inferred, NARROW)) for g in (graph, pruned))
+    walk = _Walk(wide, small, plan, [{n: in_32_bits(v) for n, v in s.items()} for s in sets])
+    file = _nodes_of_file(graph)
+    outputs: dict[str, float] = {}
+    worst, inner = 0.0, 0
+    for number, nodes in enumerate(cuts, 1):
+        progress(f"comparing with the masked original, piece {number} of {len(cuts)}")
+        later = {n for rest in cuts[number:] for node in rest for n in reads(node.proto)} | set(graph.outputs)
+        _check_read(wide, walk.values, nodes, file, tolerance)
+        made = walk.masked(nodes, later)
+        got = walk.pruned(made[0])
+        noise: list[dict[str, float]] | None = None
+        for run, (want, have) in enumerate(zip(made, got, strict=True)):
+            for name, values in have.items():
+                error = difference(values, walk.kept(name, want[name]), signal(want[name]))
+                if name in graph.outputs:
+                    outputs[name] = max(outputs.get(name, 0.0), error)
+                if not is_float(want[name]):
+                    continue  # what it is computed from decides
+                if error > tolerance:
+                    noise = walk.noise(made) if noise is None else noise
+                    if error > _NOISE_FACTOR * noise[run][name]:
+                        raise GoalError(failure(name, error))
+                    continue
+                worst = max(worst, error)
+        inner += sum(name not in graph.outputs for name in got[0])
+        walk.forget(later)
+    missing = [n for n in graph.outputs if n in graph.producer and n in pruned.producer and n not in walk.compared]
+    if missing:
+        raise GoalError(f"output '{missing[0]}' was not compared; this is a defect of Secateur. Nothing was written.")
+    warnings = ["proved in pieces, so not run with ONNX Runtime's default optimisation"]
+    if ways(graph):
+        warnings.append("not proved: branches and loops that these inputs do not lead into")
+    return Found(outputs, worst, inner, len(cuts), tuple(warnings))
+
+
+def seeded_sets(
+    graph: Graph, shapes: Sequence[Mapping[str, tuple[int, ...]]], allowed: Mapping[str, feeds.Constraint]
+) -> list[feeds.Feeds]:
+    """One set of inputs for each of some shapes; ``allowed`` says what integers may be."""
+    specs = input_specs(graph.model)
+    return [feeds.seeded(specs, each, seed, allowed) for seed, each in enumerate(shapes)]
+
+
+def pieces(graph: Graph, limit: int) -> list[list[Node]]:
+    """The nodes of the main graph in runs that read at most so many bytes of constants."""
+    found: list[list[Node]] = []
+    seen: set[str] = set()
+    held = limit + 1
+    for node in graph.nodes:
+        if node.depth or node.key in graph.constants:
+            continue
+        own = {n for n in reads(node.proto) if n in graph.constants}
+        held += sum(tensors.nbytes(graph.constants[n]) for n in own - seen)
+        if held > limit:
+            found.append([])
+            seen, held = set(), sum(tensors.nbytes(graph.constants[n]) for n in own)
+        seen |= own
+        found[-1].append(node)
+    return found
+
+
+@dataclass
+class _Walk:
+    """Both models on their way through the graph.
+
+    Attributes:
+        values: for each run, what the masked original has of every tensor that is still to be read.
+        last: the piece of the masked original that ran last, its outputs, and what it was given.
+        done: keys of the nodes of the pruned graph that have run.
+        compared: names of the tensors that were compared.
+    """
+
+    graph: Graph
+    small: Graph
+    plan: Plan
+    values: list[dict[str, Array]]
+    last: tuple[ModelProto, Excerpt, list[str], list[dict[str, Array]]] = field(init=False)
+    done: set[str] = field(default_factory=set)
+    compared: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.instead = stand_ins(self.plan.drop)
+        self.own: list[dict[str, Array]] = [{} for _ in self.values]  # whole numbers the pruned model made
+        self.gone = {name for d in self.plan.drop for name in d.interface}
+
+    def kept(self, name: str, values: Array) -> Array:
+        """The part of a tensor of the dense graph that the pruned one has."""
+        return take_axes(values, self.plan.hide.get(name, {}))
+
+    def masked(self, nodes: Sequence[Node], later: set[str]) -> list[dict[str, Array]]:
+        """Run a piece of the masked original; what it makes, for each run."""
+        made = [o for node in nodes for o in node.outputs if o]
+        names = [n for n in made if n in later]
+        budget = _INNER_ELEMENTS
+        for name in made:
+            shape = self.graph.shape(name)
+            if shape is None or self.graph.inferred.dtype.get(name) not in FLOATS or name in later:
+                continue
+            budget -= math.prod(shape)
+            if budget >= 0:
+                names.append(name)
+        part = excerpt(self.graph, [n.proto for n in nodes], names, self.values[0])
+        model = masked_original(replace(self.graph, model=part.model), self.plan)
+        self.last = model, part, names, [{n: v[n] for n in part.inputs} for v in self.values]
+        results = run_excerpt(*self.last, "the masked original")
+        for values, found in zip(self.values, results, strict=True):
+            values.update(found)
+        return results
+
+    def pruned(self, made: Iterable[str]) -> list[dict[str, Array]]:
+        """Run the same piece of the pruned model on what the masked original had before it."""
+        names = [n for n in made if n in self.small.producer and n not in self.gone]
+        if not names:
+            return [{} for _ in self.values]
+        fresh = set(made)
+        before = [
+            {
+                self.instead.get(n, n): self.kept(n, v)
+                for n, v in values.items()
+                if n not in fresh and self._handed(n, v)
+            }
+            | own
+            for values, own in zip(self.values, self.own, strict=True)
+        ]
+        nodes = _needed(self.small, names, before[0])
+        part = excerpt(self.small, [n.proto for n in nodes], names, before[0])
+        self.done.update(n.key for n in nodes)
+        self.compared.update(names)
+        results = run_excerpt(part.model, part, names, before, "the pruned model")
+        for own, found in zip(self.own, results, strict=True):
+            own.update({n: v for n, v in found.items() if not is_float(v)})
+        return results
+
+    def _handed(self, name: str, values: Array) -> bool:
+        """Whether a tensor is the masked original's. The pruned model makes whole numbers itself: they may be sizes."""
+        return is_float(values) or name not in self.small.producer
+
+    def noise(self, made: Sequence[Mapping[str, Array]]) -> list[dict[str, float]]:
+        """How far each tensor of the last piece moves, for each run, when what comes in is rounded otherwise.
+
+        What sums over large terms, or is large itself, moves by more than the tolerance; nothing finer can be told.
+        """
+        model, part, names, before = self.last
+        rng = np.random.default_rng(0)
+        moved = [{name: _jittered(values, rng) for name, values in each.items()} for each in before]
+        other = run_excerpt(model, part, names, moved, "the masked original")
+        return [
+            {name: difference(have[name], want[name], signal(want[name])) for name in names if is_float(want[name])}
+            for have, want in zip(other, made, strict=True)
+        ]
+
+    def forget(self, later: set[str]) -> None:
+        """Drop what nobody reads any more."""
+        waiting = {n for node in self.small.nodes if node.key not in self.done for n in node.inputs}
+        for values in (*self.values, *self.own):
+            for name in [n for n in values if n not in later and self.instead.get(n, n) not in waiting]:
+                del values[name]
+
+
+def _jittered(values: Array, rng: np.random.Generator) -> Array:
+    """Floating-point values, each moved by one in the last place."""
+    if not is_float(values):
+        return values
+    sign = rng.choice([-1.0, 1.0], values.shape)
+    moved: Any = values
+    return np.asarray(moved * (1 + sign * float(np.finfo(values.dtype.name).eps))).astype(values.dtype)
+
+
+def _needed(graph: Graph, names: Sequence[str], known: Mapping[str, Array]) -> list[Node]:
+    """Nodes that lead from known tensors to some others, in order."""
+    wanted, found = list(names), {}
+    while wanted:
+        name = wanted.pop()
+        node = graph.producer.get(name)
+        if node is None or node.index in found or name in graph.constants or (name in known and name not in names):
+            continue
+        found[node.index] = node
+        wanted.extend(reads(node.proto))
+    return [found[i] for i in sorted(found)]
+
+
+# -- the model as analysed, and as it is in its file ------------------------------------------------------------------
+
+
+def _nodes_of_file(graph: Graph) -> dict[str, NodeProto] | None:
+    """The nodes of the file, by what they make; None where there is no file."""
+    path = graph.source.path
+    if path is None or not path.is_file():
+        return None
+    model = onnx.load_model(path, load_external_data=False)
+    if model.functions:
+        return None
+    return {name: node for node in model.graph.node for name in node.output if name}
+
+
+def _check_read(
+    graph: Graph,
+    values: Sequence[Mapping[str, Array]],
+    nodes: Sequence[Node],
+    file: Mapping[str, NodeProto] | None,
+    tolerance: float,
+) -> None:
+    """The graph as analysed must do what the file does: the nodes are the same, or give the same.
+
+    Raises:
+        GoalError: they do not.
+    """
+    if file is None or all(_same(n.proto, file.get(n.key)) for n in nodes):
+        return
+    names = [o for n in nodes for o in n.outputs if o in file and graph.inferred.dtype.get(o) in FLOATS]
+    if not names:
+        return
+    ours = excerpt(graph, [n.proto for n in nodes], names, values[0])
+    model = onnx.load_model(str(graph.source.path), load_external_data=False)
+    theirs = excerpt(_as_read(graph, model), _back(file, names, values[0]), names, values[0])
+    want = run_excerpt(theirs.model, theirs, names, values[:1], str(graph.source.path))[0]
+    have = run_excerpt(ours.model, ours, names, values[:1], "the model as read")[0]
+    for name in names:
+        error = difference(have[name], want[name], signal(want[name]))
+        if error > tolerance:
+            raise GoalError(
+                f"tensor '{name}' of the model changed while it was being read (relative error {error:.2g}); "
+                "this is a defect of Secateur, please report it with the model. Nothing was written."
+            )
+
+
+def _same(node: NodeProto, other: NodeProto | None) -> bool:
+    return other is not None and (
+        node.SerializeToString(deterministic=True) == other.SerializeToString(deterministic=True)
+    )
+
+
+def _back(file: Mapping[str, NodeProto], names: Sequence[str], known: Mapping[str, Array]) -> list[NodeProto]:
+    """Nodes of the file that lead from known tensors to some others, in order."""
+    found: dict[str, NodeProto] = {}
+    wanted = list(names)
+    while wanted:
+        name = wanted.pop()
+        node = file.get(name)
+        if node is None or node.output[0] in found or (name in known and name not in names):
+            continue
+        found[node.output[0]] = node
+        wanted.extend(reads(node))
+    places = {id(node): i for i, node in enumerate(file.values())}
+    return sorted(found.values(), key=lambda n: places.get(id(n), 0))
+
+
+def _as_read(graph: Graph, model: ModelProto) -> Graph:
+    constants = {t.name: t for t in model.graph.initializer}
+    return replace(graph, model=model, nodes=[], constants=constants)

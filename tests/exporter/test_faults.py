@@ -1,0 +1,129 @@
+"""Whatever ends a save, the file is the old one or the complete new one, and nothing stays behind for good."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import onnx
+import pytest
+
+from exporter import UsageError, atomic, load, save
+from tests.exporter.files import mlp, wide, write, write_outside
+
+SAVING = """
+import sys
+from exporter import load, save
+graphs = [load(path) for path in sys.argv[2:]]
+print("ready", flush=True)
+while True:
+    for graph in graphs:
+        save(graph, sys.argv[1])
+"""
+
+
+def contents(path):
+    onnx.checker.check_model(str(path))
+    model = onnx.load(path)  # external data included
+    return model.SerializeToString(deterministic=True)
+
+
+def versions(folder, outside):
+    """Two models, and what each is once saved."""
+    paths, wanted = [], set()
+    for name, model in (("a", wide()), ("b", mlp())):
+        (folder / name).mkdir()
+        paths.append(write_outside(model, folder / name) if outside else write(model, folder / name))
+        save(load(paths[-1]), folder / name / "saved.onnx")
+        wanted.add(contents(folder / name / "saved.onnx"))
+    return paths, wanted
+
+
+def kill(times, folder, outside, seed=0):
+    rng = random.Random(seed)
+    (folder / "out").mkdir()
+    target = folder / "out" / "saved.onnx"
+    paths, wanted = versions(folder, outside)
+    for _ in range(times):
+        command = [sys.executable, "-c", SAVING, str(target), *map(str, paths)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        if target.exists():
+            assert contents(target) in wanted
+    return target, paths
+
+
+def made_old(folder):
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+def test_kill_while_saving(outside, tmp_path):
+    target, paths = kill(4, tmp_path, outside)
+    made_old(target.parent)
+    save(load(paths[0]), target)
+    assert not list(target.parent.glob(".*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+def test_kill_while_saving_often(outside, tmp_path):
+    kill(100, tmp_path, outside)
+
+
+def test_two_writers_of_one_file(tmp_path):
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "saved.onnx"
+    paths, wanted = versions(tmp_path, outside=False)
+    graphs = [load(p) for p in paths]
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(lambda g: [save(g, target) for _ in range(5)], g) for g in graphs]:
+            done.result()
+    assert contents(target) in wanted
+    assert sorted(p.name for p in target.parent.iterdir()) == ["saved.onnx"]
+
+
+def test_what_another_writes_is_left_alone(tmp_path):
+    with atomic.beside(tmp_path / "model.onnx") as temporary:
+        os.utime(temporary, (0, 0))
+        atomic.write_text(tmp_path / "model.onnx", "other")
+        assert temporary.exists()
+    left = tmp_path / ".model.onnx.abc.tmp"
+    left.write_text("left behind")
+    os.utime(left, (0, 0))
+    atomic.write_text(tmp_path / "model.onnx", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_disk_full(tmp_path, monkeypatch):
+    path = write_outside(wide(), tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    with pytest.raises(UsageError, match="No space left"):
+        save(load(path), tmp_path / "out.onnx")
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    path = write_outside(wide(), tmp_path / "in")
+    (tmp_path / "in" / "weights.bin").rename(tmp_path / "secret.bin")
+    (tmp_path / "in" / "weights.bin").symlink_to(tmp_path / "secret.bin")
+    with pytest.raises(Exception, match="outside the model's folder"):
+        load(path)

@@ -1,0 +1,202 @@
+"""Models whose weights lie outside: nothing is made before it is written, and proofs go piece by piece. Small files,
+with the limits lowered, so that what runs is what runs at 14 GB."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks.large_model import write as write_llama
+from exporter import (
+    GoalError,
+    ModelError,
+    find_groups,
+    importance,
+    load,
+    make_plan,
+    normalise,
+    parts,
+    prune,
+    rewrite,
+    rewriter,
+    save,
+    score,
+    sparsify,
+    tensors,
+    verify,
+)
+from exporter.halves import numbers
+from exporter.piecewise import pieces
+from tests.exporter.files import write, write_outside
+from tests.rows.networks import ROWS
+
+NETWORKS = {row.name: row for row in ROWS}
+EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+
+
+@pytest.fixture
+def llama(tmp_path):
+    path = tmp_path / "llama.onnx"
+    write_llama(path, layers=2, hidden=64, inner=96, heads=4, vocabulary=50)
+    return path
+
+
+def cut(graph, ratio=0.5):
+    groups = find_groups(graph)
+    plan = make_plan(groups, score(groups), ratio=ratio)
+    return rewrite(graph, plan), plan
+
+
+def contents(path):
+    graph = load(path)
+    return {name: tensors.read(t, graph.folder) for name, t in graph.constants.items()}
+
+
+def described(graph):
+    return [t.name for t in graph.model.graph.initializer if parts.part_of(t) is not None]
+
+
+STEPS = {
+    "a run": [{0: [2, 3, 4]}],
+    "scattered": [{0: [0, 3], 1: [1, 2, 5]}],
+    "reordered": [{1: [5, 0, 3]}],
+    "twice": [{0: [1, 2, 4], 1: [0, 2, 4, 5]}, {0: [0, 2], 1: [1, 3]}],
+}
+
+
+@pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
+def test_a_described_part_reads_as_if_it_were_taken(steps, tmp_path):
+    values = np.arange(30, dtype=np.float32).reshape(5, 6)
+    values.tofile(tmp_path / "data")
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=values.shape, data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="data")
+    for step in steps:
+        part = onnx.TensorProto(name="w")
+        parts.describe(part, tensor, step)
+        tensor = part
+        for axis, keep in step.items():
+            values = values.take(keep, axis)
+    assert tuple(tensor.dims) == values.shape
+    assert np.array_equal(tensors.read(tensor, tmp_path), values)
+
+
+def test_what_is_cut_stays_outside_until_it_is_written(llama, tmp_path, monkeypatch):
+    plain, _ = cut(load(llama))
+    assert not described(plain)
+    save(plain, tmp_path / "plain.onnx")
+    monkeypatch.setattr(rewriter, "_STAYS_OUTSIDE", 0)
+    lazy, _ = cut(load(llama))
+    assert len(described(lazy)) > 15
+    save(lazy, tmp_path / "lazy.onnx")
+    want, got = contents(tmp_path / "plain.onnx"), contents(tmp_path / "lazy.onnx")
+    assert want.keys() == got.keys()
+    assert all(np.array_equal(want[n], got[n]) for n in want)
+    again, _ = cut(lazy)
+    once, _ = cut(load(tmp_path / "lazy.onnx"))
+    assert all(np.array_equal(again.array(n), once.array(n)) for n in once.constants)
+
+
+def test_a_file_that_describes_a_part_is_refused(llama):
+    model = onnx.load(llama, load_external_data=False)
+    outside = next(t for t in model.graph.initializer if t.external_data)
+    outside.external_data.add(key="secateur.part", value='{"dims": [1], "steps": []}')
+    llama.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"secateur\.part"):
+        load(llama)
+
+
+def test_halves_are_read_exactly():
+    assert np.array_equal(numbers(EVERY_HALF), EVERY_HALF.astype(np.float32), equal_nan=True)
+    finite = EVERY_HALF[np.isfinite(EVERY_HALF)]
+    assert np.array_equal(numbers(finite).view(np.uint32), finite.astype(np.float32).view(np.uint32))
+
+
+@pytest.mark.parametrize("by", ["l1", "l2"])
+def test_scores_by_rows(llama, monkeypatch, by):
+    groups = find_groups(load(llama))
+    want = score(groups, by)
+    monkeypatch.setattr(importance, "_LARGE", 0)
+    monkeypatch.setattr(importance, "_BLOCK", 1 << 10)
+    got = score(groups, by)
+    assert all(np.allclose(got[n], want[n], rtol=1e-5) for n in want)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_proof_by_pieces(name, tmp_path):
+    graph = load(write(NETWORKS[name].model, tmp_path))
+    pruned, plan = cut(graph)
+    proof = verify(pruned, graph, plan, piece_bytes=1)
+    assert proof.pieces == len(pieces(graph, 1)) > 2
+    assert proof.outputs.keys() == set(graph.outputs)
+    assert proof.error < 1e-4
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 30_000, 1 << 30], ids=["each layer", "some layers", "whole"])
+def test_a_wrong_rewrite_fails_wherever_it_is(llama, piece_bytes):
+    graph = load(llama)
+    pruned, plan = cut(graph)
+    assert verify(pruned, graph, plan, piece_bytes=piece_bytes).error < 1e-4
+    weights = [t for t in pruned.model.graph.initializer if t.name.endswith(".weight") or t.name == "head"]
+    for tensor in weights[:: len(weights) // 4]:
+        before = onnx.TensorProto.FromString(tensor.SerializeToString())
+        values = np.array(tensors.read(tensor, pruned.folder))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.roll(values, 1, axis=1), tensor.name))
+        with pytest.raises(GoalError, match="differs from the masked original"):
+            verify(pruned, graph, plan, piece_bytes=piece_bytes)
+        tensor.CopyFrom(before)
+
+
+def test_prune_says_that_it_went_piece_by_piece(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(normalise, "LARGEST", 1000)
+    lines = []
+    result = prune(llama, tmp_path / "out.onnx", ratio=0.5, progress=lines.append)
+    assert result.proof.pieces == 1  # of up to 200 MB
+    assert any("pieces" in w for w in result.warnings)
+    assert any(line.startswith("writing the weights") for line in lines)
+    assert any("piece 1 of 1" in line for line in lines)
+    with pytest.raises(ModelError, match="run of the whole model"):
+        prune(llama, tmp_path / "other.onnx", layers=1)
+    assert not (tmp_path / "other.onnx").exists()
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:8", "0.7"])
+def test_sparse_weights_outside_are_those_inside(pattern, llama, tmp_path):
+    inside = onnx.load(llama)
+    (tmp_path / "inside").mkdir()
+    onnx.save(inside, tmp_path / "inside" / "llama.onnx")
+    one = sparsify(llama, tmp_path / "out.onnx", pattern=pattern)
+    other = sparsify(tmp_path / "inside" / "llama.onnx", tmp_path / "inside" / "out.onnx", pattern=pattern)
+    assert [(x.weight.name, x.after, x.kept) for x in one.layers] == [
+        (x.weight.name, x.after, pytest.approx(x.kept, rel=1e-6)) for x in other.layers
+    ]
+    assert one.zeros == other.zeros > 0
+    assert one.notes == other.notes
+    want, got = contents(tmp_path / "inside" / "out.onnx"), contents(tmp_path / "out.onnx")
+    assert all(np.array_equal(got[n], want[n]) for n in want)
+    dry = sparsify(llama, pattern=pattern, dry_run=True)
+    assert dry.layers == one.layers
+    assert dry.output is None
+    assert dry.after is None
+
+
+def test_a_broken_stream_leaves_nothing(llama, tmp_path, monkeypatch):
+    from exporter.sparsity import sparsifier
+
+    before = set(tmp_path.iterdir())
+    whole = sparsifier._by_magnitude
+
+    def wrong(graph, weight, pattern, count):
+        values = whole(graph, weight, pattern, count)
+        return np.ones_like(values) if weight.name == "layers.1.down.weight" else values
+
+    monkeypatch.setattr(sparsifier, "_by_magnitude", wrong)
+    with pytest.raises(GoalError, match=r"layers\.1\.down"):
+        sparsify(llama, tmp_path / "out.onnx")
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_external_weights_of_a_shared_file_are_written_once(tmp_path):
+    path = write_outside(NETWORKS[next(iter(NETWORKS))].model, tmp_path)
+    save(load(path), tmp_path / "out.onnx")
+    assert all(np.array_equal(v, contents(path)[n]) for n, v in contents(tmp_path / "out.onnx").items())
