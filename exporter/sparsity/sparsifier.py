@@ -197,9 +197,8 @@ def sparsify(
         taken = [w for w in taken if w.name not in fitted.dense]
         notes += _untold(taken, fitted)
     else:
-        step("choosing weights")
         streams = graph.source.external and not permute and storage == "dense"
-        values = _stream(graph, plan, taken) if streams else _chosen(graph, plan, taken)
+        values = _stream(graph, plan, taken) if streams else _chosen(graph, plan, taken, step)
     where = None if dry_run else target
     if isinstance(values, Stream):
         layers, written = _streamed(graph, taken, values, where, step)
@@ -303,7 +302,8 @@ def _untold(taken: Sequence[Weight], fitted: Fitted) -> list[str]:
     return [f"{count} of {len(taken)} weights stay as chosen one by one: inputs tell nothing of them"] if count else []
 
 
-def _chosen(graph: Graph, plan: Plan, taken: Sequence[Weight]) -> dict[str, Array]:
+def _chosen(graph: Graph, plan: Plan, taken: Sequence[Weight], step: Progress) -> dict[str, Array]:
+    step("choosing weights")
     return choose_elements(graph, taken, plan, share=plan.pattern.share).values
 
 
