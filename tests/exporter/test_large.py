@@ -28,6 +28,7 @@ from exporter import (
 )
 from exporter.halves import numbers
 from exporter.piecewise import pieces
+from exporter.sparsity import selection
 from tests.exporter.files import write, write_outside
 from tests.rows.networks import ROWS
 
@@ -160,6 +161,10 @@ def test_prune_says_that_it_went_piece_by_piece(llama, tmp_path, monkeypatch):
     assert not (tmp_path / "other.onnx").exists()
 
 
+def told(result):
+    return [(x.weight.name, x.after, x.kept) for x in result.layers]
+
+
 @pytest.mark.parametrize("pattern", ["2:4", "1:8", "0.7"])
 def test_sparse_weights_outside_are_those_inside(pattern, llama, tmp_path):
     inside = onnx.load(llama)
@@ -167,30 +172,26 @@ def test_sparse_weights_outside_are_those_inside(pattern, llama, tmp_path):
     onnx.save(inside, tmp_path / "inside" / "llama.onnx")
     one = sparsify(llama, tmp_path / "out.onnx", pattern=pattern)
     other = sparsify(tmp_path / "inside" / "llama.onnx", tmp_path / "inside" / "out.onnx", pattern=pattern)
-    assert [(x.weight.name, x.after, x.kept) for x in one.layers] == [
-        (x.weight.name, x.after, pytest.approx(x.kept, rel=1e-6)) for x in other.layers
-    ]
+    assert told(one) == [(name, after, pytest.approx(kept, rel=1e-6)) for name, after, kept in told(other)]
     assert one.zeros == other.zeros > 0
     assert one.notes == other.notes
     want, got = contents(tmp_path / "inside" / "out.onnx"), contents(tmp_path / "out.onnx")
     assert all(np.array_equal(got[n], want[n]) for n in want)
     dry = sparsify(llama, pattern=pattern, dry_run=True)
-    assert dry.layers == one.layers
+    assert told(dry) == told(one)
     assert dry.output is None
     assert dry.after is None
 
 
 def test_a_broken_stream_leaves_nothing(llama, tmp_path, monkeypatch):
-    from exporter.sparsity import sparsifier
-
     before = set(tmp_path.iterdir())
-    whole = sparsifier._by_magnitude
+    whole = selection._thinned
 
-    def wrong(graph, weight, pattern, count):
-        values = whole(graph, weight, pattern, count)
+    def wrong(graph, weight, *others):
+        values = whole(graph, weight, *others)
         return np.ones_like(values) if weight.name == "layers.1.down.weight" else values
 
-    monkeypatch.setattr(sparsifier, "_by_magnitude", wrong)
+    monkeypatch.setattr(selection, "_thinned", wrong)
     with pytest.raises(GoalError, match=r"layers\.1\.down"):
         sparsify(llama, tmp_path / "out.onnx")
     assert set(tmp_path.iterdir()) == before

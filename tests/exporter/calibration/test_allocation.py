@@ -45,12 +45,13 @@ class Instance:
         return sum(self.damage[n][list(self.allowed[n]).index(counts[n])] for n in self.allowed)
 
     def best(self, target):
-        totals = [
-            self.total(counts)
-            for counts in product(*(map(int, self.allowed[n]) for n in self.allowed))
-            if self.cost(counts) <= target
-        ]
-        return min(totals)
+        every = np.array(list(product(*(self.allowed[n] for n in self.allowed))))
+        ends = (np.full((len(every), 1), end) for end in self.ends)
+        widths = np.concatenate([next(ends), every, next(ends)], 1).astype(float)
+        costs = (self.sizes * widths[:, :-1] * widths[:, 1:]).sum(1)
+        places = (np.searchsorted(self.allowed[n], every[:, k]) for k, n in enumerate(self.allowed))
+        totals = sum(self.damage[n][place] for n, place in zip(self.allowed, places, strict=True))
+        return totals[costs <= target].min()
 
     def solve(self, share):
         target = share * self.cost(self.dense)
