@@ -3,6 +3,8 @@ with the limits lowered, so that what runs is what runs at 14 GB."""
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import onnx
 import pytest
@@ -36,11 +38,17 @@ NETWORKS = {row.name: row for row in ROWS}
 EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    write_llama(folder / "llama.onnx", layers=2, hidden=64, inner=96, heads=4, vocabulary=50)
+    return folder
+
+
 @pytest.fixture
-def llama(tmp_path):
-    path = tmp_path / "llama.onnx"
-    write_llama(path, layers=2, hidden=64, inner=96, heads=4, vocabulary=50)
-    return path
+def llama(written, tmp_path):
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "llama.onnx"
 
 
 def cut(graph, ratio=0.5):
