@@ -19,12 +19,13 @@ from exporter.graph import Graph
 from exporter.plan import Plan
 from exporter.rewriter import rewrite
 
-_SAMPLES, _FEWEST, _WORK = 128, 32, 1e11
+_SAMPLES, _FEWEST, _WORK = 256, 32, 1e11
 """Samples of a trial: as many as some multiply-accumulates are enough for; no trial where that is fewer than the
 fewest."""
 
-_JUDGES = 4
-"""One of so many samples of a trial judges it."""
+_JUDGES, _FITTED = 4, 96
+"""One of so many samples of a trial judges it at least, and most samples that are fitted to: the others judge, because
+on few of them plans differ by chance."""
 
 USUAL_SHARE = 0.7
 """What is tried first, and taken where nothing can be tried."""
@@ -59,7 +60,7 @@ def best_plan(
     if count < min(_FEWEST, len(calibration.fit)):
         return usual
     samples = calibration.fit.part(0, count)
-    cut = len(samples) - max(len(samples) // _JUDGES, 1)
+    cut = min(len(samples) - max(len(samples) // _JUDGES, 1), _FITTED)
     fit, judge = samples.part(0, cut), samples.part(cut, len(samples))
     plans = {USUAL_SHARE: usual}
     found: dict[str, float] = {}
