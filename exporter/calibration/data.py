@@ -27,7 +27,7 @@ JUDGES = 2048
 """Most samples that tries are judged on."""
 
 _MOST_IN_A_BATCH = 64
-_TENSOR_BYTES = 1 << 27
+_TENSOR_BYTES = 1 << 26
 _JUDGING = 4
 """One of so many samples judges where the data hold no more than those to fit to."""
 _MORE_HELD = 512
@@ -139,7 +139,7 @@ def _read(
 
 
 def _batch(graph: Graph) -> int:
-    """Samples in one run, so that no tensor of it takes more than 128 MB."""
+    """Samples in one run, so that no tensor of it takes more than 64 MB."""
     largest = 1
     for name in graph.producer:
         shape = graph.shape(name)
