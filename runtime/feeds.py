@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from runtime.archives import FAULTS
-from runtime.backends import TensorSpec
+from runtime.backends.protocol import TensorSpec
 from runtime.errors import BadRequest
 
 Array = NDArray[np.generic]

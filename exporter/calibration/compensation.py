@@ -123,14 +123,12 @@ def compensate(
         fit = _Fit(reader, target, own, dense, plan, quick)
         with threads_for(fit.present.shape[1]):
             refit, values = fit.values()
-        if any(p.first.weight == reader.weight for p in pairs.values()):
-            known[reader.weight] = fit.moments
+            if any(p.first.weight == reader.weight for p in pairs.values()):
+                known[reader.weight] = fit.moments
+            own.weights |= values
+            first = known.pop(pair.first.weight, None) if pair is not None else None
+            together = fit.with_first(pair, first) if pair is not None else {}
         refits.append(refit)
-        own.weights |= values
-        together: dict[str, Array] = {}
-        if pair is not None:
-            with threads_for(fit.present.shape[1]):
-                together = fit.with_first(pair, known.pop(pair.first.weight, None))
         if pair is not None and together:
             own.weights |= together
             own.rewind(pair.again)

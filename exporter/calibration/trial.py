@@ -54,7 +54,8 @@ def best_plan(
         step: called with a line before each trial.
     """
     usual = plan_for(USUAL_SHARE)
-    if not comparable(rewrite(graph, usual), graph, usual):
+    pruned = rewrite(graph, usual)
+    if not comparable(pruned, graph, usual):
         return plan_for(_NOTHING)
     count = affordable(_WORK, macs, _SAMPLES)
     if count < min(_FEWEST, len(calibration.fit)):
@@ -70,7 +71,9 @@ def best_plan(
         key = str([g.keep for g in plan.groups])
         if key not in found:
             step(f"trying a plan, number {len(found) + 1}")
-            fitted, _ = compensate(rewrite(graph, plan), graph, plan, fit, calibration.batch, quick=True)
+            fitted, _ = compensate(
+                pruned if plan is usual else rewrite(graph, plan), graph, plan, fit, calibration.batch, quick=True
+            )
             found[key] = deviation(fitted, graph, judge, calibration.batch)
         return found[key]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.commands.console import Progress, write_json
-from exporter.commands.options import add_json, add_preprocess, command
+from exporter.commands.options import add_half, add_json, command
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -40,23 +40,8 @@ def add(commands: Any) -> None:
         metavar="NAME",
         help="fp32: the file's own types (default); fp16, bf16: converted; int8, fp8: the file has to be quantized",
     )
-    numbers.add_argument(
-        "--calib",
-        metavar="DATA",
-        help="inputs that show which nodes overflow: an .npz by input name, a folder of arrays or images (default: "
-        "some made up)",
-    )
-    add_preprocess(numbers)
-    numbers.add_argument(
-        "--keep-fp32", action="append", default=[], metavar="GLOB", help="nodes or operators to leave in fp32"
-    )
+    add_half(numbers)
     numbers.add_argument("--half-io", action="store_true", help="inputs and outputs are half precision too")
-    numbers.add_argument(
-        "--max-error",
-        type=float,
-        metavar="E",
-        help="most the outputs may differ, as a share of their standard deviation",
-    )
     numbers.add_argument("--no-tf32", action="store_true", help="fp32 layers multiply in full fp32")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--sparse", action="store_true", help="allow sparse kernels where weights are 2:4")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.commands.console import Progress, write_json
-from exporter.commands.options import add_json, add_preprocess, add_shape, command
+from exporter.commands.options import add_half, add_json, add_shape, command
 
 
 def add(commands: Any) -> None:
@@ -45,23 +45,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--opset", type=int, metavar="N", help="operator set (default: torch's)")
     half = parser.add_argument_group("of an ONNX file")
     half.add_argument("--precision", metavar="NAME", help="fp16 or bf16; nodes whose numbers do not fit stay in fp32")
-    half.add_argument(
-        "--calib",
-        metavar="DATA",
-        help="inputs that show which nodes overflow: an .npz by input name, a folder of arrays or images (default: "
-        "some made up)",
-    )
-    add_preprocess(half)
-    half.add_argument(
-        "--keep-fp32", action="append", default=[], metavar="GLOB", help="nodes or operators to leave in fp32"
-    )
+    add_half(half)
     half.add_argument("--keep-io", action="store_true", help="inputs and outputs stay in fp32")
-    half.add_argument(
-        "--max-error",
-        type=float,
-        metavar="E",
-        help="most the outputs may differ, as a share of their standard deviation",
-    )
     add_shape(parser)
     add_json(parser)
 

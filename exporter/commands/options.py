@@ -79,3 +79,23 @@ def add_preprocess(parser: Any) -> None:
         help="what is done to image files and uint8 pixels: resize=256,crop=224,mean=0.485/0.456/0.406,"
         "std=0.229/0.224/0.225,scale=255,layout=NCHW,order=RGB, or none (default: this recipe at the input's size)",
     )
+
+
+def add_half(group: Any) -> None:
+    """Add what guards a conversion to half precision."""
+    group.add_argument(
+        "--calib",
+        metavar="DATA",
+        help="inputs that show which nodes overflow: an .npz by input name, a folder of arrays or images (default: "
+        "some made up)",
+    )
+    add_preprocess(group)
+    group.add_argument(
+        "--keep-fp32", action="append", default=[], metavar="GLOB", help="nodes or operators to leave in fp32"
+    )
+    group.add_argument(
+        "--max-error",
+        type=float,
+        metavar="E",
+        help="most the outputs may differ, as a share of their standard deviation",
+    )

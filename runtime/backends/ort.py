@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends import Array, Availability, Session, SessionOptions, TensorSpec, backend
+from runtime.backends.protocol import Array, Availability, Session, SessionOptions, TensorSpec, backend
 from runtime.errors import BackendMissing, BadRequest, RunError
 
 _DTYPES: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from runtime import cuda
-from runtime.backends import Array, Availability, Session, SessionOptions, TensorSpec, backend
+from runtime.backends.protocol import Array, Availability, Session, SessionOptions, TensorSpec, backend
 from runtime.cache import cache_folder
 from runtime.device import Buffer, Event, Recording, Stream
 from runtime.engine.building import build_engine

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from runtime import clocks
-from runtime.backends import TensorSpec
+from runtime.backends.protocol import TensorSpec
 from runtime.engine.configuring import configure, keep_timings
 from runtime.engine.faults import CannotBuild, Fault, fix_for, log_faults, parser_faults, refused
 from runtime.engine.flavour import Flavour, load_flavour

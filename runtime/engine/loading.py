@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from runtime.backends import TensorSpec
+from runtime.backends.protocol import TensorSpec
 from runtime.engine.building import Built
 from runtime.engine.flavour import Flavour, load_flavour
 from runtime.engine.inspection import EngineLayer, layers_of

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from runtime import feeds
-from runtime.backends import TensorSpec
+from runtime.backends.protocol import TensorSpec
 from runtime.errors import BadRequest
 
 Shape = tuple[int, ...]
