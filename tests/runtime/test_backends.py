@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 from runtime import backends
-from runtime.backends import BACKENDS, SessionOptions, TensorSpec, backend, open_session
+from runtime.backends import BACKENDS, SessionOptions, TensorSpec, backend, open_session, protocol
 from runtime.errors import BackendMissing, BadRequest, RunError
 from tests.onnx_builder import build, node, weights
 
@@ -44,7 +44,9 @@ def session():
 def registry(monkeypatch):
     """The registry, as it was afterwards."""
     open_session(model().SerializeToString())  # the backends that ship have registered themselves
-    monkeypatch.setattr(backends, "BACKENDS", dict(BACKENDS))
+    registered = dict(BACKENDS)
+    for module in (backends, protocol):
+        monkeypatch.setattr(module, "BACKENDS", registered)
     return backends.BACKENDS
 
 
