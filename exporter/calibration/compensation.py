@@ -31,6 +31,7 @@ from exporter.calibration.readers import (
     find_readers,
     grouped_outputs_at,
     matrix,
+    plain,
     weight_of,
 )
 from exporter.calibration.runner import Runner
@@ -200,9 +201,8 @@ class _Fit:
 
     def with_first(self, pair: Pair, before: Moments | None) -> dict[str, Array]:
         """New weights of this layer and of the one before it, fitted together; empty where that does not help."""
-        names = (pair.first.weight, pair.first.bias or "", self.reader.weight, self.reader.bias or "")
-        graph = self.own.graph
-        w1, b1, w2, b2 = (np.asarray(self.own.weights.get(n, graph.array(n))) for n in names)
+        w1, b1 = self._folded(pair.first)
+        w2, b2 = self._folded(self.reader)
         share = self._joint_share(pair, w1.size + w2.size)
         if not share:
             return {}
@@ -212,11 +212,31 @@ class _Fit:
             for source, wanted, other in zip(self.own.values(pair.first.source), self._wanted(), others, strict=False)
         ]
         try:
-            joint = Joint(pair, graph, (w1, b1, w2, b2), self.target.rectified, bool(self.target.other))
+            joint = Joint(pair, self.own.graph, (w1, b1, w2, b2), self.target.rectified, bool(self.target.other))
             found = joint.fit(batches, (before, self.moments))
         except RunError:  # batches of other sizes than those the graph was analysed with
             return {}
-        return dict(zip(names, found, strict=True)) if found is not None else {}
+        if found is None:
+            return {}
+        return self._unfolded(pair.first, *found[:2]) | self._unfolded(self.reader, *found[2:])
+
+    def _folded(self, reader: Reader) -> tuple[Array, Array]:
+        """Weight and bias of a reader as they are now, with what a BatchNormalization behind it does."""
+        weight, bias = (np.asarray(self.own.weights.get(n, self.own.graph.array(n))) for n in _names(reader))
+        return (
+            weight_of(plain(reader), matrix(reader, weight), weight),
+            bias_constant(plain(reader), bias_of(reader, bias), bias),
+        )
+
+    def _unfolded(self, reader: Reader, weight: Array, bias: Array) -> dict[str, Array]:
+        """The constants that hold a weight and a bias of ``_folded``."""
+        like = [self.own.graph.array(n) for n in _names(reader)]
+        whole = plain(reader)
+        fresh = (
+            weight_of(reader, matrix(whole, weight), like[0]),
+            bias_constant(reader, bias_of(whole, bias), like[1]),
+        )
+        return dict(zip(_names(reader), fresh, strict=True))
 
     def _wanted(self) -> Iterator[Array]:
         """The part of the target that the pruned graph has."""
@@ -278,6 +298,12 @@ class _Fit:
         if self.reader.bias is not None and bias is not None:
             values[self.reader.bias] = bias_constant(self.reader, bias, self.own.graph.array(self.reader.bias))
         return values
+
+
+def _names(reader: Reader) -> tuple[str, str]:
+    """Names of weight and bias, of a reader that has both."""
+    assert reader.bias is not None
+    return reader.weight, reader.bias
 
 
 def _first(values: Array, share: float) -> Array:

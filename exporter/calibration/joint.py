@@ -17,7 +17,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 from exporter.calibration.evidence import ENOUGH_TO_CHOOSE, HELD_OUT, rows_at
 from exporter.calibration.moments import Moments, Vector
-from exporter.calibration.readers import Matrix, Reader, weight_of
+from exporter.calibration.readers import Matrix, Reader, plain, weight_of
 from exporter.graph import Graph, Node
 from exporter.tensors import Array
 from runtime.backends import Session, SessionOptions, open_session
@@ -85,15 +85,23 @@ def _pair(graph: Graph, second: Reader, by_result: Mapping[str, Reader]) -> Pair
     if second.node.op == "ConvTranspose" or any(graph.shape(t) != graph.shape(first.result) for t in tensors):
         return None
     nodes = tuple(between[i] for i in sorted(between))
-    made = {first.node.index: first.node, graph.producer[first.result].index: graph.producer[first.result]}
-    return Pair(first, second, nodes, (*made.values(), *nodes))
+    return Pair(first, second, nodes, (*_made(graph, first), *nodes))
+
+
+def _made(graph: Graph, reader: Reader) -> list[Node]:
+    """The nodes of a reader, in order."""
+    found = [graph.producer[reader.result]]
+    while found[0] is not reader.node:
+        name = next(n for n in found[0].inputs if n and n not in graph.constants)
+        found.insert(0, graph.producer[name])
+    return found
 
 
 def _simple(graph: Graph, reader: Reader) -> bool:
     """Say whether a reader works in 32 bits, has a bias of its own, and its padding is written out."""
     auto = reader.node.attributes.get("auto_pad", "NOTSET")
     narrow = graph.constants[reader.weight].data_type != onnx.TensorProto.FLOAT
-    return auto in ("NOTSET", "VALID") and reader.bias is not None and not reader.shifted and not narrow
+    return auto in ("NOTSET", "VALID") and reader.bias is not None and not narrow
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,7 @@ class Joint:
     """The fit of a pair."""
 
     def __init__(self, pair: Pair, graph: Graph, weights: Weights, rectified: bool, added: bool) -> None:
+        """Start with weights and biases that hold what a BatchNormalization behind either layer does."""
         self.pair, self.graph, self.weights = pair, graph, weights
         build = _Build(pair, graph, rectified, added)
         self._pass: Session = open_session(build.residual(), options=SessionOptions(spinning=False))
@@ -181,7 +190,7 @@ class Joint:
             solver = solvers[k] = solvers[k] or _Solver(sums[k])
             moved, bias = solver.direction(sums[k])
             old, old_bias = weights[2 * k], weights[2 * k + 1]
-            result += [weight_of(reader, moved, old), bias.reshape(old_bias.shape).astype(old_bias.dtype)]
+            result += [weight_of(plain(reader), moved, old), bias.reshape(old_bias.shape).astype(old_bias.dtype)]
         return result[0], result[1], result[2], result[3]
 
     def _step(self, batches: Sequence[Batch], weights: Weights, directions: Weights) -> tuple[float, float] | None:

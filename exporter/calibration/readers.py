@@ -8,7 +8,7 @@ there is one such product for each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,25 @@ Rows = NDArray[np.float32]
 Places = tuple[NDArray[np.int64], ...]
 
 _FLOATS = (1, 10, 11)
+_DEAD = 1e-6
+"""Of the largest factor of a BatchNormalization: what multiplies by less lets nothing through."""
+
 _FEW_ROWS = 0.1
 """Share of an activation's positions below which they are picked where they lie."""
 
 
 @dataclass(frozen=True)
+class Norm:
+    """What a BatchNormalization behind does to a layer's outputs, which have their bias then: ``factor`` times the
+    product, plus ``offset``, plus the stored bias; shapes (outputs,)."""
+
+    factor: NDArray[np.float64]
+    offset: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Reader:
-    """A linear layer.
+    """A linear layer, with the BatchNormalization behind it.
 
     Attributes:
         node: the node.
@@ -38,7 +50,7 @@ class Reader:
         result: name of the output, after the bias.
         groups: number of independent products.
         scale: what the product is multiplied by.
-        shifted: whether the bias stands as the mean that a BatchNormalization behind takes off the output.
+        norm: the BatchNormalization that alone reads the layer itself; ``bias`` and ``result`` are its then.
     """
 
     node: Node
@@ -49,7 +61,7 @@ class Reader:
     result: str
     groups: int = 1
     scale: float = 1.0
-    shifted: bool = False
+    norm: Norm | None = field(default=None, compare=False)
 
     @property
     def spatial(self) -> bool:
@@ -71,7 +83,7 @@ def find_readers(graph: Graph) -> list[Reader]:
     for node in graph.nodes:
         reader = _reader(graph, node) if node.depth == 0 else None
         if reader is not None:
-            found.append(reader)
+            found.append(_normalised(graph, reader))
     return found
 
 
@@ -102,31 +114,38 @@ def _reader(graph: Graph, node: Node) -> Reader | None:
     axis = -1 if node.op == "Gemm" else 1
     if shape[axis] != inputs:
         return None
-    mean = _mean_behind(graph, node, outputs) if not bias and axis == 1 else ""
-    name = bias if usable else mean or None
-    return Reader(node, source, axis, weight, name, node.outputs[0], groups, scale, bool(mean))
+    return Reader(node, source, axis, weight, bias if usable else None, node.outputs[0], groups, scale)
 
 
-def _mean_behind(graph: Graph, node: Node, outputs: int) -> str:
-    """The stored mean of the BatchNormalization that alone reads a convolution without a bias; else ""."""
-    result = node.outputs[0]
-    users = graph.users.get(result, [])
-    if len(users) != 1 or result in graph.outputs:
-        return ""
-    norm, place = users[0]
-    if norm.op != "BatchNormalization" or place or norm.depth or norm.attributes.get("training_mode"):
-        return ""
-    mean = norm.inputs[3]
-    return mean if _own(graph, mean) and _is_bias(graph, mean, outputs) else ""
+def _normalised(graph: Graph, reader: Reader) -> Reader:
+    """The reader with the BatchNormalization behind it, where that alone reads its result."""
+    users = graph.users.get(reader.result, [])
+    shape = graph.shape(reader.result)
+    if len(users) != 1 or reader.result in graph.outputs or shape is None or (not reader.spatial and len(shape) != 2):
+        return reader
+    behind, place = users[0]
+    if behind.op != "BatchNormalization" or place or behind.depth or behind.attributes.get("training_mode"):
+        return reader
+    scale, bias, mean, variance = behind.inputs[1:5]
+    constants = all(n in graph.constants and _is_bias(graph, n, shape[1]) for n in (scale, bias, mean, variance))
+    if not constants or not _own(graph, bias):
+        return reader
+    gain, middle, spread = (np.asarray(graph.array(n), np.float64) for n in (scale, mean, variance))
+    factor = gain / np.sqrt(spread + behind.attributes.get("epsilon", 1e-5))
+    own = np.asarray(graph.array(reader.bias), np.float64).ravel() if reader.bias is not None else 0.0
+    norm = Norm(factor, np.asarray((own - middle) * factor))
+    return replace(reader, bias=bias, result=behind.outputs[0], norm=norm)
+
+
+def plain(reader: Reader) -> Reader:
+    """The reader with weights and bias that hold what its BatchNormalization does."""
+    return replace(reader, norm=None)
 
 
 def bias_of(reader: Reader, constant: Array) -> Matrix:
-    """What a reader's bias adds to its result, shape [groups, outputs], from the constant that holds it.
-
-    A mean that is taken off behind the result adds nothing to it.
-    """
-    values = np.asarray(constant, np.float64).reshape(reader.groups, -1)
-    return np.zeros_like(values) if reader.shifted else values
+    """What is added to a reader's product, shape [groups, outputs], from the constant that holds its bias."""
+    values = np.asarray(constant, np.float64).ravel()
+    return (values if reader.norm is None else values + reader.norm.offset).reshape(reader.groups, -1)
 
 
 def bias_constant(reader: Reader, bias: Matrix, old: Array) -> Array:
@@ -134,11 +153,11 @@ def bias_constant(reader: Reader, bias: Matrix, old: Array) -> Array:
 
     Args:
         reader: the reader.
-        bias: what is to be added to the result.
+        bias: what is to be added to the product.
         old: the constant as it is.
     """
-    values = bias.reshape(old.shape)
-    return np.asarray(np.asarray(old, np.float64) - values if reader.shifted else values).astype(old.dtype)
+    values = bias.ravel() if reader.norm is None else bias.ravel() - reader.norm.offset
+    return values.reshape(old.shape).astype(old.dtype)
 
 
 def _product(graph: Graph, node: Node) -> Reader:
@@ -192,18 +211,30 @@ def matrix(reader: Reader, weight: Array) -> Matrix:
     w = np.asarray(weight, np.float64)
     g = reader.groups
     if reader.node.op == "Conv":
-        return w.reshape(g, w.shape[0] // g, -1).transpose(0, 2, 1)
-    if reader.node.op == "ConvTranspose":
+        found = w.reshape(g, w.shape[0] // g, -1).transpose(0, 2, 1)
+    elif reader.node.op == "ConvTranspose":
         blocks = w.reshape(g, w.shape[0] // g, w.shape[1], -1)
-        return blocks.transpose(0, 1, 3, 2).reshape(g, -1, w.shape[1])
-    if reader.node.op == "Gemm" and reader.node.attributes.get("transB", 0):
-        w = w.T
-    return w[None] * reader.scale
+        found = blocks.transpose(0, 1, 3, 2).reshape(g, -1, w.shape[1])
+    else:
+        transposed = reader.node.op == "Gemm" and reader.node.attributes.get("transB", 0)
+        found = (w.T if transposed else w)[None] * reader.scale
+    return found if reader.norm is None else found * reader.norm.factor.reshape(g, 1, -1)
 
 
 def weight_of(reader: Reader, matrices: Matrix, like: Array) -> Array:
-    """The inverse of ``matrix``: the weight in its shape and type."""
+    """The inverse of ``matrix``: the weight in its shape and type.
+
+    Args:
+        reader: the reader.
+        matrices: shape [groups, K, outputs].
+        like: the present weight, which stays where a BatchNormalization lets nothing of it through.
+    """
     g, _, outputs = matrices.shape
+    if reader.norm is not None:
+        factor = np.abs(reader.norm.factor)
+        dead = (factor <= _DEAD * factor.max()).reshape(g, 1, -1)
+        divided = matrices / np.where(dead, 1.0, reader.norm.factor.reshape(g, 1, -1))
+        matrices = np.where(dead, matrix(plain(reader), like), divided)
     if reader.node.op == "Conv":
         values = matrices.transpose(0, 2, 1)
     elif reader.node.op == "ConvTranspose":

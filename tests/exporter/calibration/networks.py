@@ -32,10 +32,24 @@ def conv_net(dtype=np.float32):
     return build(nodes, {"x": ["N", 3, 12, 12]}, ["y"], constants, kinds={"x": kind, "y": kind})
 
 
-def normalised_net():
-    """Convolutions without biases, BatchNormalization behind each."""
+def normalised_net(fold=False):
+    """Convolutions without biases, BatchNormalization behind each, or folded into them."""
     constants = scaled(w1=(20, 3, 3, 3), w2=(12, 20, 3, 3), w3=(5, 12, 3, 3), m1=(20,), m2=(12,), s1=(20,), s2=(12,))
-    constants |= {name: np.full(n, 1.0, np.float32) for name, n in (("g1", 20), ("v1", 20), ("g2", 12), ("v2", 12))}
+    rng = np.random.default_rng(5)
+    constants |= {
+        k: rng.uniform(0.5, 2, n).astype(np.float32) for k, n in (("g1", 20), ("v1", 20), ("g2", 12), ("v2", 12))
+    }
+    if fold:
+        for i in "12":
+            factor = constants.pop(f"g{i}") / np.sqrt(constants.pop(f"v{i}") + np.float32(1e-5))
+            constants[f"w{i}"] = constants[f"w{i}"] * factor[:, None, None, None]
+            constants[f"s{i}"] = constants[f"s{i}"] - constants.pop(f"m{i}") * factor
+        nodes = [
+            node("Conv", "x w1 s1", "n1"), node("Relu", "n1", "a1"), node("Conv", "a1 w2 s2", "n2"),
+            node("Relu", "n2", "a2"), node("Conv", "a2 w3", "h3"), node("GlobalAveragePool", "h3", "p"),
+            node("Flatten", "p", "y"),
+        ]  # fmt: skip
+        return build(nodes, {"x": ["N", 3, 12, 12]}, ["y"], constants)
     nodes = [
         node("Conv", "x w1", "h1"), node("BatchNormalization", "h1 g1 s1 m1 v1", "n1"), node("Relu", "n1", "a1"),
         node("Conv", "a1 w2", "h2"), node("BatchNormalization", "h2 g2 s2 m2 v2", "n2"), node("Relu", "n2", "a2"),

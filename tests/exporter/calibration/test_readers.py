@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
-from exporter.calibration.readers import columns, find_readers, inputs_at, matrix, outputs_at, places, weight_of
+from exporter.calibration.readers import (
+    bias_constant,
+    bias_of,
+    columns,
+    find_readers,
+    inputs_at,
+    matrix,
+    outputs_at,
+    places,
+    weight_of,
+)
 from exporter.model_file import from_model
 from runtime.backends import open_session
 from tests.onnx_builder import build, ints, node, weights
@@ -33,6 +44,21 @@ def gemm(bias=(6,), w=(5, 6), **attributes):
 def product(x, *, bias="h b"):
     nodes = [node("MatMul", "x w", "h" if bias else "y"), *([node("Add", bias, "y")] if bias else [])]
     return build(nodes, {"x": x}, ["y"], weights(w=(5, 6), b=(6,)))
+
+
+def normalised(model, outputs):
+    """The model with a BatchNormalization behind it, which brings a bias of its own."""
+    rng = np.random.default_rng(7)
+    model.graph.node[-1].output[0] = model.graph.node[-1].name = "raw"
+    for made in model.graph.node:
+        made.input[:] = ["t" if i == "b" else i for i in made.input]
+    for tensor in model.graph.initializer:
+        tensor.name = "t" if tensor.name == "b" else tensor.name
+    for name in ("gain", "b", "mean", "variance"):
+        values = rng.uniform(0.5, 2, outputs).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    model.graph.node.append(node("BatchNormalization", "raw gain b mean variance", "y", epsilon=1e-3))
+    return model
 
 
 LINEAR = {
@@ -78,6 +104,11 @@ LINEAR = {
     "matmul-bias-first": product((7, 5), bias="b h"),
     "matmul-rank-3": product((2, 3, 5)),
     "matmul-rank-4": product((2, 3, 4, 5), bias=""),
+    "normalised-conv": normalised(conv((6, 4, 3, 3), bias=False), 6),
+    "normalised-conv-bias": normalised(conv((6, 2, 3, 3), group=2), 6),
+    "normalised-transpose": normalised(up((4, 3, 3, 3), group=2), 6),
+    "normalised-gemm": normalised(gemm(w=(6, 5), transB=1, alpha=0.25), 6),
+    "normalised-matmul": normalised(product((7, 5)), 6),
 }
 
 
@@ -97,7 +128,7 @@ def test_the_result_is_rows_times_the_matrix(name, rows):
     assert seen.shape == (reader.groups, len(at[0]), columns(reader, weight.shape))
     got = seen @ matrix(reader, weight)
     if reader.bias is not None:
-        got += graph.array(reader.bias).reshape(reader.groups, 1, -1)
+        got += bias_of(reader, graph.array(reader.bias))[:, None]
     want = outputs_at(reader, y, at)
     assert np.abs(got.transpose(1, 0, 2).reshape(want.shape) - want).max() < 1e-5 * want.std()
     assert want.std() > 0.1
@@ -111,7 +142,29 @@ def test_the_matrix_is_the_weight(name):
     for values in (weight, weight.astype(np.float16)):
         back = weight_of(reader, matrix(reader, values), values)
         assert back.dtype == values.dtype
-        assert (back == values).all()
+        np.testing.assert_allclose(back, values, rtol=1e-6 if reader.norm else 0)
+
+
+def test_the_constant_of_a_bias_is_what_it_was():
+    for name in ("conv", "gemm-bias-of-a-row", "normalised-conv-bias", "normalised-matmul"):
+        graph = from_model(LINEAR[name])
+        (reader,) = find_readers(graph)
+        values = graph.array(reader.bias)
+        back = bias_constant(reader, bias_of(reader, values), values)
+        assert back.shape == values.shape
+        np.testing.assert_allclose(back, values, rtol=1e-5)
+
+
+def test_a_weight_stays_where_a_batch_normalization_lets_nothing_through():
+    model = normalised(conv((6, 4, 3, 3), bias=False), 6)
+    gain = next(t for t in model.graph.initializer if t.name == "gain")
+    gain.CopyFrom(onnx.numpy_helper.from_array(np.float32([1, 1, 0, 1, 1e-20, 1]), "gain"))
+    graph = from_model(model)
+    (reader,) = find_readers(graph)
+    values = graph.array(reader.weight)
+    moved = weight_of(reader, matrix(reader, values) + 1, values)
+    assert np.isfinite(moved).all()
+    assert [bool((a == b).all()) for a, b in zip(moved, values, strict=True)] == [i in (2, 4) for i in range(6)]
 
 
 @pytest.mark.parametrize("name", [n for n in LINEAR if "no-bias" not in n])
