@@ -51,7 +51,7 @@ _USUAL = 1
 """Which of them is tried first."""
 
 _RECTIFIED_ROUNDS = 1
-_JOINT_ROWS, _JOINT_WORK = 1 << 18, 1 << 30
+_JOINT_ROWS, _JOINT_WORK = 1 << 15, 1 << 30
 """Rows that two layers are fitted together on, and rows times weights."""
 
 _JOINT_ROWS_PER_COLUMN = 4

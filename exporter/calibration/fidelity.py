@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from exporter.calibration.accuracy import Accuracy, compare_accuracy, usual_metric
 from exporter.calibration.compensation import Refit, compensate
 from exporter.calibration.data import Calibration
-from exporter.calibration.sensitivity import deviation
+from exporter.calibration.sensitivity import answers, deviation
 from exporter.calibration.unfitted import Unfitted, find_unfitted
 from exporter.graph import Graph
 from exporter.interface import shrunk
@@ -95,13 +95,14 @@ def fit(
         ModelError: a model does not run on the samples.
     """
     step("measuring the pruned model on held-out inputs")
-    plain = deviation(pruned, graph, calibration.held, calibration.batch)
+    original = answers(graph, calibration.held, calibration.batch)
+    plain = deviation(pruned, original, calibration.held, calibration.batch)
     if not wanted:
         return Fit(pruned, plain, plain, (), SWITCHED_OFF)
     better, refits = compensate(pruned, *(start or (graph, plan)), calibration.fit, calibration.batch, step)
     if not refits:
         return Fit(pruned, plain, plain, (), "", ("no layer behind the cuts can be fitted",))
-    error = deviation(better, graph, calibration.held, calibration.batch)
+    error = deviation(better, original, calibration.held, calibration.batch)
     if error < plain:
         return Fit(better, plain, error, tuple(refits))
     note = f"{LEFT_OUT}: output error on held-out inputs {error:.3g} with it, {plain:.3g} without"

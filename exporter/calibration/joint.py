@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from exporter.calibration.evidence import ENOUGH_TO_CHOOSE, HELD_OUT, rows_at
+from exporter.calibration.evidence import HELD_OUT, rows_at
 from exporter.calibration.moments import Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, plain, weight_of
 from exporter.graph import Graph, Node
@@ -177,9 +177,7 @@ class Joint:
             read, wanted = (batch.source, found["hidden"]), (found["slope"], found["residual"])
             for k, reader in enumerate(readers):
                 share = len(batch.source) / whole
-                sample = rows_at(
-                    self.graph, reader, read[k], np.negative(wanted[k]), share, number, enough=ENOUGH_TO_CHOOSE
-                )
+                sample = rows_at(self.graph, reader, read[k], np.negative(wanted[k]), share, number)
                 if solvers[k] is None:
                     sums[k].add(sample.x, sample.y)
                 else:

@@ -51,22 +51,29 @@ class Deviation:
         return mean if np.isfinite(mean) else float("inf")
 
 
+def answers(graph: Graph, samples: Samples, batch: int) -> Runner:
+    """A graph that has run to its outputs on some samples: what ``deviation`` compares with, as often as wanted."""
+    runner = Runner(graph, samples, batch)
+    runner.advance(float_outputs(graph))
+    return runner
+
+
 def deviation(
-    changed: Graph, graph: Graph, samples: Samples, batch: int, values: Mapping[str, Array] | None = None
+    changed: Graph, original: Runner, samples: Samples, batch: int, values: Mapping[str, Array] | None = None
 ) -> float:
     """Square error of a changed graph's outputs relative to the variance of the original's, mean over outputs.
 
     Args:
         changed: the changed graph.
-        graph: the original.
+        original: the ``answers`` of the original to the samples.
         samples: inputs.
         batch: samples in one run.
         values: constants of the changed graph that are to have other values.
     """
-    outputs = float_outputs(graph)
+    outputs = float_outputs(original.graph)
     found = Deviation()
-    got, want = (Runner(g, samples, batch) for g in (changed, graph))
-    for pair in zip(got.branch(outputs, values or {}), want.branch(outputs, {}), strict=True):
+    got = Runner(changed, samples, batch).branch(outputs, values or {})
+    for pair in zip(got, original.branch(outputs, {}), strict=True):
         found.add(*pair)
     return found.value
 

@@ -14,7 +14,7 @@ from exporter.calibration.compensation import compensate
 from exporter.calibration.damage import affordable
 from exporter.calibration.data import Calibration
 from exporter.calibration.fidelity import comparable
-from exporter.calibration.sensitivity import deviation
+from exporter.calibration.sensitivity import answers, deviation
 from exporter.graph import Graph
 from exporter.plan import Plan
 from exporter.rewriter import rewrite
@@ -65,6 +65,7 @@ def best_plan(
     fit, judge = samples.part(0, cut), samples.part(cut, len(samples))
     plans = {USUAL_SHARE: usual}
     found: dict[str, float] = {}
+    original = answers(graph, judge, calibration.batch)
 
     def error(share: float) -> float:
         plan = plans[share] = plans.get(share) or plan_for(share)
@@ -74,10 +75,12 @@ def best_plan(
             fitted, _ = compensate(
                 pruned if plan is usual else rewrite(graph, plan), graph, plan, fit, calibration.batch, quick=True
             )
-            found[key] = deviation(fitted, graph, judge, calibration.batch)
+            found[key] = deviation(fitted, original, judge, calibration.batch)
         return found[key]
 
     first, more = error(USUAL_SHARE), error(_MORE)
     if more < _CLEAR * first:
         return plans[_MOST] if error(_MOST) < more else plans[_MORE]
+    if more < first:  # then less is worse
+        return plans[USUAL_SHARE]
     return plans[_LESS] if error(_LESS) < _CLEAR * first else plans[USUAL_SHARE]

@@ -9,7 +9,7 @@ from exporter.calibration.accuracy import Accuracy
 from exporter.calibration.compensation import with_values
 from exporter.calibration.data import Calibration
 from exporter.calibration.fidelity import judged
-from exporter.calibration.sensitivity import deviation
+from exporter.calibration.sensitivity import answers, deviation
 from exporter.errors import GoalError
 from exporter.graph import Graph
 from exporter.sparsity.calibrated import LAYERWISE, Fit, fit_layers
@@ -103,8 +103,10 @@ def fit_within(
             values = given | fresh
         return values, {f.weight: f for f in fits}
 
+    original = answers(source, data.held, data.batch)
+
     def error_of(values: Mapping[str, Array]) -> float:
-        return deviation(graph, source, data.held, data.batch, values)
+        return deviation(graph, original, data.held, data.batch, values)
 
     plain = error_of(final.values)
     values, fits = fitted(taken)
