@@ -18,7 +18,8 @@ from exporter.calibration.damage import Prediction
         ({0.7: 2.0, 0.9: 3.0, 0.3: 1.0}, 0.3, [0.7, 0.9, 0.3]),
         ({0.7: 2.0, 0.9: 1.0, 0.97: 3.0}, 0.9, [0.7, 0.9, 0.97]),
         ({0.7: 3.0, 0.9: 2.0, 0.97: 1.0}, 0.97, [0.7, 0.9, 0.97]),
-        ({0.7: 1.0, 0.9: 0.95, 0.3: 0.95}, 0.7, [0.7, 0.9, 0.3]),
+        ({0.7: 1.0, 0.9: 1.05, 0.3: 0.95}, 0.7, [0.7, 0.9, 0.3]),
+        ({0.7: 1.0, 0.9: 0.95}, 0.7, [0.7, 0.9]),
     ],
 )
 def test_the_share_with_the_least_error_is_taken(monkeypatch, errors, share, tried):
@@ -45,6 +46,7 @@ def test_the_share_with_the_least_error_is_taken(monkeypatch, errors, share, tri
     monkeypatch.setattr(trial, "compensate", compensate)
     monkeypatch.setattr(trial, "deviation", deviation)
     monkeypatch.setattr(trial, "comparable", lambda *_: True)
+    monkeypatch.setattr(trial, "answers", lambda *_: None)
     calibration = SimpleNamespace(fit=Some(range(100)), batch=8)
     assert trial.best_plan(None, plan_for, calibration, 1e6, lambda _: None).groups[0].keep == share
     assert asked == tried
@@ -57,6 +59,7 @@ def test_equal_plans_are_tried_once(monkeypatch):
     monkeypatch.setattr(trial, "compensate", lambda *a, **k: (None, []))
     monkeypatch.setattr(trial, "deviation", lambda *a: tried.append(1) or 1.0)
     monkeypatch.setattr(trial, "comparable", lambda *_: True)
+    monkeypatch.setattr(trial, "answers", lambda *_: None)
     plans = {share: SimpleNamespace(groups=[SimpleNamespace(keep=(1, 2))]) for share in (0.3, 0.7, 0.9, 0.97)}
     calibration = SimpleNamespace(fit=_Whole(), batch=8)
     assert trial.best_plan(None, plans.get, calibration, 1e6, lambda _: None) is plans[0.7]
@@ -70,6 +73,7 @@ def test_nothing_is_tried_where_a_trial_costs_too_much(monkeypatch, macs, any_tr
     monkeypatch.setattr(trial, "compensate", lambda *a, **k: tried.append(1) or (None, []))
     monkeypatch.setattr(trial, "deviation", lambda *a: 1.0)
     monkeypatch.setattr(trial, "comparable", lambda *_: True)
+    monkeypatch.setattr(trial, "answers", lambda *_: None)
     calibration = SimpleNamespace(fit=_Whole(64), batch=8)
 
     def plan_for(share):
