@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from exporter.commands import (
+    advise,
     align,
     backends,
     bench,
@@ -26,6 +27,7 @@ from exporter.commands import (
     prune,
     quantize,
     run,
+    schema,
     sensitivity,
     sparsify,
     tune,
@@ -36,6 +38,7 @@ from exporter.commands.parsing import Parser
 
 _COMMANDS = (
     inspect,
+    advise,
     sensitivity,
     prune,
     sparsify,
@@ -53,6 +56,7 @@ _COMMANDS = (
     convert,
     build,
     run,
+    schema,
     completion,
 )
 """In the order of ``--help``."""

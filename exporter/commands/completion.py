@@ -62,4 +62,4 @@ def _describe_values(top: argparse.ArgumentParser) -> None:
             if known and action.choices is None:
                 action.choices = known
             elif action.dest in READS | WRITES | {"output", "recipe"}:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+                action.complete = shtab.FILE

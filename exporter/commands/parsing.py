@@ -1,4 +1,4 @@
-"""A parser whose messages fit on two lines: what is wrong, the nearest thing that is right, and where the rest stands."""
+"""A parser whose messages fit on two lines: what is wrong, what is near it and right, and where the rest stands."""
 
 from __future__ import annotations
 
@@ -45,4 +45,6 @@ def _meant(given: str, known: Iterable[str]) -> str:
     """What was meant where something is near, else all there is."""
     names = list(known)
     near = difflib.get_close_matches(given, names, 1)
-    return f"; did you mean {near[0]}?" if near else "" if given.startswith("-") else f"; choose from {', '.join(names)}"
+    return (
+        f"; did you mean {near[0]}?" if near else "" if given.startswith("-") else f"; choose from {', '.join(names)}"
+    )

@@ -1,4 +1,4 @@
-"""A digest of a model counts every file it is made of, wherever a tensor stands, and reads nothing outside its folder."""
+"""A digest of a model counts every file it is made of, wherever a tensor stands, and nothing outside its folder."""
 
 from __future__ import annotations
 
