@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -20,12 +19,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with a command line, and exit with 2."""
         self.exit(_USAGE, f"{self.prog}: error: {self._helped(message)}\nAll options: {self.prog} --help\n")
-
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """As argparse does it."""
-        if message:
-            self._print_message(message, sys.stderr)
-        raise SystemExit(status)
 
     def _helped(self, message: str) -> str:
         choice = _CHOICE.fullmatch(message)
