@@ -9,7 +9,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from exporter import tensors
 from exporter.errors import ModelError
-from exporter.external_data import all_tensors
+from runtime.model_files import all_tensors
 
 _PACKING = 8
 _SLACK = 64

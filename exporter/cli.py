@@ -11,11 +11,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from exporter.commands import (
+    advise,
     align,
     backends,
     bench,
     build,
     compare,
+    completion,
     convert,
     evaluate,
     inspect,
@@ -25,15 +27,18 @@ from exporter.commands import (
     prune,
     quantize,
     run,
+    schema,
     sensitivity,
     sparsify,
     tune,
     verify,
 )
 from exporter.commands.options import EXIT_CODES
+from exporter.commands.parsing import Parser
 
 _COMMANDS = (
     inspect,
+    advise,
     sensitivity,
     prune,
     sparsify,
@@ -51,6 +56,8 @@ _COMMANDS = (
     convert,
     build,
     run,
+    schema,
+    completion,
 )
 """In the order of ``--help``."""
 
@@ -61,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     """A parser that sets ``command`` to the function of the command that was named."""
     from exporter import __version__
 
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="secateur",
         description="Prune ONNX files, and prove each result equal to its masked original before it is written.",
         epilog=EXIT_CODES,
@@ -71,12 +78,15 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in _COMMANDS:
         module.add(commands)
+    top.set_defaults(top=top)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    options = parser().parse_args(arguments)
+    options, rest = parser().parse_known_args(arguments)
+    if rest:  # its own parser knows which options the command has
+        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return _as_step(options) if options.as_step else command(options)

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import ModelProto, TensorProto
 
 from exporter import parts, tensors
 from exporter.atomic import beside, put_in_place
 from exporter.errors import ModelError
 from exporter.streams import HashedStream
 from exporter.tensors import Array
+from runtime.model_files import all_tensors
 
 _SMALLEST_OUTSIDE = 1024
 _ALIGNMENT = 64
 _PAYLOADS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data")
-
-
-def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """Every tensor of a graph: initializers and attributes, those of subgraphs included."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in (attribute.g, *attribute.graphs):
-                yield from all_tensors(inner)
 
 
 def files(model: ModelProto, folder: Path) -> set[Path]:

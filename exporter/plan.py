@@ -19,6 +19,7 @@ from exporter.errors import UsageError
 
 FORMAT = "secateur-plan"
 VERSION = 1
+_MAKE = "Make one with: secateur prune MODEL -o OUT --save-plan P.json"
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,10 @@ class Plan:
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"the plan {path} cannot be read: {error}.") from error
+        except OSError as error:
+            raise UsageError(f"the plan {path} cannot be read: {error.strerror or error}.") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} is not a Secateur plan. {_MAKE}") from error
         return Plan.from_json(text, str(path))
 
     @staticmethod
@@ -234,9 +237,7 @@ class Plan:
         except (json.JSONDecodeError, RecursionError) as error:
             raise UsageError(f"{name} is not JSON: {error}.") from None
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise UsageError(
-                f"{name} is not a Secateur plan. Make one with: secateur prune MODEL -o OUT --save-plan P.json"
-            )
+            raise UsageError(f"{name} is not a Secateur plan. {_MAKE}")
         if document.get("version") != VERSION:
             raise UsageError(
                 f"{name} has plan version {document.get('version')}; this program reads version {VERSION}. "

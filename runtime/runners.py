@@ -95,7 +95,9 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
         RunError: the model does not load or run.
     """
     if not path.is_file():
-        raise BadRequest(f"{path}: no such file.")
+        raise BadRequest(
+            f"{path} is a folder; name the model file in it." if path.is_dir() else f"{path}: no such file."
+        )
     session, load = _loaded(path, asked)
     shapes = asked.shapes or {}
     if reference is not None:

@@ -33,7 +33,9 @@ def run(options: argparse.Namespace) -> int:
 
     file = options.recipe.absolute()
     if not file.is_file():
-        raise UsageError(f"{options.recipe}: no such file.")
+        raise UsageError(
+            f"{options.recipe} is a folder; name a recipe." if file.is_dir() else f"{options.recipe}: no such file."
+        )
     with contextlib.chdir(file.parent):
         recipe = read_recipe(options.recipe, options.parsers)
         if options.explain:

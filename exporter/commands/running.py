@@ -67,9 +67,15 @@ def asked_of(options: argparse.Namespace, batch: int | None = None) -> Asked:
 def share(text: str) -> float:
     """Read ``2%`` or ``0.02``; for argparse."""
     number = text.strip()
-    return float(number[:-1]) / 100 if number.endswith("%") else float(number)
+    try:
+        return float(number[:-1]) / 100 if number.endswith("%") else float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no share such as 2% or 0.02") from None
 
 
 def numbers(text: str) -> list[int]:
     """Read ``1,8,32``; for argparse."""
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of whole numbers such as 1,8,32") from None

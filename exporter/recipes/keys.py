@@ -117,8 +117,8 @@ def parsed(parser: argparse.ArgumentParser, line: Sequence[str]) -> argparse.Nam
         with contextlib.redirect_stderr(said):
             return parser.parse_args(list(line))
     except SystemExit:
-        text = said.getvalue().strip().splitlines()[-1]
-        return text.partition("error: ")[2] or text
+        text = said.getvalue().strip()
+        return text.partition("error: ")[2].partition("\nAll options: ")[0] or text
 
 
 def as_step(command: str, parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:

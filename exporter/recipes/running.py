@@ -19,12 +19,12 @@ from exporter.atomic import write_text
 from exporter.calibration.cache import program
 from exporter.errors import SecateurError
 from exporter.recipes.steps import Recipe, Step, file_of
+from runtime.model_files import digest_of
 
 Run = Callable[[Sequence[str], bool], int]
 """Runs a command line, silently or not; the exit code."""
 
 RECORDS = ".steps"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -140,30 +140,10 @@ def content(text: str) -> str:
     path = file_of(text)
     if path is None:
         return ""
-    digest = hashlib.sha256()
     if path.is_dir():
+        digest = hashlib.sha256()
         for each in sorted(p for p in path.rglob("*") if p.is_file()):
             found = each.stat()
             digest.update(f"{each.relative_to(path)}:{found.st_size}:{found.st_mtime_ns};".encode())
         return digest.hexdigest()
-    for each in [path, *_beside(path)]:
-        with each.open("rb") as file:
-            while block := file.read(_CHUNK):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _beside(path: Path) -> list[Path]:
-    """Files with the weights of a model."""
-    if path.suffix != ".onnx":
-        return []
-    from google.protobuf.message import DecodeError
-    from onnx import load_model
-
-    from exporter.external_data import files
-
-    try:
-        model = load_model(path, load_external_data=False)
-    except (DecodeError, ValueError):
-        return []
-    return sorted(p for p in files(model, path.parent) if p.is_file())
+    return digest_of(path)

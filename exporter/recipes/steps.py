@@ -21,11 +21,11 @@ REPEAT = ("rounds", "schedule", "steps")
 ALIASES = {"distil": "tune"}
 """Steps that are a command under another name. ``distil`` is ``tune`` that learns from the recipe's model."""
 
-NO_STEPS = ("run", "backends", "probe")
+NO_STEPS = ("run", "backends", "probe", "completion", "schema")
 """Commands that do nothing with a model."""
 
 _BUDGETS = {"prune": ("macs", "params", "ratio"), "sparsify": ("pattern",)}
-_MOST_ROUNDS = 100
+MOST_ROUNDS = 100
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,8 @@ def _repeat(given: Given, state: _State) -> None:
         if name not in REPEAT:
             state.problems.add(line, f"{where}: there is no key '{name}'. Allowed: {', '.join(REPEAT)}")
     rounds = given.value["rounds"].value if "rounds" in given.value else None
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or not 1 <= rounds <= _MOST_ROUNDS:
-        state.problems.add(given.line, f"{where}: 'rounds' is a number from 1 to {_MOST_ROUNDS}")
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or not 1 <= rounds <= MOST_ROUNDS:
+        state.problems.add(given.line, f"{where}: 'rounds' is a number from 1 to {MOST_ROUNDS}")
     schedule = given.value["schedule"].value if "schedule" in given.value else "linear"
     if schedule not in SCHEDULES:
         state.problems.add(given.key_lines["schedule"], f"{where}: 'schedule' is one of {', '.join(SCHEDULES)}")

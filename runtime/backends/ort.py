@@ -107,7 +107,9 @@ class OrtSession:
                 model if isinstance(model, bytes) else str(model), _settings(ort, options), providers=providers
             )
         except Exception as error:  # the binding raises a dozen unrelated classes
-            raise RunError(f"ONNX Runtime {ort.__version__} refuses the model: {_first_line(error)}") from error
+            line = _first_line(error)
+            fix = "\nIt is not an ONNX file, or it is truncated; export it again." if "INVALID_PROTOBUF" in line else ""
+            raise RunError(f"ONNX Runtime {ort.__version__} refuses the model: {line}{fix}") from error
         if self._about.provider not in self._session.get_providers():  # it falls back without a word
             raise BackendMissing(
                 f"backend {name}: ONNX Runtime offers {self._about.provider}, but it does not start on this machine "

@@ -17,8 +17,9 @@ from runtime.device import Buffer, Event, Recording, Stream
 from runtime.engine.building import build_engine
 from runtime.engine.flavour import PACKAGES, installed, load_flavour
 from runtime.engine.loading import Loaded, deserialize, profile_recorder
-from runtime.engine.metadata import check_engine, describe, digest_of, write_engine
+from runtime.engine.metadata import check_engine, describe, write_engine
 from runtime.errors import BackendMissing, BadRequest, RunError
+from runtime.model_files import digest_of
 
 ENGINES = tuple(PACKAGES)
 _SUFFIXES = frozenset({".engine", ".plan", ".trt"})

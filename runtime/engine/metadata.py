@@ -9,15 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from runtime.cuda import Gpu
 from runtime.engine.building import Built
 from runtime.engine.configuring import write_bytes
 from runtime.errors import RunError
+from runtime.model_files import digest_of
 
 FORMAT = 1
-_BLOCK = 1 << 20
 
 
 class StaleEngine(RunError):
@@ -29,27 +27,6 @@ class StaleEngine(RunError):
 def metadata_file(engine: Path) -> Path:
     """Where the description of an engine stands."""
     return engine.with_name(f"{engine.name}.json")
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a model: of the file, and of the files with external data it names, in order."""
-    found = hashlib.sha256()
-    for file in [path, *_outside(path)]:
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                found.update(block)
-    return found.hexdigest()
-
-
-def _outside(path: Path) -> list[Path]:
-    names: dict[str, None] = {}
-    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            place = next((e.value for e in tensor.external_data if e.key == "location"), "")
-            names.setdefault(place)
-    folder = path.absolute().parent.resolve()
-    files = [(folder / name).resolve() for name in names]
-    return [f for f in files if f.is_file() and f.is_relative_to(folder)]
 
 
 def describe(built: Built, source: Path, command: str, device: Gpu | None, **more: Any) -> dict[str, Any]:

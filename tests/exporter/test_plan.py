@@ -179,7 +179,7 @@ UNREADABLE = {
     "half of it": (b'{"format": "secateur-plan", "version"', "is not JSON"),
     "yaml": (b"format: secateur-plan", "is not JSON"),
     "nested without end": (b"[" * 100_000, "is not JSON"),
-    "bytes": (b"\xff\xfe\x00", "cannot be read"),
+    "bytes": (b"\xff\xfe\x00", "is not a Secateur plan"),
     "a list": (b"[]", "is not a Secateur plan"),
     "a number": (b"1", "is not a Secateur plan"),
     "another format": (b'{"format": "other-plan", "version": 1}', "is not a Secateur plan.*--save-plan"),

@@ -88,7 +88,7 @@ def test_explain_runs_nothing(place, capsys):
 
 WRONG = {
     "macs: 0.6": ("mac: 0.6", r"recipe.yaml:4: step 1 (prune): there is no key 'mac'. Did you mean 'macs'?"),
-    "prune:": ("trim:", "recipe.yaml:4: step 1: there is no step 'trim'. Allowed: align"),
+    "prune:": ("trim:", "recipe.yaml:4: step 1: there is no step 'trim'. Allowed: advise, align"),
     "align: 1": ("include-consumers: 1", "'include-consumers' is true or false"),
     "macs: 0.6,": ("macs: half,", "recipe.yaml:4: step 1 (prune): argument --macs: invalid float value: 'half'"),
     "calib: data.npz,": ("calib: gone.npz,", "recipe.yaml:5: step 2 (quantize): 'calib': there is no gone.npz"),

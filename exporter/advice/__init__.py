@@ -1,0 +1,1 @@
+"""What suits a model on a device: facts about it, measured or computed, and what follows from them."""

@@ -1,0 +1,30 @@
+"""``secateur schema``: the JSON Schema of a file that Secateur reads or writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from exporter.commands.options import command
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    from exporter.schema_files import NAMES
+
+    parser = command(commands, "schema", run, "Print the JSON Schema of a plan, a recipe, or a command's --json.")
+    parser.add_argument("name", metavar="NAME", choices=NAMES, help=f"one of {', '.join(NAMES)}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter.schema_files import recipe_schema, stored_schema
+
+    if options.name == "recipe":
+        parsers = next(a for a in options.top._actions if isinstance(a, argparse._SubParsersAction)).choices
+        document = recipe_schema(parsers)
+    else:
+        document = stored_schema(options.name)
+    print(json.dumps(document, indent=1, ensure_ascii=False))
+    return 0

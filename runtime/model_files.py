@@ -1,0 +1,66 @@
+"""The files a model is made of: the ONNX file, and the files with weights it names; one digest of them all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+_BLOCK = 1 << 20
+
+
+def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every tensor of a graph: initializers and attributes, those of subgraphs included."""
+    yield from graph.initializer
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (attribute.g, *attribute.graphs):
+                yield from all_tensors(inner)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Files with external data that a model names, those of its functions included, in the order of their names.
+
+    Left out is what is not there or lies outside the model's folder: whoever loads the model refuses it, and a digest
+    must not read it. A file that is no ONNX model names none.
+    """
+    try:
+        model: ModelProto = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError):
+        return []
+    tensors = [*all_tensors(model.graph), *(t for f in model.functions for t in _of_nodes(f.node))]
+    names = {
+        entry.value
+        for tensor in tensors
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    folder = path.absolute().parent.resolve()
+    files = {(folder / name).resolve() for name in names if name}
+    return sorted(f for f in files if f.is_file() and f.is_relative_to(folder))
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content; that of an ONNX model counts the files of its weights.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in [path, *(weight_files(path) if path.suffix == ".onnx" else ())]:
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
