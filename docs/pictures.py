@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/slots.md as SVG. Run as ``python docs/pictures.py``; the same input gives the same bytes."""
+"""Draw the pictures of docs/slots.md as SVG. Run as ``python docs/pictures.py``."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def column(at: int, rows: int) -> set[tuple[int, int]]:
 
 def chain() -> str:
     """Convolution, batch normalization, convolution: one channel, and everything that is tied to it."""
-    p = Picture(640, 214, "Channel 3 of a convolution, its batch normalization and the next convolution are one unit")
+    p = Picture(640, 224, "Channel 3 of a convolution, its batch normalization and the next convolution are one unit")
     p.text(20, 26, "Channel 3 is one row of w1, one entry of the normalization, one column of w2.", anchor="start")
     p.grid(60, 70, 3, 8, {(c, 3) for c in range(3)})
     p.text(84, 62, "w1 [8, 3]")
@@ -83,7 +83,7 @@ def chain() -> str:
     p.arrow((294, 126), (456, 126), colour=CUT)
     p.text(190, 118, "tied", CUT)
     p.text(375, 118, "tied", CUT)
-    p.text(84, 205, "columns: the image, frozen", GREY)
+    p.text(20, 216, "columns: the image, frozen", GREY, anchor="start")
     p.text(524, 172, "rows: the output, frozen", GREY)
     return p.svg()
 
@@ -106,9 +106,10 @@ def heads() -> str:
     p.text(224, 188, "a product", GREY, size=12)
     p.text(416, 172, "tied where Q Kt", GREY, size=12)
     p.text(416, 188, "and A V meet", GREY, size=12)
-    p.arrow((512, 206), (512, 226), (360, 226), colour=CUT)
+    p.arrow((512, 206), (512, 258), (356, 258), colour=CUT)
     p.grid(160, 234, 12, 3, {(4 + d, row) for d in range(4) for row in range(3)})
-    p.text(264, 226, "the projection behind, rows shown lying", GREY, size=12)
+    p.text(20, 250, "the projection behind,", GREY, anchor="start", size=12)
+    p.text(20, 266, "rows shown lying", GREY, anchor="start", size=12)
     p.text(264, 299, "its four rows of head 1 go too", CUT, size=12)
     return p.svg()
 

@@ -68,8 +68,8 @@ def bert() -> onnx.ModelProto:
     """
     shapes: dict[str, tuple[int, ...]] = {"words": (WORDS, WIDTH), "classify": (WIDTH, 3), "classify_bias": (3,)}
     for i in range(LAYERS):
-        own = {name: (WIDTH, WIDTH) for name in ("wq", "wk", "wv", "wo")}
-        own |= {name: (WIDTH,) for name in ("bq", "bv")}
+        own = dict.fromkeys(("wq", "wk", "wv", "wo"), (WIDTH, WIDTH))
+        own |= dict.fromkeys(("bq", "bv"), (WIDTH,))
         own |= {f"{part}_{kind}": (WIDTH,) for part in ("attention", "mlp") for kind in ("scale", "bias")}
         own |= {"w1": (WIDTH, NEURONS), "b1": (NEURONS,), "w2": (NEURONS, WIDTH)}
         shapes |= {f"l{i}_{name}": shape for name, shape in own.items()}

@@ -49,7 +49,7 @@ LAYER = """
 
 
 def decoder() -> onnx.ModelProto:
-    """The untrained decoder: one token [N, 1], its position and the caches [N, groups, P, size] to logits and caches."""
+    """One untrained step: a token [N, 1], its position and caches [N, groups, P, size] to logits and caches."""
     layers = "".join(
         LAYER.replace("LAYER", f"l{i}_")
         .replace("INPUT", f"l{i - 1}_end" if i else "embedded")
