@@ -1,4 +1,4 @@
-"""The documentation is true: its commands and examples run, its links lead somewhere, its pictures are those of the script."""
+"""The documentation is true: commands and examples run, links lead somewhere, pictures are those of the script."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_workflow_and_the_hooks_are_commands():
     lines = [s["run"] for s in steps if s.get("run", "").startswith("secateur")]
     assert lines
     assert "--fail-if-slower" in lines[0]
-    for hook in yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text()):
-        lines.append(f"{hook['entry']} file")
+    hooks = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    lines.extend(f"{hook['entry']} file" for hook in hooks)
     for line in lines:
         parser().parse_args(shlex.split(line)[1:])
