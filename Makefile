@@ -1,5 +1,7 @@
 # make demo   set-up, then convert, prune, verify and measure a model that ships in models/
 # make test   set-up, then lint, types and the tests that need no GPU and little time
+# make docs   the documentation as a site in site/
+# make dist   sdist and wheel in dist/, the same bytes from the same commit
 #
 # Everything lives in .venv; versions are those of constraints.txt.
 
@@ -7,17 +9,22 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TOOLS  := $(VENV)/.tools
 DEMO   := build/demo
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint types format docs clean
+.PHONY: demo test test-slow lint types format docs dist clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Secateur needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,images,tensorrt-rtx,test,lint]'
+	@touch $@
+
+$(TOOLS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs,package]'
 	@touch $@
 
 demo: $(READY)
@@ -42,8 +49,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)
+docs: $(TOOLS)
 	$(BIN)/python docs/operators.py
+	$(BIN)/python docs/pictures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/theme/mkdocs.yml --site-dir $(CURDIR)/site
+	@echo "open site/index.html"
+
+dist: $(TOOLS)
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation --outdir dist
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -86,7 +86,8 @@ def prune_magnitude(name: str, data: str, macs: float) -> Figures:
 def judge(name: str, data: Path, pruned: Path) -> Figures:
     """Figures of a pruned file, but for its size."""
     from runtime.backends import open_session
-    from runtime.metrics import Batch, Tally, find_metric
+    from runtime.metrics import Batch, Tally
+    from runtime.plugins import find_metric
     from runtime.samples import samples_of
 
     network = accuracy_data.NETWORKS[name]

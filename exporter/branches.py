@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto
 
+from exporter.inferred import Inferred
 from exporter.protos import graphs_of, set_nodes, subgraphs
-from exporter.shapes import Inferred
 from exporter.values import is_standard
 
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 import onnx.shape_inference
 from onnx import NodeProto, TensorProto, TypeProto
 
+from exporter.inferred import Dims, Inferred
 from exporter.symbols import Dim
 
-if TYPE_CHECKING:
-    from exporter.shapes import Inferred
-
-Dims = tuple[Dim, ...]
 Result = tuple[int, Dims] | None
 """Element type and shape of an output; None where nothing is known."""
 

@@ -7,20 +7,17 @@ before it gets a symbol of its own, and the body is looked at again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto
 
+from exporter.inferred import Dims, Inferred
 from exporter.protos import graphs_of, reads, subgraphs
 from exporter.symbols import Dim
 from exporter.values import is_standard
 
-if TYPE_CHECKING:
-    from exporter.shapes import Inferred
-
 Run = Callable[[Iterable[NodeProto]], None]
-Dims = tuple[Dim, ...]
 
 _OLDEST_SCAN = 9
 _DEEPEST = 6

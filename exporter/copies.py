@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto
 
+from exporter.inferred import Inferred
 from exporter.protos import attributes_of
-from exporter.shapes import Inferred
 from exporter.values import is_standard
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from onnx import ModelProto, NodeProto, helper
 
 from exporter.graph import op_of
+from exporter.inferred import Inferred
 from exporter.protos import all_nodes
 from exporter.registry import enter
-from exporter.shapes import Inferred
 
 Step = Callable[[NodeProto, Inferred], None]
 

@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
+from exporter.inferred import Dims, Inferred
 from exporter.protos import attributes_of, reads
-from exporter.shapes import Dims, Inferred
 from exporter.symbols import Dim, is_computed
 from exporter.values import Vector, is_standard
 

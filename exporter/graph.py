@@ -14,9 +14,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
 from exporter.functions import Calls
+from exporter.inferred import Inferred
 from exporter.plan import Drop
 from exporter.protos import attributes_of
-from exporter.shapes import Inferred
 from exporter.tensors import Array
 from runtime.feeds import Binding
 

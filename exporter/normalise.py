@@ -19,8 +19,9 @@ from exporter.errors import ModelError
 from exporter.explicit import write_out
 from exporter.fold import fold
 from exporter.graph import Graph, Source, make_nodes, opsets_of
+from exporter.inferred import Dims, Inferred
 from exporter.protos import add_outputs, constant_of, graphs_of, reads, set_nodes
-from exporter.shapes import Dims, Inferred, infer
+from exporter.shapes import infer
 from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
 from exporter.symbols import named

@@ -13,8 +13,8 @@ from onnx import ModelProto, NodeProto
 
 from exporter.fold import FreshName
 from exporter.graph import op_of
+from exporter.inferred import Dims
 from exporter.protos import reads, set_nodes
-from exporter.shapes import Dims
 
 _STEPS = frozenset({"DequantizeLinear", "com.microsoft::DequantizeLinear", "Cast"})
 

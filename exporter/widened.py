@@ -11,9 +11,9 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto
 
 from exporter.graph import Graph
+from exporter.inferred import Inferred
 from exporter.normalise import inline_data, normalise
 from exporter.protos import graphs_of
-from exporter.shapes import Inferred
 
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision", "stash_type")
 

@@ -12,7 +12,8 @@ import numpy as np
 from runtime.backends import Session, open_session
 from runtime.errors import BadRequest, RunError
 from runtime.feeds import Array, Feeds
-from runtime.metrics import Batch, Metric, Tally, default_output, find_metric
+from runtime.metrics import Batch, Metric, Tally, default_output
+from runtime.plugins import find_metric
 from runtime.samples import Samples
 
 Model = Path | str | bytes | Session

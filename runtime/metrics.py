@@ -100,21 +100,6 @@ def metric(
     return register
 
 
-def find_metric(name: str) -> Metric:
-    """A metric by name, or ``plugin:package.module:callable`` or ``plugin:file.py:callable``.
-
-    Raises:
-        BadRequest: there is none of that name.
-    """
-    from runtime.plugins import plugin_metric  # it registers nothing, and needs what is defined here
-
-    if name.startswith("plugin:"):
-        return plugin_metric(name)
-    if name not in METRICS:
-        raise BadRequest(f"--metric {name}: choose from {', '.join(METRICS)}, or plugin:package.module:callable.")
-    return METRICS[name]
-
-
 class Tally:
     """Running sums of a metric: constant memory, however many batches are added."""
 

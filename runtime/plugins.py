@@ -1,4 +1,4 @@
-"""Metrics and other functions of the user: callables named on the command line."""
+"""Metrics by name, and functions of the user: callables named on the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.errors import BadRequest
 from runtime.importing import import_place
-from runtime.metrics import Batch, Metric, Scores
+from runtime.metrics import METRICS, Batch, Metric, Scores
 
 _HELP = "expected plugin:package.module:callable or plugin:path/to/file.py:callable"
 
@@ -33,6 +33,19 @@ def plugin_callable(name: str, option: str) -> Callable[..., Any]:
         raise BadRequest(f"{option} {name}: {place} has no callable '{target}'.")
     found: Callable[..., Any] = function
     return found
+
+
+def find_metric(name: str) -> Metric:
+    """A metric by name, or ``plugin:package.module:callable`` or ``plugin:file.py:callable``.
+
+    Raises:
+        BadRequest: there is none of that name.
+    """
+    if name.startswith("plugin:"):
+        return plugin_metric(name)
+    if name not in METRICS:
+        raise BadRequest(f"--metric {name}: choose from {', '.join(METRICS)}, or plugin:package.module:callable.")
+    return METRICS[name]
 
 
 def plugin_metric(name: str) -> Metric:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -138,6 +140,61 @@ def test_no_cycles_at_import():
     assert sum(map(len, graph.values())) > 500
     order = list(TopologicalSorter(graph).static_order())  # raises where there is a cycle
     assert set(order) == set(MODULES)
+
+
+def test_no_circles_at_all():
+    """Also not inside functions or for type checking; the package's own names come from everywhere and do not count."""
+    graph = {name: {i for i in imports(name) if i in MODULES} - {name, "exporter"} for name in MODULES}
+    assert sum(map(len, graph.values())) > 1000
+    assert set(TopologicalSorter(graph).static_order()) >= set(MODULES)  # raises where there is a circle
+
+
+# -- layers -----------------------------------------------------------------------------------------------------
+
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+
+def layers() -> list[tuple[str, list[str]]]:
+    """The table of docs/architecture.md, from the bottom up: (layer, patterns of modules)."""
+    table = ARCHITECTURE.read_text(encoding="utf-8").partition("| layer | modules |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
+    return [(name.strip(), re.findall(r"`([^`]+)`", patterns)) for name, patterns in rows]
+
+
+def layer_of(name: str) -> int | None:
+    """Index of the row a module is in: that of the longest pattern which names it or a package around it."""
+    around = [name.rsplit(".", depth)[0] for depth in range(name.count("."))]
+    fits = [
+        (len(p), row) for row, (_, patterns) in enumerate(layers()) for p in patterns for n in around if fnmatch(n, p)
+    ]
+    return max(fits)[1] if fits else None
+
+
+def test_the_documented_layers_are_those_of_the_code():
+    where = {name: layer_of(name) for name in MODULES if "." in name}
+    names = [name for name, _ in layers()]
+    assert len(names) > 10
+    assert not [m for m, row in where.items() if row is None], "give each new module a row of docs/architecture.md"
+    down = [
+        f"{m} ({names[row]}) imports {i} ({names[where[i]]})"
+        for m, row in where.items()
+        for i in sorted(imports(m))
+        if i in where and where[i] > row
+    ]
+    assert not down, "the table in docs/architecture.md says that imports go upwards in it"
+
+
+def test_the_documented_layers_name_no_module_that_is_gone():
+    stale = [p for _, patterns in layers() for p in patterns if not any(fnmatch(m, p) for m in MODULES)]
+    assert not stale
+
+
+def test_files_named_in_the_architecture_exist():
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    for file, function in re.findall(r"`([a-z_/]+\.py)(?:: (\w+))?", text):
+        found = [p for p in (ROOT / file, ROOT / "exporter" / file) if p.is_file()]
+        assert found, file
+        assert not function or f"def {function}(" in found[0].read_text(encoding="utf-8"), f"{file}: {function}"
 
 
 HEAVY = ("torch", "onnxruntime", "tensorrt", "safetensors", "onnxscript", "PIL")

@@ -17,7 +17,8 @@ from exporter.normalise import serialize_with_data
 from runtime.backends import Session, open_session
 from runtime.errors import BadRequest
 from runtime.feeds import Array, Feeds
-from runtime.metrics import Batch, Metric, Scores, default_output, find_metric
+from runtime.metrics import Batch, Metric, Scores, default_output
+from runtime.plugins import find_metric
 from runtime.samples import Samples
 
 LEVEL = 1.96

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     from runtime.errors import BadRequest
     from runtime.evaluation import evaluate
     from runtime.images import parse_preprocess
-    from runtime.metrics import find_metric
+    from runtime.plugins import find_metric
     from runtime.samples import load_samples
     from runtime.sources import USUAL_LABELS
 
