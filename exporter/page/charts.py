@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from exporter.page.markup import Content, Markup, markup, tag
 
@@ -184,8 +185,8 @@ def plane(
     parts += [_text(0, _HEIGHT + 32, x.name), _text(0, -8, y.name)]
     if joined:
         ordered = sorted(dots, key=lambda d: d.x)
-        parts += [_line(at(a.x, a.y), at(b.x, b.y), "other") for a, b in zip(ordered, ordered[1:], strict=False)]
-    parts += [_line(at(*a), at(*b), "mark") for a, b in zip(roof, roof[1:], strict=False)]
+        parts += [_line(at(a.x, a.y), at(b.x, b.y), "other") for a, b in pairwise(ordered)]
+    parts += [_line(at(*a), at(*b), "mark") for a, b in pairwise(roof)]
     if mark is not None:
         height = _HEIGHT * (1 - ay.share(y.place(mark[0])))
         parts += [_line((0, height), (100, height), "mark"), _text(100, height - 5, mark[1], "end")]
@@ -203,9 +204,8 @@ def _dot(dot: Dot, at: Callable[[float, float], tuple[float, float]]) -> Markup:
     parts.append(tag("circle", cx=f"{px:.2f}%", cy=py, r=6.0 if dot.main else 4.0, class_=kind))
     if dot.name:
         right = px > 62
-        words = tag("text", dot.name, x=f"{px:.2f}%", y=py - 10, text_anchor="end" if right else "start", class_="label",
-                    dx="-9" if right else "9")  # fmt: skip
-        parts.append(words)
+        anchor, aside = ("end", "-9") if right else ("start", "9")
+        parts.append(tag("text", dot.name, x=f"{px:.2f}%", y=py - 10, dx=aside, text_anchor=anchor, class_="label"))
     return tag("g", *parts)
 
 

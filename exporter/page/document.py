@@ -106,7 +106,9 @@ def render(page: Page, origin: Origin) -> str:
             tag("p", page.verdict, class_=f"verdict {page.tone}".strip()),
         ),
         tag("main", _cards(page.cards), sections, _environment(origin.environment), _again(page, origin)),
-        tag("footer", "Made by ", tag("code", f"secateur {origin.version}"), ". Nothing here is loaded from a network."),
+        tag(
+            "footer", "Made by ", tag("code", f"secateur {origin.version}"), ". Nothing here is loaded from a network."
+        ),
     ]
     return f"<!doctype html>\n{tag('html', tag('head', *head), tag('body', *body), lang='en')}\n"
 
@@ -155,7 +157,9 @@ def _again(page: Page, origin: Origin) -> Markup:
         size = quantity(len(page.plan.encode()))
         content += [
             tag("h3", "The plan"),
-            paragraph("It says which indices of every weight stay. ", link, f" ({size}B), then carry it out again with:"),
+            paragraph(
+                "It says which indices of every weight stay. ", link, f" ({size}B), then carry it out again with:"
+            ),
             tag("pre", tag("code", page.replay)),
         ]
         if len(page.plan) <= _SHOWN:

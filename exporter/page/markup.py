@@ -31,7 +31,7 @@ def markup(content: Content) -> Markup:
     return Markup("".join(markup(part) for part in content))
 
 
-def tag(name: str, *content: Content, **attributes: str | float | bool | None) -> Markup:
+def tag(name: str, /, *content: Content, **attributes: str | float | bool | None) -> Markup:
     """An element.
 
     Args:

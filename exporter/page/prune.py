@@ -165,8 +165,8 @@ _ENDS = ("input", "output")
 _OPEN = 24
 """Rows up to which a table is unfolded from the start."""
 _IMPORTANCE = (
-    "Importance is the share of the group's scores that the kept units have: the further above the share of units left, "
-    "the less was lost by removing the others."
+    "Importance is the share of the group's scores that the kept units have: the further it is above the share of "
+    "units left, the less was lost by removing the others."
 )
 _DAMAGE = (
     "Predicted damage is the square error of the outputs, relative to their variance, if the group alone were cut; "
@@ -329,7 +329,10 @@ def _latency_section(document: Document, more: Findings) -> Section:
         rows: list[list[Content]] = [
             [str(k), f"{t['predicted']:.3f}", f"{t['measured']['value']:.3f}"] for k, t in enumerate(budget["tried"], 1)
         ]
-        sides = [("original", compared["first"]["samples_s"], "other"), ("result", compared["other"]["samples_s"], "main")]
+        sides = [
+            ("original", compared["first"]["samples_s"], "other"),
+            ("result", compared["other"]["samples_s"], "main"),
+        ]
         content += [
             paragraph(f"Asked for {budget['share']:.3f} of the original's latency, on this machine."),
             table(["round", "predicted", "measured"], rows, "rounds towards the latency", right=range(3)),

@@ -139,7 +139,8 @@ def savings_part(rows: Sequence[Document]) -> list[Content]:
         sums[row["reason"]] = sums.get(row["reason"], 0.0) + row["lost"]
     ranked = sorted(sums.items(), key=lambda item: -item[1])
     bars = [
-        charts.Bar(reason, (lost / total,), (percent(lost / total),), REASONS.get(reason, "")) for reason, lost in ranked
+        charts.Bar(reason, (lost / total,), (percent(lost / total),), REASONS.get(reason, ""))
+        for reason, lost in ranked
     ]
     body = [
         [
