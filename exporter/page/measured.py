@@ -78,7 +78,7 @@ def _how(side: Document) -> str:
 
 
 def _median(side: Document) -> float:
-    return statistics.median(side["samples_s"])
+    return float(statistics.median(side["samples_s"]))
 
 
 def _ratio_part(document: Document, names: tuple[str, str]) -> list[Content]:

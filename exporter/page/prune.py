@@ -274,7 +274,8 @@ def _search_section(found: Document | None) -> Section:
         charts.Dot(
             100 * t["left"], scale * t["accuracy"]["drop"], f"{k + 1}" + (" chosen" if k == found["chosen"] else ""),
             f"try {k + 1}: {value_text(t['accuracy']['pruned'], metric)}",
-            *(scale * v if v is not None else None for v in (t["accuracy"]["low"], t["accuracy"]["high"])),
+low=_scaled(t["accuracy"]["low"], scale),
+            high=_scaled(t["accuracy"]["high"], scale),
             main=k == found["chosen"],
         )
         for k, t in judged
@@ -300,6 +301,10 @@ def _search_section(found: Document | None) -> Section:
         "The search for the smallest model",
         (charts.figure("", plot, caption), table(head, rows, "tries", right=range(6))),
     )
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else scale * value
 
 
 def _plain(value: float) -> str:

@@ -146,9 +146,9 @@ def _plot(
     for place, row in points:
         a = row["accuracy"]
         reach = 1.96 * a["standard_error"] if a["standard_error"] is not None else None
-        ends = (scale * (a["value"] - reach), scale * (a["value"] + reach)) if reach is not None else (None, None)
+        low, high = (None if reach is None else scale * (a["value"] + sign * reach) for sign in (-1, 1))
         name = f"{_called(row)}: {y.text(scale * a['value'])}"
-        dots.append(charts.Dot(place, scale * a["value"], _called(row), name, *ends, row is points[-1][1]))
+        dots.append(charts.Dot(place, scale * a["value"], _called(row), name, low, high, row is points[-1][1]))
     return charts.figure(title, charts.plane(dots, x, y, f"{title}: {len(dots)} models"))
 
 

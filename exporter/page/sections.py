@@ -213,7 +213,7 @@ def samples_part(series: Sequence[tuple[str, Sequence[float], str]]) -> list[Con
     if not all(values for _, values, _ in known):
         return []
     low = min(v[0] for _, v, _ in known)
-    high = max(v[min(len(v) - 1, math.floor(0.98 * len(v)))] for _, v, _ in known)
+    high = max(_quantile(v, 0.9) for _, v, _ in known)
     plots: list[Content] = []
     for called, values, kind in known:
         words = f"{called}: half of its {len(values)} runs take less than {milliseconds(values[len(values) // 2])}"
