@@ -184,7 +184,9 @@ def _spans(group: Document) -> Content:
 
 
 def _why(options: Mapping[str, Any], cut: int, groups: int) -> str:
-    asked = [f"--{k.replace('_', '-')} {options[k]}" for k in _BUDGETS if options.get(k) is not None]
+    found = ("macs", "params") if options.get("max_drop") is not None else ()  # the search chose these, nobody asked
+    given = [k for k in _BUDGETS if options.get(k) is not None and k not in found]
+    asked = [f"--{k.replace('_', '-')} {options[k]}" for k in given]
     score, scope = options.get("score"), options.get("scope")
     parts = [f"{cut} of {groups} groups are narrower now."]
     parts += [f"The budget was {' '.join(asked)}."] if asked else []
