@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.choice import Request, choose
+from exporter.choice import Grounds, Request, choose
 from exporter.depth import drop
 from exporter.fits import check_fits
 from exporter.graph import Graph
@@ -58,12 +58,14 @@ class Chosen:
         whole: its analysis.
         groups: the analysis without the blocks that go.
         notes: what the reader should know.
+        grounds: what units were chosen on; None where a plan was given, or only blocks go.
     """
 
     plan: Plan
     whole: Groups
     groups: Groups
     notes: tuple[str, ...]
+    grounds: Grounds | None = None
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,10 @@ def chosen_for(graph: Graph, request: Request, means: Means) -> Chosen:
     """
     whole = find_groups(graph, request.io)
     means.step("scoring and choosing what goes")
-    plan, groups = choose(whole, request, means.inputs, means.calibration, means.step, means.cache, means.compensate)
-    return Chosen(plan, whole, groups, tuple(plan.notes))
+    plan, groups, grounds = choose(
+        whole, request, means.inputs, means.calibration, means.step, means.cache, means.compensate
+    )
+    return Chosen(plan, whole, groups, tuple(plan.notes), grounds)
 
 
 def chosen_by(plan: Plan, graph: Graph) -> Chosen:

@@ -36,7 +36,7 @@ from exporter.interface import patterns_for
 from exporter.learned import learned_scores
 from exporter.normalise import input_specs
 from exporter.plan import Plan
-from exporter.planner import KINDS, budget_of, check, eligible, make_plan, touched
+from exporter.planner import KINDS, budget_of, check, eligible, plan_within, touched
 from exporter.score_names import LEARNED, MASKS, RECONSTRUCTION
 from runtime import feeds
 
@@ -119,6 +119,23 @@ class Request:
         return {k: v for k, v in options.items() if k not in _BUDGETS or v is not None}
 
 
+@dataclass(frozen=True)
+class Grounds:
+    """What units were chosen on.
+
+    Attributes:
+        considered: names of the groups that might be cut; others are protected, of a kind not asked for, or the other
+            factor of an axis.
+        scores: one number per unit and group, higher to keep.
+        damage: by group, the predicted square error of the outputs, relative to their variance, with ``k`` units kept
+            at ``k - 1``, if the group alone is cut; empty where it was not predicted.
+    """
+
+    considered: frozenset[str]
+    scores: Scores
+    damage: Mapping[str, NDArray[np.float64]]
+
+
 def choose(
     whole: Groups,
     request: Request,
@@ -127,7 +144,7 @@ def choose(
     step: Callable[[str], None] = lambda _: None,
     cache: Cache | None = None,
     fitting: bool = True,
-) -> tuple[Plan, Groups]:
+) -> tuple[Plan, Groups, Grounds | None]:
     """Choose blocks and units.
 
     Args:
@@ -140,7 +157,8 @@ def choose(
         fitting: whether the layers that stay will be fitted, and so mend some of the damage.
 
     Returns:
-        The plan, for the dense graph, and the analysis of the graph without the blocks that go.
+        The plan, for the dense graph, the analysis of the graph without the blocks that go, and what units were chosen
+        on; None where only blocks go.
 
     Raises:
         UsageError, ModelError, GoalError: as for ``prune``.
@@ -155,7 +173,8 @@ def choose(
         dense=whole.graph, step=step, cache=cache, fitting=fitting,
     )  # fmt: skip
     if not request.deep:
-        return widths(whole, budget=request.budget, keep=request.keep, only=request.only, notes=[]), whole
+        plan, grounds = widths(whole, budget=request.budget, keep=request.keep, only=request.only, notes=[])
+        return plan, whole, grounds
     _check(request)
     blocks = find_blocks(whole)
     _check_patterns(whole, blocks, request)
@@ -167,12 +186,13 @@ def choose(
     budget = _rest(request, whole, groups)
     if request.wide and budget and not (request.only and not only):
         try:
-            return widths(groups, budget=budget, keep=keep, only=only, notes=notes), groups
+            plan, grounds = widths(groups, budget=budget, keep=keep, only=only, notes=notes)
+            return plan, groups, grounds
         except ModelError as error:
             if shallow is whole.graph or "ratio" not in budget:
                 raise
             notes = [*notes, str(error)]
-    return complete(groups, [np.ones(g.width, bool) for g in groups], options, notes), groups
+    return complete(groups, [np.ones(g.width, bool) for g in groups], options, notes), groups, None
 
 
 def _widths(
@@ -191,15 +211,16 @@ def _widths(
     step: Callable[[str], None],
     cache: Cache | None,
     fitting: bool,
-) -> Plan:
+) -> tuple[Plan, Grounds]:
     assert request.score is not None
     assert request.scope is not None
     scope, prediction = request.scope, None
+    check(scope, request.align, request.min_width)  # before the work
+    cost, wanted = CostModel(groups), budget_of(**budget)
+    numbers = eligible(cost, wanted, request.kinds, keep, only, request.align)
     if calibration is None:
         scores = score_groups(groups, request.score, consumers=request.consumers, seed=request.seed, progress=step)
     else:
-        check(scope, request.align, request.min_width)  # before the work
-        numbers = eligible(CostModel(groups), budget_of(**budget), request.kinds, keep, only, request.align)
         scores, prediction = calibrated(groups, numbers, request, calibration, step, cache)
         if prediction is not None and not prediction.damage and not given_scope:
             scope, notes = "local", [*notes, "every group is cut alike, by magnitude: no linear layer reads them"]
@@ -207,10 +228,10 @@ def _widths(
         scores = seen_first(groups, scores, feeds.recorded(inputs, input_specs(groups.graph.model)))
 
     def plan_for(damage: Mapping[str, NDArray[np.float64]] | None = None) -> Plan:
-        return make_plan(
-            groups,
+        return plan_within(
+            cost,
             scores,
-            **budget,
+            wanted,
             scope=scope,
             align=request.align,
             min_width=request.min_width,
@@ -222,17 +243,20 @@ def _widths(
             notes=notes,
         )
 
+    considered = frozenset(groups.groups[n].name for n in numbers)
+    grounds = Grounds(considered, scores, prediction.damage if prediction is not None else {})
     if prediction is None or scope != "damage":
-        return plan_for()
+        return plan_for(), grounds
     if not fitting:
-        return plan_for(prediction.damage)
+        return plan_for(prediction.damage), grounds
     assert calibration is not None
     from exporter.calibration.damage import macs_per_sample
     from exporter.calibration.trial import best_plan
 
-    return best_plan(
+    best = best_plan(
         dense, lambda share: plan_for(prediction.mended(share)), calibration, macs_per_sample(groups), step
     )
+    return best, grounds
 
 
 def calibrated(

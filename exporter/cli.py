@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser().parse_known_args(arguments)
     if rest:  # its own parser knows which options the command has
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.typed = tuple(sys.argv[1:] if arguments is None else arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return _as_step(options) if options.as_step else command(options)

@@ -115,12 +115,15 @@ def comparison_text(found: Comparison, top: int) -> str:
         lines.append(f"by wall time: {_ratio(found.wall)}")
     if found.outputs:
         lines += ["", outputs_text(found.outputs)]
-    if found.layers:
+    if found.layers and top:
         lines += ["", layers_text(found.layers, top)]
-    lines += [*_flags(found.flags), "", f"verdict: {_VERDICTS[found.verdict].format(other.model)}"]
-    if found.met is not None or found.goal.most is not None:
-        lines.append(_goal(found))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_flags(found.flags), "", verdict_text(found)])
+
+
+def verdict_text(found: Comparison) -> str:
+    """Which is faster, and whether the goal is met."""
+    lines = [f"verdict: {_VERDICTS[found.verdict].format(found.other.model)}"]
+    return "\n".join([*lines, *([_goal(found)] if found.goal.most is not None else [])])
 
 
 def _goal(found: Comparison) -> str:
@@ -200,12 +203,27 @@ _MEANING = {
 
 
 def _by_bottleneck(nodes: Sequence[NodeTime], machine: Peaks, total: float) -> list[str]:
+    ranked = _held_back(nodes, machine)
+    return [f"{100 * seconds / total:5.1f} %  {kind}: {_MEANING[kind]}" for kind, seconds in ranked]
+
+
+def _held_back(nodes: Sequence[NodeTime], machine: Peaks) -> list[tuple[str, float]]:
     sums: dict[str, float] = {}
     for node in nodes:
         kind = bottleneck(node, machine)
         sums[kind] = sums.get(kind, 0.0) + node.seconds
-    ranked = sorted(sums.items(), key=lambda item: -item[1])
-    return [f"{100 * seconds / total:5.1f} %  {kind}: {_MEANING[kind]}" for kind, seconds in ranked]
+    return sorted(sums.items(), key=lambda item: -item[1])
+
+
+def bottleneck_text(found: Profile, machine: Peaks) -> str:
+    """What most of the time goes to, in a sentence."""
+    ranked = _held_back(found.nodes, machine)
+    if not ranked:
+        return "no kernel was recorded"
+    kind, seconds = ranked[0]
+    return (
+        f"{100 * seconds / (found.kernels or 1.0):.0f} % of the time is in kernels of the kind {kind}: {_MEANING[kind]}"
+    )
 
 
 def backends_text(found: Mapping[str, Availability]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from exporter.atomic import obstacle
 from exporter.blocks import Blocks, find_blocks
 from exporter.carry import Chosen, Means, Outcome, carry_out, chosen_by, chosen_for
-from exporter.choice import Request
+from exporter.choice import Grounds, Request
 from exporter.cost import CostModel
 from exporter.errors import UsageError
 from exporter.fits import check_fits
@@ -64,6 +64,7 @@ class Result:
         fidelity: how true the result is to the original, where calibration inputs were given.
         search: how the budget was found, with ``max_drop``.
         rounds: what each round did, with ``steps``.
+        grounds: what units were chosen on; None where a plan was given, or only blocks go.
     """
 
     plan: Plan
@@ -78,6 +79,7 @@ class Result:
     fidelity: Fidelity | None = None
     search: Search | None = None
     rounds: tuple[Round, ...] = ()
+    grounds: Grounds | None = None
 
 
 def prune(
@@ -239,7 +241,10 @@ def _result(
     if outcome is None:
         after = _predicted(chosen.groups, chosen.plan)
         warnings = (*chosen.notes, *cached)
-        return Result(chosen.plan, chosen.groups, before, after, None, None, _since(started), warnings, blocks)
+        return Result(
+            chosen.plan, chosen.groups, before, after, None, None, _since(started), warnings, blocks,
+            grounds=chosen.grounds,
+        )  # fmt: skip
     written = None
     if output is not None:
         means.step("writing the result")
@@ -266,6 +271,7 @@ def _result(
         fidelity=outcome.fidelity,
         search=done.search,
         rounds=done.rounds,
+        grounds=chosen.grounds,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from exporter.blocks import KIND, Block, Blocks, find_blocks
+from exporter.calibration.fidelity import Fidelity
 from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
 from exporter.hints import hint_for
@@ -16,7 +17,7 @@ from exporter.interface import shrunk
 from exporter.plan import PlannedGroup
 from exporter.proof import Proof
 from exporter.pruner import Result, Totals
-from exporter.report_calibration import calibrated_text
+from exporter.report_calibration import calibrated_text, value_text
 from exporter.tables import milliseconds, quantity, short, table
 from runtime.evaluation import Evaluation
 from runtime.latency import Latency
@@ -64,8 +65,13 @@ def _block_text(block: Block) -> str:
     return f"{quantity(block.parameters)} parameters, {quantity(block.macs)} MACs{around}"
 
 
-def totals_table(before: Totals, after: Totals, latency: tuple[Latency, Latency, Ratio] | None = None) -> str:
-    """Parameters, multiply-accumulates, file size and latency, before and after."""
+def totals_table(
+    before: Totals,
+    after: Totals,
+    latency: tuple[Latency, Latency, Ratio] | None = None,
+    fidelity: Fidelity | None = None,
+) -> str:
+    """Parameters, multiply-accumulates, file size, latency and accuracy, before and after."""
     rows = [["", "before", "after", "left"]]
     for name, old, new, unit in (
         ("parameters", before.parameters, after.parameters, ""),
@@ -78,6 +84,10 @@ def totals_table(before: Totals, after: Totals, latency: tuple[Latency, Latency,
         dense, pruned, ratio = latency
         interval = f"{100 * ratio.value:.1f} % ({100 * ratio.low:.1f} .. {100 * ratio.high:.1f})"
         rows.append(["latency", milliseconds(dense.median), milliseconds(pruned.median), interval])
+    accuracy = fidelity.accuracy if fidelity is not None else None
+    if accuracy is not None:
+        old_, new_ = (value_text(v, accuracy) for v in (accuracy.dense, accuracy.pruned))
+        rows.append([accuracy.metric, old_, new_, f"on {accuracy.samples} held-out samples"])
     return table(rows, right=(1, 2))
 
 
@@ -146,20 +156,27 @@ def prunable_parameters(groups: Groups) -> int:
     return total
 
 
-def prune_text(result: Result, latency: tuple[Latency, Latency, Ratio] | None = None) -> str:
-    """The whole of ``secateur prune``."""
+def prune_text(result: Result, latency: tuple[Latency, Latency, Ratio] | None = None, more: str = "") -> str:
+    """The whole of ``secateur prune``: details first; at the end before and after, and the verdict.
+
+    Args:
+        result: what was done.
+        latency: of both models, and their ratio, where they were measured.
+        more: shown before the end.
+    """
     planned = {g.name: g for g in result.plan.groups}
     lines = [
         groups_table(result.groups, planned, result.blocks, dropped_blocks(result)),
         "",
-        totals_table(result.before, result.after, latency),
-        *_achieved(result),
-        *_interface(result),
-        *calibrated_text(result),
-        "",
         frozen_text(result.groups.frozen),
+        *calibrated_text(result),
+        *_interface(result),
+        *([more] if more else []),
         "",
         *(f"note: {w}" for w in result.warnings),
+        *([""] if result.warnings else []),
+        totals_table(result.before, result.after, latency, result.fidelity),
+        *_achieved(result),
         verdict(result),
     ]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.commands.console import Progress, write_json
 from exporter.commands.options import add_json, command
+from exporter.commands.reporting import add_report, check_report, write_report
 from exporter.commands.running import add_running, asked_of
 
 
@@ -22,6 +23,7 @@ def add(commands: Any) -> None:
         "--trace", metavar="FILE|-", help="write one run for Chrome's trace viewer (chrome://tracing, ui.perfetto.dev)"
     )
     add_json(parser)
+    add_report(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.trace == "-" and options.json == "-":
         raise UsageError("--json - and --trace - both write to stdout; give one of them a file.")
+    check_report(options)
     progress = Progress(options.quiet)
     if options.backend in ENGINES:
         return _engine(options)
@@ -44,6 +47,11 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.json, latency_json.profile_json(found, machine))
     if options.trace:
         write_json(options.trace, latency_json.trace_json(found))
+    if options.report:
+        from exporter.page.measured import profile_page
+
+        page = profile_page(latency_json.profile_json(found, machine), latency_report.bottleneck_text(found, machine))
+        write_report(options, page)
     if "-" not in (options.json, options.trace):
         print(latency_report.profile_text(found, machine, max(options.top, 1)))
     return 0
@@ -55,6 +63,8 @@ def _engine(options: argparse.Namespace) -> int:
     from exporter.errors import UsageError
     from runtime.engine.timing import time_layers
 
+    if options.report:
+        raise UsageError("--report is for ONNX Runtime; TensorRT gives a time for each layer, see --json.")
     if options.trace:
         raise UsageError("--trace is for ONNX Runtime; TensorRT gives a time for each layer, see --json.")
     layers, seconds = time_layers(options.model, asked_of(options, options.batch))

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.commands.console import Progress, write_json
 from exporter.commands.options import add_cache, add_io, add_json, add_preprocess, add_shape, command
+from exporter.commands.reporting import add_report, check_report, prune_report
 
 if TYPE_CHECKING:
+    from exporter.pruner import Result
     from runtime.latency import Latency
     from runtime.robust import Ratio
 
+
+_PROFILE_SECONDS = 2.0
 
 _TENSOR_CORES = {"fp16": 8, "bf16": 8, "int8": 32, "fp8": 32}
 """Multiples of channels that tensor cores compute without padding; for sparse kernels, of input channels."""
@@ -149,6 +153,7 @@ def add(commands: Any) -> None:
     proof.add_argument("--measure", action="store_true", help="time the result against the original in one paired run")
     add_shape(parser)
     add_json(parser)
+    add_report(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -182,8 +187,11 @@ def run(options: argparse.Namespace) -> int:
     if options.save_plan:
         result.plan.save(options.save_plan)
     latency = _measure(options, dict(result.plan.model.shapes)) if options.measure and result.output else None
+    document = report_json.prune_json(result, latency) if options.json or options.report else {}
     if options.json:
-        write_json(options.json, report_json.prune_json(result, latency))
+        write_json(options.json, document)
+    if options.report:
+        prune_report(options, result, document, _profiled(options, result) if latency is not None else None)
     if options.json != "-":
         print(report.prune_text(result, latency))
     return 0
@@ -206,12 +214,13 @@ def _to_latency(options: argparse.Namespace) -> int:
     )
     if options.save_plan:
         result.plan.save(options.save_plan)
+    document = {**report_json.prune_json(result), "latency_budget": latency_json.outcome_json(outcome)}
     if options.json:
-        document = {**report_json.prune_json(result), "latency_budget": latency_json.outcome_json(outcome)}
         write_json(options.json, document)
+    if options.report:
+        prune_report(options, result, document)
     if options.json != "-":
-        print(report.prune_text(result))
-        print(latency_report.outcome_text(outcome))
+        print(report.prune_text(result, more=latency_report.outcome_text(outcome)))
     return 0
 
 
@@ -281,6 +290,7 @@ def _check(options: argparse.Namespace) -> None:
         why = obstacle(Path(path)) if path not in (None, "-") else ""
         if why:
             raise UsageError(f"{path} cannot be written: {why}.")
+    check_report(options)
 
 
 def _align(text: str) -> int | str:
@@ -289,6 +299,27 @@ def _align(text: str) -> int | str:
         return _TENSOR_CORES.get(text) or int(text)
     except ValueError:
         return text
+
+
+def _profiled(options: argparse.Namespace, result: Result) -> dict[str, Any]:
+    """What each layer takes in both models, and what holds back those that lag, for the report."""
+    from dataclasses import asdict
+
+    from runtime.backends import SessionOptions
+    from runtime.layers import layer_differences
+    from runtime.profiling import profile
+    from runtime.roofline import peaks
+    from runtime.runners import Asked
+    from runtime.savings import find_savings
+
+    asked = Asked("ort-cpu", SessionOptions(threads=options.threads), dict(result.plan.model.shapes))
+    dense, pruned = (
+        profile(path, asked, seconds=_PROFILE_SECONDS, progress=Progress(options.quiet))
+        for path in (options.model, options.output)
+    )
+    layers = [{**asdict(r), "difference_s": r.difference} for r in layer_differences(dense.nodes, pruned.nodes)]
+    savings = [asdict(s) for s in find_savings(dense, pruned, peaks("ort-cpu", options.threads))]
+    return {"layers": layers, "savings": savings}
 
 
 def _measure(options: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> tuple[Latency, Latency, Ratio]:

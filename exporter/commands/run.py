@@ -10,6 +10,7 @@ from typing import Any
 
 from exporter.commands.console import write_json
 from exporter.commands.options import add_json, command
+from exporter.commands.reporting import add_report, check_report, write_report
 
 
 def add(commands: Any) -> None:
@@ -21,6 +22,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--explain", action="store_true", help="check, and show what would run; run nothing")
     parser.add_argument("--fresh", action="store_true", help="run every step, also those that were done before")
     add_json(parser)
+    add_report(parser)
     parser.set_defaults(parsers=commands.choices)
 
 
@@ -31,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from exporter.recipes.steps import read_recipe
     from exporter.recipes.table import measurements, rows_of, table_json, table_text
 
+    check_report(options)
     file = options.recipe.absolute()
     if not file.is_file():
         raise UsageError(
@@ -45,16 +48,25 @@ def run(options: argparse.Namespace) -> int:
                 print(f"  {command_line(step)}{state}")
             return 0
         Path(recipe.folder, ".steps").mkdir(parents=True, exist_ok=True)
+        steps = []
         for step in recipe.steps:
             makes = f" -> {step.output}" if step.output else ""
             _say(options, f"[{step.number}/{len(recipe.steps)}] {step.name}{makes}")
             done = run_step(step, recipe, _command, options.fresh, options.quiet or options.json == "-")
             _say(options, f"    {'done before, in' if done.cached else 'took'} {done.seconds:.1f} s\n")
+            steps.append({
+                "number": step.number, "name": step.name, "command": command_line(step), "seconds": done.seconds,
+                "cached": done.cached,
+            })  # fmt: skip
         for step in measurements(recipe, options.parsers):
             run_step(step, recipe, _command, options.fresh, True)
         rows = rows_of(recipe)
     if options.json:
         write_json(options.json, {"version": 1, "recipe": str(options.recipe), "rows": table_json(rows)})
+    if options.report:
+        from exporter.page.recipe import recipe_page
+
+        write_report(options, recipe_page(options.recipe.name, table_json(rows), steps))
     if options.json != "-":
         print(table_text(rows))
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.commands.console import Progress, write_json
 from exporter.commands.options import add_json, add_preprocess, add_shape, command
+from exporter.commands.reporting import add_report, check_report, write_report
 
 
 def add(commands: Any) -> None:
@@ -100,6 +101,7 @@ def add(commands: Any) -> None:
     output.add_argument("--dry-run", action="store_true", help="report only; write no model")
     add_shape(parser)
     add_json(parser)
+    add_report(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -109,6 +111,7 @@ def run(options: argparse.Namespace) -> int:
     from runtime.feeds import parse_shapes
     from runtime.images import parse_preprocess
 
+    check_report(options)
     result = sparsify(
         options.model,
         options.output,
@@ -135,6 +138,10 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.json:
         write_json(options.json, report.sparsify_json(result))
+    if options.report:
+        from exporter.page.sparsify import sparsify_page
+
+        write_report(options, sparsify_page(report.sparsify_json(result), report.verdict(result)))
     if options.json != "-":
         print(report.sparsify_text(result))
     return 0

@@ -14,7 +14,7 @@ from typing import Any
 HIDDEN = ("help", "quiet", "as_step")
 """Options that say nothing of a step."""
 
-WRITES = frozenset({"json", "csv", "trace", "save_plan", "plot", "checkpoint"})
+WRITES = frozenset({"json", "csv", "trace", "save_plan", "plot", "checkpoint", "report"})
 """Options that name a file to write, beside ``-o``."""
 
 READS = frozenset(

@@ -67,7 +67,7 @@ def sparsify_text(result: Sparsified) -> str:
         *_held_lines(result),
         *_advice(result),
         *(f"note: {n}" for n in result.notes),
-        _verdict(result),
+        verdict(result),
     ]
     return "\n".join(lines)
 
@@ -128,7 +128,8 @@ def _advice(result: Sparsified) -> list[str]:
     return lines
 
 
-def _verdict(result: Sparsified) -> str:
+def verdict(result: Sparsified) -> str:
+    """The last line."""
     if result.output is None:
         return f"dry run: nothing was written ({result.seconds:.1f} s)"
     kept = "; all else of the file is as it was, byte for byte" if result.unchanged else ""
