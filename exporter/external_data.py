@@ -14,6 +14,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 from exporter import parts, tensors
 from exporter.atomic import beside, put_in_place
 from exporter.errors import ModelError
+from exporter.protos import graphs_in
 from exporter.streams import HashedStream
 from exporter.tensors import Array
 
@@ -30,7 +31,7 @@ def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for inner in (attribute.g, *attribute.graphs):
+            for inner in graphs_in(attribute):
                 yield from all_tensors(inner)
 
 
@@ -40,7 +41,8 @@ def files(model: ModelProto, folder: Path) -> set[Path]:
     Raises:
         ModelError: one of them is missing, too short, or outside the folder.
     """
-    return {tensors.external_file(t, folder)[0] for t in all_tensors(model.graph) if tensors.is_external(t)}
+    found = {tensors.external_file(t, folder)[0] for t in all_tensors(model.graph) if tensors.is_external(t)}
+    return {path.resolve() for path in found}
 
 
 def check_keys(model: ModelProto) -> None:

@@ -50,7 +50,7 @@ class Inferred:
         arithmetic: names of known tensors that are shape arithmetic (not small weights).
         origins: where each symbol's number can be read.
         failed: nodes whose outputs could not be inferred.
-        types: onnx types.
+        opaque: onnx types of what has no dims: sequences, optionals, tensors of unknown rank.
         level: number of subgraphs around the node at hand.
     """
 
@@ -61,27 +61,27 @@ class Inferred:
     arithmetic: set[str] = field(default_factory=set)
     origins: dict[str, Origin] = field(default_factory=dict)
     failed: list[NodeProto] = field(default_factory=list)
-    types: dict[str, TypeProto] = field(default_factory=dict)
+    opaque: dict[str, TypeProto] = field(default_factory=dict)
     level: int = 0
 
+    def type_of(self, name: str) -> TypeProto | None:
+        """The onnx type of a value; None where nothing is known of it."""
+        if name in self.dims:
+            return onnx.helper.make_tensor_type_proto(self.dtype[name], list(self.dims[name]))
+        return self.opaque.get(name)
+
+    def is_typed(self, name: str) -> bool:
+        """Say whether the type of a value is known."""
+        return name in self.dims or name in self.opaque
+
     def set_type(self, name: str, proto: TypeProto) -> None:
-        """Record the type of a tensor; sequences and optionals are kept as types without dims."""
-        self.types[name] = proto
-        if not proto.HasField("tensor_type"):
-            return
-        tensor = proto.tensor_type
-        self.dtype[name] = tensor.elem_type
-        if not tensor.HasField("shape"):
-            return
-        for axis, dim in enumerate(tensor.shape.dim):
-            if not dim.HasField("dim_value") and not dim.dim_param:
-                dim.dim_param = f"{name}:{axis}"
-        self.dims[name] = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
-        self._remember(name)
+        """Record the type of a value that has no dims."""
+        self.opaque[name] = proto
+        if proto.HasField("tensor_type"):
+            self.dtype[name] = proto.tensor_type.elem_type
 
     def set_tensor(self, name: str, dtype: int, dims: Sequence[Dim]) -> None:
         """Record a tensor's type and shape."""
-        self.types[name] = onnx.helper.make_tensor_type_proto(dtype, list(dims))
         self.dtype[name] = dtype
         self.dims[name] = tuple(dims)
         self._remember(name)
@@ -145,7 +145,7 @@ def infer(
     found = Inferred()
     for name, described in inputs.items():
         if isinstance(described, TypeProto):
-            found.types[name] = described
+            found.opaque[name] = described
         else:
             found.set_tensor(name, *described)
     for name, (dtype, dims, value) in constants.items():
@@ -154,7 +154,7 @@ def infer(
             found.known[name] = value
             if dtype in _INTEGERS:
                 found.arithmetic.add(name)
-    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    rules = _Schemas(opsets)
 
     def run(inner: Iterable[NodeProto]) -> None:
         for node in inner:
@@ -163,7 +163,7 @@ def infer(
             try:
                 attributes = attributes_of(node)
                 _known_values(node, attributes, found)
-                _types(node, attributes, opsets, imports, found, measured or {}, run)
+                _types(node, attributes, rules, found, measured or {}, run)
                 _vector_values(node, attributes, found)
             except (LookupError, TypeError, ValueError, AttributeError):  # it lacks what its operator needs
                 found.failed.append(node)
@@ -175,8 +175,7 @@ def infer(
 def _types(
     node: NodeProto,
     attributes: dict[str, Any],
-    opsets: Mapping[str, int],
-    imports: list[onnx.OperatorSetIdProto],
+    rules: _Schemas,
     found: Inferred,
     measured: Mapping[str, Dims],
     run: Run,
@@ -190,14 +189,14 @@ def _types(
             if not found.is_fixed(name) and _numbers(measured.get(name, ("?",))):
                 found.set_tensor(name, dtype, measured[name])
             return
-    control = infer_control(node, attributes, found, opsets.get("", 1), run)
-    outputs = {} if control else _onnx_inference(node, opsets, imports, found)
+    control = infer_control(node, attributes, found, rules.opsets.get("", 1), run)
+    results = {} if control else rules.results(node, found)
     missing = False
-    for name in node.output:
+    for o, name in enumerate(node.output):
         if not name:
             continue
-        if name in outputs:
-            found.set_type(name, outputs[name])
+        if o in results:
+            _record(name, results[o], found)
         if name in found.known and name not in found.dims:
             value = found.known[name]
             found.set_tensor(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
@@ -212,28 +211,95 @@ def _numbers(dims: Dims) -> bool:
     return all(isinstance(d, int) for d in dims)
 
 
-def _onnx_inference(
-    node: NodeProto, opsets: Mapping[str, int], imports: list[onnx.OperatorSetIdProto], found: Inferred
-) -> Mapping[str, TypeProto]:
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    if domain not in opsets:
-        return {}
-    try:
-        schema = onnx.defs.get_schema(SHAPED_LIKE.get(node.op_type, node.op_type), opsets[domain], domain)
-    except onnx.defs.SchemaError:
-        return contrib_types(node, found)
-    types = {n: found.types[n] for n in node.input if n in found.types}
-    small = {n for n in types if n in found.known and found.known[n].size <= LIMIT}
-    data = {n: onnx.numpy_helper.from_array(found.known[n], n) for n in small}
-    try:
-        outputs = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=imports)
-    except Exception:  # onnx raises several kinds here; an uninferred node is recorded, and frozen later
-        return {}
-    if node.op_type == "SplitToSequence" and not attributes_of(node).get("keepdims", 1):
-        # onnx keeps the split axis where sizes are given, as it is specified; ONNX Runtime drops it if they are one
-        for described in outputs.values():
-            described.sequence_type.elem_type.tensor_type.ClearField("shape")
-    return dict(outputs)
+Result = tuple[int, tuple[Dim | None, ...]] | TypeProto
+"""Element type and shape of an output, None for an axis of which nothing is known; or the type of what has no shape."""
+
+
+def _record(name: str, result: Result, found: Inferred) -> None:
+    if isinstance(result, TypeProto):
+        found.set_type(name, result)
+    else:
+        dtype, dims = result
+        found.set_tensor(name, dtype, [f"{name}:{axis}" if d is None else d for axis, d in enumerate(dims)])
+
+
+class _Schemas:
+    """What onnx's own inference says of one node.
+
+    It depends on the operator, the attributes, and the types and small values of the inputs alone. The layers of a
+    network are alike, so it is asked once for all nodes that are: a question costs as much as all else a node needs.
+    """
+
+    def __init__(self, opsets: Mapping[str, int]) -> None:
+        self.opsets = opsets
+        self._imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+        self._known: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
+        self._answers: dict[tuple[object, ...], dict[int, Result]] = {}
+
+    def results(self, node: NodeProto, found: Inferred) -> dict[int, Result]:
+        """Types by number of the output; those of which nothing is known are left out."""
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain not in self.opsets:
+            return {}
+        schema = self._schema(SHAPED_LIKE.get(node.op_type, node.op_type), domain)
+        if schema is None:
+            return _numbered(node, contrib_types(node, found))
+        question = (
+            node.op_type,
+            domain,
+            tuple([a.SerializeToString(deterministic=True) for a in node.attribute]) if node.attribute else (),
+            tuple([_described(n, found) for n in node.input]),
+            tuple([bool(n) for n in node.output]),
+        )
+        answer = self._answers.get(question)
+        if answer is None:
+            answer = self._answers[question] = _numbered(node, self._ask(schema, node, found))
+        return answer
+
+    def _schema(self, op: str, domain: str) -> onnx.defs.OpSchema | None:
+        if (op, domain) not in self._known:
+            try:
+                self._known[op, domain] = onnx.defs.get_schema(op, self.opsets[domain], domain)
+            except onnx.defs.SchemaError:
+                self._known[op, domain] = None
+        return self._known[op, domain]
+
+    def _ask(self, schema: onnx.defs.OpSchema, node: NodeProto, found: Inferred) -> Mapping[str, TypeProto]:
+        types = {n: kind for n in node.input for kind in [found.type_of(n)] if kind is not None}
+        small = {n for n in types if n in found.known and found.known[n].size <= LIMIT}
+        data = {n: onnx.numpy_helper.from_array(found.known[n], n) for n in small}
+        try:
+            outputs = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=self._imports)
+        except Exception:  # onnx raises several kinds here; an uninferred node is recorded, and frozen later
+            return {}
+        if node.op_type == "SplitToSequence" and not attributes_of(node).get("keepdims", 1):
+            # onnx keeps the split axis where sizes are given, as it is specified; ONNX Runtime drops it if they are one
+            for described in outputs.values():
+                described.sequence_type.elem_type.tensor_type.ClearField("shape")
+        return dict(outputs)
+
+
+def _numbered(node: NodeProto, types: Mapping[str, TypeProto]) -> dict[int, Result]:
+    return {o: _plain(types[name]) for o, name in enumerate(node.output) if name in types}
+
+
+def _described(name: str, found: Inferred) -> object:
+    """What inference can see of an input."""
+    dims = found.dims.get(name)
+    if dims is None:
+        kind = found.opaque.get(name)
+        return kind if kind is None else kind.SerializeToString(deterministic=True)
+    value = found.known.get(name)
+    if value is None or value.size > LIMIT:
+        return found.dtype[name], dims
+    return found.dtype[name], dims, value.dtype.str, value.shape, value.tobytes()
+
+
+def _plain(kind: TypeProto) -> Result:
+    if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        return kind
+    dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.tensor_type.shape.dim]
+    return kind.tensor_type.elem_type, tuple(dims)
 
 
 def _known_values(node: NodeProto, attributes: dict[str, Any], found: Inferred) -> None:
