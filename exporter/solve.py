@@ -98,7 +98,7 @@ class _Solver:
 
     # -- products -----------------------------------------------------------------------------------------------
 
-    def settled_products(self) -> NDArray[np.bool_]:
+    def quiet(self) -> NDArray[np.bool_]:
         """Which products ``simplify`` would leave as they are: nothing in them is frozen, tied or of one slot."""
         number = len(self.products)
         quiet = np.ones(number, np.bool_)
@@ -345,7 +345,7 @@ class _Solver:
         for _ in range(_MAX_ROUNDS):
             changed = False
             kept: list[Product] = []
-            for product, quiet in zip(self.products, self.settled_products(), strict=True):
+            for product, quiet in zip(self.products, self.quiet(), strict=True):
                 if quiet and not (changed and any(self.frozen(a).any() for a in (product.flat, *product.factors))):
                     kept.append(product)
                     continue
