@@ -130,3 +130,7 @@ def main() -> None:
     write_text(
         options.out / "scale.json", json.dumps({"rows": [*by_layers, *by_width], "exponents": exponents}, indent=1)
     )
+
+
+if __name__ == "__main__":
+    main()

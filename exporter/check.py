@@ -9,6 +9,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from exporter import tensors
 from exporter.errors import ModelError
+from exporter.protos import graphs_in
 from runtime.model_files import all_tensors
 
 _PACKING = 8
@@ -39,7 +40,7 @@ def _check_graph(graph: GraphProto, outer: set[str], where: str) -> None:
                 f"node {node.op_type} '{node.name}'{where} reads '{unknown[0]}', which nothing defines; {_DAMAGED}"
             )
         for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
+            for inner in graphs_in(attribute):
                 if inner.node or inner.output:
                     _check_graph(inner, known, f" inside {node.op_type} '{node.name}'")
     for value in (*graph.input, *graph.output):

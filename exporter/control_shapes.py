@@ -70,7 +70,7 @@ def of_varying_rank(graph: GraphProto, found: Inferred) -> set[str]:
 
 
 def _may_be_tensor(name: str, found: Inferred) -> bool:
-    return name not in found.types or found.types[name].HasField("tensor_type")
+    return name not in found.opaque or found.opaque[name].HasField("tensor_type")
 
 
 def _if(node: NodeProto, attributes: Mapping[str, Any], found: Inferred, run: Run) -> None:
@@ -85,7 +85,7 @@ def _if(node: NodeProto, attributes: Mapping[str, Any], found: Inferred, run: Ru
             del found.failed[failures:]
     for o, name in enumerate(node.output):
         results = [b.output[o].name for b in taken or branches if o < len(b.output)]
-        if name and len(results) == len(taken or branches) and all(r in found.types for r in results):
+        if name and len(results) == len(taken or branches) and all(found.is_typed(r) for r in results):
             _join(name, results, found, inside)
 
 
@@ -99,8 +99,9 @@ def _taken(node: NodeProto, attributes: Mapping[str, Any], found: Inferred) -> l
 def _join(name: str, results: Sequence[str], found: Inferred, inside: set[str]) -> None:
     """A tensor that is one of several: what they have in common."""
     if not all(r in found.dims for r in results) or len({len(found.dims[r]) for r in results}) > 1:
-        if len({found.types[r].SerializeToString() for r in results}) == 1:
-            found.types[name] = found.types[results[0]]
+        kinds = [kind for kind in map(found.type_of, results) if kind is not None]
+        if len({kind.SerializeToString() for kind in kinds}) == 1:
+            found.set_type(name, kinds[0])
         return
     dims: list[Dim] = []
     for axis, sizes in enumerate(zip(*(found.dims[r] for r in results), strict=True)):
@@ -203,14 +204,14 @@ def _settle(
     for initial, inner, _ in carried:
         if initial in found.dims:
             given[inner] = (found.dtype[initial], found.dims[initial])
-        elif initial in found.types:
-            given[inner] = found.types[initial]
+        elif initial in found.opaque:
+            given[inner] = found.opaque[initial]
     while True:
         _forget(inside, found)
         bind()
         for inner, known in given.items():
             if isinstance(known, TypeProto):
-                found.types[inner] = known
+                found.opaque[inner] = known
             else:
                 found.set_tensor(inner, *known)
         run(body.node)
@@ -235,7 +236,7 @@ def _settle(
 
 def _forget(names: set[str], found: Inferred) -> None:
     """Drop what was found of a body: it holds for the first iteration only."""
-    for table in (found.dims, found.dtype, found.known, found.vectors, found.types):
+    for table in (found.dims, found.dtype, found.known, found.vectors, found.opaque):
         for name in names & table.keys():
             del table[name]
     found.arithmetic -= names
@@ -247,13 +248,11 @@ def _forget(names: set[str], found: Inferred) -> None:
 def _results(node: NodeProto, carried: Sequence[str], found: Inferred, inside: set[str]) -> None:
     """What is carried comes out in the shape it has in every iteration."""
     for name, inner in zip(node.output, carried, strict=False):
-        if not name or inner not in found.types:
-            continue
-        if inner in found.dims:
+        if name and inner in found.dims:
             dims = [_outside(d, f"{name}:{k}", found, inside) for k, d in enumerate(found.dims[inner])]
             found.set_tensor(name, found.dtype[inner], dims)
-        else:
-            found.types[name] = found.types[inner]
+        elif name and inner in found.opaque:
+            found.opaque[name] = found.opaque[inner]
 
 
 def _stack(name: str, inner: str, place: int, trips: Dim, found: Inferred, inside: set[str]) -> None:

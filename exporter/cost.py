@@ -92,7 +92,7 @@ class CostModel:
 
     def members(self, axis: int) -> list[tuple[int, tuple[int, ...]]]:
         """(size, groups) of the segments of an axis."""
-        return [(c, m) for c, m, o in zip(self._counts, self._members, self._owners, strict=True) if o == axis]
+        return [(self._counts[k], self._members[k]) for k in np.flatnonzero(self._segment_axis == axis)]
 
     def _axis(self, ids: Axis) -> int:
         assert not isinstance(ids, Fixed)

@@ -29,7 +29,8 @@ def files(model: ModelProto, folder: Path) -> set[Path]:
     Raises:
         ModelError: one of them is missing, too short, or outside the folder.
     """
-    return {tensors.external_file(t, folder)[0] for t in all_tensors(model.graph) if tensors.is_external(t)}
+    found = {tensors.external_file(t, folder)[0] for t in all_tensors(model.graph) if tensors.is_external(t)}
+    return {path.resolve() for path in found}
 
 
 def check_keys(model: ModelProto) -> None:

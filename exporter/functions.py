@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
 from exporter.errors import ModelError
-from exporter.protos import constant_of, reads, set_nodes, subgraphs
+from exporter.protos import constant_of, graphs_in, reads, set_nodes, subgraphs
 
 NODE_LIMIT = 1_000_000
 """Most nodes of a model whose calls are written out."""
@@ -237,7 +237,7 @@ def _rename(node: NodeProto, names: dict[str, str], prefix: str, values: Mapping
             filled.name = attribute.name
             attributes.append(filled)
             continue
-        for graph in (attribute.g, *attribute.graphs):
+        for graph in graphs_in(attribute):
             _rename_graph(graph, names, prefix, values)
         attributes.append(AttributeProto.FromString(attribute.SerializeToString()))
     del node.attribute[:]
@@ -263,6 +263,6 @@ def _uncalled(model: ModelProto) -> list[FunctionProto]:
             reached.add(key)
             stack.extend(defined[key].node)
         for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
+            for graph in graphs_in(attribute):
                 stack.extend(graph.node)
     return [f for key, f in defined.items() if key not in reached]

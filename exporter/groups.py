@@ -161,12 +161,19 @@ def _could_be_emptied(groups: Groups) -> list[Ids]:
     Every group keeps a unit, so an axis that holds the whole grid of some groups keeps a slot. One that holds a part
     of a grid, as a constant selection from it may, need not.
     """
-    exposed = []
+    exposed: list[Ids] = []
+    if groups.solution.parts.shape[1] < 2:
+        return exposed
+    seen: set[bytes] = set()
     for axes in groups.analysis.axes.values():
         for axis in axes:
-            if isinstance(axis, Fixed) or groups.solution.parts.shape[1] < 2:
+            if isinstance(axis, Fixed):
                 continue
-            parts = groups.solution.parts_of(axis)
+            classes = groups.solution.root[axis]
+            if (content := classes.tobytes()) in seen:  # tied to one that was looked at, position by position
+                continue
+            seen.add(content)
+            parts = groups.solution.parts[classes]
             if ((parts >= 0).sum(1) < 2).any():
                 continue
             group, unit = groups.units(axis)
@@ -176,17 +183,26 @@ def _could_be_emptied(groups: Groups) -> list[Ids]:
 
 
 def _holds_a_grid(group: Ids, unit: Ids, groups: list[Group]) -> bool:
+    if (group == group[0]).all():
+        columns = np.flatnonzero(group[0] >= 0)
+        return _is_full(unit[:, columns], [groups[g].width for g in group[0, columns]])
     order = np.argsort(-group, axis=1, kind="stable")
     group, unit = np.take_along_axis(group, order, 1), np.take_along_axis(unit, order, 1)
-    same = bool((group == group[0]).all())
-    for row in group[:1] if same else np.unique(group, axis=0):
-        members = [int(g) for g in row if g >= 0]
-        widths = [groups[g].width for g in members]
-        here = unit if same else unit[(group == row).all(1)]
-        code = np.ravel_multi_index(tuple(here[:, : len(members)].T), widths) if members else np.zeros(1, np.int64)
-        if np.unique(code).size == math.prod(widths):
+    for row in np.unique(group, axis=0):
+        widths = [groups[g].width for g in row if g >= 0]
+        if _is_full(unit[(group == row).all(1)][:, : len(widths)], widths):
             return True
     return False
+
+
+def _is_full(units: Ids, widths: Sequence[int]) -> bool:
+    """Say whether rows of units hold every cell of a grid."""
+    cells = math.prod(widths)
+    if cells > len(units):
+        return False
+    present = np.zeros(cells, np.bool_)
+    present[np.ravel_multi_index(tuple(units.T), tuple(widths)) if widths else 0] = True
+    return bool(present.all())
 
 
 def _collect(graph: Graph, analysis: Analysis, solution: Solution, io: Mapping[str, tuple[int, ...]]) -> Groups:
@@ -247,17 +263,19 @@ def _describe(
     graph, analysis = groups.graph, groups.analysis
     codes = np.unique(groups.group_of[classes] * len(arrays) + column_owner)
     contracted = np.zeros(analysis.facts.count, bool)
-    for ids in analysis.contracted:
-        contracted[ids] = True
+    if analysis.contracted:
+        contracted[np.concatenate(analysis.contracted)] = True
     uses: dict[tuple[Any, ...], tuple[str, int]] = {k: u for u, k in analysis.use.items() if len(k) == 3}
     spans: list[list[Span]] = [[] for _ in sizes]
+    ends = np.cumsum([a.size for a in arrays])
+    group = np.where(parts >= 0, groups.group_of[parts], -1)
+    unit = np.where(group >= 0, groups.unit_of[parts], -1)
     for number, place in zip(*np.divmod(codes, len(arrays)), strict=True):
-        (key, axis), ids = keys[place], arrays[place]
-        group, unit = groups.units(ids)
-        here = np.where(group == number, unit, -1).max(1)
+        (key, axis), rows = keys[place], slice(ends[place] - arrays[place].size, ends[place])
+        here = np.where(group[rows] == number, unit[rows], -1).max(1)
         constant = key[0] in graph.constants
-        side = bool(contracted[ids[here >= 0]].all())
-        spans[number].append(Span(key[0], axis, uses.get(key), here, constant, constant and side))
+        side = constant and bool(contracted[arrays[place][here >= 0]].all())
+        spans[number].append(Span(key[0], axis, uses.get(key), here, constant, side))
     partners = _partners(groups, parts)
     roles = {role: _groups_at(groups, ids) for role, ids in analysis.roles.items()}
     kinds = [kind_of(graph, n, spans[n], partners[n], roles) for n in range(len(sizes))]
@@ -326,9 +344,8 @@ def _frozen_axis(groups: Groups, name: str, k: int, axis: Axis, why: NDArray[np.
             yield Frozen(name, k, axis.size, axis.size, axis.why)
         return
     reasons = why[root[axis]]
-    empty = (groups.solution.parts_of(axis) < 0).all(1)
-    reasons = np.where((reasons == Solution.NOT_FROZEN) & ~empty, -1, reasons)
-    for number in np.unique(reasons[(reasons >= 0) & (reasons != Solution.NOT_FROZEN)]):
+    frozen = reasons[reasons != Solution.NOT_FROZEN]
+    for number in np.unique(frozen) if frozen.size else ():
         reason = groups.analysis.facts.reasons[number]
         if reason.text != KERNEL and reason != ONE:
             yield Frozen(name, k, int((reasons == number).sum()), axis.size, reason)

@@ -38,7 +38,7 @@ class Inferred:
         arithmetic: names of known tensors that are shape arithmetic (not small weights).
         origins: where each symbol's number can be read.
         failed: nodes whose outputs could not be inferred.
-        types: onnx types.
+        opaque: onnx types of what has no dims: sequences, optionals, tensors of unknown rank.
         level: number of subgraphs around the node at hand.
     """
 
@@ -49,27 +49,27 @@ class Inferred:
     arithmetic: set[str] = field(default_factory=set)
     origins: dict[str, Origin] = field(default_factory=dict)
     failed: list[NodeProto] = field(default_factory=list)
-    types: dict[str, TypeProto] = field(default_factory=dict)
+    opaque: dict[str, TypeProto] = field(default_factory=dict)
     level: int = 0
 
+    def type_of(self, name: str) -> TypeProto | None:
+        """The onnx type of a value; None where nothing is known of it."""
+        if name in self.dims:
+            return onnx.helper.make_tensor_type_proto(self.dtype[name], list(self.dims[name]))
+        return self.opaque.get(name)
+
+    def is_typed(self, name: str) -> bool:
+        """Say whether the type of a value is known."""
+        return name in self.dims or name in self.opaque
+
     def set_type(self, name: str, proto: TypeProto) -> None:
-        """Record the type of a tensor; sequences and optionals are kept as types without dims."""
-        self.types[name] = proto
-        if not proto.HasField("tensor_type"):
-            return
-        tensor = proto.tensor_type
-        self.dtype[name] = tensor.elem_type
-        if not tensor.HasField("shape"):
-            return
-        for axis, dim in enumerate(tensor.shape.dim):
-            if not dim.HasField("dim_value") and not dim.dim_param:
-                dim.dim_param = f"{name}:{axis}"
-        self.dims[name] = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
-        self._remember(name)
+        """Record the type of a value that has no dims."""
+        self.opaque[name] = proto
+        if proto.HasField("tensor_type"):
+            self.dtype[name] = proto.tensor_type.elem_type
 
     def set_tensor(self, name: str, dtype: int, dims: Sequence[Dim]) -> None:
         """Record a tensor's type and shape."""
-        self.types[name] = onnx.helper.make_tensor_type_proto(dtype, list(dims))
         self.dtype[name] = dtype
         self.dims[name] = tuple(dims)
         self._remember(name)

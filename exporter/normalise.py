@@ -218,8 +218,9 @@ def _fold(model: ModelProto, static: Inferred) -> None:
         model.graph.initializer.extend(folded.initializers)
     used = {n for node in model.graph.node for n in reads(node)}
     used |= {v.name for v in (*model.graph.output, *model.graph.input)}
-    for tensor in [t for t in model.graph.initializer if t.name not in used]:
-        model.graph.initializer.remove(tensor)
+    unused = [i for i, tensor in enumerate(model.graph.initializer) if tensor.name not in used]
+    for i in reversed(unused):
+        del model.graph.initializer[i]
 
 
 def fresh_names(model: ModelProto) -> Callable[[str], str]:
@@ -302,7 +303,7 @@ def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inf
     Returns an empty dict where the model does not run.
     """
     unknown = [n for node in model.graph.node for n in node.output if n and not bound.is_fixed(n)]
-    unknown = [n for n in unknown if n not in bound.types or bound.types[n].HasField("tensor_type")]
+    unknown = [n for n in unknown if n not in bound.opaque or bound.opaque[n].HasField("tensor_type")]
     probe = ModelProto()
     probe.CopyFrom(model)
     add_outputs(probe, unknown)

@@ -56,9 +56,11 @@ def one_per_product(groups: Groups, cost: CostModel, align: int | str, share: fl
             candidates = near or (dims if heads else []) or [n for n in heads if n in free] or heads or free or family
         partners = {n: {numbers[p] for p in groups.groups[n].partners} for n in family}
         # what has no axis in common with the heads chosen is cut beside them
-        others = sorted((n for n in family if n not in candidates and len(options[n]) > 1), key=lambda n: saved([n]))
+        others = [n for n in family if n not in candidates and len(options[n]) > 1]
+        if len(others) > 1:
+            others.sort(key=lambda n: saved([n]))
         sets = [_beside(members, others[::-1], partners) for members in _independent(candidates, partners, saved)]
-        chosen += max((saved(members), members) for members in sets)[1]
+        chosen += sets[0] if len(sets) == 1 else max((saved(members), members) for members in sets)[1]
     return sorted(chosen)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 _DENSE_LIMIT = 1 << 24
 
@@ -17,9 +17,16 @@ def reads(node: NodeProto) -> set[str]:
     """Names a node reads, those its subgraphs read from outside included."""
     names = {n for n in node.input if n}
     for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
+        for graph in graphs_in(attribute):
             names |= captured_names(graph)
     return names
+
+
+def graphs_in(attribute: AttributeProto) -> Iterator[GraphProto]:
+    """The graphs an attribute holds."""
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
 
 
 def attributes_of(node: NodeProto) -> dict[str, Any]:
@@ -57,7 +64,10 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 def set_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     """Make ``nodes`` the nodes of a graph, in place; they may be nodes of it."""
-    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    given = list(nodes)
+    if len(given) == len(graph.node) and all(a is b for a, b in zip(given, graph.node, strict=True)):
+        return
+    copies = [NodeProto.FromString(n.SerializeToString()) for n in given]
     del graph.node[:]
     graph.node.extend(copies)
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.shape_inference
 from onnx import NodeProto, TensorProto, TypeProto
 
-from exporter.contrib_shapes import SHAPED_LIKE, contrib_types
 from exporter.control_shapes import Run, infer_control
 from exporter.inferred import INTEGERS, Dims, Inferred
+from exporter.node_shapes import Schemas, record
 from exporter.protos import attributes_of
 from exporter.symbols import Dim, is_computed, product, quotient
 from exporter.values import LIMIT, Known, evaluate, evaluate_vector, is_standard
@@ -46,7 +45,7 @@ def infer(
     found = Inferred()
     for name, described in inputs.items():
         if isinstance(described, TypeProto):
-            found.types[name] = described
+            found.opaque[name] = described
         else:
             found.set_tensor(name, *described)
     for name, (dtype, dims, value) in constants.items():
@@ -55,7 +54,7 @@ def infer(
             found.known[name] = value
             if dtype in INTEGERS:
                 found.arithmetic.add(name)
-    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    rules = Schemas(opsets)
 
     def run(inner: Iterable[NodeProto]) -> None:
         for node in inner:
@@ -64,7 +63,7 @@ def infer(
             try:
                 attributes = attributes_of(node)
                 _known_values(node, attributes, found)
-                _types(node, attributes, opsets, imports, found, measured or {}, run)
+                _types(node, attributes, rules, found, measured or {}, run)
                 _vector_values(node, attributes, found)
             except (LookupError, TypeError, ValueError, AttributeError):  # it lacks what its operator needs
                 found.failed.append(node)
@@ -76,8 +75,7 @@ def infer(
 def _types(
     node: NodeProto,
     attributes: dict[str, Any],
-    opsets: Mapping[str, int],
-    imports: list[onnx.OperatorSetIdProto],
+    rules: Schemas,
     found: Inferred,
     measured: Mapping[str, Dims],
     run: Run,
@@ -91,14 +89,14 @@ def _types(
             if not found.is_fixed(name) and _numbers(measured.get(name, ("?",))):
                 found.set_tensor(name, dtype, measured[name])
             return
-    control = infer_control(node, attributes, found, opsets.get("", 1), run)
-    outputs = {} if control else _onnx_inference(node, opsets, imports, found)
+    control = infer_control(node, attributes, found, rules.opsets.get("", 1), run)
+    results = {} if control else rules.results(node, found)
     missing = False
-    for name in node.output:
+    for o, name in enumerate(node.output):
         if not name:
             continue
-        if name in outputs:
-            found.set_type(name, outputs[name])
+        if o in results:
+            record(name, results[o], found)
         if name in found.known and name not in found.dims:
             value = found.known[name]
             found.set_tensor(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
@@ -111,30 +109,6 @@ def _types(
 
 def _numbers(dims: Dims) -> bool:
     return all(isinstance(d, int) for d in dims)
-
-
-def _onnx_inference(
-    node: NodeProto, opsets: Mapping[str, int], imports: list[onnx.OperatorSetIdProto], found: Inferred
-) -> Mapping[str, TypeProto]:
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    if domain not in opsets:
-        return {}
-    try:
-        schema = onnx.defs.get_schema(SHAPED_LIKE.get(node.op_type, node.op_type), opsets[domain], domain)
-    except onnx.defs.SchemaError:
-        return contrib_types(node, found)
-    types = {n: found.types[n] for n in node.input if n in found.types}
-    small = {n for n in types if n in found.known and found.known[n].size <= LIMIT}
-    data = {n: onnx.numpy_helper.from_array(found.known[n], n) for n in small}
-    try:
-        outputs = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=imports)
-    except Exception:  # onnx raises several kinds here; an uninferred node is recorded, and frozen later
-        return {}
-    if node.op_type == "SplitToSequence" and not attributes_of(node).get("keepdims", 1):
-        # onnx keeps the split axis where sizes are given, as it is specified; ONNX Runtime drops it if they are one
-        for described in outputs.values():
-            described.sequence_type.elem_type.tensor_type.ClearField("shape")
-    return dict(outputs)
 
 
 def _known_values(node: NodeProto, attributes: dict[str, Any], found: Inferred) -> None:

@@ -98,6 +98,27 @@ class _Solver:
 
     # -- products -----------------------------------------------------------------------------------------------
 
+    def quiet(self) -> NDArray[np.bool_]:
+        """Which products ``simplify`` would leave as they are: nothing in them is frozen, tied or of one slot."""
+        number = len(self.products)
+        quiet = np.ones(number, np.bool_)
+        if not number:
+            return quiet
+        owner = np.repeat(np.arange(number), [p.flat.size for p in self.products])
+        classes = self.root[np.concatenate([p.flat for p in self.products])]
+        quiet[owner[self.why[classes] != _NONE]] = False
+        codes = np.sort(owner * len(self.root) + classes)
+        quiet[codes[1:][codes[1:] == codes[:-1]] // len(self.root)] = False
+        factors = [f for p in self.products for f in p.factors]
+        owner = np.repeat(np.arange(number), [len(p.factors) for p in self.products])
+        sizes = np.array([f.size for f in factors])
+        classes = self.root[np.concatenate(factors)]
+        starts = np.cumsum(sizes) - sizes
+        same = np.logical_and.reduceat(classes == np.repeat(classes[starts], sizes), starts)
+        frozen = np.logical_or.reduceat(self.why[classes] != _NONE, starts)
+        quiet[owner[same | frozen]] = False
+        return quiet
+
     def simplify(self, product: Product) -> tuple[bool, Product | None]:
         """Apply step 2 to one product: (something changed, what is left of it)."""
         sizes = tuple(f.size for f in product.factors)
@@ -192,14 +213,9 @@ class _Solver:
         """Pairs of products that share a flat class."""
         if len(self.products) < 2:
             return []
-        owners, classes = [], []
-        for number, product in enumerate(self.products):
-            unique = np.unique(self.root[product.flat])
-            classes.append(unique)
-            owners.append(np.full(unique.size, number))
-        cls, own = np.concatenate(classes), np.concatenate(owners)
-        order = np.lexsort((own, cls))
-        cls, own = cls[order], own[order]
+        owner = np.repeat(np.arange(len(self.products)), [p.flat.size for p in self.products])
+        classes = self.root[np.concatenate([p.flat for p in self.products])]
+        cls, own = np.divmod(np.unique(classes * len(self.products) + owner), len(self.products))
         starts = np.flatnonzero(np.r_[True, cls[1:] != cls[:-1]])
         first = np.repeat(own[starts], np.diff(np.r_[starts, cls.size]))
         pairs = np.unique(np.stack([first, own], 1)[first != own], axis=0)
@@ -329,7 +345,10 @@ class _Solver:
         for _ in range(_MAX_ROUNDS):
             changed = False
             kept: list[Product] = []
-            for product in self.products:
+            for product, quiet in zip(self.products, self.quiet(), strict=True):
+                if quiet and not (changed and any(self.frozen(a).any() for a in (product.flat, *product.factors))):
+                    kept.append(product)
+                    continue
                 some, rest = self.simplify(product)
                 changed |= some
                 if rest is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,9 @@ _PACKED = frozenset(
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
     if hasattr(TensorProto, name)
 )
+
+_READ_BYTES = 1 << 16
+"""Weights up to this size are read, larger ones mapped: a mapping costs more, and a process may have 65,530 of them."""
 
 
 def is_external(tensor: TensorProto) -> bool:
@@ -39,27 +44,48 @@ def external_file(tensor: TensorProto, folder: Path) -> tuple[Path, int, int | N
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     where = f"initializer '{tensor.name}' keeps its data in '{location}'"
-    root = folder.resolve()
-    path = (root / location).resolve()
-    if not location or not path.is_relative_to(root):
+    path, status = _inside(location, folder)
+    if path is None:
         raise ModelError(
-            f"{where}, which is outside the model's folder {root}.\n"
+            f"{where}, which is outside the model's folder {folder.resolve()}.\n"
             "Such a path could read any file of this machine, so it is refused. Put the data file itself beside the "
             "model (where it is a link into a download cache, copy both with cp -L)."
         )
-    if not path.is_file():
-        raise ModelError(f"{where}, but there is no such file in {root}.\nCopy the data file beside the model.")
+    if status is None or not stat.S_ISREG(status.st_mode):
+        raise ModelError(
+            f"{where}, but there is no such file in {folder.resolve()}.\nCopy the data file beside the model."
+        )
     try:
         offset, length = int(entries.get("offset", 0)), int(entries["length"]) if "length" in entries else None
     except ValueError:
         raise ModelError(f"{where} with an offset or length that is not a number.") from None
-    size = path.stat().st_size
+    size = status.st_size
     if offset < 0 or offset + max(length or 0, 0) > size or (length is not None and length < 0):
         raise ModelError(
             f"{where} at bytes {offset}..{offset + (length or 0)}, but the file has {size} bytes.\n"
             "The data file is truncated or belongs to another model; copy it again."
         )
     return path, offset, length
+
+
+def _inside(location: str, folder: Path) -> tuple[Path | None, os.stat_result | None]:
+    """Path of a location, None where that leaves the folder, and what stands there, None for nothing."""
+    if not location or "\0" in location:
+        return None, None
+    path = folder / location
+    if path.parent == folder and location != "..":
+        status = _status(path)
+        if status is not None and stat.S_ISREG(status.st_mode):
+            return path, status  # no link on the way, so nothing leads outside
+    path, root = path.resolve(), folder.resolve()
+    return (path, _status(path)) if path.is_relative_to(root) else (None, None)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None
 
 
 def read(tensor: TensorProto, folder: Path) -> Array:
@@ -95,8 +121,13 @@ def _mapped(tensor: TensorProto, folder: Path, dims: tuple[int, ...]) -> Array:
         raise ValueError(f"{length} bytes for {count} elements of {dtype}")
     if count == 0:
         return np.zeros(dims, dtype)
-    mapped = np.memmap(path, np.uint8, "r", offset, (count * dtype.itemsize,))
-    return mapped.view(dtype).reshape(dims)
+    size = count * dtype.itemsize
+    if size <= _READ_BYTES:
+        values = np.fromfile(path, np.uint8, size, offset=offset)
+        values.flags.writeable = False
+    else:
+        values = np.memmap(path, np.uint8, "r", offset, (size,))
+    return values.view(dtype).reshape(dims)
 
 
 def dtype_bits(data_type: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -144,27 +145,36 @@ class Widths:
 
     def _fill(self, counts: NDArray[np.int64], measure: Measure, target: float) -> NDArray[np.int64]:
         """Spend what is left of the budget, one step of one group at a time."""
-        open_ = set(self.chosen)
-        while open_:
-            best: tuple[float, int, NDArray[np.int64]] | None = None
-            for n in list(open_):
-                later = self.allowed[n][self.allowed[n] > counts[n]]
-                if not later.size:
-                    open_.discard(n)
-                    continue
-                trial = counts.copy()
-                trial[n] = later[0]
-                trial = self.repaired(trial)
-                if measure(trial) > target:
-                    open_.discard(n)
-                    continue
-                gain = self._gain(n, int(counts[n]), int(later[0]))
-                if best is None or gain > best[0]:
-                    best = gain, n, trial
-            if best is None:
-                break
-            counts = best[2]
+        order = {n: place for place, n in enumerate(set(self.chosen))}
+        waiting: list[tuple[float, int, int]] = []
+
+        def offer(n: int) -> None:
+            wider = self._wider(n, counts)
+            if wider is not None:
+                heapq.heappush(waiting, (-self._gain(n, int(counts[n]), wider), order[n], n))
+
+        for n in order:
+            offer(n)
+        while waiting:
+            loss, _, n = heapq.heappop(waiting)
+            wider = self._wider(n, counts)
+            if wider is None:
+                continue
+            if -self._gain(n, int(counts[n]), wider) > loss:  # a repair widened it since: what is left gains less
+                offer(n)
+                continue
+            trial = counts.copy()
+            trial[n] = wider
+            trial = self.repaired(trial)
+            if measure(trial) <= target:  # else no later step fits either, for widths only grow
+                counts = trial
+                offer(n)
         return counts
+
+    def _wider(self, n: int, counts: NDArray[np.int64]) -> int | None:
+        """The next width a group may have; None where it is whole."""
+        later = np.searchsorted(self.allowed[n], counts[n], side="right")
+        return int(self.allowed[n][later]) if later < len(self.allowed[n]) else None
 
     def _shrink(self, counts: NDArray[np.int64], measure: Measure, target: float) -> NDArray[np.int64]:
         """Meet the budget by narrowing, one step of one group at a time, where it hurts least."""

@@ -147,9 +147,8 @@ def piece(
             else:
                 tensor.CopyFrom(given)
                 tensor.name = name
-        elif name in graph.inferred.types:
+        elif (kind := graph.inferred.type_of(name)) is not None:
             inputs.append(name)
-            kind = graph.inferred.types[name]
             value = model.graph.input.add(name=name)
             value.type.CopyFrom(kind)
             if kind.HasField("tensor_type"):
