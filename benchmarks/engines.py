@@ -9,14 +9,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import child
+import kept
 import table
+import zoo
 
 _LIMIT = 300.0
 _MODELS = Path(__file__).parents[1] / "models"
+_ENGINES = {"pruned engine": "fp32", "pruned fp16 engine": "fp16"}
 
 
 def build(source: str, output: str, precision: str = "fp32") -> dict[str, Any]:
@@ -32,6 +36,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="also every file in DIR/onnx")
     parser.add_argument("--zoo", action="store_true", help="also the networks of coverage.py (needs torchvision)")
     parser.add_argument("--only", help="names, separated by commas (all)")
+    parser.add_argument("--limit", type=float, default=_LIMIT, help=f"seconds a build may take ({_LIMIT:g})")
     parser.add_argument("--cache", type=Path, default=table.CACHE)
     parser.add_argument("--results", type=Path, default=table.RESULTS)
     options = parser.parse_args()
@@ -39,58 +44,75 @@ def main() -> None:
     folder = options.cache / "engines"
     folder.mkdir(parents=True, exist_ok=True)
     sources = sorted(_MODELS.glob("*.onnx")) + (sorted((options.data / "onnx").glob("*.onnx")) if options.data else [])
-    sources += _zoo(folder, options.only) if options.zoo else []
-    only = options.only.split(",") if options.only else None
-    found = {}
-    for source in sources:
-        if only is None or source.stem in only:
-            found[source.stem] = _model(source, folder)
-            table.say(f"{source.stem}: { {k: v.get('failed') or v for k, v in found[source.stem].items()} }")
+    networks = list(zoo.NETWORKS) if options.zoo else []
+    only = options.only.split(",") if options.only else [*(s.stem for s in sources), *networks]
+    found: dict[str, dict[str, kept.Row]] = {}
+    for source in (s for s in sources if s.stem in only):
+        found[source.stem] = _said(source.stem, _model(source, folder, options.limit))
+    for name in (n for n in networks if n in only):
+        file = folder / f"{name}.onnx"
+        written = child.call("zoo:write", options.limit, name=name, kind="random", path=str(file))
+        failed = {"dense": {"failed": f"not exported: {child.shorten(written.error)}"}}
+        found[name] = _said(name, failed if written.error else _model(file, folder, options.limit))
     dense = [n for n, row in found.items() if not row["dense"].get("failed")]
-    lost = [n for n in dense if any(row.get("failed") for k, row in found[n].items() if k != "pruned")]
-    cut = [n for n in dense if "pruned engine" in found[n]]
+    cut = [n for n in dense if not found[n]["pruned"].get("failed")]
+    lost = [n for n in cut if any(found[n][k].get("failed") for k in _ENGINES)]
     text = f"# Engines\n\n{_page(found)}\n\n{len(found)} models, {len(dense)} build dense; "
-    text += f"{len(cut)} of these can be cut, "
-    text += f"{len(cut) - len([n for n in lost if n in cut])} of the results build"
-    table.publish("engines", text + ".", {"models": found}, about, options.results if only is None else folder)
+    text += f"{len(cut)} of these can be cut, {len(cut) - len(lost)} of the results build"
+    data = {"models": found, "lost": lost}
+    table.publish("engines", text + ".", data, about, options.results if options.only is None else folder)
     sys.exit(1 if lost else 0)
 
 
-def _zoo(folder: Path, only: str | None) -> list[Path]:
-    import zoo
-
-    made = []
-    for name in zoo.NETWORKS:
-        file = folder / f"{name}.onnx"
-        if only is None or name in only.split(","):
-            child.call("zoo:write", _LIMIT, name=name, kind="random", path=str(file))
-            made += [file] if file.is_file() else []
-    return made
-
-
-def _model(source: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    row = {"dense": _called("engines:build", source=str(source), output=str(folder / "dense.engine"))}
-    if row["dense"].get("failed"):
-        return row
-    pruned = folder / f"{source.stem}-half.onnx"
-    pruned.unlink(missing_ok=True)
-    row["pruned"] = _called("ours:prune", source=str(source), output=str(pruned))
-    for what, precision in (("pruned engine", "fp32"), ("pruned fp16 engine", "fp16")):
-        if not row["pruned"].get("failed"):
-            target = str(folder / "pruned.engine")
-            row[what] = _called("engines:build", source=str(pruned), output=target, precision=precision)
+def _said(name: str, row: dict[str, kept.Row]) -> dict[str, kept.Row]:
+    table.say(f"{name}: { {k: v.get('failed') or v for k, v in row.items()} }")
     return row
 
 
-def _called(function: str, **arguments: Any) -> dict[str, Any]:
+def _model(source: Path, folder: Path, limit: float) -> dict[str, kept.Row]:
+    """What became of a model and of its halves. What was built before from the same bytes by the same code is kept."""
+    row = {"dense": _engine(source, folder, limit, "fp32")}
+    if row["dense"].get("failed"):
+        return row
+    pruned = folder / f"{source.stem}-half.onnx"
+
+    def prune() -> kept.Row:
+        pruned.unlink(missing_ok=True)
+        return _called("ours:prune", limit, source=str(source), output=str(pruned))
+
+    if not pruned.is_file():  # the row alone is of no use
+        (folder / f"{source.stem}-half.json").unlink(missing_ok=True)
+    key = kept.digest(source, kept.source())
+    row["pruned"] = kept.once(folder, f"{source.stem}-half", key, prune)
+    if not row["pruned"].get("failed"):
+        for what, precision in _ENGINES.items():
+            row[what] = _engine(pruned, folder, limit, precision)
+    return row
+
+
+def _engine(source: Path, folder: Path, limit: float, precision: str) -> kept.Row:
+    target = folder / "built.engine"
+    code = kept.source("exporter/engines", "exporter/precision", "runtime/engine")
+    key = kept.digest(source, precision, metadata.version("tensorrt_rtx_cu13"), code)
+
+    def build() -> kept.Row:
+        found = _called("engines:build", limit, source=str(source), output=str(target), precision=precision)
+        for file in folder.glob("built.*"):
+            file.unlink()
+        return found
+
+    return kept.once(folder, f"{source.stem}-{precision}", key, build)
+
+
+def _called(function: str, limit: float, **arguments: Any) -> kept.Row:
     started = time.perf_counter()
-    outcome = child.call(function, _LIMIT, **arguments)
+    outcome = child.call(function, limit, **arguments)
     if outcome.error:
-        return {"failed": child.shorten(outcome.error)}
+        return {"failed": child.shorten(outcome.error), "retry": outcome.usage.timed_out}
     return {**outcome.value, "wall": time.perf_counter() - started}
 
 
-def _page(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+def _page(found: dict[str, dict[str, kept.Row]]) -> str:
     rows = [["model", "dense", "pruned", "pruned engine", "pruned fp16 engine"]]
     for name, row in found.items():
         cells = [name]

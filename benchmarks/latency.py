@@ -3,17 +3,19 @@
 For each network: Torch-Pruning's export and onnxsim's file at half of the channels, and Secateur's at the same
 multiply-accumulates as each, all counted by one cost model. All files of a network are timed against the dense one in
 one interleaved run, one thread, by CPU time. Then ``--macs 0.5`` and ``--latency 0.5x`` of Secateur, and how long the
-latter took.
+latter took. An interrupted run goes on where it was: rows are kept with the hash of Secateur's source.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import child
+import kept
 import numpy as np
 import table
 
@@ -40,7 +42,8 @@ def main() -> None:
     chosen = options.only.split(",") if options.only else list(NETWORKS)
     found = {}
     for name in chosen:
-        found[name] = _network(name, folder, options)
+        key = kept.digest(kept.source(), str(options.seconds), str(options.skip_latency))
+        found[name] = kept.once(folder / "rows", name, key, partial(_network, name, folder, options))
         table.say(f"{name}: {found[name]}")
     whole = options.only is None
     page = f"# Time left\n\n{_page(found)}"
@@ -51,7 +54,7 @@ def _network(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
     dense = folder / f"{name}.onnx"
     exported = child.call("zoo:write", _LIMIT, name=name, kind="random", path=str(dense))
     if exported.error:
-        return {"error": exported.error}
+        return {"error": exported.error, "retry": True}
     row: dict[str, Any] = {"macs": _macs(dense)}
     files: dict[str, Path] = {}
     peers = {

@@ -100,6 +100,11 @@ class Blocks:
     def _work(self) -> dict[str, int]:
         return work_of(self.groups)
 
+    @cached_property
+    def whole(self) -> Left:
+        """What there is before any block goes."""
+        return self.left([])
+
     def left(self, chosen: Sequence[Block]) -> Left:
         """What stays without the chosen blocks."""
         graph = self.groups.graph
@@ -107,6 +112,17 @@ class Blocks:
         read = {name for link in self._links if link.key in alive for name in link.reads} | set(graph.outputs)
         macs = sum(n for key, n in self._work.items() if key in alive or key not in self._main)
         return Left(_parameters(graph, read), macs, frozenset(read.intersection(graph.inputs)))
+
+    def gone(self, chosen: Sequence[Block]) -> frozenset[str]:
+        """Names of what goes with the chosen blocks: tensors, nodes by their first outputs, constants nothing reads."""
+        graph = self.groups.graph
+        alive = survivors(self._links, graph.outputs, [b.drop for b in chosen])
+        made = {o for link in self._links if link.key not in alive for o in link.outputs}
+        read, left = (
+            {name for link in self._links if not living or link.key in alive for name in link.reads}
+            for living in (False, True)
+        )
+        return frozenset(made | (read - left).intersection(graph.constants))
 
     @cached_property
     def names(self) -> dict[str, set[str]]:

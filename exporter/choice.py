@@ -177,12 +177,12 @@ def choose(
         return plan, whole, grounds
     _check(request)
     blocks = find_blocks(whole)
-    _check_patterns(whole, blocks, request)
+    check_patterns(whole, blocks, request)
     shallow, notes = _drop(blocks, request, inputs, calibration)
     left = {*shallow.inputs, *shallow.outputs}
     io = patterns_for({name: axes for name, axes in whole.io.items() if name in left})
     groups = find_groups(shallow, io) if shallow is not whole.graph else whole
-    keep, only = _of_groups(groups, request.keep), _of_groups(groups, request.only)
+    keep, only = of_groups(groups, request.keep), of_groups(groups, request.only)
     budget = _rest(request, whole, groups)
     if request.wide and budget and not (request.only and not only):
         try:
@@ -307,7 +307,8 @@ def _check(request: Request) -> None:
         raise UsageError("--layers says how many blocks go; for the other kinds give --ratio, --macs or --params.")
 
 
-def _check_patterns(whole: Groups, blocks: Blocks, request: Request) -> None:
+def check_patterns(whole: Groups, blocks: Blocks, request: Request) -> None:
+    """Refuse patterns that match neither a group nor a residual block with a UsageError."""
     for option, patterns in (("--keep", request.keep), ("--only", request.only)):
         for pattern in patterns:
             if not any(matches(blocks, b, pattern) for b in blocks):
@@ -317,11 +318,11 @@ def _check_patterns(whole: Groups, blocks: Blocks, request: Request) -> None:
 def known_patterns(groups: Groups, patterns: Sequence[str]) -> list[str]:
     """Patterns that touch a group or a residual block."""
     blocks = find_blocks(groups)
-    near = set(_of_groups(groups, patterns))
+    near = set(of_groups(groups, patterns))
     return [p for p in patterns if p in near or any(matches(blocks, b, p) for b in blocks)]
 
 
-def _of_groups(groups: Groups, patterns: Sequence[str]) -> list[str]:
+def of_groups(groups: Groups, patterns: Sequence[str]) -> list[str]:
     """Patterns that touch a group; the others meant blocks, or what went with them."""
     result = []
     for pattern in patterns:

@@ -52,16 +52,11 @@ def choose_blocks(
         ModelError: there is no block that may go.
         GoalError: there are too few.
     """
-    kept = {b.name for b in blocks for p in keep if matches(blocks, b, p)}
-    able = [
-        b for b in blocks if not ({b.name} | b.inside) & kept and (not only or any(matches(blocks, b, p) for p in only))
-    ]
-    if not able:
-        raise ModelError(_no_block(blocks))
+    able = able_to_go(blocks, keep, only)
     most = round(ratio * len(able)) if ratio is not None else count
     measure: Callable[[Left], float] = (lambda left: left.parameters) if macs is None else (lambda left: left.macs)
     target = params if macs is None else macs
-    dense = blocks.left([])
+    dense = blocks.whole
     floor, goal = (-1.0, -1.0) if target is None else (-1.0, target * measure(dense))
     if target is not None and shared:
         inside = {name for b in able for name in b.inside}
@@ -72,14 +67,10 @@ def choose_blocks(
         if measure(now) <= goal:
             break
         members = {block.name} | block.inside
-        if any(b.drop.node == block.drop.node for b in chosen):  # the last operand of a sum goes with a block around it
+        if most is not None and len(gone | members) > most:
             continue
-        if block.name in gone or (most is not None and len(gone | members) > most):
-            continue
-        trial = [b for b in chosen if b.name not in members] + [block]
-        left = blocks.left(trial)
-        unread = dense.inputs - left.inputs - {n for b in trial for n in b.drop.interface}
-        if unread or measure(left) < floor:
+        trial = with_block(blocks, chosen, block)
+        if trial is None or measure(left := blocks.left(trial)) < floor:
             continue
         now, chosen, gone = left, trial, gone | members
     if count is not None and len(gone) < count:
@@ -93,6 +84,36 @@ def choose_blocks(
             f"{measure(now) / measure(dense):.3f} is left.\nCut widths too: --granularity layers,channels,neurons,heads"
         )
     return sorted(chosen, key=blocks.blocks.index)
+
+
+def able_to_go(blocks: Blocks, keep: Sequence[str] = (), only: Sequence[str] = ()) -> list[Block]:
+    """The blocks that patterns leave to go; see ``choose_blocks``.
+
+    Raises:
+        ModelError: there is none.
+    """
+    kept = {b.name for b in blocks for p in keep if matches(blocks, b, p)}
+    able = [
+        b for b in blocks if not ({b.name} | b.inside) & kept and (not only or any(matches(blocks, b, p) for p in only))
+    ]
+    if not able:
+        raise ModelError(_no_block(blocks))
+    return able
+
+
+def with_block(blocks: Blocks, chosen: Sequence[Block], block: Block) -> list[Block] | None:
+    """The chosen blocks and one more, which goes with all blocks inside it.
+
+    Returns:
+        The blocks, none inside another; None where it is gone already, where it is the last operand of a sum that a
+        chosen one is an operand of, or where a graph input would be left unread.
+    """
+    gone = {name for b in chosen for name in (b.name, *b.inside)}
+    if block.name in gone or any(b.drop.node == block.drop.node for b in chosen):
+        return None
+    trial = [b for b in chosen if b.name not in block.inside] + [block]
+    unread = blocks.whole.inputs - blocks.left(trial).inputs - {n for b in trial for n in b.drop.interface}
+    return None if unread else trial
 
 
 def matches(blocks: Blocks, block: Block, pattern: str) -> bool:

@@ -1,4 +1,4 @@
-"""Prune to a latency: choose widths by a table of seconds, build, measure against the original, correct, repeat."""
+"""Prune to a latency: choose what goes by a table of seconds, build, measure against the original, correct, repeat."""
 
 from __future__ import annotations
 
@@ -10,23 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from exporter.choice import Request, calibrated
+from exporter.choice import Request
 from exporter.errors import GoalError, UsageError
 from exporter.graph import Graph
-from exporter.groups import Groups, find_groups
-from exporter.importance import Scores
-from exporter.importance import score as score_groups
+from exporter.groups import find_groups
+from exporter.latency_choice import Candidate, Chooser, chooser
 from exporter.latency_cost import LatencyCost
 from exporter.model_file import load
 from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
-from exporter.planner import budget_of, eligible, plan_within
 from exporter.pruner import Result, prune
 from exporter.rewriter import rewrite
-from exporter.score_names import RECONSTRUCTION
 from runtime.comparison import Comparison, compare_models
 from runtime.profiling import Profile, profile
 from runtime.robust import Ratio
@@ -36,7 +30,7 @@ from runtime.savings import Saving, find_savings
 from runtime.staircase import staircase, usual_threads
 
 if TYPE_CHECKING:
-    from exporter.calibration.data import Source
+    from exporter.calibration.data import Calibration, Source
     from runtime.images import Preprocess
 
 CLOSE = 0.02
@@ -51,6 +45,9 @@ _COMPARED_RUNS = 2000
 _LESS = 0.97
 _NUDGES = 20
 _DENSE = "dense.onnx"
+
+Key = tuple[tuple[int, ...], frozenset[str]]
+"""What tells one cut from another."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +131,7 @@ def prune_to_latency(
     asked: Asked,
     *,
     score: str | None = None,
+    layer_score: str = "similarity",
     consumers: bool = False,
     scope: str | None = None,
     align: int | str = "auto",
@@ -157,8 +155,9 @@ def prune_to_latency(
         model, output: the file to prune, and the one to write.
         target: the latency to reach.
         asked: backend, threads and shapes it is measured with.
-        score, consumers, scope, align, min_width, granularity, keep, only, io, calib, preprocess, calib_samples,
-            compensate, prove, inputs, seed: as for ``prune``. ``auto`` alignment is to this machine's staircase.
+        score, layer_score, consumers, scope, align, min_width, granularity, keep, only, io, calib, preprocess,
+            calib_samples, compensate, prove, inputs, seed: as for ``prune``. ``auto`` alignment is to this machine's
+            staircase. With ``layers`` and other kinds in ``granularity`` residual blocks compete with widths.
         progress: called with a line before each step.
 
     Returns:
@@ -173,9 +172,9 @@ def prune_to_latency(
     step("reading and analysing the model")
     graph = load(model, dict(asked.shapes or {}))
     groups = find_groups(graph, io)
-    request = {"score": score, "scope": scope, "align": align, "min_width": min_width, "granularity": granularity}
+    given = {"score": score, "scope": scope, "align": align, "min_width": min_width, "granularity": granularity}
     recorded: dict[str, object] = {
-        **{k: list(v) if isinstance(v, (list, tuple)) else v for k, v in request.items() if v is not None},
+        **{k: list(v) if isinstance(v, (list, tuple)) else v for k, v in given.items() if v is not None},
         "latency": target.text,
         "device": asked.backend,
         "threads": asked.options.threads,
@@ -193,18 +192,13 @@ def prune_to_latency(
             raise GoalError(
                 f"--latency {target.text}: the original takes {1e3 * dense.latency:.3g} ms already; nothing to do."
             )
-        chosen = eligible(cost, budget_of(macs=share), granularity, keep, only, align)
-        scores, damage = _scores(groups, chosen, share, score, consumers, calib, preprocess, calib_samples, seed, step)
-        if scope is None:
-            scope = "damage" if damage else "local"
-
-        def plan_for(wanted: float) -> Plan:
-            return plan_within(
-                cost, scores, budget_of(macs=wanted), scope=scope or "local", align=align, min_width=min_width,
-                granularity=granularity, keep=keep, only=only, damage=damage, options=recorded,
-            )  # fmt: skip
-
-        tries = _search(graph, cost, dense, plan_for, share, target, folder, asked, step)
+        request = Request(
+            macs=share, score=score, layer_score=layer_score, consumers=consumers, scope=scope, align=align,
+            min_width=min_width, granularity=granularity, keep=keep, only=only, seed=seed,
+        )  # fmt: skip
+        calibration = _calibration(calib, graph, preprocess, calib_samples, seed)
+        choose = chooser(cost, request, recorded, calibration, compensate, Path(inputs) if inputs else None, step)
+        tries = _search(graph, cost, dense, choose, share, target, folder, asked, step)
         best = min(tries, key=lambda t: t.miss(share))
         _check_gain(best, share, target)
         machine = peaks(asked.backend, asked.options.threads)
@@ -221,7 +215,7 @@ def _search(
     graph: Graph,
     cost: LatencyCost,
     dense: Profile,
-    plan_for: Callable[[float], Plan],
+    choose: Chooser,
     share: float,
     target: Target,
     folder: Path,
@@ -230,55 +224,48 @@ def _search(
 ) -> list[_Try]:
     """Plans that were built and measured, until one is close to the target."""
     tries: list[_Try] = []
-    seen: dict[tuple[int, ...], float] = {}
+    seen: dict[Key, float] = {}
     wanted = share
     seconds = min(max(_COMPARED_RUNS * dense.busy, _COMPARE_SECONDS / 4), _COMPARE_SECONDS)
     profiled = min(max(_PROFILED_RUNS * dense.busy, _PROFILE_SECONDS / 6), _PROFILE_SECONDS / 2)
     for number in range(1, _ROUNDS + 1):
         try:
-            plan, counts = _unseen(plan_for, wanted, cost.groups, seen, share)
+            found = _unseen(choose, wanted, seen, share)
         except GoalError as error:
             if tries:
                 break
             raise GoalError(_out_of_reach(str(error), target)) from error
-        if tuple(counts) in seen:
+        if _key(found) in seen:
             break  # alignment leaves nothing in between
-        predicted = cost.macs(counts) / cost.macs(cost.widths)
+        left = cost.without(found.gone)
+        predicted = left.macs(found.counts) / cost.macs(cost.widths)
         step(f"round {number}: building and measuring (predicted {predicted:.3f}x)")
-        file = _written(rewrite(graph, plan), folder / f"{number}.onnx")
+        file = _written(rewrite(graph, found.plan), folder / f"{number}.onnx")
         comparison = compare_models(folder / _DENSE, file, asked, seconds=seconds, precision=_PRECISION, outputs=False)
-        ratio = seen[tuple(counts)] = comparison.ratio.value
+        ratio = seen[_key(found)] = comparison.ratio.value
         step(f"round {number}: measured {ratio:.3f}x, target {share:.3f}x")
         measured = profile(file, asked, seconds=profiled)
-        tries.append(_Try(plan, predicted, comparison, measured))
+        tries.append(_Try(found.plan, predicted, comparison, measured))
         file.unlink()
         if abs(ratio / share - 1) <= CLOSE:
             break
-        cost.observe(counts, measured)
+        left.observe(found.counts, measured)
         # what is left of the difference is no matter of single kernels: it scales
-        wanted = share * (cost.macs(counts) / cost.macs(cost.widths)) / ratio
+        wanted = share * (left.macs(found.counts) / cost.macs(cost.widths)) / ratio
     return tries
 
 
-def _unseen(
-    plan_for: Callable[[float], Plan],
-    wanted: float,
-    groups: Groups,
-    seen: Mapping[tuple[int, ...], float],
-    share: float,
-) -> tuple[Plan, list[int]]:
-    """A plan for a share, with less of it where the widths were found too slow already; and its widths."""
+def _unseen(choose: Chooser, wanted: float, seen: Mapping[Key, float], share: float) -> Candidate:
+    """A plan for a share, with less of it where what it leaves was found too slow already."""
     for nudge in range(_NUDGES):
-        plan = plan_for(min(wanted * _LESS**nudge, 1 - 1e-6))
-        counts = _counts(groups, plan)
-        if seen.get(tuple(counts), 0.0) <= share * (1 + CLOSE):
+        found = choose(min(wanted * _LESS**nudge, 1 - 1e-6))
+        if seen.get(_key(found), 0.0) <= share * (1 + CLOSE):
             break
-    return plan, counts
+    return found
 
 
-def _counts(groups: Groups, plan: Plan) -> list[int]:
-    kept = {g.name: len(g.keep) for g in plan.groups}
-    return [kept[g.name] for g in groups]
+def _key(found: Candidate) -> Key:
+    return found.counts, found.gone
 
 
 def _written(graph: Graph, path: Path) -> Path:
@@ -302,27 +289,11 @@ def _out_of_reach(why: str, target: Target) -> str:
     return f"--latency {target.text} cannot be reached: {why}\nNothing was written."
 
 
-def _scores(
-    groups: Groups,
-    chosen: Sequence[int],
-    share: float,
-    name: str | None,
-    consumers: bool,
-    calib: Source | None,
-    preprocess: Preprocess | None,
-    limit: int,
-    seed: int,
-    step: Callable[[str], None],
-) -> tuple[Scores, Mapping[str, NDArray[np.float64]] | None]:
-    """Importance of all units, and the predicted damage where calibration inputs tell it."""
+def _calibration(
+    calib: Source | None, graph: Graph, preprocess: Preprocess | None, limit: int, seed: int
+) -> Calibration | None:
     if calib is None:
-        if name == RECONSTRUCTION:
-            raise UsageError(f"--score {name} needs calibration inputs: give --calib.")
-        return score_groups(groups, name or "l2", consumers=consumers, seed=seed), None
+        return None
     from exporter.calibration.data import calibration_of
-    from exporter.calibration.trial import USUAL_SHARE
 
-    calibration = calibration_of(calib, groups.graph, preprocess=preprocess, limit=limit, seed=seed)
-    request = Request(macs=share, score=name, consumers=consumers, seed=seed).resolved(calibrated=True)
-    scores, prediction = calibrated(groups, chosen, request, calibration, step, None)
-    return scores, prediction.mended(USUAL_SHARE) if prediction is not None else None
+    return calibration_of(calib, graph, preprocess=preprocess, limit=limit, seed=seed)

@@ -7,7 +7,8 @@ parts come from measurements: of the dense model, and then of each pruned one th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,16 +42,32 @@ class LatencyCost(CostModel):
         self._index()
         self._dense_work = self._kernel_work(self.widths)
         self._seconds = np.array([n.seconds for n in self._kernels])
+        working = {w.node for w in groups.analysis.work}
+        self._hearts = [frozenset(n.keys) & working or frozenset(n.keys) for n in self._kernels]
+        self._there = np.ones(len(self._kernels), bool)
         self._fixed = np.minimum(self._seconds / 2, _FIXED_SECONDS)
         total = float(self._seconds.sum())
         self._rest = min(max(dense.busy - total, 0.0), _MOST_REST * total)  # waiting for the processor is not of it
         """Seconds outside these kernels: changes of layout, and the backend's own."""
 
+    def without(self, gone: Collection[str]) -> LatencyCost:
+        """The same without some nodes, named by their first outputs. It learns with this one, and this one with it.
+
+        A kernel goes with the nodes of it that multiply, or with all of them where none does.
+        """
+        if not gone:
+            return self
+        names = frozenset(gone)
+        found = copy(self)
+        found._there = self._there & np.array([not (heart and heart <= names) for heart in self._hearts], bool)
+        found._rest = self._rest * found._there.sum() / max(self._there.sum(), 1)
+        return found
+
     def macs(self, keep: Sequence[int] | Keep) -> float:
         """Seconds of one run when group ``g`` keeps ``keep[g]`` units."""
         left = self._share(keep)
         times = self._fixed + (self._seconds - self._fixed) * left
-        return float(times.sum()) + self._rest
+        return float(times[self._there].sum()) + self._rest
 
     def observe(self, keep: Sequence[int] | Keep, measured: Profile) -> None:
         """Learn from a pruned model: what of each kernel's time does not go with its work."""
@@ -58,7 +75,7 @@ class LatencyCost(CostModel):
         left = self._share(keep)
         for k, node in enumerate(self._kernels):
             found = next((times[key] for key in reversed(node.keys) if key in times), None)
-            if found is None or left[k] > 1 - _APART:
+            if not self._there[k] or found is None or left[k] > 1 - _APART:
                 continue
             variable = (self._seconds[k] - found) / (1 - left[k])
             self._fixed[k] = float(np.clip(self._seconds[k] - variable, 0.0, self._seconds[k]))

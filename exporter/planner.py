@@ -122,11 +122,11 @@ def plan_within(
     chosen = eligible(cost, budget, granularity, keep, only, align)
     if scope == "damage":
         chosen, remarks = _judged(groups, chosen, budget, damage)
-        counts, more = _least_damage(cost, chosen, damage or {}, budget, align, min_width)
+        counts, more = least_damage(cost, chosen, damage or {}, budget, align, min_width)
         remarks += more
     else:
         counts, remarks = _widths_for(cost, chosen, scores, budget, scope, align, min_width)
-    masks = [_top(scores[g.name], int(n)) for g, n in zip(groups, counts, strict=True)]
+    masks = [best_units(scores[g.name], int(n)) for g, n in zip(groups, counts, strict=True)]
     return complete(groups, masks, options or {}, [*notes, *remarks])
 
 
@@ -172,7 +172,7 @@ def _judged(
     return judged, [f"{len(rest)} groups stay whole, because no linear layer reads them ({rest[0]})"] if rest else []
 
 
-def _least_damage(
+def least_damage(
     cost: CostModel,
     chosen: list[int],
     damage: Mapping[str, NDArray[np.float64]],
@@ -180,7 +180,21 @@ def _least_damage(
     align: int | str,
     min_width: int,
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Widths that meet a budget with the least damage; automatic alignment gives way where it cannot be met."""
+    """Widths that meet a budget with the least damage; automatic alignment gives way where it cannot be met.
+
+    Args:
+        cost: counts what the budget allows.
+        chosen: numbers of the groups that may be cut.
+        damage: by group name, for each of them; see ``make_plan``.
+        budget: of ``macs`` or ``params``.
+        align, min_width: see ``make_plan``.
+
+    Returns:
+        Units that every group keeps, shape (groups,), and what to say of them.
+
+    Raises:
+        GoalError: the budget cannot be reached.
+    """
     groups = cost.groups
     measure = cost.macs if budget.kind == "macs" else cost.parameters
     for relax in (1, 2, 4) if align in AUTOMATIC else (1,):
@@ -226,8 +240,8 @@ def check(scope: str, align: int | str, min_width: int) -> None:
         raise UsageError(f"--min-width {min_width}: must be at least 1.")
 
 
-def _top(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """The ``count`` highest scores; of equal ones the first."""
+def best_units(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+    """Which units have the ``count`` highest scores, shape (width,); of equal ones the first."""
     mask = np.zeros(scores.size, bool)
     mask[np.argsort(-scores, kind="stable")[:count]] = True
     return mask

@@ -26,6 +26,8 @@ MARGIN = 0.01
 ROUNDS = 16
 _FEWEST_ROUNDS = 4
 _FEWEST_PAIRS = 4
+_FEW_QUARTILES = 24
+"""Fewest undisturbed samples of a round that have a quartile worth the name."""
 _AGREEMENT_RUNS = 3
 _CLOCKS = ("auto", "wall", "cpu", "device")
 
@@ -277,12 +279,17 @@ def _answered(ratio: Ratio, goal: Goal, precision: float | None) -> bool:
 
 
 def _ratio(taken: Sequence[Samples], clock: str) -> Ratio:
-    logs = []
+    """Of the pairs; where a round has many, of its lower quartiles: noise only adds time, so they repeat better."""
+    logs, calm = [], []
     for samples in taken:
         times = {"wall": samples.wall, "cpu": samples.thread, "device": samples.device}[clock]
         if not (times > 0).all():
             raise BadRequest(f"--clock {clock}: this backend has no such clock; choose wall.")
-        logs.append(undisturbed(np.log(times[1]) - np.log(times[0]), samples.switches.max(0) > 0))
+        disturbed = samples.switches.max(0) > 0
+        logs.append(undisturbed(np.log(times[1]) - np.log(times[0]), disturbed))
+        calm.append([undisturbed(row, disturbed) for row in times])
+    if len(calm) >= _FEWEST_ROUNDS and all(first.size >= _FEW_QUARTILES for first, _ in calm):
+        logs = [np.log(np.percentile(other, [25.0]) / np.percentile(first, [25.0])) for first, other in calm]
     return ratio_of(logs)
 
 

@@ -8,7 +8,7 @@ of it, fitted to few samples, and judged by the outputs on others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from exporter.calibration.compensation import compensate
 from exporter.calibration.damage import affordable
@@ -84,3 +84,40 @@ def best_plan(
     if more < first:  # then less is worse
         return plans[USUAL_SHARE]
     return plans[_LESS] if error(_LESS) < _CLEAR * first else plans[USUAL_SHARE]
+
+
+def errors_of(
+    graph: Graph,
+    plans: Sequence[Plan],
+    calibration: Calibration,
+    macs: float,
+    fitting: bool,
+    step: Callable[[str], None],
+) -> list[float]:
+    """Output errors that plans leave on samples nothing was fitted to, each after a quick fit; empty where too few
+    samples are affordable, or inputs and outputs shrink.
+
+    Args:
+        graph: the dense graph.
+        plans: what to try.
+        calibration: inputs; the samples held out for the report are not touched.
+        macs: multiply-accumulates of a sample.
+        fitting: whether layers will be fitted in the end.
+        step: called with a line before each trial.
+    """
+    count = affordable(_WORK, macs, _SAMPLES)
+    if count < min(_FEWEST, len(calibration.fit)):
+        return []
+    samples = calibration.fit.part(0, count)
+    cut = min(len(samples) - max(len(samples) // _JUDGES, 1), _FITTED)
+    fit, judge = samples.part(0, cut), samples.part(cut, len(samples))
+    errors = []
+    for number, plan in enumerate(plans, 1):
+        step(f"trying blocks against widths, {number} of {len(plans)}")
+        pruned = rewrite(graph, plan)
+        if not comparable(pruned, graph, plan):
+            return []
+        if fitting:
+            pruned, _ = compensate(pruned, graph, plan, fit, calibration.batch, quick=True)
+        errors.append(deviation(pruned, graph, judge, calibration.batch))
+    return errors

@@ -171,7 +171,6 @@ def run(options: argparse.Namespace) -> int:
         macs=options.macs,
         params=options.params,
         layers=options.layers,
-        layer_score=options.layer_score,
         **_shared(options),
         plan=Plan.load(options.plan) if options.plan else None,
         labels=options.labels,
@@ -230,6 +229,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
 
     return {
         "score": options.score,
+        "layer_score": options.layer_score,
         "consumers": options.include_consumers,
         "scope": options.scope,
         "align": _align(options.align),
@@ -258,10 +258,6 @@ def _check_latency(options: argparse.Namespace) -> None:
     given += ["--steps"] if options.steps != 1 else []
     if options.latency and given:
         raise UsageError(f"--latency is a budget of its own, without labels; leave out {' and '.join(given)}.")
-    if options.latency and options.granularity and "layers" in options.granularity.split(","):
-        raise UsageError(
-            "--latency chooses widths; drop blocks first, with --layers, and prune the result to a latency."
-        )
     for name in ("dry_run", "measure"):
         if options.latency and getattr(options, name):
             raise UsageError(f"--latency builds and measures in any case; leave out --{name.replace('_', '-')}.")

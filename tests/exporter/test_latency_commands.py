@@ -221,7 +221,7 @@ REFUSED = {
     "align: to": (f"align {CNN} -o o.onnx --to 1", 2, "--to 1"),
     "prune: two budgets": (f"prune {CNN} -o o.onnx --latency 0.5x --macs 0.5", 2, "leave out --macs"),
     "prune: latency of a plan": (f"prune {CNN} -o o.onnx --latency 0.5x --plan p.json", 2, "leave out --plan"),
-    "prune: layers": (f"prune {CNN} -o o.onnx --latency 0.5x --granularity layers,channels", 2, "drop blocks first"),
+    "prune: layers": (f"prune {CNN} -o o.onnx --latency 0.5x --granularity layers,channels", 2, "or --calib synthetic"),
     "prune: dry": (f"prune {CNN} -o o.onnx --latency 0.5x --dry-run", 2, "leave out --dry-run"),
     "prune: no output": (f"prune {CNN} --latency 0.5x", 2, "-o OUT.onnx"),
     "prune: threads without": (f"prune {CNN} -o o.onnx --macs 0.5 --threads 2", 2, "give --latency too"),

@@ -6,11 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
+from runtime import comparison
 from runtime.backends import SessionOptions
 from runtime.comparison import Goal, compare_models, verdict_of
 from runtime.errors import BadRequest
 from runtime.robust import Ratio
 from runtime.runners import Asked
+from runtime.sampling import Samples
 from tests.onnx_builder import build, node, weights
 
 pytestmark = pytest.mark.timing
@@ -174,3 +176,17 @@ def test_two_backends(machine, pair, paths, monkeypatch):
     found = compare_models(paths[0], paths[0], FAKE, Asked("other", shapes={"ids": (2, 3)}), seconds=1)
     assert (found.first.backend, found.other.backend) == ("fake", "other")
     assert found.ratio.value == pytest.approx(3)
+
+
+@pytest.mark.parametrize(("pairs", "close"), [(100, True), (20, False)])
+def test_long_rounds_go_by_their_lower_quartiles(pairs, close):
+    """Noise that strikes one model in most of its runs moves pairs, not what the undisturbed rest says."""
+    rng = np.random.default_rng(0)
+    taken = []
+    for _ in range(6):
+        wall = np.array([np.full(pairs, 1.0), np.full(pairs, 1.03)]) * (1 + 1e-4 * rng.random((2, pairs)))
+        wall[1] += 0.2 * (rng.random(pairs) < 0.6)
+        none = np.zeros((2, pairs))
+        taken.append(Samples(wall, wall, wall, none.astype(np.int64), none, wall, True))
+    found = comparison._ratio(taken, "wall").value
+    assert (abs(found - 1.03) < 0.002) == close
