@@ -47,7 +47,8 @@ HEAD = f"""# Pruning, then training
 ResNet-56 on CIFAR-10 (`cifar10_resnet56_dynamo`, 92.60 % on the 932 test images), pruned to a share of its
 multiply-accumulates (`--align 1`) with {SAMPLES} training images (magnitude: none), then tuned on 7,728:
 `secateur tune --teacher ORIGINAL --loss mse --augment flip,shift`, lr {FITTED["lr"]:g} (magnitude, where no layer was
-fitted: {UNFITTED["lr"]:g}), for so many steps as about the CPU minutes shown allow on one core, never more than {LIMIT:.0f}.
+fitted: {UNFITTED["lr"]:g}), for so many steps as about the CPU minutes shown allow on one core, never
+more than {LIMIT:.0f}.
 Gradient and Taylor were given labels to choose by. The step that does best on 772 images held out is taken; test
 images decide nothing. The standard error of an accuracy is 0.9 points; agreement with the original is steadier. "not
 run" means that there was no time for it, not that it fails.
