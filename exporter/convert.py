@@ -6,12 +6,8 @@ torch is imported inside the functions, so that everything else works without it
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
-import re
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +18,22 @@ from numpy.typing import NDArray
 
 from exporter.atomic import put_in_place
 from exporter.errors import GoalError, ModelError, UsageError
-from exporter.torch_source import first_line, need_torch, said, shape_text
+from exporter.torch_export import How, export
+from exporter.torch_files import program_call
+from exporter.torch_source import need_torch, said, shape_text
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.export import ExportedProgram
     from torch.nn import Module
 
 TOLERANCE = 1e-3
 """Largest accepted difference, relative to the largest magnitude of the output; ten times that in float16."""
 
-_CALL_SITE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\s+(?P<code>.+)')
-
 Array = NDArray[np.generic]
 Dynamic = Mapping[str, Mapping[int, str]]
 Run = tuple[Mapping[str, "Tensor"], list[Array]]
+Call = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -55,24 +53,30 @@ class Conversion:
 
 
 def convert(
-    module: Module,
+    module: Module | ExportedProgram,
     inputs: Mapping[str, Tensor],
     path: str | os.PathLike[str],
     *,
     dynamic: Dynamic | None = None,
     output_names: Sequence[str] | None = None,
     opset: int | None = None,
+    by_name: bool = False,
+    for_pruning: bool = False,
 ) -> Conversion:
     """Write a module as an ONNX file that computes the same.
 
     Args:
-        module: exported in evaluation mode; its training flags are as before when this returns.
+        module: exported in evaluation mode; its training flags are as before when this returns. Or a TorchScript
+            module, or a ``torch.export.ExportedProgram``, which fixes the inputs and the dynamic axes itself.
         inputs: example tensors by the name they get, in the order in which the module takes them.
         path: the file to write or replace.
         dynamic: names of axes whose size stays open, by input and axis: ``{"image": {0: "batch"}}``. Axes with the same
             name have the same size. The file is then compared with the module at a second size as well.
         output_names: one for every tensor the module returns; default: torch's.
         opset: version of the default operator set; default: torch's.
+        by_name: pass inputs by name instead of in order (Hugging Face models).
+        for_pruning: leave out torch's optimisations: weights keep the names and layouts of parameters, normalisations
+            stay apart from convolutions, equal tensors are not merged (but those of TorchScript), tied weights are one.
 
     Returns:
         The path, the operator set, and how far ONNX Runtime was from torch.
@@ -87,15 +91,19 @@ def convert(
     target = Path(path)
     dynamic = {name: axes for name, axes in (dynamic or {}).items() if axes}
     _check_request(target, inputs, dynamic, output_names or ())
+    call: Call = program_call(module) if isinstance(module, torch.export.ExportedProgram) else module
+    if by_name:
+        call = _by_name(call, list(inputs))
+    how = How(dynamic, tuple(output_names) if output_names is not None else None, opset, by_name, for_pruning)
     with _evaluating(module), torch.no_grad():
-        runs: list[Run] = [(inputs, _outputs(module, inputs))]
+        runs: list[Run] = [(inputs, _outputs(call, inputs))]
         if output_names is not None and len(output_names) != len(runs[0][1]):
             raise UsageError(f"{len(output_names)} output names given, the module returns {len(runs[0][1])} tensors.")
         if dynamic:
-            runs.append(_at_another_size(module, inputs, dynamic))
+            runs.append(_at_another_size(call, inputs, dynamic))
         # torch takes an axis of size 1 for a fixed one
         ones = any(inputs[name].shape[axis] == 1 for name, axes in dynamic.items() for axis in axes)
-        program = _export(module, runs[-1 if ones else 0][0], dynamic, output_names, opset)
+        program = export(module, runs[-1 if ones else 0][0], how)
     written = int(program.model.opset_imports[""])
     if opset not in (None, written):
         raise UsageError(f"--opset {opset}: torch {torch.__version__} writes operator set {written} instead.")
@@ -138,9 +146,17 @@ def _check_request(target: Path, inputs: Mapping[str, Tensor], dynamic: Dynamic,
                 raise UsageError(f"--dynamic {name}:{axis}={symbol}: {shape[axis]} here, {sizes[symbol]} elsewhere.")
 
 
+def _by_name(call: Call, names: Sequence[str]) -> Call:
+    """The same function of tensors in order."""
+    return lambda *values: call(**dict(zip(names, values, strict=True)))
+
+
 @contextlib.contextmanager
-def _evaluating(module: Module) -> Iterator[None]:
-    """Evaluation mode for the time of the export."""
+def _evaluating(module: Any) -> Iterator[None]:
+    """Evaluation mode for the time of the export; an exported program has none."""
+    if not hasattr(module, "modules"):
+        yield
+        return
     flags = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -150,11 +166,11 @@ def _evaluating(module: Module) -> Iterator[None]:
             part.training = training
 
 
-def _outputs(module: Module, inputs: Mapping[str, Tensor]) -> list[Array]:
+def _outputs(call: Call, inputs: Mapping[str, Tensor]) -> list[Array]:
     """What torch computes: every tensor the module returns, in order."""
     torch = need_torch()
     try:
-        returned = module(*(t.clone() for t in inputs.values()))
+        returned = call(*(t.clone() for t in inputs.values()))
     except Exception as error:
         raise UsageError(f"the module does not run on {_shapes(inputs)}: {said(error)}") from error
     tensors = [t for t in torch.utils._pytree.tree_leaves(returned) if isinstance(t, torch.Tensor)]
@@ -163,7 +179,7 @@ def _outputs(module: Module, inputs: Mapping[str, Tensor]) -> list[Array]:
     return [t.detach().cpu().numpy() for t in tensors]
 
 
-def _at_another_size(module: Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> Run:
+def _at_another_size(call: Call, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> Run:
     """Inputs with all dynamic axes at a second size that the module accepts, and what it makes of them."""
     sizes: list[Callable[[int], int]] = [lambda n: 2 * n, lambda n: n + 1, lambda n: max(n - 1, 1)]
     refusal: UsageError | None = None
@@ -171,7 +187,7 @@ def _at_another_size(module: Module, inputs: Mapping[str, Tensor], dynamic: Dyna
         other = _resized(inputs, dynamic, size)
         try:
             if any(other[name].shape != t.shape for name, t in inputs.items()):
-                return other, _outputs(module, other)
+                return other, _outputs(call, other)
         except UsageError as error:
             refusal = refusal or error
     names = ", ".join(sorted({symbol for axes in dynamic.values() for symbol in axes.values()}))
@@ -193,52 +209,7 @@ def _resized(inputs: Mapping[str, Tensor], dynamic: Dynamic, size: Callable[[int
 # -- the export and its check -----------------------------------------------------------------------------------
 
 
-def _export(
-    module: Module,
-    inputs: Mapping[str, Tensor],
-    dynamic: Dynamic,
-    output_names: Sequence[str] | None,
-    opset: int | None,
-) -> Any:
-    """Call torch's exporter; returns its ``ONNXProgram``."""
-    torch = need_torch()
-    # names, not torch.export.Dim: of an axis that the module fixes, torch quietly makes a fixed one then
-    shapes = tuple(dict(dynamic.get(name, {})) for name in inputs)
-    try:
-        with _silence():
-            return torch.onnx.export(
-                module,
-                tuple(inputs.values()),
-                dynamo=True,
-                verbose=False,
-                external_data=False,
-                input_names=list(inputs),
-                output_names=list(output_names) if output_names is not None else None,
-                dynamic_shapes=shapes if dynamic else None,
-                opset_version=opset,
-            )
-    except Exception as error:  # torch.export lets anything through
-        raise ModelError(
-            f"torch {torch.__version__} cannot export the module: {_reason(error)}\n"
-            f"Try {'fixed sizes (no --dynamic), ' if dynamic else ''}another --opset, or other code in that place; "
-            "torch.export.draft_export(module, inputs) lists all obstacles."
-        ) from error
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """No warnings, log lines or printed graphs, of which the exporter has many even with ``verbose=False``."""
-    before, unread = logging.root.manager.disable, io.StringIO()
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _tidy(graph: Any, module: Module) -> None:
+def _tidy(graph: Any, module: Any) -> None:
     """Drop the exporter's notes, such as paths of source files, and name weights that it stored transposed.
 
     MatMul takes them as (in, out): what was ``layer.weight`` becomes ``layer.kernel``, the usual word for that order.
@@ -298,12 +269,3 @@ def _compare(file: Path, runs: Sequence[Run]) -> float:
 
 def _shapes(inputs: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {shape_text(tensor)}" for name, tensor in inputs.items())
-
-
-def _reason(error: BaseException) -> str:
-    """Torch's reason: the first line of the innermost error, and the line of code that it names."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    site = _CALL_SITE.search(str(error))
-    where = f"\n  {site['file']}, line {site['line']}: {site['code'].strip()}" if site else ""
-    return f"{type(error).__name__}: {first_line(error)}{where}"

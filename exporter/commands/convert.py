@@ -21,7 +21,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="package.module:callable or file.py:callable that returns a torch.nn.Module; or an fp32 ONNX file",
+        help="package.module:callable or file.py:callable that returns a torch.nn.Module; a .pt2 file of "
+        "torch.export.save; a TorchScript file; a Hugging Face folder; or an fp32 ONNX file",
     )
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write")
     parser.add_argument(
@@ -29,7 +30,8 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME:1x3x224x224[:dtype]",
-        help="name, shape and type (float32) of an input, in the module's order; repeatable",
+        help="name, shape and type (float32) of an input, in the module's order; repeatable. A .pt2 file knows "
+        "its own; a Hugging Face folder takes ids and a mask, or pixels, unless told otherwise",
     )
     parser.add_argument("--weights", metavar="FILE", type=Path, help="state dict to load: .pt or .safetensors")
     parser.add_argument(
@@ -43,6 +45,12 @@ def add(commands: Any) -> None:
         "--output-name", action="append", metavar="NAME", help="name of an output, in order; repeatable"
     )
     parser.add_argument("--opset", type=int, metavar="N", help="operator set (default: torch's)")
+    parser.add_argument(
+        "--for-pruning",
+        action="store_true",
+        help="leave out torch's optimisations: parameters keep their names, normalisations stay apart, equal tensors "
+        "are not merged (those of TorchScript are, always), tied weights are one",
+    )
     half = parser.add_argument_group("of an ONNX file")
     half.add_argument("--precision", metavar="NAME", help="fp16 or bf16; nodes whose numbers do not fit stay in fp32")
     add_half(half)
@@ -56,7 +64,8 @@ def run(options: argparse.Namespace) -> int:
     from exporter.convert import convert
     from exporter.errors import UsageError
     from exporter.tables import quantity
-    from exporter.torch_source import load_module, load_weights, parse_dynamic, parse_inputs
+    from exporter.torch_files import load_source, signature
+    from exporter.torch_source import load_weights, parse_dynamic, parse_inputs
 
     if options.source.endswith(".onnx"):
         return _halve(options)
@@ -64,14 +73,24 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} is for ONNX files; convert the module first, then its file.")
     progress = Progress(options.quiet)
-    inputs = parse_inputs(options.input)
+    inputs = parse_inputs(options.input) if options.input else {}
     dynamic = parse_dynamic(options.dynamic)
-    module = load_module(options.source)
+    module = load_source(options.source)
     if options.weights:
+        if not options.source.rpartition(":")[0]:
+            raise UsageError(f"--weights is for package.module:callable; {options.source} holds its own.")
         load_weights(module, options.weights)
+    asked = signature(module, inputs, dynamic, from_folder=Path(options.source).is_dir())
     progress("exporting and checking")
     result = convert(
-        module, inputs, options.output, dynamic=dynamic, output_names=options.output_name, opset=options.opset
+        module,
+        asked.inputs,
+        options.output,
+        dynamic=asked.dynamic,
+        output_names=options.output_name or asked.output_names,
+        opset=options.opset,
+        by_name=asked.by_name,
+        for_pruning=options.for_pruning,
     )
     size = quantity(result.path.stat().st_size)
     error = f"max relative error {result.max_relative_error:.2g} against PyTorch"
@@ -87,7 +106,7 @@ def _halve(options: argparse.Namespace) -> int:
     from runtime.feeds import parse_shapes
     from runtime.images import parse_preprocess
 
-    for name in ("input", "weights", "dynamic", "output_name", "opset"):
+    for name in ("input", "weights", "dynamic", "output_name", "opset", "for_pruning"):
         if getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} is for PyTorch modules, {options.source} is an ONNX file.")
     if options.precision is None:

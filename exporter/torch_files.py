@@ -1,0 +1,279 @@
+"""PyTorch models on disk: exported programs, TorchScript files and Hugging Face folders, as ``convert`` takes them.
+
+torch and transformers are imported inside the functions, so that everything else works without them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import ModelError, UsageError
+from exporter.torch_source import MissingPackage, load_module, need_torch, said
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+_PROGRAM = ".pt2"
+_SCRIPTS = (".pt", ".pth", ".ts", ".torchscript", ".jit")
+_CODE = ("custom_obj_", "opaque_obj_")
+_TOKENS = 16
+_BATCH = 2
+
+
+def load_source(source: str) -> Any:
+    """A model as the command line names it.
+
+    Args:
+        source: ``package.module:callable`` or ``file.py:callable``, a ``.pt2`` file of ``torch.export.save``, a
+            TorchScript file, or a folder with a ``config.json`` of Hugging Face.
+
+    Returns:
+        A ``torch.nn.Module`` (of TorchScript: a ``ScriptModule``) or a ``torch.export.ExportedProgram``.
+
+    Raises:
+        MissingPackage: torch, or for a folder transformers, is not installed.
+        UsageError: there is no such thing, or it cannot be read.
+        ModelError: the file holds what would have to be unpickled.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return load_folder(path)
+    if path.suffix == _PROGRAM:
+        return _load_program(path)
+    if path.suffix in _SCRIPTS:
+        return _load_script(path)
+    return load_module(source)
+
+
+def _load_program(path: Path) -> Any:
+    torch = need_torch()
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [Path(n).name for n in archive.namelist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is not an exported program ({error}). Write one with torch.export.save.") from error
+    if any(n.startswith(_CODE) for n in names):
+        raise ModelError(
+            f"{path} holds Python objects beside its tensors, and reading those would run code of the file. Export the "
+            "module without them, or convert it as package.module:callable."
+        )
+    try:
+        with _tensors_only(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(path)
+    except Exception as error:  # zip, json and pickle each raise their own
+        raise UsageError(
+            f"torch {torch.__version__} cannot read {path}: {said(error)}\n"
+            "Programs are best read by the version of torch that wrote them; export it again with this one."
+        ) from error
+
+
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Have torch unpickle nothing but tensors, also where it would fall back to everything."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _load_script(path: Path) -> Any:
+    torch = need_torch()
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file.")
+    parts: list[str] = []
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        parts = archive.namelist()
+    if not any("/code/" in n for n in parts):
+        raise UsageError(
+            f"{path} is not a TorchScript file. Weights alone say nothing of the network: name the code that makes it "
+            f"as SOURCE (package.module:callable), and give these with --weights {path}."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.jit.load(path, map_location="cpu").eval()
+    except Exception as error:
+        raise UsageError(f"torch {torch.__version__} cannot read {path}: {said(error)}") from error
+
+
+# -- what they take ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model is exported with.
+
+    Attributes:
+        inputs: example tensors by name, in order.
+        dynamic: names of dynamic axes, by input and axis.
+        output_names: None leaves them to torch.
+        by_name: whether inputs are passed by name.
+    """
+
+    inputs: Mapping[str, Tensor]
+    dynamic: Mapping[str, Mapping[int, str]]
+    output_names: list[str] | None = None
+    by_name: bool = False
+
+
+def signature(
+    model: Any, inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, str]], *, from_folder: bool = False
+) -> Signature:
+    """Complete what was asked for by what the model itself says.
+
+    Args:
+        model: as ``load_source`` returned it.
+        inputs: as ``--input`` named them; may be empty.
+        dynamic: as ``--dynamic`` named them.
+        from_folder: whether it is a Hugging Face model.
+
+    Raises:
+        UsageError: inputs are missing, or given to a program that has its own.
+        ModelError: see ``program_inputs``.
+    """
+    torch = need_torch()
+    if isinstance(model, torch.export.ExportedProgram):
+        if inputs or dynamic:
+            option = "--input" if inputs else "--dynamic"
+            raise UsageError(
+                f"{option}: an exported program has its inputs and dynamic axes already. To change them export it "
+                "again, with torch.export.export(module, inputs, dynamic_shapes=...)."
+            )
+        return Signature(*program_inputs(model))
+    if from_folder:
+        if not inputs:
+            inputs, own = folder_inputs(model)
+            dynamic = dynamic or own
+        with torch.no_grad():
+            try:
+                returned = model(**inputs)
+            except Exception as error:
+                raise UsageError(f"the model does not run on {', '.join(inputs)}: {said(error)}") from error
+        return Signature(inputs, dynamic, output_names_of(returned), True)
+    if not inputs:
+        raise UsageError("say what the module takes with --input NAME:1x3x224x224, once per input, in its order.")
+    return Signature(inputs, dynamic)
+
+
+# -- exported programs --------------------------------------------------------------------------------
+
+
+def program_inputs(program: Any) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    """Example inputs of an exported program by name, and the names of its dynamic axes.
+
+    Raises:
+        ModelError: it takes something else than tensors.
+    """
+    torch = need_torch()
+    names = list(program.graph_signature.user_inputs)
+    placeholders = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
+    values: list[Any] = [placeholders.get(n) for n in names]
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, torch.Tensor):
+            raise ModelError(f"the exported program takes '{name}', which is no tensor; export it with tensors alone.")
+    dynamic = {
+        name: {k: str(size) for k, size in enumerate(value.shape) if isinstance(size, torch.SymInt)}
+        for name, value in zip(names, values, strict=True)
+    }
+    given = torch.utils._pytree.tree_leaves(program.example_inputs) if program.example_inputs else []
+    if len(given) != len(names):
+        raise ModelError("the exported program holds no example inputs; save it as torch.export.export made it.")
+    return dict(zip(names, given, strict=True)), {name: axes for name, axes in dynamic.items() if axes}
+
+
+def program_call(program: Any) -> Any:
+    """A function of tensors in order that computes what an exported program does."""
+    torch = need_torch()
+    module = program.module()
+
+    def call(*tensors: Tensor) -> Any:
+        positional, named = torch.utils._pytree.tree_unflatten(list(tensors), program.call_spec.in_spec)
+        return module(*positional, **named)
+
+    return call
+
+
+# -- Hugging Face -----------------------------------------------------------------------------------------------
+
+
+def load_folder(folder: Path) -> Module:
+    """The model of a Hugging Face folder, with safetensors weights, without a key-value cache.
+
+    Raises:
+        MissingPackage: transformers is not installed.
+        UsageError: it is no such folder, or transformers cannot read it. Code in the folder is never run.
+    """
+    need_torch()
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} is a folder without config.json; a Hugging Face model has one (save_pretrained).")
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError as error:
+        raise MissingPackage(f"reading {folder} needs transformers: pip install transformers") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            names = list(getattr(config, "architectures", None) or ())
+            kind = getattr(transformers, names[0], None) if names else transformers.AutoModel
+            if kind is None:
+                raise UsageError(f"{folder}: transformers {transformers.__version__} has no {names[0]}.")
+            if hasattr(config, "use_cache"):
+                config.use_cache = False
+            module: Module = kind.from_pretrained(
+                folder, config=config, local_files_only=True, use_safetensors=True, attn_implementation="eager"
+            )
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"transformers {transformers.__version__} cannot read {folder}: {said(error)}") from error
+    return module.eval()
+
+
+def folder_inputs(module: Module) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    """Inputs a Hugging Face model is exported with unless others are named: ids and a mask, or pixels.
+
+    Raises:
+        UsageError: its main input is neither.
+    """
+    torch = need_torch()
+    config: Any = getattr(module, "config", None)
+    main = getattr(module, "main_input_name", "")
+    draw = torch.Generator().manual_seed(0)
+    if main == "pixel_values":
+        size = getattr(config, "image_size", 224)
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        pixels = torch.randn(_BATCH, getattr(config, "num_channels", 3), height, width, generator=draw)
+        return {main: pixels}, {main: {0: "batch"}}
+    if main == "input_ids":
+        ids = torch.randint(0, config.vocab_size, (_BATCH, _TOKENS), generator=draw)
+        axes = {0: "batch", 1: "sequence"}
+        return {main: ids, "attention_mask": torch.ones_like(ids)}, {main: axes, "attention_mask": dict(axes)}
+    raise UsageError(f"say what the model takes with --input NAME:SHAPE; its main input is '{main}'.")
+
+
+def output_names_of(returned: Any) -> list[str] | None:
+    """Names of the tensors in what a Hugging Face model returns; None where it returns something else."""
+    torch = need_torch()
+    if not isinstance(returned, Mapping):
+        return None
+    found = {name: value for name, value in returned.items() if value is not None}
+    return list(found) if all(isinstance(v, torch.Tensor) for v in found.values()) else None
