@@ -179,7 +179,7 @@ def _harm(
     """What the outputs lose without some blocks, less what later layers mend where they will be fitted."""
     from exporter.calibration.damage import affordable, macs_per_sample
     from exporter.calibration.readers import find_readers
-    from exporter.calibration.sensitivity import deviation
+    from exporter.calibration.sensitivity import answers, deviation
     from exporter.calibration.trial import USUAL_SHARE
 
     groups = blocks.groups
@@ -187,10 +187,11 @@ def _harm(
     few = calibration.fit.part(0, affordable(_WORK, macs_per_sample(groups), min(_MOST, len(calibration.fit))))
     places = np.array([r.node.index for r in find_readers(graph)])
     share = USUAL_SHARE if fitting else 0.0
+    original = answers(graph, few, calibration.batch)
 
     def harm(chosen: Sequence[Block]) -> float:
         step(f"measuring what the outputs lose without {', '.join(b.name for b in chosen)}")
-        lost = deviation(drop(graph, [b.drop for b in chosen]), graph, few, calibration.batch)
+        lost = deviation(drop(graph, [b.drop for b in chosen]), original, few, calibration.batch)
         later = [float((places > graph.producer[b.drop.node].index).mean()) if places.size else 0.0 for b in chosen]
         return lost * (1 - share * float(np.mean(later)))
 

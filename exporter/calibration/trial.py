@@ -18,6 +18,7 @@ from exporter.calibration.sensitivity import answers, deviation
 from exporter.graph import Graph
 from exporter.plan import Plan
 from exporter.rewriter import rewrite
+from runtime.samples import Samples
 
 _SAMPLES, _FEWEST, _WORK = 256, 32, 1e11
 """Samples of a trial: as many as some multiply-accumulates are enough for; no trial where that is fewer than the
@@ -57,12 +58,10 @@ def best_plan(
     pruned = rewrite(graph, usual)
     if not comparable(pruned, graph, usual):
         return plan_for(_NOTHING)
-    count = affordable(_WORK, macs, _SAMPLES)
-    if count < min(_FEWEST, len(calibration.fit)):
+    parts = _divided(calibration, macs)
+    if parts is None:
         return usual
-    samples = calibration.fit.part(0, count)
-    cut = min(len(samples) - max(len(samples) // _JUDGES, 1), _FITTED)
-    fit, judge = samples.part(0, cut), samples.part(cut, len(samples))
+    fit, judge = parts
     plans = {USUAL_SHARE: usual}
     found: dict[str, float] = {}
     original = answers(graph, judge, calibration.batch)
@@ -105,12 +104,11 @@ def errors_of(
         fitting: whether layers will be fitted in the end.
         step: called with a line before each trial.
     """
-    count = affordable(_WORK, macs, _SAMPLES)
-    if count < min(_FEWEST, len(calibration.fit)):
+    parts = _divided(calibration, macs)
+    if parts is None:
         return []
-    samples = calibration.fit.part(0, count)
-    cut = min(len(samples) - max(len(samples) // _JUDGES, 1), _FITTED)
-    fit, judge = samples.part(0, cut), samples.part(cut, len(samples))
+    fit, judge = parts
+    original = answers(graph, judge, calibration.batch)
     errors = []
     for number, plan in enumerate(plans, 1):
         step(f"trying blocks against widths, {number} of {len(plans)}")
@@ -119,5 +117,15 @@ def errors_of(
             return []
         if fitting:
             pruned, _ = compensate(pruned, graph, plan, fit, calibration.batch, quick=True)
-        errors.append(deviation(pruned, graph, judge, calibration.batch))
+        errors.append(deviation(pruned, original, judge, calibration.batch))
     return errors
+
+
+def _divided(calibration: Calibration, macs: float) -> tuple[Samples, Samples] | None:
+    """Samples to fit to and samples to judge by; None where too few are affordable."""
+    count = affordable(_WORK, macs, _SAMPLES)
+    if count < min(_FEWEST, len(calibration.fit)):
+        return None
+    samples = calibration.fit.part(0, count)
+    cut = min(len(samples) - max(len(samples) // _JUDGES, 1), _FITTED)
+    return samples.part(0, cut), samples.part(cut, len(samples))
