@@ -50,7 +50,8 @@ multiply-accumulates (`--align 1`) with {SAMPLES} training images (magnitude: no
 fitted: {UNFITTED["lr"]:g}), for so many steps as about the CPU minutes shown allow on one core, never
 more than {LIMIT:.0f}.
 Gradient and Taylor were given labels to choose by. The step that does best on 772 images held out is taken;
-the learning rate was chosen among three while test accuracies were seen. The standard error of an accuracy is 0.9 points; agreement with the original is steadier. "not
+the learning rate was chosen among three while test accuracies were seen.
+The standard error of an accuracy is 0.9 points; agreement with the original is steadier. "not
 run" means that there was no time for it, not that it fails.
 """
 

@@ -28,6 +28,7 @@ from exporter.calibration.readers import (
     Rows,
     bias_constant,
     bias_of,
+    columns,
     find_readers,
     grouped_outputs_at,
     matrix,
@@ -203,7 +204,7 @@ class _Fit:
         """New weights of this layer and of the one before it, fitted together; empty where that does not help."""
         w1, b1 = self._folded(pair.first)
         w2, b2 = self._folded(self.reader)
-        share = self._joint_share(pair, w1.size + w2.size)
+        share = self._joint_share(pair, w1, w2)
         if not share:
             return {}
         others = self.own.values(self.target.other) if self.target.other else repeat(None)
@@ -243,13 +244,14 @@ class _Fit:
         for values in self.dense.values(self.target.tensor):
             yield take_axes(values, self.axes)
 
-    def _joint_share(self, pair: Pair, weights: int) -> float:
+    def _joint_share(self, pair: Pair, *weights: Array) -> float:
         """The share of every batch that two layers are fitted together on; 0 where that would take too long for what it
         gives."""
         shape = self.own.graph.shape(pair.first.result) or ()
         positions = math.prod(n for k, n in enumerate(shape) if k not in (0, pair.first.channel_axis % len(shape)))
-        rows = min(_JOINT_ROWS, _JOINT_WORK // weights)
-        if rows < _JOINT_ROWS_PER_COLUMN * self.present.shape[1]:
+        rows = min(_JOINT_ROWS, _JOINT_WORK // sum(w.size for w in weights))
+        widest = max(columns(r, w.shape) for r, w in zip((pair.first, pair.second), weights, strict=True))
+        if rows < _JOINT_ROWS_PER_COLUMN * widest:
             return 0.0
         return min(1.0, max(rows // max(positions, 1), self.own.batches) / max(self.own.rows, 1))
 
@@ -278,13 +280,15 @@ class _Fit:
             again = Moments(fit.rows, fit.xx, np.zeros(()), np.zeros(()), fit.x, np.zeros(()))
             error = 0.0
             for sample, added in rows:
-                own = sample.x @ weights.astype(np.float32) + bias[:, None].astype(np.float32)
-                whole, target = own + added, sample.y + added
-                passed = np.maximum(whole, 0) - np.maximum(target, 0)
-                error += float(np.square(passed[:, sample.held]).sum())
-                if last < _RECTIFIED_ROUNDS:
-                    wanted = np.where(target > 0, sample.y, np.minimum(own, -added))
-                    again.add_outputs(sample.x[:, ~sample.held], wanted[:, ~sample.held])
+                for apart in (True, False) if last < _RECTIFIED_ROUNDS else (True,):
+                    chosen = sample.held if apart else ~sample.held
+                    x, y = sample.x[:, chosen], sample.y[:, chosen]
+                    more = added[:, chosen] if added.shape[1] > 1 else added
+                    own = x @ weights.astype(np.float32) + bias[:, None].astype(np.float32)
+                    if apart:
+                        error += float(np.square(np.maximum(own + more, 0) - np.maximum(y + more, 0)).sum())
+                    else:
+                        again.add_outputs(x, np.where(y + more > 0, y, np.minimum(own, -more)))
             if error < best[0]:
                 best = error, weights, bias
             if last < _RECTIFIED_ROUNDS:

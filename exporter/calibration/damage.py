@@ -29,8 +29,8 @@ _SHARED = 3.0
 """How much worse the damage is of what several layers read: the two layers around other units are fitted together in
 the end, which the prediction leaves out. Tried on ResNet-20 at half the work: 4.0 points lost with 1, 3.0 with 3."""
 
-_FEWEST = 8
-"""Samples taken in any case."""
+_FEWEST = (8, 4)
+"""Samples taken in any case, at each level."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def predict(
     found = evidence(groups, numbers, Runner(graph, seen, calibration.batch), step)
     measured: dict[int, list[tuple[float, float]]] = {n: [] for n in found}
     for level, most in enumerate(_FEW):
-        count = affordable(_REACTED[level], cost * len(found) / 2, most)  # half of the network, for each group
+        each = cost * len(found) / 2  # half of the network, for each group
+        count = affordable(_REACTED[level], each, most, _FEWEST[level])
         few = Runner(graph, _held_first(calibration.fit, count), calibration.batch)
         for n, value in deviations(found, few, level, step).items():
             width = found[n].levels[level][0]
@@ -100,7 +101,7 @@ def macs_per_sample(groups: Groups) -> float:
     return cost.macs(cost.widths) / max(groups.graph.binding.batch, 1)
 
 
-def affordable(work: float, each: float, most: int, least: int = _FEWEST) -> int:
+def affordable(work: float, each: float, most: int, least: int = _FEWEST[0]) -> int:
     """How many samples some work is enough for.
 
     Args:

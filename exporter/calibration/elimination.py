@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from exporter.calibration.moments import Centred
 from exporter.calibration.readers import Matrix
 
-_AT_ONCE = 48
-"""One of so many units may go in a step: one at a time up to twice this width."""
+_AT_ONCE, _ALONE = 24, 96
+"""One of so many units may go in a step; one at a time where no more than some are left."""
 
 _JUDGED = 0.9
 """Share of the units left since the last time after which layers with a judge are judged again."""
@@ -205,7 +205,7 @@ def eliminate(layers: Sequence[Layer], width: int, pauses: Sequence[int] = (), l
     narrow, waiting = width // 2, list(pauses)
     while len(alive) > 1:
         losses = np.asarray(sum(layer.losses(alive) for layer in layers))
-        count = min(max(1, len(alive) // _AT_ONCE), len(alive) - 1)
+        count = max(1, len(alive) // _AT_ONCE) if len(alive) > _ALONE else 1
         going = _cheapest(layers, [alive[i] for i in np.argsort(losses, kind="stable")[: 2 * count]], count)
         for layer in layers:
             layer.remove(going)

@@ -168,11 +168,26 @@ def rows_at(
 
 
 def moments_of(samples: Iterable[Sample]) -> tuple[Moments, Moments]:
-    """Moments of rows: those to fit, and those of the held-out eighth of the samples."""
+    """Moments of rows: those to fit, and those of the held-out eighth of the samples.
+
+    Rows are gathered until there are as many as columns: each product costs as much again for as many columns.
+    """
     fit, held = Moments(), Moments()
+    waiting: dict[bool, list[tuple[Rows, Rows]]] = {False: [], True: []}
+
+    def add(apart: bool) -> None:
+        if waiting[apart]:
+            x, y = (np.concatenate(part, 1) for part in zip(*waiting[apart], strict=True))
+            (held if apart else fit).add(x, y)
+            waiting[apart].clear()
+
     for sample in samples:
-        fit.add(sample.x[:, ~sample.held], sample.y[:, ~sample.held])
-        held.add(sample.x[:, sample.held], sample.y[:, sample.held])
+        for apart, chosen in ((False, ~sample.held), (True, sample.held)):
+            waiting[apart].append((sample.x[:, chosen], sample.y[:, chosen]))
+            if sum(x.shape[1] for x, _ in waiting[apart]) >= sample.x.shape[2]:
+                add(apart)
+    for apart in waiting:
+        add(apart)
     return fit, held
 
 
