@@ -121,8 +121,8 @@ def _fitted_text(options: argparse.Namespace, plans: Sequence[Plan], changed: Se
         f"The plan was made with --calib {data[-1]}, which fits the layers that stay, after the proof; so it is no "
         "defect that the model differs from its masked original."
         if data
-        else "'prune --calib', 'tune' and 'sparsify' change weights after the proof; if none of them did, the model was "
-        "cut by another plan that keeps as many units, or edited."
+        else "'prune --calib', 'tune' and 'sparsify' change weights after the proof; if none of them did, the model "
+        "was cut by another plan that keeps as many units, or edited."
     )
     cut = "cut.onnx"
     replay, source = [], original
