@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 from exporter.commands.console import Progress, write_json
 from exporter.commands.options import add_json, command
+
+if TYPE_CHECKING:
+    from exporter import Plan
 
 
 def add(commands: Any) -> None:
@@ -75,11 +80,13 @@ def _proof(options: argparse.Namespace) -> int:
     from exporter.interface import pruned_shapes
     from exporter.normalise import input_specs
     from exporter.pruner import load_for
+    from exporter.refitted import changed_weights
     from exporter.tables import shapes_text
     from runtime.errors import BadRequest
     from runtime.feeds import recorded
 
-    plan = reduce(compose, [Plan.load(p) for p in options.plan])
+    plans = [Plan.load(p) for p in options.plan]
+    plan = reduce(compose, plans)
     graph = load_for(plan, options.original)
     shapes = dict(plan.model.shapes)
     try:
@@ -88,7 +95,15 @@ def _proof(options: argparse.Namespace) -> int:
         wanted = shapes_text(pruned_shapes(plan, shapes))
         raise GoalError(f"{options.pruned} does not take the inputs of the original ({wanted}).") from error
     inputs = recorded(options.inputs, input_specs(graph.model)) if options.inputs else ()
-    proof = verify(pruned, graph, plan, tolerance=options.tolerance, inputs=inputs, progress=Progress(options.quiet))
+    progress = Progress(options.quiet)
+    try:
+        proof = verify(pruned, graph, plan, tolerance=options.tolerance, inputs=inputs, progress=progress)
+    except GoalError as error:
+        progress("carrying out the plan again, to see whether the weights were changed after the cut")
+        changed = changed_weights(pruned, graph, plan)
+        if not changed:
+            raise
+        raise GoalError(_fitted_text(options, plans, changed, len(pruned.constants))) from error
     if options.json:
         write_json(options.json, {"version": report_json.JSON_VERSION, "proof": report_json.proof_json(proof)})
     if options.json != "-":
@@ -96,6 +111,38 @@ def _proof(options: argparse.Namespace) -> int:
             print(f"note: {warning}")
         print(f"{options.pruned}: {report.proof_text(proof)}")
     return 0
+
+
+def _fitted_text(options: argparse.Namespace, plans: Sequence[Plan], changed: Sequence[str], among: int) -> str:
+    """Why a model whose weights were changed after the cut is not proved, and what to do instead."""
+    original, pruned = quote(str(options.original)), quote(str(options.pruned))
+    data = [str(p.options["calib"]) for p in plans if p.options.get("calib")]
+    why = (
+        f"The plan was made with --calib {data[-1]}, which fits the layers that stay, after the proof; so it is no "
+        "defect that the model differs from its masked original."
+        if data
+        else "'prune --calib', 'tune' and 'sparsify' change weights after the proof; if none of them did, the model "
+        "was cut by another plan that keeps as many units, or edited."
+    )
+    cut = "cut.onnx"
+    replay, source = [], original
+    for path in options.plan:
+        replay.append(f"secateur prune {source} -o {cut} --plan {quote(str(path))}")
+        source = cut
+    flags = " ".join(f"--plan {quote(str(path))}" for path in options.plan)
+    return "\n".join(
+        [
+            f"{options.pruned} is not proved: its nodes and shapes are what the plan leaves of {options.original}, but "
+            f"{len(changed)} of its {among} constants hold other values ('{changed[0]}' first).",
+            why,
+            "What such a model is worth, on inputs that nothing was fitted to, and how fast it is, say:",
+            f"  secateur eval {pruned} --data DATA --metric agreement --reference {original}",
+            f"  secateur compare {original} {pruned}",
+            "To prove the cut, carry the plan out without fitting, and verify that:",
+            *(f"  {line}" for line in replay),
+            f"  secateur verify {original} {cut} {flags}",
+        ]
+    )
 
 
 def _pattern(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ REPEAT = ("rounds", "schedule", "steps")
 ALIASES = {"distil": "tune"}
 """Steps that are a command under another name. ``distil`` is ``tune`` that learns from the recipe's model."""
 
-NO_STEPS = ("run", "backends", "probe", "completion", "schema")
+NO_STEPS = ("run", "backends", "doctor", "probe", "completion", "schema")
 """Commands that do nothing with a model."""
 
 _BUDGETS = {"prune": ("macs", "params", "ratio"), "sparsify": ("pattern",)}
