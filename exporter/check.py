@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import cast
 
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
 from exporter.errors import ModelError
@@ -14,6 +16,10 @@ from runtime.model_files import all_tensors
 
 _PACKING = 8
 _SLACK = 64
+_STANDARD = ("", "ai.onnx")
+Rules = tuple[int, dict[str, int]]
+"""Of an operator: how many inputs it has at least, and the type of each attribute."""
+
 _DAMAGED = "the graph is not valid ONNX. Export it again."
 
 
@@ -23,17 +29,31 @@ def check_model(model: ModelProto) -> None:
     Raises:
         ModelError: with the first fault found.
     """
+    own = {(f.domain, f.name) for f in model.functions}
+    version = next((o.version for o in model.opset_import if o.domain in _STANDARD), None)
+
+    @lru_cache
+    def rules(domain: str, operator: str) -> Rules | None:
+        if domain not in _STANDARD or version is None or (domain, operator) in own:
+            return None
+        try:
+            schema = onnx.defs.get_schema(operator, version, "")
+        except (onnx.defs.SchemaError, TypeError):  # the latter for a version of more than 32 bits
+            return None
+        return schema.min_input, {a.name: int(cast(int, a.type)) for a in schema.attributes.values()}
+
     try:
-        _check_graph(model.graph, set(), "")
+        _check_graph(model.graph, set(), "", rules)
     except UnicodeDecodeError as error:
         raise ModelError(f"a name in the model is not UTF-8 text ({error}); {_DAMAGED}") from error
     for tensor in all_tensors(model.graph):
         _check_tensor(tensor)
 
 
-def _check_graph(graph: GraphProto, outer: set[str], where: str) -> None:
+def _check_graph(graph: GraphProto, outer: set[str], where: str, rules: Callable[[str, str], Rules | None]) -> None:
     known = _definitions(graph, where) | outer
     for node in graph.node:
+        _check_node(node, where, rules(node.domain, node.op_type))
         unknown = [name for name in node.input if name and name not in known]
         if unknown:
             raise ModelError(
@@ -42,11 +62,29 @@ def _check_graph(graph: GraphProto, outer: set[str], where: str) -> None:
         for attribute in node.attribute:
             for inner in graphs_in(attribute):
                 if inner.node or inner.output:
-                    _check_graph(inner, known, f" inside {node.op_type} '{node.name}'")
+                    _check_graph(inner, known, f" inside {node.op_type} '{node.name}'", rules)
     for value in (*graph.input, *graph.output):
         if value.name not in known:
             raise ModelError(f"graph output '{value.name}'{where} is defined by no node; {_DAMAGED}")
         _check_declared(value)
+
+
+def _check_node(node: NodeProto, where: str, rules: Rules | None) -> None:
+    """What every later step takes for granted: inputs that must be there are, and attributes have their type."""
+    if rules is None:
+        return
+    least, kinds = rules
+    if len(node.input) < least or not len(node.output):
+        raise ModelError(
+            f"node {node.op_type} '{node.name}'{where} has {len(node.input)} inputs and {len(node.output)} outputs; "
+            f"{_DAMAGED}"
+        )
+    for attribute in node.attribute:
+        if attribute.type not in (0, kinds.get(attribute.name, attribute.type)) and not attribute.ref_attr_name:
+            raise ModelError(
+                f"attribute {attribute.name} of node {node.op_type} '{node.name}'{where} is not of the type that onnx "
+                f"gives it; {_DAMAGED}"
+            )
 
 
 def _definitions(graph: GraphProto, where: str) -> set[str]:
@@ -97,4 +135,9 @@ def _check_tensor(tensor: TensorProto) -> None:
         raise ModelError(
             f"tensor '{tensor.name}' declares {list(tensor.dims)}, {declared:,} bytes, but holds at most {present:,}; "
             f"{_DAMAGED}"
+        )
+    if tensor.HasField("raw_data") and declared != len(tensor.raw_data):
+        raise ModelError(
+            f"tensor '{tensor.name}' declares {list(tensor.dims)}, {declared:,} bytes, but holds "
+            f"{len(tensor.raw_data):,}; {_DAMAGED}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ Feeds = dict[str, Array]
 
 _BATCH = re.compile(r"batch|^n$|^bs$|^b$", re.IGNORECASE)
 _IMAGE_AXES = 2
+_MOST_NUMBERS = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def seeded(
     (a mask, a length, a flag); booleans are true.
 
     Raises:
-        BadRequest: an input is not a numeric tensor.
+        BadRequest: an input is not a numeric tensor, or larger than memory is likely to hold.
     """
     rng = np.random.default_rng(seed)
     feeds: Feeds = {}
@@ -231,6 +233,11 @@ def seeded(
         shape = shapes[spec.name]
         if spec.dtype is None or spec.dtype.kind not in "fiub":
             raise BadRequest(f"input '{spec.name}' is not a numeric tensor; give recorded values with --inputs.")
+        if math.prod(shape) > _MOST_NUMBERS:
+            raise BadRequest(
+                f"input '{spec.name}' of shape {list(shape)} is too large to be made up; choose another with "
+                f"--shape {spec.name}:..., or declare a smaller one."
+            )
         if spec.dtype.kind == "f":
             feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
             continue

@@ -108,7 +108,7 @@ class OrtSession:
             )
         except Exception as error:  # the binding raises a dozen unrelated classes
             line = _first_line(error)
-            fix = "\nIt is not an ONNX file, or it is truncated; export it again." if "INVALID_PROTOBUF" in line else ""
+            fix = " (not an ONNX file, or truncated: export it again)" if "INVALID_PROTOBUF" in line else ""
             raise RunError(f"ONNX Runtime {ort.__version__} refuses the model: {line}{fix}") from error
         if self._about.provider not in self._session.get_providers():  # it falls back without a word
             raise BackendMissing(

@@ -85,6 +85,14 @@ def _unknown_type(model):
     model.graph.initializer[0].data_type = 99
 
 
+def _other_type(model):
+    model.graph.initializer[0].data_type = onnx.TensorProto.FLOAT16
+
+
+def _other_attribute(model):
+    _first(model, "h").attribute.append(helper.make_attribute("alpha", [1, 2]))
+
+
 def set_opset(version):
     def change(model):
         model.opset_import[0].version = version
@@ -126,7 +134,9 @@ BAD = {
     "undefined output": (changed(_undefined), "output 'z' is defined by no node"),
     "cycle": (changed(_cycle), "cycle through (Gemm 'node_h'|Relu 'node_a')"),
     "cycle through a branch": (changed(_cycle_through_a_branch), "cycle through"),
-    "a weight too short": (changed(_short_weight), "'w1' .*cannot be read.*\\n.*damaged"),
+    "a weight too short": (changed(_short_weight), "'w1' declares .* but holds"),
+    "a weight of another type": (changed(_other_type), "'w1' declares .* but holds"),
+    "an attribute of another type": (changed(_other_attribute), "attribute alpha of node Gemm 'node_h' is not of"),
     "a negative size": (changed(_negative_size), "'w1'"),
     "a huge size": (changed(_huge_weight), "'w1'"),
     "an unknown element type": (changed(_unknown_type), "'w1'"),
