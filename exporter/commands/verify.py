@@ -103,7 +103,7 @@ def _proof(options: argparse.Namespace) -> int:
         changed = changed_weights(pruned, graph, plan)
         if not changed:
             raise
-        raise GoalError(_fitted_text(options, plans, changed, len(pruned.constants))) from error
+        raise GoalError(_fitted_text(options, plans, changed, len(pruned.constants), str(error))) from error
     if options.json:
         write_json(options.json, {"version": report_json.JSON_VERSION, "proof": report_json.proof_json(proof)})
     if options.json != "-":
@@ -113,7 +113,9 @@ def _proof(options: argparse.Namespace) -> int:
     return 0
 
 
-def _fitted_text(options: argparse.Namespace, plans: Sequence[Plan], changed: Sequence[str], among: int) -> str:
+def _fitted_text(
+    options: argparse.Namespace, plans: Sequence[Plan], changed: Sequence[str], among: int, found: str
+) -> str:
     """Why a model whose weights were changed after the cut is not proved, and what to do instead."""
     original, pruned = quote(str(options.original)), quote(str(options.pruned))
     data = [str(p.options["calib"]) for p in plans if p.options.get("calib")]
@@ -132,6 +134,7 @@ def _fitted_text(options: argparse.Namespace, plans: Sequence[Plan], changed: Se
     flags = " ".join(f"--plan {quote(str(path))}" for path in options.plan)
     return "\n".join(
         [
+            found.splitlines()[0],
             f"{options.pruned} is not proved: its nodes and shapes are what the plan leaves of {options.original}, but "
             f"{len(changed)} of its {among} constants hold other values ('{changed[0]}' first).",
             why,

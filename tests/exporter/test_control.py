@@ -329,16 +329,13 @@ def _many(control):
 STATE = [node("MatMul", "s w", "t")]
 ODD = {
     "If without a branch": (_two_networks, _without("else_branch")),
-    "If without a condition": (_two_networks, _no_inputs),
     "If that returns more": (_two_networks, _extra_output),
     "If that takes something": (_two_networks, _extra_input),
     "If with a branch that is empty": (_two_networks, _empty),
-    "If with branches in a list": (_two_networks, _many),
     "Loop without a body": (lambda: _looped(_loop(STATE, ["t"], ["s"], weights(w=(8, 8)))), _without("body")),
     "Loop that takes more": (lambda: _looped(_loop(STATE, ["t"], ["s"], weights(w=(8, 8)))), _extra_input),
     "Loop that returns more": (lambda: _looped(_loop(STATE, ["t"], ["s"], weights(w=(8, 8)))), _extra_output),
     "Loop that returns nothing": (lambda: _looped(_loop(STATE, ["t"], ["s"], weights(w=(8, 8)))), _no_output),
-    "Loop without inputs": (lambda: _looped(_loop(STATE, ["t"], ["s"], weights(w=(8, 8)))), _no_inputs),
 }
 
 
@@ -353,6 +350,14 @@ def test_odd_subgraphs_are_left_alone(name):
     assert "wi" not in {s.tensor for g in groups for s in g.spans}
     reasons = {f.reason.where[:4] for f in groups.frozen if f.tensor == "wi" and f.axis == 1}
     assert reasons & {"If '", "Loop"} or "wi" not in graph.constants
+
+
+def test_subgraphs_against_the_schema_are_refused():
+    for change in (_no_inputs, _many):
+        model = _two_networks()
+        change(next(n for n in model.graph.node if n.op_type == "If"))
+        with pytest.raises(ModelError, match="node If"):
+            from_model(model)
 
 
 @pytest.mark.parametrize(
