@@ -11,8 +11,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
 from exporter.errors import ModelError
-from exporter.protos import graphs_in
-from runtime.model_files import all_tensors
+from runtime.model_files import all_tensors, graphs_in
 
 _PACKING = 8
 _SLACK = 64

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
 from exporter.errors import ModelError
-from exporter.protos import constant_of, graphs_in, reads, set_nodes, subgraphs
+from exporter.protos import constant_of, reads, set_nodes, subgraphs
+from runtime.model_files import graphs_in
 
 NODE_LIMIT = 1_000_000
 """Most nodes of a model whose calls are written out."""

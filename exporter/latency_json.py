@@ -117,7 +117,7 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
         "rounds": found.rounds,
         "goal": {"fail_if_slower": found.goal.slower, "min_speedup": found.goal.speedup, "met": found.met},
         "outputs": [_output_json(o) for o in found.outputs],
-        "layers": [_layer_json(row) for row in found.layers],
+        "layers": [layer_json(row) for row in found.layers],
         "flags": flags_json(found.flags),
     }
 
@@ -238,7 +238,8 @@ def _output_json(output: OutputDifference) -> dict[str, Any]:
     return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in asdict(output).items()}
 
 
-def _layer_json(row: LayerDifference) -> dict[str, Any]:
+def layer_json(row: LayerDifference) -> dict[str, Any]:
+    """A layer of two models."""
     return {**asdict(row), "difference_s": row.difference}
 
 

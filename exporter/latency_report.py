@@ -16,7 +16,7 @@ from runtime.layers import LayerDifference
 from runtime.lint import Finding
 from runtime.profiling import NodeTime, Profile
 from runtime.robust import Ratio, needed
-from runtime.roofline import Peaks, bottleneck, bound
+from runtime.roofline import Peaks, bottleneck, bound, held_back
 from runtime.savings import Saving
 from runtime.staircase import Staircase
 
@@ -203,24 +203,16 @@ _MEANING = {
 
 
 def _by_bottleneck(nodes: Sequence[NodeTime], machine: Peaks, total: float) -> list[str]:
-    ranked = _held_back(nodes, machine)
-    return [f"{100 * seconds / total:5.1f} %  {kind}: {_MEANING[kind]}" for kind, seconds in ranked]
-
-
-def _held_back(nodes: Sequence[NodeTime], machine: Peaks) -> list[tuple[str, float]]:
-    sums: dict[str, float] = {}
-    for node in nodes:
-        kind = bottleneck(node, machine)
-        sums[kind] = sums.get(kind, 0.0) + node.seconds
-    return sorted(sums.items(), key=lambda item: -item[1])
+    sums = held_back(nodes, machine)
+    return [f"{100 * seconds / total:5.1f} %  {kind}: {_MEANING[kind]}" for kind, seconds in sums.items()]
 
 
 def bottleneck_text(found: Profile, machine: Peaks) -> str:
     """What most of the time goes to, in a sentence."""
-    ranked = _held_back(found.nodes, machine)
-    if not ranked:
+    sums = held_back(found.nodes, machine)
+    if not sums:
         return "no kernel was recorded"
-    kind, seconds = ranked[0]
+    kind, seconds = next(iter(sums.items()))
     return (
         f"{100 * seconds / (found.kernels or 1.0):.0f} % of the time is in kernels of the kind {kind}: {_MEANING[kind]}"
     )

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto
+
+from runtime.model_files import graphs_in
 
 _DENSE_LIMIT = 1 << 24
 
@@ -20,13 +22,6 @@ def reads(node: NodeProto) -> set[str]:
         for graph in graphs_in(attribute):
             names |= captured_names(graph)
     return names
-
-
-def graphs_in(attribute: AttributeProto) -> Iterator[GraphProto]:
-    """The graphs an attribute holds."""
-    if attribute.HasField("g"):
-        yield attribute.g
-    yield from attribute.graphs
 
 
 def attributes_of(node: NodeProto) -> dict[str, Any]:

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 _BLOCK = 1 << 20
+
+
+def graphs_in(attribute: AttributeProto) -> Iterator[GraphProto]:
+    """The graphs an attribute holds."""
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
 
 
 def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
@@ -25,7 +32,7 @@ def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            for inner in graphs_in(attribute):
                 yield from all_tensors(inner)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -89,6 +89,15 @@ def bottleneck(node: NodeTime, machine: Peaks) -> str:
     if best < _BOUND * node.seconds:
         return "kernel"
     return "memory" if node.bytes / machine.bandwidth > 2 * node.macs / machine.flops else "compute"
+
+
+def held_back(nodes: Iterable[NodeTime], machine: Peaks) -> dict[str, float]:
+    """Seconds of kernels by what holds them back, as ``bottleneck`` calls it; the most first."""
+    sums: dict[str, float] = {}
+    for node in nodes:
+        kind = bottleneck(node, machine)
+        sums[kind] = sums.get(kind, 0.0) + node.seconds
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
 def unblocked(node: NodeTime) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from making import make
+from making import make, stacked
 
 from exporter import Plan, load, prune, verify
 
@@ -47,9 +47,6 @@ LAYER = """
 
 def bert() -> onnx.ModelProto:
     """The untrained encoder: ids and mask [N, S] to one score for each class [N, 3]."""
-    layers = "".join(
-        LAYER.replace("LAYER", f"l{i}_").replace("INPUT", f"l{i - 1}_end" if i else "embedded") for i in range(LAYERS)
-    )
     text = f"""
     <ir_version: 10, opset_import: ["": 20]>
     bert (int64[N, S] input_ids, int64[N, S] attention_mask) => (float[N, 3] scores)
@@ -61,7 +58,7 @@ def bert() -> onnx.ModelProto:
       shown_4d = Unsqueeze (shown, new_axes)
       gap = Sub (shown_4d, one)
       hidden = Mul (gap, low)
-      {layers}
+      {stacked(LAYER, LAYERS)}
       start = Gather <axis = 1> (l{LAYERS - 1}_end, first)
       scores = Gemm (start, classify, classify_bias)
     }}

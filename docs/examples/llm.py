@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime
-from making import make
+from making import make, stacked
 
 from exporter import prune
 
@@ -50,12 +50,6 @@ LAYER = """
 
 def decoder() -> onnx.ModelProto:
     """One untrained step: a token [N, 1], its position and caches [N, groups, P, size] to logits and caches."""
-    layers = "".join(
-        LAYER.replace("LAYER", f"l{i}_")
-        .replace("INPUT", f"l{i - 1}_end" if i else "embedded")
-        .replace("NUMBER", str(i))
-        for i in range(LAYERS)
-    )
     caches = [f"{kind}_{i}" for i in range(LAYERS) for kind in ("key", "value")]
     past = ", ".join(f"float[N, {GROUPS}, P, {SIZE}] past_{c}" for c in caches)
     present = ", ".join(f"float[N, {GROUPS}, T, {SIZE}] present_{c}" for c in caches)
@@ -68,7 +62,7 @@ def decoder() -> onnx.ModelProto:
       word = Gather (words, input_ids)
       place = Gather (positions, position_ids)
       embedded = Add (word, place)
-      {layers}
+      {stacked(LAYER, LAYERS)}
       last = LayerNormalization (l{LAYERS - 1}_end, last_scale)
       logits = MatMul (last, head)
     }}

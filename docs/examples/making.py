@@ -9,6 +9,16 @@ import onnx
 import onnx.parser
 
 
+def stacked(layer: str, count: int) -> str:
+    """Layers one behind another: LAYER is their prefix, NUMBER their number, INPUT what comes before."""
+    return "".join(
+        layer.replace("LAYER", f"l{i}_")
+        .replace("INPUT", f"l{i - 1}_end" if i else "embedded")
+        .replace("NUMBER", str(i))
+        for i in range(count)
+    )
+
+
 def make(text: str, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> onnx.ModelProto:
     """A model whose weights keep the size of a signal.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from runtime.backends import SessionOptions, available
 from runtime.backends.ort import PROVIDERS
 from runtime.errors import BackendMissing, RunError
 from runtime.profiling import Profile, profile
-from runtime.roofline import Peaks, bottleneck, peaks
+from runtime.roofline import Peaks, held_back, peaks
 from runtime.runners import Asked
 
 _CODES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
@@ -179,7 +180,7 @@ def gather(
             sum(w.size for w in taken),
             sum(w.size for w in taken if benefit(w) == "likely"),
         ),
-        _embedded(graph, total),
+        _embedded(graph, sizes, total),
         sum(1 for w in everything if w.dtype == TensorProto.FLOAT and w.uses[0].node.op in _LAYERS),
         sum(1 for node in graph.nodes if node.op in _RECURRENT),
         sum(n for name, n in sizes.items() if graph.constants[name].data_type in _CODES) / total,
@@ -218,23 +219,16 @@ def _cut(groups: Groups) -> tuple[Plan | None, str, float]:
 
 def _sizes(graph: Graph) -> dict[str, int]:
     """Elements of every constant that was trained."""
-    found = {}
-    for name in graph.trained:
-        count = 1
-        for size in graph.constants[name].dims:
-            count *= size
-        found[name] = count
-    return found
+    return {name: math.prod(graph.constants[name].dims) for name in graph.trained}
 
 
-def _embedded(graph: Graph, total: int) -> float:
+def _embedded(graph: Graph, sizes: Mapping[str, int], total: int) -> float:
     """Share of the parameters in matrices that rows are selected from by data."""
     tables = {
         node.inputs[0]
         for node in graph.nodes
         if node.op == "Gather" and node.inputs[0] in graph.trained and node.inputs[1] not in graph.constants
     }
-    sizes = _sizes(graph)
     return sum(sizes[name] for name in tables) / total
 
 
@@ -265,11 +259,8 @@ def _timed(
 
 
 def _timing(found: Profile, machine: Peaks) -> Timing:
-    shares: dict[str, float] = {}
     total = found.kernels or 1.0
-    for node in found.nodes:
-        kind = bottleneck(node, machine)
-        shares[kind] = shares.get(kind, 0.0) + node.seconds / total
+    shares = {kind: seconds / total for kind, seconds in held_back(found.nodes, machine).items()}
     return Timing(found, shares, sum(n.seconds for n in found.nodes if n.macs) / total)
 
 

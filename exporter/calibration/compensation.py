@@ -29,6 +29,7 @@ from exporter.calibration.readers import (
     bias_constant,
     bias_of,
     columns,
+    constants_of,
     find_readers,
     grouped_outputs_at,
     matrix,
@@ -192,7 +193,7 @@ class _Fit:
             whole = self.moments.centred(intercept)
             weights = whole.fit(self.present, best.damping)
             bias = whole.bias(weights) if intercept else None
-        return refit, self._written(weights, bias)
+        return refit, constants_of(self.reader, self.own.graph, weights, bias)
 
     def _bias(self) -> Vector | None:
         """The present bias, shape [groups, outputs]."""
@@ -202,11 +203,11 @@ class _Fit:
 
     def with_first(self, pair: Pair, before: Moments | None) -> dict[str, Array]:
         """New weights of this layer and of the one before it, fitted together; empty where that does not help."""
-        w1, b1 = self._folded(pair.first)
-        w2, b2 = self._folded(self.reader)
-        share = self._joint_share(pair, w1, w2)
+        share = self._joint_share(pair)
         if not share:
             return {}
+        w1, b1 = self._folded(pair.first)
+        w2, b2 = self._folded(self.reader)
         others = self.own.values(self.target.other) if self.target.other else repeat(None)
         batches = [
             Batch(_first(source, share), _first(wanted, share), _first(other, share) if other is not None else None)
@@ -231,26 +232,23 @@ class _Fit:
 
     def _unfolded(self, reader: Reader, weight: Array, bias: Array) -> dict[str, Array]:
         """The constants that hold a weight and a bias of ``_folded``."""
-        like = [self.own.graph.array(n) for n in _names(reader)]
         whole = plain(reader)
-        fresh = (
-            weight_of(reader, matrix(whole, weight), like[0]),
-            bias_constant(reader, bias_of(whole, bias), like[1]),
-        )
-        return dict(zip(_names(reader), fresh, strict=True))
+        return constants_of(reader, self.own.graph, matrix(whole, weight), bias_of(whole, bias))
 
     def _wanted(self) -> Iterator[Array]:
         """The part of the target that the pruned graph has."""
         for values in self.dense.values(self.target.tensor):
             yield take_axes(values, self.axes)
 
-    def _joint_share(self, pair: Pair, *weights: Array) -> float:
+    def _joint_share(self, pair: Pair) -> float:
         """The share of every batch that two layers are fitted together on; 0 where that would take too long for what it
         gives."""
         shape = self.own.graph.shape(pair.first.result) or ()
         positions = math.prod(n for k, n in enumerate(shape) if k not in (0, pair.first.channel_axis % len(shape)))
-        rows = min(_JOINT_ROWS, _JOINT_WORK // sum(w.size for w in weights))
-        widest = max(columns(r, w.shape) for r, w in zip((pair.first, pair.second), weights, strict=True))
+        dims = [(r, self.own.graph.constants[r.weight].dims) for r in (pair.first, pair.second)]
+        weights: int = sum(math.prod(d) for _, d in dims)
+        rows = min(_JOINT_ROWS, _JOINT_WORK // weights)
+        widest = max(columns(r, d) for r, d in dims)
         if rows < _JOINT_ROWS_PER_COLUMN * widest:
             return 0.0
         return min(1.0, max(rows // max(positions, 1), self.own.batches) / max(self.own.rows, 1))
@@ -296,12 +294,6 @@ class _Fit:
                 weights = renewed.fit(weights, damping)
                 bias = renewed.bias(weights)
         return best[1], best[2]
-
-    def _written(self, weights: Matrix, bias: Vector | None) -> dict[str, Array]:
-        values = {self.reader.weight: weight_of(self.reader, weights, self.weight)}
-        if self.reader.bias is not None and bias is not None:
-            values[self.reader.bias] = bias_constant(self.reader, bias, self.own.graph.array(self.reader.bias))
-        return values
 
 
 def _names(reader: Reader) -> tuple[str, str]:

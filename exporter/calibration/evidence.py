@@ -17,16 +17,15 @@ from exporter.calibration.readers import (
     Places,
     Reader,
     Rows,
-    bias_constant,
     channel_of_column,
     columns,
+    constants_of,
     find_readers,
     grouped_outputs_at,
     inputs_at,
     matrix,
     places,
     positions,
-    weight_of,
 )
 from exporter.calibration.runner import Runner
 from exporter.calibration.threads import threads_for
@@ -297,9 +296,7 @@ def _evidence(groups: Groups, number: int, layers: list[tuple[Seen, Layer]]) -> 
         weights: dict[str, Array] = {}
         for reader, few, layer in zip(readers, directions, layers, strict=True):
             whole = layer.whole() if few is None else few.back(layer.whole())
-            weights[reader.weight] = weight_of(reader, whole, graph.array(reader.weight))
-            if reader.bias is not None:
-                weights[reader.bias] = bias_constant(reader, layer.bias(), graph.array(reader.bias))
+            weights |= constants_of(reader, graph, whole, layer.bias())
         levels.append((level, weights))
 
     pauses = sorted({max(1, width // share) for share in LEVELS if width > 1}, reverse=True)

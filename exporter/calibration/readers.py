@@ -247,6 +247,21 @@ def weight_of(reader: Reader, matrices: Matrix, like: Array) -> Array:
     return np.ascontiguousarray(values.reshape(like.shape)).astype(like.dtype)
 
 
+def constants_of(reader: Reader, graph: Graph, matrices: Matrix, bias: Matrix | None) -> dict[str, Array]:
+    """The constants that hold weights and bias, in the shapes and types of the present ones.
+
+    Args:
+        reader: of the graph.
+        graph: holds the present ones.
+        matrices: the weights, shape [groups, K, outputs].
+        bias: shape [groups, outputs]; None leaves it out.
+    """
+    values = {reader.weight: weight_of(reader, matrices, graph.array(reader.weight))}
+    if reader.bias is not None and bias is not None:
+        values[reader.bias] = bias_constant(reader, bias, graph.array(reader.bias))
+    return values
+
+
 # -- activations as rows ----------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,6 @@ from exporter.calibration.sensitivity import answers, deviation
 from exporter.graph import Graph
 from exporter.plan import Plan
 from exporter.rewriter import rewrite
-from runtime.samples import Samples
 
 _SAMPLES, _FEWEST, _WORK = 256, 32, 1e11
 """Samples of a trial: as many as some multiply-accumulates are enough for; no trial where that is fewer than the
@@ -58,23 +57,18 @@ def best_plan(
     pruned = rewrite(graph, usual)
     if not comparable(pruned, graph, usual):
         return plan_for(_NOTHING)
-    parts = _divided(calibration, macs)
-    if parts is None:
+    judge = _judge(graph, calibration, macs)
+    if judge is None:
         return usual
-    fit, judge = parts
     plans = {USUAL_SHARE: usual}
     found: dict[str, float] = {}
-    original = answers(graph, judge, calibration.batch)
 
     def error(share: float) -> float:
         plan = plans[share] = plans.get(share) or plan_for(share)
         key = str([g.keep for g in plan.groups])
         if key not in found:
             step(f"trying a plan, number {len(found) + 1}")
-            fitted, _ = compensate(
-                pruned if plan is usual else rewrite(graph, plan), graph, plan, fit, calibration.batch, quick=True
-            )
-            found[key] = deviation(fitted, original, judge, calibration.batch)
+            found[key] = judge(pruned if plan is usual else rewrite(graph, plan), plan, True)
         return found[key]
 
     first, more = error(USUAL_SHARE), error(_MORE)
@@ -104,28 +98,33 @@ def errors_of(
         fitting: whether layers will be fitted in the end.
         step: called with a line before each trial.
     """
-    parts = _divided(calibration, macs)
-    if parts is None:
+    judge = _judge(graph, calibration, macs)
+    if judge is None:
         return []
-    fit, judge = parts
-    original = answers(graph, judge, calibration.batch)
     errors = []
     for number, plan in enumerate(plans, 1):
         step(f"trying blocks against widths, {number} of {len(plans)}")
         pruned = rewrite(graph, plan)
         if not comparable(pruned, graph, plan):
             return []
-        if fitting:
-            pruned, _ = compensate(pruned, graph, plan, fit, calibration.batch, quick=True)
-        errors.append(deviation(pruned, original, judge, calibration.batch))
+        errors.append(judge(pruned, plan, fitting))
     return errors
 
 
-def _divided(calibration: Calibration, macs: float) -> tuple[Samples, Samples] | None:
-    """Samples to fit to and samples to judge by; None where too few are affordable."""
+def _judge(graph: Graph, calibration: Calibration, macs: float) -> Callable[[Graph, Plan, bool], float] | None:
+    """What gives the error that a pruned graph, its plan carried out, leaves; after a quick fit or without. None where
+    too few samples are affordable."""
     count = affordable(_WORK, macs, _SAMPLES)
     if count < min(_FEWEST, len(calibration.fit)):
         return None
     samples = calibration.fit.part(0, count)
     cut = min(len(samples) - max(len(samples) // _JUDGES, 1), _FITTED)
-    return samples.part(0, cut), samples.part(cut, len(samples))
+    fit, others = samples.part(0, cut), samples.part(cut, len(samples))
+    original = answers(graph, others, calibration.batch)
+
+    def error(pruned: Graph, plan: Plan, fitting: bool) -> float:
+        if fitting:
+            pruned, _ = compensate(pruned, graph, plan, fit, calibration.batch, quick=True)
+        return deviation(pruned, original, others, calibration.batch)
+
+    return error

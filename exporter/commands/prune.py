@@ -301,6 +301,7 @@ def _profiled(options: argparse.Namespace, result: Result) -> dict[str, Any]:
     """What each layer takes in both models, and what holds back those that lag, for the report."""
     from dataclasses import asdict
 
+    from exporter.latency_json import layer_json
     from runtime.backends import SessionOptions
     from runtime.layers import layer_differences
     from runtime.profiling import profile
@@ -313,7 +314,7 @@ def _profiled(options: argparse.Namespace, result: Result) -> dict[str, Any]:
         profile(path, asked, seconds=_PROFILE_SECONDS, progress=Progress(options.quiet))
         for path in (options.model, options.output)
     )
-    layers = [{**asdict(r), "difference_s": r.difference} for r in layer_differences(dense.nodes, pruned.nodes)]
+    layers = [layer_json(r) for r in layer_differences(dense.nodes, pruned.nodes)]
     savings = [asdict(s) for s in find_savings(dense, pruned, peaks("ort-cpu", options.threads))]
     return {"layers": layers, "savings": savings}
 

@@ -12,6 +12,7 @@ from exporter.page.document import Card, Page, Section
 from exporter.page.markup import Content, bullets, folded, name_of, paragraph, table
 from exporter.page.sections import (
     Document,
+    answers_kept,
     frozen_section,
     layers_part,
     notes_section,
@@ -251,10 +252,7 @@ def _fidelity_section(found: Document | None) -> Section:
             f"{metric} was {value_text(accuracy['dense'], metric)} and is {value_text(accuracy['pruned'], metric)}: "
             f"a drop of {scale * accuracy['drop']:.3g}{unit}, 95 %: {low} .. {high}."
         )
-    if found["agreement"] is not None:
-        parts.append(f"{percent(found['agreement'])} of the answers are the original's.")
-    if found["synthetic"]:
-        parts.append("These inputs are made up: accuracy is unmeasured.")
+    parts += answers_kept(found)
     by_reason: dict[str, list[str]] = {}
     for layer in found["unfitted"]:
         by_reason.setdefault(layer["reason"], []).append(str(layer.get("name", layer.get("node", ""))))

@@ -8,10 +8,9 @@ from pathlib import Path
 from exporter.page import charts
 from exporter.page.document import Card, Page, Section
 from exporter.page.markup import Content, name_of, paragraph, table
-from exporter.page.sections import Document, percent, ratio_text, value_text
+from exporter.page.sections import RATES, Document, percent, ratio_card, ratio_text, ratio_tone, value_text
 from exporter.tables import quantity
 
-_RATES = ("top1", "top5", "agreement")
 _PERCENT = charts.Scale("", lambda v: f"{v:.3g} %")
 
 
@@ -27,7 +26,7 @@ def recipe_page(name: str, rows: Sequence[Document], steps: Sequence[Document]) 
     size, macs = (f"{percent(last[k] / max(first[k], 1))} of the first" for k in ("bytes", "macs"))
     verdict = f"{len(steps)} steps: {Path(last['model']).name} has {size}'s size and {macs}'s multiply-accumulates."
     accuracy, ratio = last["accuracy"], last["latency_ratio"]
-    tone = "" if ratio is None else "good" if ratio["high"] < 1 else "bad" if ratio["low"] > 1 else "warn"
+    tone = ratio_tone(ratio) if ratio is not None else ""
     return Page(
         f"Recipe {name}",
         verdict,
@@ -48,10 +47,7 @@ def _cards(first: Document, last: Document, accuracy: Document | None, ratio: Do
         for k, title, unit in (("bytes", "File left", "B"), ("macs", "MACs left", ""))
     ]
     if ratio:
-        tone = "good" if ratio["high"] < 1 else "bad" if ratio["low"] > 1 else "warn"
-        cards.append(
-            Card("Latency", f"{ratio['value']:.3f}x", f"95 %: {ratio['low']:.3f} .. {ratio['high']:.3f}", tone)
-        )
+        cards.append(ratio_card("Latency", ratio))
     if accuracy and accuracy["value"] is not None:
         metric, before = accuracy["metric"], first["accuracy"]
         note = f"{value_text(before['value'], metric)} at first" if before else ""
@@ -105,7 +101,7 @@ def _plots(rows: Sequence[Document]) -> list[Content]:
     first = rows[0]
     if len(judged) > 1:
         metric = judged[0]["accuracy"]["metric"]
-        rate = metric in _RATES
+        rate = metric in RATES
         scale = 100 if rate else 1
         y = charts.Scale(metric, lambda v: f"{v:.4g}" + (" %" if rate else ""))
         found.append(_plot(

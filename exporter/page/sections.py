@@ -13,6 +13,9 @@ from exporter.tables import milliseconds, quantity
 
 Document = Mapping[str, Any]
 
+RATES = ("top1", "top5", "agreement")
+"""Metrics that are a share of samples."""
+
 _NAMED = 6
 _SHOWN = 12
 REASONS = {
@@ -37,17 +40,35 @@ def ratio_text(ratio: Document) -> str:
     return f"{ratio['value']:.3f} ({ratio['low']:.3f} .. {ratio['high']:.3f})"
 
 
-def ratio_card(name: str, ratio: Document, note: str) -> Card:
-    """A ratio of times; below one, as far as its interval goes, is good."""
-    tone = "good" if ratio["high"] < 1 else "bad" if ratio["low"] > 1 else "warn"
-    return Card(name, f"{ratio['value']:.3f}x", f"95 %: {ratio['low']:.3f} .. {ratio['high']:.3f}; {note}", tone)
+def ratio_tone(ratio: Document) -> str:
+    """Whether a ratio of times is good: below one, as far as its interval goes."""
+    return "good" if ratio["high"] < 1 else "bad" if ratio["low"] > 1 else "warn"
+
+
+def ratio_card(name: str, ratio: Document, note: str = "") -> Card:
+    """A ratio of times."""
+    interval = f"95 %: {ratio['low']:.3f} .. {ratio['high']:.3f}"
+    return Card(name, f"{ratio['value']:.3f}x", f"{interval}; {note}" if note else interval, ratio_tone(ratio))
 
 
 def value_text(value: float | None, metric: str) -> str:
     """A value of a metric: per cent for a rate."""
     if value is None:
         return ""
-    return f"{100 * value:.2f} %" if metric in ("top1", "top5", "agreement") else f"{value:.5g}"
+    return f"{100 * value:.2f} %" if metric in RATES else f"{value:.5g}"
+
+
+def answers_kept(found: Document) -> list[str]:
+    """How many answers are the original's, and whether the inputs say anything of accuracy, in sentences.
+
+    Args:
+        found: with ``agreement`` and ``synthetic``.
+    """
+    kept = found["agreement"]
+    return [
+        *([f"{percent(kept)} of the answers are the original's."] if kept is not None else []),
+        *(["These inputs are made up: accuracy is unmeasured."] if found["synthetic"] else []),
+    ]
 
 
 def names(found: Sequence[str], most: int = _NAMED) -> Content:

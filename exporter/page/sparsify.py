@@ -8,7 +8,7 @@ from pathlib import Path
 from exporter.page import charts
 from exporter.page.document import Card, Page, Section
 from exporter.page.markup import Content, bullets, folded, name_of, paragraph, table
-from exporter.page.sections import Document, names, notes_section, percent, value_text
+from exporter.page.sections import Document, answers_kept, names, notes_section, percent, value_text
 from exporter.tables import quantity
 
 _SHOWN = 12
@@ -132,10 +132,7 @@ def _fidelity(held: Document | None) -> list[Content]:
             f"{name} was {value_text(accuracy['dense'], name)} and is {value_text(accuracy['pruned'], name)}, on "
             f"{accuracy['samples']} samples."
         )
-    if held["agreement"] is not None:
-        parts.append(f"{percent(held['agreement'])} of the answers are the original's.")
-    if held["synthetic"]:
-        parts.append("These inputs are made up: accuracy is unmeasured.")
+    parts += answers_kept(held)
     return [paragraph(" ".join(parts))]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from exporter.calibration.data import Calibration
 from exporter.calibration.evidence import moments_of, sampled
 from exporter.calibration.moments import Centred, Moments, Vector
-from exporter.calibration.readers import Matrix, Reader, bias_constant, bias_of, find_readers, matrix, weight_of
+from exporter.calibration.readers import Matrix, Reader, bias_of, constants_of, find_readers, matrix
 from exporter.calibration.runner import Runner
 from exporter.calibration.targets import Target, find_target
 from exporter.graph import Graph
@@ -161,9 +161,7 @@ class _Layer:
                     taken, weights, error, damping = self.method, candidate, result, share + self.few
             if bias is not None and damping is not None:
                 bias = self.fit.bias(weights)
-        fresh = {self.reader.weight: weight_of(self.reader, weights, self.like)}
-        if self.reader.bias is not None and bias is not None and damping is not None:
-            fresh[self.reader.bias] = bias_constant(self.reader, bias, self.graph.array(self.reader.bias))
+        fresh = constants_of(self.reader, self.graph, weights, bias if damping is not None else None)
         return Fit(self.reader.weight, taken, plain, error, damping, self.reader.bias or ""), fresh
 
     def _bias_as_it_is(self) -> Vector | None:
