@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -12,7 +14,7 @@ from exporter.errors import GoalError
 Counts = NDArray[np.int64]
 
 _ROUNDS = 30
-_BISECTIONS = 60
+_BISECTIONS = 45
 
 
 def allocate(
@@ -77,30 +79,40 @@ class _Problem:
         return moved
 
     def greedy(self) -> Counts:
-        """From the dense widths down, by the step of least damage for what it saves."""
+        """From the dense widths down, by the step of least damage for what it saves.
+
+        A step saves less once others are narrower, so a rate that was found before is never too high: only the least of
+        them is found again.
+        """
         counts = self.dense.copy()
         now = self.measure(counts)
-        while now > self.target:
-            best: tuple[float, int, int] | None = None
-            for n, options in self.allowed.items():
-                here = self._place(n, counts)
-                if not here:
-                    continue
-                per_unit = (now - self.measure(self._moved(counts, n, int(options[here - 1])))) / (
-                    options[here] - options[here - 1]
-                )
-                if per_unit <= 0:
-                    continue
-                saved = per_unit * (options[here] - options[:here])
-                rates = (self.damage[n][:here] - self.damage[n][here]) / saved
-                rate = float(rates.min())
-                if best is None or rate < best[0]:
-                    best = rate, n, here - 1
-            if best is None:
+        waiting = [(-math.inf, n) for n in self.allowed]
+        while now > self.target and waiting:
+            _, n = heapq.heappop(waiting)
+            step = self._narrowing(n, counts, now)
+            if step is None:
+                continue
+            if waiting and step > waiting[0]:
+                heapq.heappush(waiting, step)
+                continue
+            if step[0] == math.inf:
                 break
-            counts[best[1]] = self.allowed[best[1]][best[2]]
+            counts[n] = self.allowed[n][self._place(n, counts) - 1]
             now = self.measure(counts)
+            heapq.heappush(waiting, (-math.inf, n))
         return counts
+
+    def _narrowing(self, n: int, counts: Counts, now: float) -> tuple[float, int] | None:
+        """The least damage for what it saves at which a group can get narrower, and the group; None where it cannot."""
+        options, here = self.allowed[n], self._place(n, counts)
+        if not here:
+            return None
+        less = self.measure(self._moved(counts, n, int(options[here - 1])))
+        per_unit = (now - less) / (options[here] - options[here - 1])
+        if per_unit <= 0:
+            return math.inf, n
+        rates = (self.damage[n][:here] - self.damage[n][here]) / (per_unit * (options[here] - options[:here]))
+        return float(rates.min()), n
 
     def relaxed(self) -> Counts:
         """By a price for each unit of cost; marginal costs are taken at the widths of the round before."""
@@ -136,20 +148,34 @@ class _Problem:
         return counts
 
     def fill(self, counts: Counts) -> Counts:
-        """Widen groups again while the budget has room, by what helps most for its cost."""
+        """Widen groups again while the budget has room, by what helps most for its cost.
+
+        A step costs more once others are wider, so a gain that was found before is never too low.
+        """
         now = self.measure(counts)
-        while True:
-            best: tuple[float, Counts, float] | None = None
-            for n, options in self.allowed.items():
-                here = self._place(n, counts)
-                for up in range(here + 1, len(options)):
-                    wider = self._moved(counts, n, int(options[up]))
-                    cost = self.measure(wider)
-                    if cost > self.target:
-                        break
-                    gain = (self.damage[n][here] - self.damage[n][up]) / max(cost - now, 1e-9)
-                    if gain > 0 and (best is None or gain > best[0]):
-                        best = gain, wider, cost
-            if best is None:
-                return counts
-            counts, now = best[1], best[2]
+        waiting = [(-math.inf, n, 0) for n in self.allowed]
+        while waiting:
+            _, n, _ = heapq.heappop(waiting)
+            step = self._widening(n, counts, now)
+            if step is None:
+                continue
+            if waiting and step > waiting[0]:
+                heapq.heappush(waiting, step)
+                continue
+            counts = self._moved(counts, n, step[2])
+            now = self.measure(counts)
+            heapq.heappush(waiting, (-math.inf, n, 0))
+        return counts
+
+    def _widening(self, n: int, counts: Counts, now: float) -> tuple[float, int, int] | None:
+        """The most that a group can gain for its cost, negative; the group, and the width. None where nothing fits."""
+        options, here = self.allowed[n], self._place(n, counts)
+        best: tuple[float, int, int] | None = None
+        for up in range(here + 1, len(options)):
+            cost = self.measure(self._moved(counts, n, int(options[up])))
+            if cost > self.target:
+                break
+            gain = (self.damage[n][here] - self.damage[n][up]) / max(cost - now, 1e-9)
+            if gain > 0 and (best is None or -gain < best[0]):
+                best = float(-gain), n, int(options[up])
+        return best

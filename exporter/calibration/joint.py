@@ -9,15 +9,15 @@ as in K-FAC: Martens & Grosse, 2015). Of all rounds the one that is best on held
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from exporter.calibration.evidence import HELD_OUT, rows_at
+from exporter.calibration.evidence import HELD_OUT, Sample, rows_at
 from exporter.calibration.moments import Moments, Vector
-from exporter.calibration.readers import Matrix, Reader, plain, weight_of
+from exporter.calibration.readers import Matrix, Reader, grouped_outputs_at, plain, weight_of
 from exporter.graph import Graph, Node
 from exporter.tensors import Array
 from runtime.backends import Session, SessionOptions, open_session
@@ -124,6 +124,7 @@ class Joint:
         self.pair, self.graph, self.weights = pair, graph, weights
         build = _Build(pair, graph, rectified, added)
         self._pass: Session = open_session(build.residual(), options=SessionOptions(spinning=False))
+        self._read: dict[int, Sample] = {}  # by batch: the first layer reads the same in every round
         self._along: Session = open_session(build.response(), options=SessionOptions(spinning=False))
 
     def fit(self, batches: Sequence[Batch], known: tuple[Moments | None, Moments | None]) -> Weights | None:
@@ -176,8 +177,14 @@ class Joint:
             found = self._pass.run(self._fed(batch, weights), ["residual", "hidden", "slope"])
             read, wanted = (batch.source, found["hidden"]), (found["slope"], found["residual"])
             for k, reader in enumerate(readers):
-                share = len(batch.source) / whole
-                sample = rows_at(self.graph, reader, read[k], np.negative(wanted[k]), share, number)
+                known = self._read.get(number) if k == 0 else None
+                if known is None:
+                    share = len(batch.source) / whole
+                    sample = rows_at(self.graph, reader, read[k], np.negative(wanted[k]), share, number)
+                else:
+                    sample = replace(known, y=grouped_outputs_at(reader, np.negative(wanted[k]), known.at))
+                if k == 0:
+                    self._read[number] = sample
                 if solvers[k] is None:
                     sums[k].add(sample.x, sample.y)
                 else:

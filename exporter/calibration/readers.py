@@ -307,22 +307,20 @@ def inputs_at(reader: Reader, source: Array, at: Places, kernel: tuple[int, ...]
     before = _pads(reader, moved.shape[1:-1], kernel, spatial)
     batch, *where = at
     channels = moved.shape[-1]
-    rows = np.empty((len(batch), int(np.prod(kernel)), channels), np.float32)
-    for q, offset in enumerate(np.ndindex(*kernel)):
-        valid = np.ones(len(batch), bool)
-        index = []
-        for k in range(rank):
-            if reader.node.op == "Conv":
-                place = where[k] * stride[k] + offset[k] * dilation[k] - before[k]
-            else:
-                whole = where[k] + before[k] - offset[k] * dilation[k]
-                valid &= whole % stride[k] == 0
-                place = whole // stride[k]
-            valid &= (place >= 0) & (place < moved.shape[1 + k])
-            index.append(np.clip(place, 0, moved.shape[1 + k] - 1))
-        rows[:, q] = moved[(batch, *index)]
-        if not valid.all():
-            rows[~valid, q] = 0
+    offsets = np.array(list(np.ndindex(*kernel)))
+    valid = np.ones((len(batch), len(offsets)), bool)
+    index = []
+    for k in range(rank):
+        if reader.node.op == "Conv":
+            place = where[k][:, None] * stride[k] + offsets[:, k] * dilation[k] - before[k]
+        else:
+            whole = where[k][:, None] + before[k] - offsets[:, k] * dilation[k]
+            valid &= whole % stride[k] == 0
+            place = whole // stride[k]
+        valid &= (place >= 0) & (place < moved.shape[1 + k])
+        index.append(np.clip(place, 0, moved.shape[1 + k] - 1))
+    rows = np.asarray(moved[(batch[:, None], *index)], np.float32)
+    rows[~valid] = 0
     groups = reader.groups
     split = rows.reshape(len(batch), rows.shape[1], groups, channels // groups)
     return np.ascontiguousarray(split.transpose(2, 0, 3, 1)).reshape(groups, len(batch), -1)
