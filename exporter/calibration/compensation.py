@@ -37,7 +37,7 @@ from exporter.calibration.readers import (
     weight_of,
 )
 from exporter.calibration.runner import Runner
-from exporter.calibration.targets import Target, find_target
+from exporter.calibration.targets import WIDE, Target, find_target
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.plan import Plan
@@ -52,7 +52,7 @@ _DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 _USUAL = 1
 """Which of them is tried first."""
 
-_RECTIFIED_ROUNDS = 1
+_LIMITED_ROUNDS = 1
 _JOINT_ROWS, _JOINT_WORK = 1 << 15, 1 << 30
 """Rows that two layers are fitted together on, and rows times weights."""
 
@@ -163,8 +163,8 @@ class _Fit:
         """The weights that fit the held-out samples best, the present ones included."""
         intercept = self.reader.bias is not None
         rows: Iterable[tuple[Sample, Rows]] = self._rows()
-        rectified = self.target.rectified and intercept and not self.quick
-        if rectified:
+        limited = self.target.limits != WIDE and intercept and not self.quick
+        if limited:
             rows = list(rows)  # they are gone through again
         fit, held = moments_of(sample for sample, _ in rows)
         self.moments = fit + held if held.rows else fit
@@ -187,8 +187,8 @@ class _Fit:
         if best.damping is None:
             return refit, {}
         weights, bias = best.weights, best.bias
-        if rectified and bias is not None:
-            weights, bias = self._rectified(rows, fit, weights, bias, best.damping)
+        if limited and bias is not None:
+            weights, bias = self._limited(rows, fit, weights, bias, best.damping)
         elif not self.quick:
             whole = self.moments.centred(intercept)
             weights = whole.fit(self.present, best.damping)
@@ -214,7 +214,7 @@ class _Fit:
             for source, wanted, other in zip(self.own.values(pair.first.source), self._wanted(), others, strict=False)
         ]
         try:
-            joint = Joint(pair, self.own.graph, (w1, b1, w2, b2), self.target.rectified, bool(self.target.other))
+            joint = Joint(pair, self.own.graph, (w1, b1, w2, b2), self.target.limits, bool(self.target.other))
             found = joint.fit(batches, (before, self.moments))
         except RunError:  # batches of other sizes than those the graph was analysed with
             return {}
@@ -265,31 +265,35 @@ class _Fit:
             added = grouped_outputs_at(self.reader, other, sample.at)
             yield replace(sample, y=sample.y - added), added
 
-    def _rectified(
+    def _limited(
         self, rows: Iterable[tuple[Sample, Rows]], fit: Moments, weights: Matrix, bias: Vector, damping: float
     ) -> tuple[Matrix, Vector]:
-        """Fit what a Relu lets through: where the target is below zero any output below zero will do.
+        """Fit what a Relu or Clip lets through: where the target is below its limit any output below that will do.
 
-        Each round takes the output there for the target, if it is below zero, and fits again; the square error behind
-        the Relu does not grow on the samples fitted. Of all rounds the best on the held-out samples is returned.
+        Each round takes the output there for the target, if it is below, and fits again; the square error behind the
+        Relu does not grow on the samples fitted. Of all rounds the best on the held-out samples is returned.
         """
+        low, high = self.target.limits
         best = (np.inf, weights, bias)
-        for last in range(_RECTIFIED_ROUNDS + 1):
+        for last in range(_LIMITED_ROUNDS + 1):
             again = Moments(fit.rows, fit.xx, np.zeros(()), np.zeros(()), fit.x, np.zeros(()))
             error = 0.0
             for sample, added in rows:
-                for apart in (True, False) if last < _RECTIFIED_ROUNDS else (True,):
+                for apart in (True, False) if last < _LIMITED_ROUNDS else (True,):
                     chosen = sample.held if apart else ~sample.held
                     x, y = sample.x[:, chosen], sample.y[:, chosen]
                     more = added[:, chosen] if added.shape[1] > 1 else added
                     own = x @ weights.astype(np.float32) + bias[:, None].astype(np.float32)
                     if apart:
-                        error += float(np.square(np.maximum(own + more, 0) - np.maximum(y + more, 0)).sum())
-                    else:
-                        again.add_outputs(x, np.where(y + more > 0, y, np.minimum(own, -more)))
+                        error += float(np.square(np.clip(own + more, low, high) - np.clip(y + more, low, high)).sum())
+                        continue
+                    wanted = np.where(y + more > low, y, np.minimum(own, low - more))
+                    if high < math.inf:
+                        wanted = np.where(y + more < high, wanted, np.maximum(own, high - more))
+                    again.add_outputs(x, wanted)
             if error < best[0]:
                 best = error, weights, bias
-            if last < _RECTIFIED_ROUNDS:
+            if last < _LIMITED_ROUNDS:
                 renewed = again.centred(intercept=True)
                 weights = renewed.fit(weights, damping)
                 bias = renewed.bias(weights)

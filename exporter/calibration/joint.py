@@ -18,6 +18,7 @@ from onnx import NodeProto, helper, numpy_helper
 from exporter.calibration.evidence import HELD_OUT, Sample, rows_at
 from exporter.calibration.moments import Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, grouped_outputs_at, plain, weight_of
+from exporter.calibration.targets import Limits
 from exporter.graph import Graph, Node
 from exporter.tensors import Array
 from runtime.backends import Session, SessionOptions, open_session
@@ -119,10 +120,10 @@ Weights = tuple[Array, Array, Array, Array]
 class Joint:
     """The fit of a pair."""
 
-    def __init__(self, pair: Pair, graph: Graph, weights: Weights, rectified: bool, added: bool) -> None:
+    def __init__(self, pair: Pair, graph: Graph, weights: Weights, limits: Limits, added: bool) -> None:
         """Start with weights and biases that hold what a BatchNormalization behind either layer does."""
         self.pair, self.graph, self.weights = pair, graph, weights
-        build = _Build(pair, graph, rectified, added)
+        build = _Build(pair, graph, limits, added)
         self._pass: Session = open_session(build.residual(), options=SessionOptions(spinning=False))
         self._read: dict[int, Sample] = {}  # by batch: the first layer reads the same in every round
         self._along: Session = open_session(build.response(), options=SessionOptions(spinning=False))
@@ -235,8 +236,8 @@ class _Solver:
 class _Build:
     """Models of a pair with its weights as inputs."""
 
-    def __init__(self, pair: Pair, graph: Graph, rectified: bool, added: bool) -> None:
-        self.pair, self.graph, self.rectified, self.added = pair, graph, rectified, added
+    def __init__(self, pair: Pair, graph: Graph, limits: Limits, added: bool) -> None:
+        self.pair, self.graph, self.limits, self.added = pair, graph, limits, added
 
     def residual(self) -> bytes:
         """Square error, its derivative by the second layer's result, what that layer reads, and the derivative by the
@@ -246,7 +247,7 @@ class _Build:
             *self._slopes(),
             *self._back("residual", "back"),
             helper.make_node("Mul", ["back", "rise"], ["slope"]),
-            helper.make_node("Mul", ["residual", "residual"], ["squares"]),
+            helper.make_node("Mul", ["missing", "missing"], ["squares"]),
             helper.make_node("ReduceSum", ["squares"], ["loss"], keepdims=0),
         ]
         return self._model(nodes, ("w1", "b1", "w2", "b2"), ("loss", "residual", "hidden", "slope"))
@@ -279,28 +280,28 @@ class _Build:
         return self._model(nodes, names, ("r1", "r2", "d11", "d12", "d22"))
 
     def _forward(self) -> list[NodeProto]:
-        nodes = [
+        return [
             *_layer(self.pair.first, "x", "w1", "b1", "a"),
             *self._through("a", "hidden", ""),
             *_layer(self.pair.second, "hidden", "w2", "b2", "own"),
             helper.make_node("Add", ["own", "added"], ["y"])
             if self.added
             else helper.make_node("Identity", ["own"], ["y"]),
-            helper.make_node("Greater", ["y", "zero"], ["above"]),
-            helper.make_node("Cast", ["above"], ["passed.if"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Greater", ["y", "low"], ["above"]),
+            helper.make_node("Less", ["y", "high"], ["below"]),
+            helper.make_node("And", ["above", "below"], ["inside"]),
+            helper.make_node("Cast", ["inside"], ["passed"], to=onnx.TensorProto.FLOAT),
+            *self._limited("y", "given"),
+            *self._limited("target", "wanted"),
+            helper.make_node("Sub", ["given", "wanted"], ["missing"]),
+            helper.make_node("Mul", ["missing", "passed"], ["residual"]),
         ]
-        if self.rectified:
-            return [
-                *nodes,
-                helper.make_node("Identity", ["passed.if"], ["passed"]),
-                helper.make_node("Relu", ["target"], ["wanted"]),
-                helper.make_node("Sub", ["y", "wanted"], ["missing"]),
-                helper.make_node("Mul", ["missing", "passed"], ["residual"]),
-            ]
+
+    def _limited(self, name: str, result: str) -> list[NodeProto]:
+        """What is let through of a tensor."""
         return [
-            *nodes,
-            helper.make_node("Max", ["passed.if", "one.const"], ["passed"]),
-            helper.make_node("Sub", ["y", "target"], ["residual"]),
+            helper.make_node("Max", [name, "low"], [f"{name}.above"]),
+            helper.make_node("Min", [f"{name}.above", "high"], [result]),
         ]
 
     def _slopes(self) -> list[NodeProto]:
@@ -361,7 +362,8 @@ class _Build:
 
     def _model(self, nodes: Sequence[NodeProto], weights: Sequence[str], outputs: Sequence[str]) -> bytes:
         inputs = ["x", "target", *(["added"] if self.added else []), *weights]
-        small = {"zero": 0.0, "one.const": 1.0, "step": _STEP, "step.both": 2 * _STEP, "scale": self.pair.second.scale}
+        low, high = self.limits
+        small = {"low": low, "high": high, "step": _STEP, "step.both": 2 * _STEP, "scale": self.pair.second.scale}
         constants = [numpy_helper.from_array(np.array(v, np.float32), n) for n, v in small.items()]
         used = {i for n in self.pair.between for i in n.inputs if i in self.graph.constants}
         constants += [numpy_helper.from_array(np.array(self.graph.array(n)), f"constant.{n}") for n in sorted(used)]

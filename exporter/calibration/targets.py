@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from exporter.calibration.readers import Reader
-from exporter.graph import Graph
+from exporter.graph import Graph, Node
 from exporter.protos import reads
+
+Limits = tuple[float, float]
+"""Between which values a result matters as it is: below, any value below is as good, and above any above."""
+
+WIDE: Limits = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -16,12 +22,12 @@ class Target:
     Attributes:
         tensor: name of the tensor of the dense graph.
         other: name of the activation of the pruned graph that is added, "" for none.
-        rectified: whether nothing but Relus read it.
+        limits: what those who read it let through: a Relu what is above zero, a Clip what is between its limits.
     """
 
     tensor: str
     other: str
-    rectified: bool
+    limits: Limits
 
 
 def find_target(pruned: Graph, graph: Graph, reader: Reader, later: set[str]) -> Target:
@@ -43,9 +49,23 @@ def find_target(pruned: Graph, graph: Graph, reader: Reader, later: set[str]) ->
         same = added not in pruned.constants and pruned.shape(added) == pruned.shape(name)
         if same and add.key in graph.producer and not _constants_before(pruned, added) & later:
             name, other = add.key, added
-    users = pruned.users.get(name, [])
-    rectified = bool(users) and name not in pruned.outputs and all(node.op == "Relu" for node, _ in users)
-    return Target(name, other, rectified)
+    found = {_limits(pruned, node) for node, _ in pruned.users.get(name, [])}
+    return Target(name, other, found.pop() if len(found) == 1 and name not in pruned.outputs else WIDE)
+
+
+def _limits(graph: Graph, node: Node) -> Limits:
+    """What a node lets through of its first input."""
+    if node.op == "Relu":
+        return 0.0, math.inf
+    if node.op != "Clip":
+        return WIDE
+    ends = [node.attributes.get("min", -math.inf), node.attributes.get("max", math.inf)]
+    for k, name in enumerate(node.inputs[1:3]):
+        if name and name not in graph.constants:
+            return WIDE
+        if name:
+            ends[k] = graph.array(name).item()
+    return float(ends[0]), float(ends[1])
 
 
 def _constants_before(graph: Graph, name: str) -> set[str]:
