@@ -30,7 +30,7 @@ _STEP = 1e-2
 """Half the distance over which a slope is taken."""
 
 _DAMPING = 1e-3
-_ROUNDS = 4
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
