@@ -137,14 +137,14 @@ def test_the_budget_is_the_table_of_seconds(model):
 def test_masks_pay_for_what_is_slow(by):
     """Two branches of equal weights and work, one of which is measured to take much longer."""
     rng = np.random.default_rng(0)
-    constants = {"a": rng.standard_normal((4, 8)).astype(np.float32), "b": np.ones((8, 3), np.float32)}
+    constants = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in (("a", (4, 8)), ("b", (8, 3)))}
     nodes = [node("MatMul", "x a", "g"), node("Relu", "g", "r"), node("MatMul", "r b", "slow"),
              node("MatMul", "x c", "h"), node("Relu", "h", "s"), node("MatMul", "s d", "fast"),
              node("Add", "slow fast", "y")]  # fmt: skip
     graph = from_model(build(nodes, {"x": ["N", 4]}, ["y"], constants | {"c": constants["a"], "d": constants["b"]}))
     groups = find_groups(graph)
     cost = timed(groups, lambda name: 4e-4 if name in ("g", "slow") else 1e-5)
-    options = MaskOptions("latency", 0.5, steps=60)
+    options = MaskOptions("latency", 0.5, steps=100)
     found = mask_scores(groups, [0, 1], samples(graph), by, options, none, cost)
     slow = next(g.name for g in groups if any(s.tensor == "a" for s in g.parameters))
     other = next(g.name for g in groups if g.name != slow)
@@ -157,8 +157,8 @@ def test_the_flow_of_gradients():
     groups = find_groups(graph)
     data = samples(graph, labels=True)
     found = flow_scores(groups, data, 8, none)[groups.groups[0].name]
-    feeds, labels = next(data.labelled(32))
-    x, y = torch.from_numpy(feeds["x"]).double(), torch.from_numpy(labels)
+    x, y = zip(*((feeds["x"], labels) for feeds, labels in data.labelled(32)), strict=True)
+    x, y = torch.from_numpy(np.concatenate(x)).double(), torch.from_numpy(np.concatenate(y))
 
     def flow(unit, factor):
         w1, w2 = (torch.from_numpy(graph.array(n).copy()).double() for n in ("w1", "w2"))
