@@ -7,6 +7,8 @@ before training by preserving gradient flow", ICLR 2020). A unit has the sum of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -73,7 +75,7 @@ def flow_scores(groups: Groups, samples: Samples, batch: int, step: Step, seed: 
     return Comparable(scores)
 
 
-def _gradients(of: Tensor, weights: list[Tensor], again: bool = False) -> list[Tensor]:
+def _gradients(of: Tensor, weights: Sequence[Tensor], again: bool = False) -> list[Tensor]:
     """Derivatives by the weights, which can be differentiated ``again``; zero where there is none."""
     if not of.requires_grad:
         return [torch.zeros_like(w) for w in weights]

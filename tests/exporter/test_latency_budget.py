@@ -183,7 +183,7 @@ def test_masks_are_learned_for_the_seconds(score, device, model, tmp_path, monke
     monkeypatch.setattr(masks, "share_of", lambda cost, kind: budgets.append((type(cost), kind)) or share(cost, kind))
     share = importlib.import_module("exporter.training.budget").share_of
     result, outcome = prune_to_latency(
-        model, tmp_path / "out.onnx", Target(share=0.6), Asked(), score=score, calib="synthetic", calib_samples=16,
+        model, tmp_path / "out.onnx", Target(share=0.6), Asked(), score=score, calib="synthetic", calib_samples=64,
         align=1, compensate=False,
     )  # fmt: skip
     assert outcome.ratio.value == pytest.approx(0.6, rel=0.04)
