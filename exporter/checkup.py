@@ -21,6 +21,7 @@ CORE = ""
 PURPOSES = {
     CORE: "everything",
     "torch": "convert, tune, scores by gradients",
+    "accelerate": "tune on several GPUs",
     "images": "folders of images as data",
     "tensorrt": "engines of TensorRT",
     "tensorrt-rtx": "engines of TensorRT for RTX",

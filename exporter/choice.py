@@ -266,6 +266,7 @@ def calibrated(
     calibration: Calibration,
     step: Callable[[str], None],
     cache: Cache | None,
+    cost: CostModel | None = None,
 ) -> tuple[Scores, Prediction | None]:
     """Scores of all groups by what calibration inputs tell, and the prediction where the score is ``reconstruction``.
 
@@ -276,6 +277,7 @@ def calibrated(
         calibration: inputs.
         step: called with a line before each step that may take time.
         cache: as for ``choose``.
+        cost: what the budget is a share of, for masks that are learned.
     """
     from exporter.calibration.cache import Cache
     from exporter.calibration.predictions import predictions
@@ -285,7 +287,10 @@ def calibrated(
     if found is not None:
         return found.scores, found if request.score == RECONSTRUCTION else None
     if request.score in LEARNED:
-        return learned_scores(groups, numbers, request.score, calibration, request.budget, request.seed, step), None
+        found_scores = learned_scores(
+            groups, numbers, request.score, calibration, request.budget, request.seed, step, cost
+        )
+        return found_scores, None
     return score_groups(groups, request.score, consumers=request.consumers, seed=request.seed), None
 
 

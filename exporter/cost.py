@@ -79,7 +79,10 @@ class CostModel:
 
     def arrays(self, kind: str) -> CostArrays:
         """The model as arrays, for those who compute with it in another way; ``kind`` is ``macs`` or ``params``."""
-        terms = self._work if kind == "macs" else self._weights
+        return self.arrays_of(self._work if kind == "macs" else self._weights)
+
+    def arrays_of(self, terms: Terms) -> CostArrays:
+        """Terms over this model's axes as arrays."""
         return CostArrays(
             self._segment_groups, self._segment_counts, self._segment_axis, len(self._arrays), terms.factors, terms.axes
         )

@@ -16,7 +16,6 @@ from exporter.choice import Request, calibrated, check_patterns, of_groups
 from exporter.competition import Competition, plan_of
 from exporter.depth import able_to_go, drop
 from exporter.errors import ModelError, UsageError
-from exporter.groups import Groups
 from exporter.importance import Scores
 from exporter.importance import score as score_groups
 from exporter.influence import score_blocks
@@ -24,7 +23,7 @@ from exporter.latency_cost import LatencyCost
 from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.planner import KINDS, budget_of, check, eligible, plan_within
-from exporter.score_names import RECONSTRUCTION
+from exporter.score_names import MASKS, RECONSTRUCTION
 from runtime import feeds
 
 if TYPE_CHECKING:
@@ -84,8 +83,8 @@ def chooser(
     numbers = eligible(
         cost, budget_of(macs=request.macs), request.granularity, request.keep, request.only, request.align
     )
-    scores, damage = _scores(groups, numbers, request, calibration, step)
-    scope = request.scope or ("damage" if damage else "local")
+    scores, damage = _scores(cost, numbers, request, calibration, step)
+    scope = request.scope or ("damage" if damage else "global" if request.score in MASKS else "local")
 
     def widths(share: float) -> Candidate:
         plan = plan_within(
@@ -129,7 +128,7 @@ def _deep(
     if request.kinds:
         keep, only = of_groups(groups, request.keep), of_groups(groups, request.only)
         numbers = eligible(cost, budget_of(macs=request.macs), request.kinds, keep, only, request.align)
-        scores, found = _scores(groups, numbers, request, calibration, step)
+        scores, found = _scores(cost, numbers, request, calibration, step)
         damage = dict(found or {})
         numbers = [n for n in numbers if groups.groups[n].name in damage]
     harm = _harm(blocks, calibration, fitting, step)
@@ -219,13 +218,14 @@ def _check(request: Request, calibration: Calibration | None) -> None:
 
 
 def _scores(
-    groups: Groups,
+    cost: LatencyCost,
     chosen: Sequence[int],
     request: Request,
     calibration: Calibration | None,
     step: Callable[[str], None],
 ) -> tuple[Scores, Mapping[str, NDArray[np.float64]] | None]:
     """Importance of all units, and the predicted damage where calibration inputs tell it."""
+    groups = cost.groups
     if calibration is None:
         if request.score == RECONSTRUCTION:
             raise UsageError(f"--score {request.score} needs calibration inputs: give --calib.")
@@ -233,5 +233,5 @@ def _scores(
     from exporter.calibration.trial import USUAL_SHARE
 
     wanted = request.resolved(calibrated=True)
-    scores, prediction = calibrated(groups, chosen, wanted, calibration, step, None)
+    scores, prediction = calibrated(groups, chosen, wanted, calibration, step, None, cost)
     return scores, prediction.mended(USUAL_SHARE) if prediction is not None else None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from copy import copy
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.cost import CostModel, Keep, Terms
+from exporter.cost import CostArrays, CostModel, Keep, Terms
 from exporter.groups import Groups
 from exporter.slots import Fixed
 from runtime.profiling import NodeTime, Profile
@@ -25,6 +26,30 @@ _APART = 0.05
 """How far two measurements' shares of work must be apart to tell the fixed part from the variable one."""
 _FEWEST = 4
 _MOST_REST = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class KernelArrays:
+    """The table as arrays: seconds are those outside kernels, and of each the fixed and the variable ones by its work.
+
+    Attributes:
+        terms: work, as sums of factors times products of axis sizes.
+        owner: (terms,), the kernel a term belongs to.
+        blocked: (terms,), whether its axes count in whole blocks.
+        block: size of these blocks.
+        work: (kernels,), of the dense model, in blocks.
+        fixed, variable: (kernels,), seconds; zero for kernels that are gone.
+        rest: seconds outside the kernels.
+    """
+
+    terms: CostArrays
+    owner: NDArray[np.int64]
+    blocked: NDArray[np.bool_]
+    block: int
+    work: NDArray[np.float64]
+    fixed: NDArray[np.float64]
+    variable: NDArray[np.float64]
+    rest: float
 
 
 class LatencyCost(CostModel):
@@ -68,6 +93,14 @@ class LatencyCost(CostModel):
         left = self._share(keep)
         times = self._fixed + (self._seconds - self._fixed) * left
         return float(times[self._there].sum()) + self._rest
+
+    def kernel_arrays(self) -> KernelArrays:
+        """The table as arrays, for those who compute with it in another way."""
+        there = self._there.astype(np.float64)
+        return KernelArrays(
+            self.arrays_of(self._kernel_terms), self._owner, self._block[self._owner] > 1, self.steps[0],
+            self._dense_work, self._fixed * there, (self._seconds - self._fixed) * there, self._rest,
+        )  # fmt: skip
 
     def observe(self, keep: Sequence[int] | Keep, measured: Profile) -> None:
         """Learn from a pruned model: what of each kernel's time does not go with its work."""

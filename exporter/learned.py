@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from exporter.cost import CostModel
 from exporter.errors import UsageError
 from exporter.groups import Groups
 from exporter.importance import Scores
-from exporter.score_names import GRADIENTS, LEARNED, MASKS
+from exporter.latency_cost import LatencyCost
+from exporter.score_names import FLOW, GRADIENTS, LEARNED, MASKS
 from exporter.torch_source import need_torch
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ def learned_scores(
     budget: Mapping[str, float],
     seed: int,
     step: Callable[[str], None],
+    cost: CostModel | None = None,
 ) -> Scores:
     """Score every unit with a score of ``LEARNED``.
 
@@ -34,6 +37,7 @@ def learned_scores(
         budget: what ``prune`` was given, for masks; one entry.
         seed: of whatever is drawn.
         step: called with a line now and then.
+        cost: what ``budget`` is a share of; a ``LatencyCost`` makes masks pay for measured time. By default counted.
 
     Returns:
         For each group name an array of shape (width,); they mean the same in every group.
@@ -48,10 +52,16 @@ def learned_scores(
         from exporter.training.scores import gradient_scores
 
         return gradient_scores(groups, calibration.fit, calibration.batch, by, step, seed)
+    if by == FLOW:
+        from exporter.training.flow import flow_scores
+
+        return flow_scores(groups, calibration.fit, calibration.batch, step, seed)
     if by not in MASKS:
         raise UsageError(f"there is no learned score '{by}'. Choose from: {', '.join(LEARNED)}.")
     from exporter.training.masks import MaskOptions, mask_scores
 
     kind, value = next(iter(budget.items()), ("ratio", 0.5))
+    if isinstance(cost, LatencyCost):
+        kind = "latency"
     options = MaskOptions(kind, 1 - value if kind == "ratio" else value, seed=seed)
-    return mask_scores(groups, numbers, calibration.fit, by, options, step)
+    return mask_scores(groups, numbers, calibration.fit, by, options, step, cost)

@@ -1,6 +1,7 @@
 """Element types: ONNX's, numpy's (ml_dtypes for the small ones) and torch's.
 
-Integers of 2 and 4 bits are held in bytes; their values are within range because whatever makes them rounds them there.
+Integers of 2 and 4 bits are held in bytes, floats of 4 bits in 8, powers of two (E8M0) in bfloat16; their values are
+within range because whatever makes them rounds them there.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ _TYPES: dict[str, torch.dtype] = {
     "UINT4": torch.uint8,
     "INT2": torch.int8,
     "UINT2": torch.uint8,
+    "FLOAT4E2M1": torch.float8_e4m3fn,
+    "FLOAT8E8M0": torch.bfloat16,
 }
 
 _KNOWN = set(TensorProto.DataType.keys())
 
 TORCH: dict[int, torch.dtype] = {int(TensorProto.DataType.Value(k)): v for k, v in _TYPES.items() if k in _KNOWN}
-"""torch's type by ONNX's number; sub-byte integers in bytes."""
+"""torch's type by ONNX's number; for those it lacks, a wider one that holds all their values."""
 
 _SAME_BYTES = {
     "bfloat16": (np.int16, torch.bfloat16),
@@ -52,6 +55,7 @@ _SAME_BYTES = {
     "float8_e5m2fnuz": (np.uint8, torch.float8_e5m2fnuz),
 }
 _IN_BYTES = {"int4": np.int8, "uint4": np.uint8, "int2": np.int8, "uint2": np.uint8}
+_IN_FLOATS = {"float4_e2m1fn": torch.float8_e4m3fn, "float8_e8m0fnu": torch.bfloat16}
 
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 """Types torch stores but hardly computes with."""
@@ -68,6 +72,8 @@ def to_tensor(values: Any) -> Any:
     name = array.dtype.name
     if name in _IN_BYTES:
         array = array.astype(_IN_BYTES[name])
+    elif name in _IN_FLOATS:
+        return torch.from_numpy(array.astype(np.float32)).to(_IN_FLOATS[name])
     elif name in _SAME_BYTES:
         bits, dtype = _SAME_BYTES[name]
         return torch.from_numpy(np.array(array.view(bits), order="C")).view(dtype)

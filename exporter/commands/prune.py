@@ -80,7 +80,9 @@ def add(commands: Any) -> None:
         metavar="NAME",
         help="l2 (default), l1, fpgm, lamp, random; with --calib also energy, flap, wanda and reconstruction (default "
         "there): how badly the layers that read a unit can do without it; with torch also gradient, taylor and fisher "
-        "(what the loss says of a unit), and l1-mask, l0-mask and topk-mask (gates learned for the budget)",
+        "(what the loss says of a unit), grasp (the same of a model that is not trained yet), and l1-mask, l0-mask and "
+        "topk-mask (gates that are trained while what they cost is pushed to the budget: multiply-accumulates, "
+        "parameters, or the latency measured here)",
     )
     choice.add_argument("--include-consumers", action="store_true", help="score the weights that read a unit as well")
     choice.add_argument(

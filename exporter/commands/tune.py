@@ -63,7 +63,11 @@ def add(commands: Any) -> None:
     )
     how.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     how.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto (default: cuda where there is one), cpu, cuda:N"
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto (default: cuda where there is one), cpu, cuda:N; for several "
+        "GPUs start it with: accelerate launch -m exporter tune ...",
     )
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of the samples")
     how.add_argument(
@@ -87,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     torch = need_torch()
     from exporter.training.targets import make_target
+    from exporter.training.team import team_of
     from exporter.training.tuning import TuneOptions, tune
 
     training = TuneOptions(
@@ -103,7 +108,8 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         checkpoint=options.checkpoint,
     )
-    device = torch.device(_device(options.device, torch))
+    team = team_of(options.device)
+    device = team.device or torch.device(_device(options.device, torch))
     shapes = parse_shapes(options.shape)
     graph = load(options.model, shapes)
     samples = load_samples(
@@ -128,7 +134,10 @@ def run(options: argparse.Namespace) -> int:
         match=options.match,
         plan=Plan.load(options.plan) if options.plan else None,
     )
-    tuned = tune(graph, samples, target, training, device, Progress(options.quiet))
+    progress = Progress(options.quiet or team.rank > 0)
+    tuned = tune(graph, samples, target, training, device, progress, team)
+    if team.rank > 0:
+        return 0  # the first process writes
     save(tuned.graph, options.output)
     if options.json:
         write_json(options.json, _document(options, tuned))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from exporter.autograd import to_torch
+from exporter.cost import CostModel
 from exporter.errors import ModelError
 from exporter.groups import Groups
 from exporter.importance import Comparable, Scores
@@ -40,7 +41,7 @@ class MaskOptions:
     """How masks are learned.
 
     Attributes:
-        kind: of the budget, ``macs``, ``params`` or ``ratio``.
+        kind: of the budget, ``macs``, ``params``, ``ratio`` or ``latency``.
         budget: the share to be left.
         steps: of the optimizer; 300 by default.
         seed: of the order of the samples and of what is drawn.
@@ -53,7 +54,13 @@ class MaskOptions:
 
 
 def mask_scores(
-    groups: Groups, numbers: Sequence[int], samples: Samples, by: str, options: MaskOptions, step: Step
+    groups: Groups,
+    numbers: Sequence[int],
+    samples: Samples,
+    by: str,
+    options: MaskOptions,
+    step: Step,
+    cost: CostModel | None = None,
 ) -> Scores:
     """Learn gates and take them for scores.
 
@@ -68,6 +75,7 @@ def mask_scores(
         by: ``l1-mask``, ``l0-mask`` or ``topk-mask``.
         options: budget and length.
         step: called with a line now and then.
+        cost: what the budget is a share of; a ``LatencyCost`` for one of ``latency``. By default made of ``groups``.
 
     Returns:
         For each group name an array of shape (width,): how open the gate is. They mean the same in every group.
@@ -85,9 +93,9 @@ def mask_scores(
     if not free.any():
         raise ModelError("no group that may be cut can be gated; choose another --score.")
     loss = make_loss(groups.graph, "auto", samples.answers is not None)
-    cost = share_of(groups, options.kind)
+    share = share_of(cost or CostModel(groups), options.kind)
     torch.manual_seed(options.seed)
-    learner = _LEARNERS[by](free, cost, module.device)
+    learner = _LEARNERS[by](free, share, module.device)
     optimizer = torch.optim.Adam([learner.parameter], lr=_RATE)
     names, weight, taken = module.outputs, 0.0, 0
     length = options.steps or _STEPS
@@ -101,7 +109,7 @@ def mask_scores(
                 gates.values = torch.ones(gates.count, device=module.device)
                 want = module.run(inputs, names)
             gates.values, stay = learner.drawn(target)
-            missed = cost(stay) - target
+            missed = share(stay) - target
             lost = loss(module.run(inputs, names), want, inputs, labels)
             total = lost + (weight * missed.clamp(min=0).to(lost.dtype).to(lost.device) if learner.priced else 0.0)
             if not torch.isfinite(total):

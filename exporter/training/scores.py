@@ -9,7 +9,7 @@ A group that cannot be gated is scored by its weights, with the same powers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step:
     draw = torch.Generator().manual_seed(seed)
     power = 2 if by == "fisher" else 1
     samples = samples.part(0, FISHER_SAMPLES) if by == "fisher" else samples
-    owned = _owned(groups, module) if by == "gradient" or len(gates.gated) < len(groups) else {}
+    mine = owned(groups, module) if by == "gradient" or len(gates.gated) < len(groups) else {}
     worth = torch.zeros(gates.count, dtype=torch.float64)
     weights = {g.name: np.zeros(g.width) for g in groups}
     done = 0
@@ -73,7 +73,7 @@ def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step:
         loss(module.run(inputs), {}, labels, draw).backward()  # type: ignore[no-untyped-call]
         if gates.values.grad is not None:
             worth += gates.values.grad.double().cpu().abs() ** power
-        _add_weights(weights, owned, module, power)
+        _add_weights(weights, mine, module, power)
         done += 1
         if done % 16 == 0:
             step(f"gradients of {done} batches")
@@ -84,7 +84,7 @@ def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step:
     return found
 
 
-def _owned(groups: Groups, module: OnnxModule) -> dict[str, list[tuple[str, Span]]]:
+def owned(groups: Groups, module: OnnxModule) -> dict[str, list[tuple[str, Span]]]:
     """By weight, the spans of units along it, the readers' side left out where something produces them."""
     found: dict[str, list[tuple[str, Span]]] = {}
     for group in groups:
@@ -108,10 +108,16 @@ def _add_weights(
         if weight.grad is None:
             continue
         change = (weight.detach() * weight.grad).double()
-        for name, span in spans:
-            others = [k for k in range(change.ndim) if k != span.axis]
-            values = change if power == 2 else change.abs()
-            summed = values.sum(others) if others else values
-            along = (summed**power).cpu().numpy()
-            here = span.units >= 0
-            np.add.at(to[name], span.units[here], along[here])
+        sum_over(to, spans, change if power == 2 else change.abs(), power)
+
+
+def sum_over(
+    to: dict[str, NDArray[np.float64]], spans: Sequence[tuple[str, Span]], values: Tensor, power: int = 1
+) -> None:
+    """Add what the elements of a weight sum to for each unit, to a power, to the numbers of its group."""
+    for name, span in spans:
+        others = [k for k in range(values.ndim) if k != span.axis]
+        summed = values.sum(others) if others else values
+        along = (summed**power).cpu().numpy()
+        here = span.units >= 0
+        np.add.at(to[name], span.units[here], along[here])

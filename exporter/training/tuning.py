@@ -23,6 +23,7 @@ from exporter.training.augment import augmented, check
 from exporter.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from exporter.training.scores import Step, batches
 from exporter.training.targets import Target
+from exporter.training.team import ALONE, Team
 from runtime.backends import open_session
 from runtime.samples import Samples
 
@@ -131,6 +132,7 @@ class _Run:
     masks: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     total: int
+    team: Team = ALONE
     done: int = 0
     best: float = math.inf
     best_step: int = 0
@@ -145,6 +147,7 @@ def tune(
     options: TuneOptions,
     device: torch.device | None = None,
     step: Step = lambda _: None,
+    team: Team = ALONE,
 ) -> Tuned:
     """Train the weights of a graph.
 
@@ -158,13 +161,14 @@ def tune(
         options: how to train.
         device: where; the CPU by default.
         step: called with a line now and then.
+        team: processes that train together, this one among them; each calls this with the same arguments.
 
     Returns:
         The graph with the weights that did best on the samples held out.
 
     Raises:
         Unsupported: an operator is not implemented in torch.
-        UsageError: too few samples, or the checkpoint is of another run.
+        UsageError: too few samples, the checkpoint is of another run, or batches cannot be shared by processes.
         GoalError: the loss is not a number, or the result differs between torch and ONNX Runtime.
     """
     started = time.perf_counter()
@@ -178,8 +182,9 @@ def tune(
     module = to_torch(graph).to(where)
     if not module.weights:
         raise ModelError("the model has no weights that can be trained.")
-    run = _begin(module, target, options, train)
+    run = _begin(module, target, options, train, team)
     resumed = _resume(run)
+    team.agreed(resumed)
     before = _judge(run, held) if not resumed else run.history[0][2]
     if not resumed:
         run.history.append((0, math.nan, before))
@@ -190,7 +195,7 @@ def tune(
         run.history.append((run.done, trained, found))
         _remember(run, found)
         step(f"step {run.done} of {run.total}: loss {trained:.4g}, held out {found:.4g}, best {run.best:.4g}")
-        if options.checkpoint is not None:
+        if options.checkpoint is not None and team.rank == 0:
             write_checkpoint(options.checkpoint, _checkpoint(run))
     with torch.no_grad():
         for name, weight in module.weights.items():
@@ -202,7 +207,12 @@ def tune(
     )  # fmt: skip
 
 
-def _begin(module: OnnxModule, target: Target, options: TuneOptions, train: Samples) -> _Run:
+def _begin(module: OnnxModule, target: Target, options: TuneOptions, train: Samples, team: Team) -> _Run:
+    if team.count > 1 and (train.store.single or train.store.fixed):
+        raise UsageError(
+            f"the model takes {train.store.fixed or 1} samples in every run, so {team.count} processes cannot share a "
+            "batch. Start one process, or export the model with a dynamic batch axis."
+        )
     weights = module.weights
     short = (torch.float16, torch.bfloat16)
     masters = {n: w.detach().float().requires_grad_() if w.dtype in short else w for n, w in weights.items()}
@@ -215,7 +225,7 @@ def _begin(module: OnnxModule, target: Target, options: TuneOptions, train: Samp
     per_epoch = math.ceil(len(train) / in_step)
     total = options.steps or options.epochs * per_epoch
     optimizer = OPTIMIZERS[options.optimizer](list(masters.values()), options.lr, options.decay)
-    return _Run(module, target, options, masters, masks, optimizer, total)
+    return _Run(module, target, options, masters, masks, optimizer, total, team)
 
 
 def _rate(run: _Run) -> float:
@@ -236,16 +246,17 @@ def _epoch(run: _Run, train: Samples, where: torch.device, step: Step) -> float:
             break
         for group in run.optimizer.param_groups:
             group["lr"] = options.lr * _rate(run)
+        mine, answers, part = run.team.share(augmented(inputs, options.augment, draw), labels)
         with torch.autocast(where.type, torch.bfloat16, enabled=options.amp):
-            loss, _ = run.target(run.module, augmented(inputs, options.augment, draw), labels)
-        if not torch.isfinite(loss):
-            raise GoalError(
-                f"the loss is {float(loss.detach())} at step {run.done}. Train with a smaller --lr, or check the data."
-            )
+            loss = part * run.target(run.module, mine, answers)[0]
+        found = float(run.team.sum(loss.detach()))
+        if not math.isfinite(found):
+            raise GoalError(f"the loss is {found} at step {run.done}. Train with a smaller --lr, or check the data.")
         run.module.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        run.team.add_gradients(run.module.weights.values())
         _update(run)
-        total, count = total + float(loss.detach()), count + 1
+        total, count = total + found, count + 1
         run.done += 1
         if run.done % 50 == 0:
             step(f"step {run.done} of {run.total}: loss {total / count:.4g}")
@@ -272,13 +283,16 @@ def _update(run: _Run) -> None:
 
 
 def _judge(run: _Run, held: Samples) -> float:
-    """Mean loss on the samples held out."""
-    total, count = 0.0, 0
+    """Mean loss on the samples held out; of several processes each judges some batches, and all get the mean."""
+    total, count, team = 0.0, 0, run.team
     with torch.no_grad():
-        for inputs, labels in batches(held, run.options.batch, run.module.device):
-            size = len(next(iter(inputs.values())))
-            total += float(run.target(run.module, inputs, labels)[0]) * size
-            count += size
+        for number, (inputs, labels) in enumerate(batches(held, run.options.batch, run.module.device)):
+            if number % team.count == team.rank:
+                size = len(next(iter(inputs.values())))
+                total += float(run.target(run.module, inputs, labels)[0]) * size
+                count += size
+    if team.count > 1:
+        total, count = team.sum(torch.tensor([total, count], device=run.module.device)).tolist()
     return total / max(count, 1)
 
 

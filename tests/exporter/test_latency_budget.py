@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,25 @@ def test_what_is_asked_of_prune_is_heeded(device, model, tmp_path):
     assert min(after for _, after in kept.values()) >= 20
     assert kept[next(n for n, (w, _) in kept.items() if w == 128)] == (128, 128)
     assert result.proof is None
+
+
+@pytest.mark.parametrize("score", ["l1-mask", "taylor"])
+def test_masks_are_learned_for_the_seconds(score, device, model, tmp_path, monkeypatch):
+    """The latency itself is their budget, and they rank over all groups; scores of gradients know no budget."""
+    pytest.importorskip("torch")
+    from exporter.training import masks
+
+    budgets = []
+    monkeypatch.setattr(masks, "_STEPS", 5)
+    monkeypatch.setattr(masks, "share_of", lambda cost, kind: budgets.append((type(cost), kind)) or share(cost, kind))
+    share = importlib.import_module("exporter.training.budget").share_of
+    result, outcome = prune_to_latency(
+        model, tmp_path / "out.onnx", Target(share=0.6), Asked(), score=score, calib="synthetic", calib_samples=64,
+        align=1, compensate=False,
+    )  # fmt: skip
+    assert outcome.ratio.value == pytest.approx(0.6, rel=0.04)
+    assert budgets == ([(LatencyCost, "latency")] if score == "l1-mask" else [])
+    assert result.plan.options["score"] == score
 
 
 def test_savings_are_told(device, model, tmp_path):

@@ -116,6 +116,28 @@ def _bias(site: Site, mask: Tensor | None, scores: Tensor) -> Tensor:
     return torch.nn.functional.pad(bias, [0, missing], value=-_INF) if missing > 0 else bias
 
 
+@op("ai.onnx.preview::FlexAttention")
+def _flex(
+    site: Site, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, softmax_precision: int | None = None
+) -> Tensor:
+    """prob_mod(softmax(score_mod(Q K' scale))) V, the two being graphs of the node; computed in float32 or wider."""
+    root = math.sqrt(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    keys, values = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    scores = torch.matmul(q * root, keys.transpose(-1, -2) * root)
+    wider = torch.float32 if scores.element_size() < 4 else scores.dtype
+    work = (torch_type(softmax_precision) if softmax_precision else None) or wider
+    weights = masked_softmax(_modified(site, "score_mod", scores.to(work)))
+    weights = _modified(site, "prob_mod", weights).to(work)
+    return torch.matmul(weights, values.to(work)).to(v.dtype)
+
+
+def _modified(site: Site, name: str, x: Tensor) -> Tensor:
+    """What a graph of the node makes of a tensor; the tensor itself where there is no such graph."""
+    found = [n for n, body in enumerate(site.node.bodies) if body.name == name]
+    result: Tensor = site.run(found[0], [x])[0].to(x.dtype) if found else x
+    return result
+
+
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, size: int) -> Tensor:
     """The first ``size`` features of ``x`` [B, H, S, D] turned in pairs; tables [B or 1, S, size / 2]."""
     cos, sin = cos.unsqueeze(1).to(x.dtype), sin.unsqueeze(1).to(x.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from exporter.autograd.dtypes import torch_type
-from exporter.autograd.ops.conversion import EIGHTH, cast
+from exporter.autograd.ops.conversion import EIGHTH, FOURTH, cast, fourth
 from exporter.autograd.registry import Site, op
 
 RANGES: dict[int, tuple[int, int]] = {
@@ -75,6 +75,8 @@ def _quantize(
     number = _stored_type(site, zero, output_dtype)
     work = x.double() if x.dtype == torch.int32 else x.float()
     value = work / spread(scale, x, axis, block_size).to(work.dtype)
+    if number == FOURTH:
+        return fourth(value)
     if torch_type(number) in EIGHTH:
         return cast(site, value, number, saturate)
     if number not in RANGES:

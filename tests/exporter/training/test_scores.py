@@ -13,15 +13,19 @@ from exporter import find_groups, load, prune  # noqa: E402
 from exporter.cost import CostModel  # noqa: E402
 from exporter.errors import UsageError  # noqa: E402
 from exporter.importance import score  # noqa: E402
+from exporter.latency_cost import LatencyCost  # noqa: E402
 from exporter.learned import LEARNED, MASKS, learned_scores  # noqa: E402
 from exporter.model_file import from_model  # noqa: E402
 from exporter.normalise import input_specs  # noqa: E402
 from exporter.training.budget import share_of  # noqa: E402
+from exporter.training.flow import flow_scores  # noqa: E402
 from exporter.training.losses import cross_entropy, divergence, float_outputs, make_loss  # noqa: E402
 from exporter.training.masks import MaskOptions, mask_scores  # noqa: E402
 from exporter.training.scores import gradient_scores  # noqa: E402
 from runtime.errors import BadRequest  # noqa: E402
+from runtime.profiling import NodeTime, Profile  # noqa: E402
 from runtime.samples import samples_of  # noqa: E402
+from runtime.staircase import KINDS, WIDTHS, Staircase  # noqa: E402
 from tests.onnx_builder import build, node, weights  # noqa: E402
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -99,10 +103,73 @@ def test_the_budget_is_the_cost_model(kind):
     counts = [int(m.sum()) for m in masks]
     whole = {"macs": cost.macs, "params": cost.parameters, "ratio": lambda c: float(np.sum(c))}[kind]
     stay = torch.from_numpy(np.concatenate(masks).astype(np.float32)).requires_grad_()
-    share = share_of(groups, kind)(stay)
+    share = share_of(cost, kind)(stay)
     assert float(share.detach()) == pytest.approx(whole(counts) / whole(cost.widths))
     share.backward()
     assert (stay.grad > 0).all()
+
+
+def timed(groups, seconds):
+    """A table of seconds in which kernels take what a function of their names says, two microseconds of it fixed."""
+    work = groups.analysis.work
+    nodes = [NodeTime(w.node, "MatMul", "MatMul", (w.node,), False, seconds(w.node), 1, 100, ()) for w in work]
+    total = sum(n.seconds for n in nodes)
+    stairs = Staircase("ort-cpu", 1, {kind: dict.fromkeys(WIDTHS, 1e-6) for kind in KINDS})
+    return LatencyCost(groups, Profile("m", "ort-cpu", 1, {}, 10, total, 1.1 * total, tuple(nodes), ()), stairs)
+
+
+@pytest.mark.parametrize("model", ["digits_vit.onnx", "digits_cnn.onnx"])
+def test_the_budget_is_the_table_of_seconds(model):
+    """With gates of 0 and 1, in whole blocks where kernels compute in them; and every gate has a price."""
+    groups = find_groups(load(MODELS / model))
+    cost = timed(groups, lambda name: 1e-5 + 1e-6 * len(name))
+    rng = np.random.default_rng(0)
+    masks = [rng.random(g.width) < 0.6 for g in groups]
+    stay = torch.from_numpy(np.concatenate(masks).astype(np.float32)).requires_grad_()
+    share = share_of(cost, "latency")(stay)
+    assert float(share.detach()) == pytest.approx(cost.macs([int(m.sum()) for m in masks]) / cost.macs(cost.widths))
+    assert float(share.detach()) != pytest.approx(float(share_of(cost, "macs")(stay).detach()), rel=0.01)
+    share.backward()
+    assert (stay.grad > 0).all()
+
+
+@pytest.mark.parametrize("by", ["l1-mask", "l0-mask"])
+def test_masks_pay_for_what_is_slow(by):
+    """Two branches of equal weights and work, one of which is measured to take much longer."""
+    rng = np.random.default_rng(0)
+    constants = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in (("a", (4, 8)), ("b", (8, 3)))}
+    nodes = [node("MatMul", "x a", "g"), node("Relu", "g", "r"), node("MatMul", "r b", "slow"),
+             node("MatMul", "x c", "h"), node("Relu", "h", "s"), node("MatMul", "s d", "fast"),
+             node("Add", "slow fast", "y")]  # fmt: skip
+    graph = from_model(build(nodes, {"x": ["N", 4]}, ["y"], constants | {"c": constants["a"], "d": constants["b"]}))
+    groups = find_groups(graph)
+    cost = timed(groups, lambda name: 4e-4 if name in ("g", "slow") else 1e-5)
+    options = MaskOptions("latency", 0.5, steps=100)
+    found = mask_scores(groups, [0, 1], samples(graph), by, options, none, cost)
+    slow = next(g.name for g in groups if any(s.tensor == "a" for s in g.parameters))
+    other = next(g.name for g in groups if g.name != slow)
+    assert found[slow].mean() < 0.8 * found[other].mean()
+
+
+def test_the_flow_of_gradients():
+    """Minus half of what it changes by as the weights that a unit owns are made smaller, by finite differences."""
+    graph = network()
+    groups = find_groups(graph)
+    data = samples(graph, labels=True)
+    found = flow_scores(groups, data, 8, none)[groups.groups[0].name]
+    x, y = zip(*((feeds["x"], labels) for feeds, labels in data.labelled(32)), strict=True)
+    x, y = torch.from_numpy(np.concatenate(x)).double(), torch.from_numpy(np.concatenate(y))
+
+    def flow(unit, factor):
+        w1, w2 = (torch.from_numpy(graph.array(n).copy()).double() for n in ("w1", "w2"))
+        w1[:, unit] *= factor
+        held = [w.requires_grad_() for w in (w1, w2)]
+        loss = torch.nn.functional.cross_entropy(torch.relu(x @ w1) @ w2, y)
+        return sum(float(g.square().sum()) for g in torch.autograd.grad(loss, held))
+
+    want = [(flow(u, 1 + 1e-5) - flow(u, 1 - 1e-5)) / 4e-5 for u in range(8)]
+    assert np.allclose(found, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+    assert found.min() < 0 < found.max()
 
 
 def test_losses_know_logits_probabilities_and_values():
@@ -139,14 +206,15 @@ def test_labels_that_do_not_fit():
         cross_entropy(torch.zeros(5, 3), "logits", torch.zeros(5, 2).long())
 
 
-def test_prune_takes_them(tmp_path):
+@pytest.mark.parametrize("by", ["taylor", "grasp"])
+def test_prune_takes_them(by, tmp_path):
     """With labels from the data; the plan says so."""
     result = prune(
-        MODELS / "digits_cnn.onnx", tmp_path / "out.onnx", macs=0.6, score="taylor", calib=f"{MODELS}/digits.npz:train",
+        MODELS / "digits_cnn.onnx", tmp_path / "out.onnx", macs=0.6, score=by, calib=f"{MODELS}/digits.npz:train",
         labels="y_train", calib_samples=64, compensate=False,
     )  # fmt: skip
     assert result.after.macs <= 0.6 * result.before.macs
-    assert result.plan.options["score"] == "taylor"
+    assert result.plan.options["score"] == by
 
 
 def test_masks_rank_over_all_groups_by_default(tmp_path, monkeypatch):

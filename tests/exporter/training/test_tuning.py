@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +23,10 @@ from exporter.cli import main  # noqa: E402
 from exporter.errors import GoalError, UsageError  # noqa: E402
 from exporter.model_file import from_model  # noqa: E402
 from exporter.normalise import input_specs  # noqa: E402
+from exporter.torch_source import MissingPackage  # noqa: E402
 from exporter.training.augment import augmented  # noqa: E402
 from exporter.training.targets import make_target, matches_of  # noqa: E402
+from exporter.training.team import Team, team_of  # noqa: E402
 from exporter.training.tuning import TuneOptions, tune  # noqa: E402
 from runtime.samples import load_samples, samples_of  # noqa: E402
 from tests.onnx_builder import build, node, weights  # noqa: E402
@@ -124,6 +133,102 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
     assert resumed.resumed == whole.history[2][0]
     assert resumed.history[1:] == whole.history[1:]
     assert all(np.array_equal(resumed.graph.array(n), whole.graph.array(n)) for n in ("w1", "b", "w2"))
+
+
+def together(count, graph, original, options, data):
+    """What each of some processes makes; threads stand for them, and meet at every sum."""
+    meeting, held = threading.Barrier(count, timeout=120), [None] * count
+
+    def work(rank):
+        def total(x):
+            held[rank] = x
+            meeting.wait()
+            found = torch.stack(list(held)).sum(0)
+            meeting.wait()
+            return found
+
+        try:
+            target = make_target(graph, labelled=False, teacher=original, device=CPU, loss="kl")
+            return tune(graph, data, target, options(rank), CPU, team=Team(count, rank, CPU, total))
+        except BaseException:
+            meeting.abort()
+            raise
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, range(count)))
+
+
+@pytest.mark.parametrize("batch", [15, 2])
+def test_processes_share_batches(batch, tmp_path):
+    """Three make what one makes, each with a third of the rows; the first alone writes checkpoints."""
+    graph, original = small(1), small(0)
+    data = noise(graph, 40)
+
+    def options(rank=0):
+        return TuneOptions(epochs=2, batch=batch, lr=1e-2, optimizer="sgd", checkpoint=tmp_path / f"{rank}.pt")
+
+    target = make_target(graph, labelled=False, teacher=original, device=CPU, loss="kl")
+    alone = tune(graph, data, target, dataclasses.replace(options(), checkpoint=None))
+    found = together(3, graph, original, options, data)
+    for each in found:
+        assert np.allclose(each.history[1:], alone.history[1:], rtol=1e-3)
+        for name in ("w1", "b", "w2"):
+            assert np.allclose(each.graph.array(name), alone.graph.array(name), atol=1e-5)
+            assert np.array_equal(each.graph.array(name), found[0].graph.array(name))
+    assert not np.allclose(alone.graph.array("w1"), graph.array("w1"), atol=1e-3)
+    assert [(tmp_path / f"{k}.pt").exists() for k in range(3)] == [True, False, False]
+
+
+def test_processes_at_different_steps_are_refused(tmp_path):
+    graph, original = small(1), small(0)
+    options = TuneOptions(steps=2, checkpoint=tmp_path / "0.pt")
+    target = make_target(graph, labelled=False, teacher=original, device=CPU, loss="kl")
+    tune(graph, noise(graph), target, options)
+    with pytest.raises(UsageError, match="one file that all machines share"):
+        together(2, graph, original, lambda k: dataclasses.replace(options, checkpoint=tmp_path / f"{k}.pt"),
+                 noise(graph))  # fmt: skip
+
+
+def test_a_fixed_batch_cannot_be_shared():
+    nodes = [node("MatMul", "x w", "y")]
+    graph = from_model(build(nodes, {"x": [4, 4]}, ["y"], weights(w=(4, 3))))
+    target = make_target(graph, labelled=False, teacher=graph, device=CPU)
+    with pytest.raises(UsageError, match="takes 4 samples in every run"):
+        tune(graph, noise(graph), target, TuneOptions(steps=1), CPU, team=Team(2, 0, CPU))
+
+
+def test_a_launcher_without_accelerate_is_told_so(monkeypatch):
+    assert team_of("cpu").count == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="leave it out"):
+        team_of("cpu")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingPackage, match="accelerate"):
+        team_of()
+
+
+@pytest.mark.slow
+def test_two_processes_of_accelerate(pruned, tmp_path):
+    """Started as its launcher starts them, on the CPU; they make what one makes, and one file."""
+    pytest.importorskip("accelerate")
+    line = f"tune {pruned[0]} --data {DATA} --labels y_train --limit 64 --steps 3 --batch 20 --json -".split()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    ranks = [{**shared, "RANK": str(k), "LOCAL_RANK": str(k)} for k in range(2)]
+    running = [
+        subprocess.Popen([sys.executable, "-m", "exporter", *line, "-o", tmp_path / "two.onnx"], env=env,
+                         stdout=subprocess.PIPE, text=True)
+        for env in ranks
+    ]  # fmt: skip
+    told = [p.communicate(timeout=500)[0] for p in running]
+    assert [p.returncode for p in running] == [0, 0]
+    assert told[1] == ""
+    assert main([*line[:-2], "--json", str(tmp_path / "one.json"), "-o", str(tmp_path / "one.onnx"), "-q"]) == 0
+    one = json.loads((tmp_path / "one.json").read_text())
+    assert json.loads(told[0])["loss_after"] == pytest.approx(one["loss_after"], rel=1e-3)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
