@@ -20,6 +20,7 @@ from runtime.profiling import profile
 from runtime.robust import Ratio, Times, ratio_of, undisturbed
 from runtime.runners import Asked, Runner, again, prepare
 from runtime.sampling import Samples, take
+from runtime.steps import Count
 
 MARGIN = 0.01
 """A difference below one percent is none: where a model comes to lie in memory makes as much."""
@@ -176,7 +177,7 @@ def compare_models(
     clock = _clock(clock, pair)
     found = _agreement(pair) if outputs else []
     step(f"sampling for at most {seconds:.0f} s")
-    taken = _rounds(pair, seconds, rounds, clock, goal, precision)
+    taken = _rounds(pair, seconds, rounds, clock, goal, precision, step)
     ratio, wall = _ratio(taken, clock), _ratio(taken, "wall")
     rows: list[LayerDifference] = []
     if layers:
@@ -250,12 +251,23 @@ def _varied(array: np.ndarray, k: int) -> np.ndarray:
 
 
 def _rounds(
-    pair: list[Runner], seconds: float, most: int, clock: str, goal: Goal, precision: float | None
+    pair: list[Runner],
+    seconds: float,
+    most: int,
+    clock: str,
+    goal: Goal,
+    precision: float | None,
+    step: Callable[[str], None],
 ) -> list[Samples]:
     """Samples of each round; row 0 is the first model's."""
     taken: list[Samples] = []
     end = clocks.wall() + seconds
     current = list(pair)
+
+    def tick(_: int = 0) -> None:
+        done = min(seconds - (end - clocks.wall()), seconds)
+        step(Count("sampling", done, seconds, "s", f"round {len(taken) + 1} of at most {most}"))
+
     for number in range(most):
         left = end - clocks.wall()
         if number >= _FEWEST_ROUNDS and left <= 0:
@@ -264,7 +276,7 @@ def _rounds(
             for k in (1, 0) if number % 2 else (0, 1):
                 current[k] = again(pair[k])
         share = max(left, 0.0) / (most - number)
-        taken.append(take([r.call() for r in current], share, least=_FEWEST_PAIRS))
+        taken.append(take([r.call() for r in current], share, least=_FEWEST_PAIRS, tick=tick))
         if number + 1 >= _FEWEST_ROUNDS and _answered(_ratio(taken, clock), goal, precision):
             break
     return taken

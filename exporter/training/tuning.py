@@ -25,6 +25,7 @@ from exporter.training.scores import Step, batches
 from exporter.training.targets import Target
 from runtime.backends import open_session
 from runtime.samples import Samples
+from runtime.steps import Count
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": lambda p, lr, decay: torch.optim.AdamW(p, lr=lr, weight_decay=decay),
@@ -247,8 +248,7 @@ def _epoch(run: _Run, train: Samples, where: torch.device, step: Step) -> float:
         _update(run)
         total, count = total + float(loss.detach()), count + 1
         run.done += 1
-        if run.done % 50 == 0:
-            step(f"step {run.done} of {run.total}: loss {total / count:.4g}")
+        step(Count("training steps", run.done, run.total, note=f"loss {total / count:.4g}"))
     return total / max(count, 1)
 
 
