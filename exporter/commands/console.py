@@ -69,6 +69,7 @@ class Progress:
     def _count(self, count: Count, now: float) -> None:
         if count.what != self._what or count.done < self._last:
             told = self._told if count.what == self._what else -_AGAIN_SECONDS
+            told = now if count.unit == "s" and not self.bar else told  # a line has said for how long
             self._what, self._since, self._first, self._told = count.what, now, count.done, told
         self._last = count.done
         wait = _REDRAW_SECONDS if self.bar else _AGAIN_SECONDS

@@ -114,7 +114,7 @@ def reports(tmp_path_factory):
 SAID = {
     "prune": ("What was cut, and why", "What could not be cut, and why", "2:4 sparsity", "Save plan.json", "stem.0"),
     "sparsify": ("Where the zeros are", "What stays dense, and why"),
-    "compare": ("Which is faster", "Time per layer", "Outputs"),
+    "compare": ("Which is faster", "Time per layer", "Every layer: work left against time left", "Outputs"),
     "profile": ("What holds it back", "Against what this machine can do"),
     "run": ("Each model", "Size and work", "secateur prune"),
 }
