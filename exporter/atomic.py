@@ -86,8 +86,15 @@ def obstacle(target: Path) -> str:
     if not folder.is_dir():
         return f"there is no folder {folder}"
     if target.is_dir():
-        return "it is a folder"
+        return "it is a folder; name a file"
+    if special(target):
+        return "it is a pipe or a device"
     return "" if os.access(folder, os.W_OK) else f"no permission to write in {folder}"
+
+
+def special(target: Path) -> bool:
+    """Whether something is there that must not be replaced by a file: a pipe or a device, such as /dev/null."""
+    return target.exists() and not target.is_file() and not target.is_dir()
 
 
 def write_text(target: Path, text: str) -> None:

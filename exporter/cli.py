@@ -34,6 +34,7 @@ from exporter.commands import (
     tune,
     verify,
 )
+from exporter.commands.console import complain, erase_bar, say
 from exporter.commands.options import EXIT_CODES
 from exporter.commands.parsing import Parser
 
@@ -92,19 +93,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.typed = tuple(sys.argv[1:] if arguments is None else arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return _as_step(options) if options.as_step else command(options)
+        if options.as_step:
+            return _as_step(options)
+        options.check(options)
+        return command(options)
     except BrokenPipeError:  # the reader of our output went away; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("secateur: interrupted; nothing was written", file=sys.stderr)
+        complain("interrupted; nothing was written")
         return _INTERRUPTED
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
-        print(f"secateur: {error}", file=sys.stderr)
+        complain(str(error))
         return int(code)
+    finally:
+        erase_bar()
 
 
 def _as_step(options: argparse.Namespace) -> int:
@@ -114,7 +120,7 @@ def _as_step(options: argparse.Namespace) -> int:
     from exporter.recipes.keys import as_step
 
     name = options.parser.prog.split()[-1]
-    print(yaml.safe_dump([as_step(name, options.parser, options)], sort_keys=False), end="")
+    say(yaml.safe_dump([as_step(name, options.parser, options)], sort_keys=False).rstrip("\n"))
     return 0
 
 

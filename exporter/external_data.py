@@ -17,6 +17,7 @@ from exporter.errors import ModelError
 from exporter.streams import HashedStream
 from exporter.tensors import Array
 from runtime.model_files import all_tensors
+from runtime.steps import Count
 
 _SMALLEST_OUTSIDE = 1024
 _ALIGNMENT = 64
@@ -82,7 +83,7 @@ def write(
                 stream.write(_payload(array, tensor.data_type))
                 del array
                 _point_at(tensor, start, stream.written - start)
-                step(f"writing the weights, {stream.written / 1e9:.1f} of {total / 1e9:.1f} GB")
+                step(Count("writing the weights", stream.written, total, "B"))
         name = f"{target.stem}-{stream.hexdigest()[:12]}.data"
         for tensor in model.graph.initializer:
             for entry in tensor.external_data:

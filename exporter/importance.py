@@ -21,6 +21,7 @@ from exporter.score_names import CALIBRATED, LEARNED
 from exporter.spans import Span
 from exporter.tensors import Array
 from runtime.feeds import Feeds
+from runtime.steps import Count
 
 Scores = dict[str, NDArray[np.float64]]
 
@@ -191,7 +192,7 @@ def _magnitude(
         for span in _owned(groups.graph, group.parameters):
             by_tensor.setdefault(span.tensor, {}).setdefault(span.axis, []).append((group.name, span))
     for count, (tensor, axes) in enumerate(by_tensor.items(), 1):
-        options.step(f"scoring, tensor {count} of {len(by_tensor)}")
+        options.step(Count("scoring tensors", count - 1, len(by_tensor)))
         sums = _sums(groups.graph, tensor, power, tuple(axes))
         if sums is None:
             continue

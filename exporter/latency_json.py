@@ -119,6 +119,7 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
         "outputs": [_output_json(o) for o in found.outputs],
         "layers": [layer_json(row) for row in found.layers],
         "flags": flags_json(found.flags),
+        "savings": savings_json(found.savings),
     }
 
 

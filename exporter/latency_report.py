@@ -116,7 +116,7 @@ def comparison_text(found: Comparison, top: int) -> str:
     if found.outputs:
         lines += ["", outputs_text(found.outputs)]
     if found.layers and top:
-        lines += ["", layers_text(found.layers, top)]
+        lines += ["", layers_text(found.layers, top), *held_back_text(found.savings, top)]
     return "\n".join([*lines, *_flags(found.flags), "", verdict_text(found)])
 
 
@@ -284,12 +284,6 @@ def lint_text(model: str, findings: Sequence[Finding]) -> str:
 def outcome_text(found: LatencyOutcome, top: int = 8) -> str:
     """What pruning to a latency came to, and why it is not faster still."""
     comparison = found.comparison
-    held = [s for s in found.savings if s.reason]
-    sums: dict[str, float] = {}
-    for saving in held:
-        sums[saving.reason] = sums.get(saving.reason, 0.0) + saving.lost
-    total = sum(s.seconds for s in found.savings) or 1.0
-    ranked = sorted(sums.items(), key=lambda item: -item[1])
     lines = [
         "",
         f"latency: {_ratio(found.ratio)} of the original's, by {_CLOCKS[comparison.clock]}; "
@@ -297,10 +291,26 @@ def outcome_text(found: LatencyOutcome, top: int = 8) -> str:
         f"  {milliseconds(comparison.first.median)} -> {milliseconds(comparison.other.median)} wall time; "
         f"{comparison.other.backend}, {comparison.other.threads or 'default'} threads",
     ]
-    if held:
-        lines += ["", "why it is not faster still:", savings_text(held, top), ""]
-        lines += [f"{100 * lost / total:5.1f} % of its time: {_REASONS[reason]}" for reason, lost in ranked]
-    return "\n".join(lines)
+    return "\n".join([*lines, *held_back_text(found.savings, top)])
+
+
+def held_back_text(savings: Sequence[Saving], top: int) -> list[str]:
+    """Why a model is not faster still: the layers that lag most, and what holds them back all together.
+
+    Args:
+        savings: of all layers.
+        top: how many layers to show.
+    """
+    held = [s for s in savings if s.reason]
+    if not held:
+        return []
+    sums: dict[str, float] = {}
+    for saving in held:
+        sums[saving.reason] = sums.get(saving.reason, 0.0) + saving.lost
+    total = sum(s.seconds for s in savings) or 1.0
+    ranked = sorted(sums.items(), key=lambda item: -item[1])
+    shares = [f"{100 * lost / total:5.1f} % of its time: {_REASONS[reason]}" for reason, lost in ranked]
+    return ["", "why it is not faster still:", savings_text(held, top), "", *shares]
 
 
 _REASONS = {

@@ -32,6 +32,7 @@ from exporter.rounding import is_quantized
 from exporter.ways import ways
 from exporter.widened import widened_types
 from runtime import feeds
+from runtime.steps import Count
 
 PIECE_BYTES = 200_000_000
 """Weights of a piece; a node that reads more is a piece of its own."""
@@ -94,7 +95,7 @@ def prove_pieces(
     outputs: dict[str, float] = {}
     worst, inner = 0.0, 0
     for number, nodes in enumerate(cuts, 1):
-        progress(f"comparing with the masked original, piece {number} of {len(cuts)}")
+        progress(Count("comparing pieces with the masked original", number - 1, len(cuts)))
         later = {n for rest in cuts[number:] for node in rest for n in reads(node.proto)} | set(graph.outputs)
         _check_read(wide, walk.values, nodes, file, tolerance)
         made = walk.masked(nodes, later)

@@ -19,6 +19,7 @@ from exporter.plan import Plan
 from exporter.proof import Proof
 from exporter.rewriter import rewrite
 from exporter.sequence import compose
+from runtime.steps import Count
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def in_rounds(graph: Graph, request: Request, means: Means) -> tuple[Outcome, tu
     last: Outcome | None = None
     rounds: list[Round] = []
     for number in range(1, request.steps + 1):
-        means.step(f"round {number} of {request.steps}")
+        means.step(Count("rounds", number - 1, request.steps))
         share = goal ** (number / request.steps)
         now = last.pruned if last is not None else graph
         part = _first(request, kind, share) if last is None else _next(request, kind, share, now, dense)

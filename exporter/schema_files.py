@@ -8,23 +8,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-RESULTS = ("prune", "bench", "compare", "profile", "quantize", "sparsify", "advise")
-"""Commands whose ``--json`` is described; all in one file, since they share parts."""
+RESULTS = (
+    *(
+        "inspect",
+        "advise",
+        "sensitivity",
+        "prune",
+        "sparsify",
+        "tune",
+        "quantize",
+        "verify",
+        "eval",
+        "bench",
+        "compare",
+    ),
+    *("profile", "probe", "lint", "align", "backends", "doctor", "convert", "build", "run"),
+)
+"""Commands whose ``--json`` is described: all that have it, in one file, since they share parts."""
 
-NAMES = ("plan", "recipe", *RESULTS)
+NAMES = ("plan", "recipe", "results", *RESULTS)
 _FOLDER = Path(__file__).parent / "schemas"
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def stored_schema(name: str) -> dict[str, Any]:
-    """The schema of a plan, or of a command's result.
+    """The schema of a plan, of a command's result, or of any command's.
 
     Args:
-        name: ``plan``, or one of ``RESULTS``.
+        name: ``plan``, one of ``RESULTS``, or ``results`` for all of them.
     """
     if name == "plan":
         return _read("plan")
     results = _read("results")
+    if name == "results":
+        return {**results, "anyOf": [{"$ref": f"#/$defs/{command}"} for command in RESULTS]}
     return {
         "$schema": _DIALECT,
         "title": f"secateur {name} --json",

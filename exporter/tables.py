@@ -37,8 +37,8 @@ def short(name: str) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """A time in ms, with three significant digits."""
-    return f"{seconds * 1e3:.3g} ms"
+    """A time in ms, with three significant digits; in s from one second on."""
+    return f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
 
 
 def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:

@@ -27,6 +27,7 @@ from exporter.widened import is_narrow, widened
 from runtime import feeds
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
+from runtime.steps import Count
 
 TOLERANCE = 1e-3
 """Largest accepted difference, relative to the signal, in 32-bit floating point."""
@@ -140,7 +141,7 @@ class _Prover:
         errors: dict[str, float] = {}
         change = 0.0
         for number, (feed, reference) in enumerate(zip(sets, references, strict=True), 1):
-            self.progress(f"comparing with the masked original, {number} of {len(sets)}")
+            self.progress(Count("comparing with the masked original", number - 1, len(sets)))
             asked = list(dict.fromkeys([*names, *self.codes, *(inner if number == 1 else ())]))
             want = run_own(masked, feed, "the masked original", asked)
             codes = given({name: self._kept(name, want[name]) for name in self.codes})

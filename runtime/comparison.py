@@ -16,10 +16,13 @@ from runtime.errors import BadRequest
 from runtime.feeds import Feeds
 from runtime.latency import check_seconds
 from runtime.layers import LayerDifference, layer_differences
-from runtime.profiling import profile
+from runtime.profiling import Profile, profile
 from runtime.robust import Ratio, Times, ratio_of, undisturbed
+from runtime.roofline import peaks
 from runtime.runners import Asked, Runner, again, prepare
 from runtime.sampling import Samples, take
+from runtime.savings import Saving, find_savings
+from runtime.steps import Count
 
 MARGIN = 0.01
 """A difference below one percent is none: where a model comes to lie in memory makes as much."""
@@ -29,6 +32,8 @@ _FEWEST_PAIRS = 4
 _FEW_QUARTILES = 24
 """Fewest undisturbed samples of a round that have a quartile worth the name."""
 _AGREEMENT_RUNS = 3
+_ALIKE = 0.5
+"""Share of the time in layers that both models have, from which on one counts as made of the other."""
 _CLOCKS = ("auto", "wall", "cpu", "device")
 
 
@@ -102,6 +107,8 @@ class Comparison:
         outputs: how far the outputs are apart.
         layers: what each layer takes in both.
         flags: signs that something else used the machine.
+        savings: what each layer of the other saved, and what holds it back, where both were profiled and most of their
+            layers are the same.
     """
 
     first: Side
@@ -116,6 +123,7 @@ class Comparison:
     outputs: tuple[OutputDifference, ...]
     layers: tuple[LayerDifference, ...] = ()
     flags: tuple[Flag, ...] = field(default=())
+    savings: tuple[Saving, ...] = ()
 
 
 def verdict_of(ratio: Ratio, margin: float = MARGIN) -> str:
@@ -176,12 +184,15 @@ def compare_models(
     clock = _clock(clock, pair)
     found = _agreement(pair) if outputs else []
     step(f"sampling for at most {seconds:.0f} s")
-    taken = _rounds(pair, seconds, rounds, clock, goal, precision)
+    taken = _rounds(pair, seconds, rounds, clock, goal, precision, step)
     ratio, wall = _ratio(taken, clock), _ratio(taken, "wall")
     rows: list[LayerDifference] = []
+    savings: list[Saving] = []
     if layers:
         sides = [profile(r.path, r.asked, seconds=min(seconds, 4.0), progress=progress) for r in pair]
         rows = layer_differences(sides[0].nodes, sides[1].nodes)
+        step("measuring what this machine does at its best")
+        savings = _savings(sides[0], sides[1], asked_other)
     sides_ = [_side(pair[k], taken, k) for k in (0, 1)]
     flags = _flags(sides_, taken)
     return Comparison(
@@ -197,7 +208,15 @@ def compare_models(
         tuple(found),
         tuple(rows),
         flags,
+        tuple(savings),
     )
+
+
+def _savings(first: Profile, other: Profile, asked: Asked) -> list[Saving]:
+    """Why the other is not faster; nothing to say of models that have little in common."""
+    found = find_savings(first, other, peaks(asked.backend, asked.options.threads))
+    alike = sum(s.seconds for s in found if s.time_left is not None)
+    return found if alike >= _ALIKE * sum(s.seconds for s in found) else []
 
 
 def _check_goal(goal: Goal) -> None:
@@ -250,12 +269,23 @@ def _varied(array: np.ndarray, k: int) -> np.ndarray:
 
 
 def _rounds(
-    pair: list[Runner], seconds: float, most: int, clock: str, goal: Goal, precision: float | None
+    pair: list[Runner],
+    seconds: float,
+    most: int,
+    clock: str,
+    goal: Goal,
+    precision: float | None,
+    step: Callable[[str], None],
 ) -> list[Samples]:
     """Samples of each round; row 0 is the first model's."""
     taken: list[Samples] = []
     end = clocks.wall() + seconds
     current = list(pair)
+
+    def tick(_: int = 0) -> None:
+        done = min(seconds - (end - clocks.wall()), seconds)
+        step(Count("sampling", done, seconds, "s", f"round {len(taken) + 1} of at most {most}"))
+
     for number in range(most):
         left = end - clocks.wall()
         if number >= _FEWEST_ROUNDS and left <= 0:
@@ -264,7 +294,7 @@ def _rounds(
             for k in (1, 0) if number % 2 else (0, 1):
                 current[k] = again(pair[k])
         share = max(left, 0.0) / (most - number)
-        taken.append(take([r.call() for r in current], share, least=_FEWEST_PAIRS))
+        taken.append(take([r.call() for r in current], share, least=_FEWEST_PAIRS, tick=tick))
         if number + 1 >= _FEWEST_ROUNDS and _answered(_ratio(taken, clock), goal, precision):
             break
     return taken

@@ -15,6 +15,7 @@ from runtime.feeds import Array, Feeds
 from runtime.metrics import Batch, Metric, Tally, default_output
 from runtime.plugins import find_metric
 from runtime.samples import Samples
+from runtime.steps import Count
 
 Model = Path | str | bytes | Session
 
@@ -96,9 +97,9 @@ def evaluate(
     for feeds, labels in samples.labelled(batch):
         count = 1 if samples.store.single else len(next(iter(feeds.values())))
         tally.add(_observed(judged, session, original, chosen, feeds, labels, count))
-        tenth, done = 10 * done // len(samples), done + count
-        if progress is not None and 10 * done // len(samples) > tenth:
-            progress(f"{done} of {len(samples)} samples")
+        done += count
+        if progress is not None:
+            progress(Count("judging samples", done, len(samples)))
     return Evaluation(
         metric=metric,
         value=tally.value,

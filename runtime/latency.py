@@ -19,6 +19,7 @@ from runtime.errors import BadRequest
 from runtime.robust import Ratio, Times, median_interval, needed, ratio_of, undisturbed
 from runtime.runners import Asked, Runner, prepare
 from runtime.sampling import take
+from runtime.steps import Count
 from runtime.streams import Stream, run_streams
 
 
@@ -144,7 +145,12 @@ def bench(
         runners.append(prepare(path, asked, runners[0] if runners else None))
     step(f"sampling for at most {seconds * len(runners):.0f} s")
     enough = partial(_settled, precision) if precision is not None else None
-    taken = take([r.call() for r in runners], seconds * len(runners), enough)
+    began, most = clocks.wall(), seconds * len(runners)
+
+    def tick(rows: int) -> None:
+        step(Count("sampling", min(clocks.wall() - began, most), most, "s", f"{rows * len(runners)} samples"))
+
+    taken = take([r.call() for r in runners], most, enough, tick=tick)
     side_by_side: list[Stream | None] = [None] * len(runners)
     if streams > 1:
         step(f"running {streams} at a time")

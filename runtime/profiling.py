@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
+from runtime import clocks
 from runtime.backends import SessionOptions
 from runtime.backends.ort import PROVIDERS, OrtSession
 from runtime.errors import BadRequest, RunError
@@ -22,6 +23,7 @@ from runtime.fusions import Kernel, all_nodes, main_node, name_nodes, trace
 from runtime.robust import Times
 from runtime.runners import Asked, Runner, prepare
 from runtime.sampling import WARM_UPS, take
+from runtime.steps import Count
 from runtime.work import Shape, macs_of
 
 _SUFFIX = "_kernel_time"
@@ -139,7 +141,7 @@ def profile(
         optimised = onnx.load(folder / "optimised.onnx", load_external_data=False)
         step("recording runs")
         runs = max(_EVENTS // max(len(optimised.graph.node), 1), _FEWEST_RUNS)
-        latency, busy, taken = _record(plain, recorder.bind(feed), seconds, runs)
+        latency, busy, taken = _record(plain, recorder.bind(feed), seconds, runs, step)
         events = json.loads(recorder.end_profiling().read_text(encoding="utf-8"))
     kernels = trace(model, optimised)
     work = _work(model, shapes)
@@ -157,12 +159,20 @@ def profile(
     )
 
 
-def _record(plain: Runner, recorded: Callable[[], None], seconds: float, most: int) -> tuple[float, float, int]:
+def _record(
+    plain: Runner, recorded: Callable[[], None], seconds: float, most: int, step: Callable[[str], None]
+) -> tuple[float, float, int]:
     """Median wall time of the plain runs, the time they were busy, and how many profiled ones there were after warm-up,
     about ``most`` at most."""
     for _ in range(WARM_UPS):
         recorded()
-    taken = take([plain.call(), recorded], seconds, lambda wall, _: wall.shape[1] >= most, warm_ups=0)
+    began = clocks.wall()
+
+    def tick(rows: int) -> None:
+        done = max((clocks.wall() - began) / seconds, rows / most)
+        step(Count("recording runs", min(done, 1.0) * seconds, seconds, "s", f"{rows} runs"))
+
+    taken = take([plain.call(), recorded], seconds, lambda wall, _: wall.shape[1] >= most, warm_ups=0, tick=tick)
     wall, thread = (float(np.median(t[0])) for t in (taken.wall, taken.thread))
     single = plain.asked.options.threads == 1 and plain.asked.backend == "ort-cpu" and thread > 0
     return wall, thread if single else wall, taken.wall.shape[1]

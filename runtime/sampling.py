@@ -59,6 +59,7 @@ def take(
     enough: Callable[[Times, Times], bool] | None = None,
     warm_ups: int = WARM_UPS,
     least: int = MIN_SAMPLES,
+    tick: Callable[[int], None] | None = None,
 ) -> Samples:
     """Run calls in turn.
 
@@ -68,6 +69,7 @@ def take(
         enough: asked now and then with the wall and thread CPU seconds so far, each (calls, samples), whether they do.
         warm_ups: runs of each call before sampling.
         least: fewest samples.
+        tick: called between samples with their number, when the machine's load is read as well.
     """
     short = []
     for call in calls:
@@ -96,7 +98,8 @@ def take(
         for i in forwards if len(rows) % 2 == 0 else backwards:
             row[i] = _twice(calls[i]) if short[i] else _once(calls[i])
         rows.append(row)
-        load.after(len(rows))
+        if load.after(len(rows)) and tick is not None:
+            tick(len(rows))
     load.after(len(rows), last=True)
     table = np.array(rows, np.float64)
     others = np.broadcast_to(load.others(len(rows)), (len(calls), len(rows)))
@@ -140,11 +143,11 @@ class _Load:
         self._count, self._time = count, clocks.wall()
         self._machine, self._own = clocks.machine_cpu(), clocks.process_cpu()
 
-    def after(self, count: int, last: bool = False) -> None:
-        """Close a stretch if it is long enough. The last one joins the one before where it is not."""
+    def after(self, count: int, last: bool = False) -> bool:
+        """Close a stretch if it is long enough, and say so. The last one joins the one before where it is not."""
         elapsed = clocks.wall() - self._time
         if count == self._count or (elapsed < _LOAD_SECONDS and not (last and not self._stretches)):
-            return
+            return False
         machine, own, first = self._machine, self._own, self._count
         self._mark(count)
         if machine is None or self._machine is None or elapsed <= 0:
@@ -152,6 +155,7 @@ class _Load:
         else:
             used = max((self._machine - machine - (self._own - own)) / elapsed, 0.0)
         self._stretches.append((count - first, used))
+        return True
 
     def others(self, count: int) -> Times:
         """Of every sample, shape (count,)."""

@@ -17,6 +17,7 @@ from runtime.backends import SessionOptions, open_session
 from runtime.cache import keep, read_cached
 from runtime.environment import fingerprint
 from runtime.sampling import take
+from runtime.steps import Count
 
 WIDTHS: tuple[int, ...] = (
     *(8, 12, 14, 15, 16, 20, 24, 28, 30, 31, 32, 36, 40, 44, 46, 47, 48, 52, 56, 60, 62, 63, 64),
@@ -108,7 +109,7 @@ def staircase(
     measured = {}
     for kind in KINDS:
         step(f"measuring {kind}")
-        measured[kind] = _curve(kind, backend, threads)
+        measured[kind] = _curve(kind, backend, threads, step)
     keep(name, {"curves": {kind: {str(w): t for w, t in curve.items()} for kind, curve in measured.items()}})
     return Staircase(backend, threads, measured)
 
@@ -121,7 +122,7 @@ def _read(document: Mapping[str, Any]) -> dict[str, dict[int, float]] | None:
     return curves if all(set(curve) == set(WIDTHS) for curve in curves.values()) else None
 
 
-def _curve(kind: str, backend: str, threads: int) -> dict[int, float]:
+def _curve(kind: str, backend: str, threads: int, step: Callable[[str], None]) -> dict[int, float]:
     """Seconds by width. All widths are sampled in turn; the lower quartile leaves out moments that were disturbed."""
     rng = np.random.default_rng(0)
     calls = []
@@ -130,7 +131,11 @@ def _curve(kind: str, backend: str, threads: int) -> dict[int, float]:
         session = open_session(model.SerializeToString(), backend, SessionOptions(threads=threads))
         shape = [d for d in session.inputs[0].shape if isinstance(d, int)]
         calls.append(session.bind({"x": rng.standard_normal(shape).astype(np.float32)}))
-    taken = take(calls, _SECONDS, lambda wall, _: wall.shape[1] >= _ROUNDS)
+
+    def tick(rows: int) -> None:
+        step(Count(f"measuring {kind}, rounds", min(rows, _ROUNDS), _ROUNDS))
+
+    taken = take(calls, _SECONDS, lambda wall, _: wall.shape[1] >= _ROUNDS, tick=tick)
     times = taken.thread if threads == 1 and backend == "ort-cpu" and (taken.thread > 0).all() else taken.wall
     return dict(zip(WIDTHS, map(float, np.percentile(times, 25, axis=1)), strict=True))
 

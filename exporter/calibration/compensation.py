@@ -45,6 +45,7 @@ from exporter.protos import constant_of, key_of, reads
 from exporter.tensors import Array
 from runtime.errors import RunError
 from runtime.samples import Samples
+from runtime.steps import Count
 
 _DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 """Tried where there are ten rows or more for every column; larger ones where there are fewer."""
@@ -116,7 +117,7 @@ def compensate(
     refits = []
     fresh: dict[str, Array] = {}
     for i, reader in enumerate(todo, 1):
-        step(f"fitting the layers that stay, {i} of {len(todo)}")
+        step(Count("fitting the layers that stay", i - 1, len(todo)))
         target = find_target(pruned, graph, reader, later)
         later.discard(reader.weight)
         dense.advance([target.tensor])

@@ -33,6 +33,7 @@ from exporter.graph import Graph
 from exporter.groups import Groups
 from exporter.slots import Fixed
 from exporter.tensors import Array
+from runtime.steps import Count
 
 DAMPING = 1e-3
 UNCERTAIN = 0.02
@@ -232,7 +233,7 @@ def readers_of(
     last = {n: place for place, members in sorted(by_reader.items()) for n in members}
     for i, (place, members) in enumerate(sorted(by_reader.items()), 1):
         reader = next(iter(members.values())).reader
-        step(f"measuring what the layers read, {i} of {len(by_reader)}")
+        step(Count("measuring what the layers read", i - 1, len(by_reader)))
         runner.advance([reader.source, reader.result])
         weights = matrix(reader, groups.graph.array(reader.weight))
         directions = find_directions(weights, positions(reader, groups.graph)) if narrow else None

@@ -13,6 +13,7 @@ from exporter.calibration.runner import Runner
 from exporter.graph import Graph
 from exporter.tensors import Array
 from runtime.samples import Samples
+from runtime.steps import Count
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
@@ -94,7 +95,7 @@ def deviations(
     result = {}
     chosen = [n for n in known if len(known[n].levels) > level]
     for i, n in enumerate(sorted(chosen, key=lambda n: known[n].readers[0].node.index), 1):
-        step(f"measuring how the outputs react, group {i} of {len(chosen)}")
+        step(Count("measuring how the outputs react, groups", i - 1, len(chosen)))
         runner.advance([known[n].readers[0].source])
         reaction = Deviation()
         for got, dense in zip(runner.branch(outputs, known[n].levels[level][1]), want, strict=True):

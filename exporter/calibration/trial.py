@@ -18,6 +18,7 @@ from exporter.calibration.sensitivity import answers, deviation
 from exporter.graph import Graph
 from exporter.plan import Plan
 from exporter.rewriter import rewrite
+from runtime.steps import Count
 
 _SAMPLES, _FEWEST, _WORK = 256, 32, 1e11
 """Samples of a trial: as many as some multiply-accumulates are enough for; no trial where that is fewer than the
@@ -103,7 +104,7 @@ def errors_of(
         return []
     errors = []
     for number, plan in enumerate(plans, 1):
-        step(f"trying blocks against widths, {number} of {len(plans)}")
+        step(Count("trying blocks against widths", number - 1, len(plans)))
         pruned = rewrite(graph, plan)
         if not comparable(pruned, graph, plan):
             return []

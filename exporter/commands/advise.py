@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, add_shape, command
 
 
@@ -41,11 +41,7 @@ def run(options: argparse.Namespace) -> int:
         seconds=options.seconds,
         shapes=parse_shapes(options.shape),
         given=options.shape,
-        progress=Progress(options.quiet),
+        progress=Progress(options),
     )
     found = advise(facts)
-    if options.json:
-        write_json(options.json, advice_json(facts, found))
-    if options.json != "-":
-        print(advice_text(facts, found))
-    return 0
+    return deliver(options, lambda: advice_json(facts, found), lambda: advice_text(facts, found))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, command
 from exporter.commands.running import add_running, asked_of
 
@@ -36,10 +36,6 @@ def run(options: argparse.Namespace) -> int:
         asked_of(options),
         to=options.to,
         seconds=options.seconds,
-        progress=Progress(options.quiet),
+        progress=Progress(options),
     )
-    if options.json:
-        write_json(options.json, latency_json.aligned_json(found))
-    if options.json != "-":
-        print(latency_report.aligned_text(found))
-    return 0
+    return deliver(options, lambda: latency_json.aligned_json(found), lambda: latency_report.aligned_text(found))

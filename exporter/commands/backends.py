@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from exporter.commands.console import write_json
+from exporter.commands.console import deliver
 from exporter.commands.options import add_json, command
 
 
@@ -21,8 +21,4 @@ def run(options: argparse.Namespace) -> int:
     from runtime.backends import available
 
     found = available()
-    if options.json:
-        write_json(options.json, latency_json.backends_json(found))
-    if options.json != "-":
-        print(latency_report.backends_text(found))
-    return 0
+    return deliver(options, lambda: latency_json.backends_json(found), lambda: latency_report.backends_text(found))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json, write_to
+from exporter.commands.console import Progress, say, write_json, write_to
 from exporter.commands.options import add_json, command
 from exporter.commands.running import add_running, asked_of, numbers, share
 
@@ -35,11 +35,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter import latency_json, latency_report
-    from exporter.errors import UsageError
     from runtime.latency import bench, compare
 
-    if options.csv == "-" and options.json == "-":
-        raise UsageError("--json - and --csv - both write to stdout; give one of them a file.")
     asked = asked_of(options)
     results, ratios = [], []
     for batch in options.batch or [None]:
@@ -56,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
             streams=options.streams,
             cold=not options.no_cold,
             options=asked.options,
-            progress=Progress(options.quiet),
+            progress=Progress(options),
         )
         results += measured
         ratios += [None, *(compare(measured[0], other) for other in measured[1:])]
@@ -65,5 +62,5 @@ def run(options: argparse.Namespace) -> int:
     if options.csv:
         write_to(options.csv, latency_json.bench_csv(results), "the CSV table")
     if "-" not in (options.json, options.csv):
-        print(latency_report.bench_text(results, ratios))
+        say(latency_report.bench_text(results, ratios))
     return 0

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_half, add_json, command
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -113,13 +113,9 @@ def run(options: argparse.Namespace) -> int:
         keep_io=not options.half_io,
         max_error=options.max_error,
         arguments=again(options),
-        progress=Progress(options.quiet),
+        progress=Progress(options),
     )
-    if options.json:
-        write_json(options.json, engine_json(made))
-    if options.json != "-":
-        print(engine_text(made, options.log))
-    return 0
+    return deliver(options, lambda: engine_json(made), lambda: engine_text(made, options.log))
 
 
 def size(text: str) -> int:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, command
-from exporter.commands.reporting import add_report, check_report, write_report
+from exporter.commands.reporting import add_report, write_report
 from exporter.commands.running import add_running, asked_of, share
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ def run(options: argparse.Namespace) -> int:
 
     if options.other is None and options.backend_b is None and options.threads_b is None:
         raise UsageError("name a second model B, or another backend for A with --against NAME.")
-    check_report(options)
     asked = asked_of(options, options.batch)
     threads = asked.options.threads if options.threads_b is None else options.threads_b
     other = replace(asked, backend=options.backend_b or asked.backend, options=replace(asked.options, threads=threads))
@@ -73,19 +72,19 @@ def run(options: argparse.Namespace) -> int:
         goal=Goal(options.fail_if_slower, options.min_speedup),
         outputs=not options.no_outputs,
         layers=options.layers > 0 or (options.report is not None and _timed_by_layer(asked, other)),
-        progress=Progress(options.quiet),
+        progress=Progress(options),
     )
-    if options.json:
-        write_json(options.json, latency_json.comparison_json(found))
     if options.report:
         from exporter.page.measured import compare_page
 
         write_report(options, compare_page(latency_json.comparison_json(found), latency_report.verdict_text(found)))
-    if options.json != "-":
-        print(latency_report.comparison_text(found, options.layers))
-    if found.goal.most is None:
-        return 0
-    return _INCONCLUSIVE if found.met is None else 0 if found.met else _FAILED
+    code = 0 if found.goal.most is None or found.met else _INCONCLUSIVE if found.met is None else _FAILED
+    return deliver(
+        options,
+        lambda: latency_json.comparison_json(found),
+        lambda: latency_report.comparison_text(found, options.layers),
+        code,
+    )
 
 
 def _timed_by_layer(*asked: Asked) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from exporter.commands.console import say
 from exporter.commands.options import command
 
 SHELLS = ("bash", "zsh", "fish")
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     import shtab
 
     _describe_values(options.top)
-    print(shtab.complete(options.top, shell=options.shell))
+    say(shtab.complete(options.top, shell=options.shell))
     return 0
 
 

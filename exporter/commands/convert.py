@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_half, add_json, add_shape, command
 
 
@@ -69,10 +69,10 @@ def run(options: argparse.Namespace) -> int:
 
     if options.source.endswith(".onnx"):
         return _halve(options)
-    for name in ("precision", "calib", "preprocess", "keep_fp32", "keep_io", "max_error", "shape", "json"):
+    for name in ("precision", "calib", "preprocess", "keep_fp32", "keep_io", "max_error", "shape"):
         if getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} is for ONNX files; convert the module first, then its file.")
-    progress = Progress(options.quiet)
+    progress = Progress(options)
     inputs = parse_inputs(options.input) if options.input else {}
     dynamic = parse_dynamic(options.dynamic)
     module = load_source(options.source)
@@ -92,10 +92,13 @@ def run(options: argparse.Namespace) -> int:
         by_name=asked.by_name,
         for_pruning=options.for_pruning,
     )
-    size = quantity(result.path.stat().st_size)
-    error = f"max relative error {result.max_relative_error:.2g} against PyTorch"
-    print(f"{result.path}: {size}B, opset {result.opset}, {error}")
-    return 0
+    size, error = result.path.stat().st_size, result.max_relative_error
+    document = {
+        "version": 1, "source": options.source, "path": str(result.path), "opset": result.opset, "bytes": size,
+        "max_relative_error": error,
+    }  # fmt: skip
+    text = f"{result.path}: {quantity(size)}B, opset {result.opset}, max relative error {error:.2g} against PyTorch"
+    return deliver(options, lambda: document, lambda: text)
 
 
 def _halve(options: argparse.Namespace) -> int:
@@ -121,11 +124,7 @@ def _halve(options: argparse.Namespace) -> int:
         keep_io=options.keep_io,
         max_error=options.max_error,
         shapes=parse_shapes(options.shape),
-        progress=Progress(options.quiet),
+        progress=Progress(options),
     )
-    if options.json:
-        write_json(options.json, converted_json(found))
-    if options.json != "-":
-        print(converted_text(found))
-        print(f"{options.output}: {quantity(found.after)}B (before: {quantity(found.before)}B)")
-    return 0
+    size = f"{options.output}: {quantity(found.after)}B (before: {quantity(found.before)}B)"
+    return deliver(options, lambda: converted_json(found), lambda: f"{converted_text(found)}\n{size}")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from exporter.commands.console import write_json
+from exporter.commands.console import complain, deliver
 from exporter.commands.options import add_json, command
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         from exporter import checkup
     except ImportError as error:
-        print(f"secateur: the installation is incomplete ({error}): pip install --upgrade packaging", file=sys.stderr)
+        complain(f"the installation is incomplete ({error}): pip install --upgrade packaging")
         return 1
     from exporter import __version__
     from runtime.environment import environment
@@ -47,11 +47,7 @@ def run(options: argparse.Namespace) -> int:
         "backends": _backends(),
         "install": lacking,
     }
-    if options.json:
-        write_json(options.json, document)
-    if options.json != "-":
-        print(_text(document, found))
-    return 1 if ill else 0
+    return deliver(options, lambda: document, lambda: _text(document, found), 1 if ill else 0)
 
 
 def _backends() -> list[dict[str, Any]] | None:

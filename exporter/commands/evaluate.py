@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, add_preprocess, command
 
 
@@ -69,10 +69,10 @@ def run(options: argparse.Namespace) -> int:
         reference=options.reference,
         output=options.output,
         batch=options.batch,
-        progress=Progress(options.quiet),
+        progress=Progress(options),
     )
-    if options.json:
-        write_json(options.json, report_json.evaluation_json(options.model, result))
-    if options.json != "-":
-        print(report.evaluation_text(options.model, result))
-    return 0
+    return deliver(
+        options,
+        lambda: report_json.evaluation_json(options.model, result),
+        lambda: report.evaluation_text(options.model, result),
+    )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_io, add_json, add_shape, command
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.pattern and not options.sparsity:
         raise UsageError("--pattern goes with --sparsity.")
-    progress = Progress(options.quiet)
+    progress = Progress(options)
     progress("reading the model")
     graph = load(options.model, parse_shapes(options.shape))
     if options.sparsity:
@@ -44,11 +44,11 @@ def run(options: argparse.Namespace) -> int:
     progress("analysing")
     groups = find_groups(graph, options.io)
     before = totals(graph, groups)
-    if options.json:
-        write_json(options.json, report_json.inspect_json(graph, groups, before))
-    if options.json != "-":
-        print(report.inspect_text(graph, groups, before))
-    return 0
+    return deliver(
+        options,
+        lambda: report_json.inspect_json(graph, groups, before),
+        lambda: report.inspect_text(graph, groups, before),
+    )
 
 
 def _sparsity(options: argparse.Namespace, graph: Graph) -> int:
@@ -63,8 +63,6 @@ def _sparsity(options: argparse.Namespace, graph: Graph) -> int:
     if not pattern.grouped:
         raise UsageError(f"--pattern {options.pattern}: inspect looks for N:M, such as 2:4.")
     rows = report.inspect_sparsity(graph, pattern)
-    if options.json:
-        write_json(options.json, report.inspect_json(graph, pattern, rows))
-    if options.json != "-":
-        print(report.inspect_text(graph, pattern, rows))
-    return 0
+    return deliver(
+        options, lambda: report.inspect_json(graph, pattern, rows), lambda: report.inspect_text(graph, pattern, rows)
+    )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, command
 from exporter.commands.running import add_running, asked_of
 
@@ -28,14 +28,14 @@ def run(options: argparse.Namespace) -> int:
     from runtime.roofline import peaks
     from runtime.staircase import staircase, usual_threads
 
-    progress = Progress(options.quiet)
+    progress = Progress(options)
     found = profile(options.model, asked_of(options, options.batch), seconds=options.seconds, progress=progress)
     progress("measuring what this machine does at its best")
     machine = peaks(options.backend, options.threads)
     stairs = staircase(options.backend, usual_threads(options.backend, options.threads), progress=progress)
     findings = lint(options.model, found, machine, stairs)
-    if options.json:
-        write_json(options.json, latency_json.lint_json(str(options.model), findings))
-    if options.json != "-":
-        print(latency_report.lint_text(str(options.model), findings))
-    return 0
+    return deliver(
+        options,
+        lambda: latency_json.lint_json(str(options.model), findings),
+        lambda: latency_report.lint_text(str(options.model), findings),
+    )

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from exporter.commands.targets import check_targets
+
 EXIT_CODES = """exit codes:
   0  done
   1  a goal, check or regression failed (budget out of reach, proof failed)
@@ -22,12 +24,26 @@ Check = Callable[[argparse.Namespace], None]
 
 
 def command(commands: Any, name: str, run: Command, text: str, check: Check | None = None) -> argparse.ArgumentParser:
-    """Add a command that calls ``run``; ``check`` refuses options that do not go together, before anything runs."""
+    """Add a command.
+
+    Args:
+        commands: what ``add_subparsers`` gave.
+        name: of the command.
+        run: carries it out; returns the exit code.
+        text: what it does.
+        check: refuses options that do not go together. It is called before ``run``, and when a recipe is read.
+    """
+
+    def checked(options: argparse.Namespace) -> None:
+        check_targets(options)
+        if check is not None:
+            check(options)
+
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(command=run, check=check, parser=parser)
-    parser.add_argument("--quiet", "-q", action="store_true", help="no progress on stderr")
+    parser.set_defaults(command=run, check=checked, parser=parser)
+    parser.add_argument("--quiet", "-q", action="store_true", help="nothing on stderr but errors")
     parser.add_argument(
         "--as-step", action="store_true", help="print this as a step for 'secateur run', and do nothing"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, command
 
 
@@ -28,9 +28,5 @@ def run(options: argparse.Namespace) -> int:
     from exporter import latency_json, latency_report
     from runtime.staircase import staircase
 
-    found = staircase(options.backend, options.threads, fresh=options.fresh, progress=Progress(options.quiet))
-    if options.json:
-        write_json(options.json, latency_json.staircase_json(found))
-    if options.json != "-":
-        print(latency_report.staircase_text(found))
-    return 0
+    found = staircase(options.backend, options.threads, fresh=options.fresh, progress=Progress(options))
+    return deliver(options, lambda: latency_json.staircase_json(found), lambda: latency_report.staircase_text(found))

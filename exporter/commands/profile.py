@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver, say, write_json
 from exporter.commands.options import add_json, command
-from exporter.commands.reporting import add_report, check_report, write_report
+from exporter.commands.reporting import add_report, write_report
 from exporter.commands.running import add_running, asked_of
 
 
@@ -29,15 +29,11 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter import latency_json, latency_report
-    from exporter.errors import UsageError
     from runtime.engine.flavour import PACKAGES as ENGINES
     from runtime.profiling import profile
     from runtime.roofline import peaks
 
-    if options.trace == "-" and options.json == "-":
-        raise UsageError("--json - and --trace - both write to stdout; give one of them a file.")
-    check_report(options)
-    progress = Progress(options.quiet)
+    progress = Progress(options)
     if options.backend in ENGINES:
         return _engine(options)
     found = profile(options.model, asked_of(options, options.batch), seconds=options.seconds, progress=progress)
@@ -53,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         page = profile_page(latency_json.profile_json(found, machine), latency_report.bottleneck_text(found, machine))
         write_report(options, page)
     if "-" not in (options.json, options.trace):
-        print(latency_report.profile_text(found, machine, max(options.top, 1)))
+        say(latency_report.profile_text(found, machine, max(options.top, 1)))
     return 0
 
 
@@ -68,8 +64,6 @@ def _engine(options: argparse.Namespace) -> int:
     if options.trace:
         raise UsageError("--trace is for ONNX Runtime; TensorRT gives a time for each layer, see --json.")
     layers, seconds = time_layers(options.model, asked_of(options, options.batch))
-    if options.json:
-        write_json(options.json, layers_json(layers, seconds))
-    if options.json != "-":
-        print(layers_text(layers, seconds, max(options.top, 1)))
-    return 0
+    return deliver(
+        options, lambda: layers_json(layers, seconds), lambda: layers_text(layers, seconds, max(options.top, 1))
+    )

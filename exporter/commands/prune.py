@@ -7,9 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_cache, add_io, add_json, add_preprocess, add_shape, command
-from exporter.commands.reporting import add_report, check_report, prune_report
+from exporter.commands.reporting import add_report, prune_report
 
 if TYPE_CHECKING:
     from exporter.pruner import Result
@@ -163,7 +163,6 @@ def run(options: argparse.Namespace) -> int:
     from exporter import Plan, prune, report, report_json
     from runtime.feeds import parse_shapes
 
-    _check(options)
     if options.latency:
         return _to_latency(options)
     result = prune(
@@ -189,13 +188,9 @@ def run(options: argparse.Namespace) -> int:
         result.plan.save(options.save_plan)
     latency = _measure(options, dict(result.plan.model.shapes)) if options.measure and result.output else None
     document = report_json.prune_json(result, latency) if options.json or options.report else {}
-    if options.json:
-        write_json(options.json, document)
     if options.report:
         prune_report(options, result, document, _profiled(options, result) if latency is not None else None)
-    if options.json != "-":
-        print(report.prune_text(result, latency))
-    return 0
+    return deliver(options, lambda: document, lambda: report.prune_text(result, latency))
 
 
 def _to_latency(options: argparse.Namespace) -> int:
@@ -216,13 +211,10 @@ def _to_latency(options: argparse.Namespace) -> int:
     if options.save_plan:
         result.plan.save(options.save_plan)
     document = {**report_json.prune_json(result), "latency_budget": latency_json.outcome_json(outcome)}
-    if options.json:
-        write_json(options.json, document)
     if options.report:
         prune_report(options, result, document)
-    if options.json != "-":
-        print(report.prune_text(result, more=latency_report.outcome_text(outcome)))
-    return 0
+    more = latency_report.outcome_text(outcome)
+    return deliver(options, lambda: document, lambda: report.prune_text(result, more=more))
 
 
 def _shared(options: argparse.Namespace) -> dict[str, Any]:
@@ -247,7 +239,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
         "prove": not options.no_verify,
         "inputs": options.inputs,
         "seed": options.seed,
-        "progress": Progress(options.quiet),
+        "progress": Progress(options),
     }
 
 
@@ -270,8 +262,7 @@ def _check_latency(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what would be ignored, or would fail only after the work."""
-    from exporter.atomic import obstacle
+    """Refuse what would be ignored."""
     from exporter.choice import Request
     from exporter.errors import UsageError
 
@@ -284,11 +275,6 @@ def _check(options: argparse.Namespace) -> None:
                 raise UsageError(f"--plan already says what to keep; leave out --{name.replace('_', '-')}.")
     if options.measure and options.dry_run:
         raise UsageError("--measure needs a result to time; leave out --dry-run.")
-    for path in (options.save_plan, options.json):
-        why = obstacle(Path(path)) if path not in (None, "-") else ""
-        if why:
-            raise UsageError(f"{path} cannot be written: {why}.")
-    check_report(options)
 
 
 def _align(text: str) -> int | str:
@@ -313,7 +299,7 @@ def _profiled(options: argparse.Namespace, result: Result) -> dict[str, Any]:
 
     asked = Asked("ort-cpu", SessionOptions(threads=options.threads), dict(result.plan.model.shapes))
     dense, pruned = (
-        profile(path, asked, seconds=_PROFILE_SECONDS, progress=Progress(options.quiet))
+        profile(path, asked, seconds=_PROFILE_SECONDS, progress=Progress(options))
         for path in (options.model, options.output)
     )
     layers = [layer_json(r) for r in layer_differences(dense.nodes, pruned.nodes)]
@@ -324,5 +310,5 @@ def _profiled(options: argparse.Namespace, result: Result) -> dict[str, Any]:
 def _measure(options: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> tuple[Latency, Latency, Ratio]:
     from runtime.latency import bench, compare
 
-    dense, pruned = bench([options.model, options.output], shapes=shapes, progress=Progress(options.quiet))
+    dense, pruned = bench([options.model, options.output], shapes=shapes, progress=Progress(options))
     return dense, pruned, compare(dense, pruned)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, add_preprocess, add_shape, command
 
 
@@ -78,15 +78,11 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter.atomic import obstacle
-    from exporter.errors import UsageError
     from exporter.quantization import report
     from exporter.quantization.quantizer import quantize
     from runtime.feeds import parse_shapes
     from runtime.images import parse_preprocess
 
-    if options.json not in (None, "-") and obstacle(Path(options.json)):
-        raise UsageError(f"{options.json} cannot be written: {obstacle(Path(options.json))}.")
     found = quantize(
         options.model,
         options.output,
@@ -108,10 +104,6 @@ def run(options: argparse.Namespace) -> int:
         shapes=parse_shapes(options.shape),
         seconds=options.seconds,
         threads=options.threads,
-        progress=Progress(options.quiet),
+        progress=Progress(options),
     )
-    if options.json:
-        write_json(options.json, report.quantize_json(found))
-    if options.json != "-":
-        print(report.quantize_text(found))
-    return 0
+    return deliver(options, lambda: report.quantize_json(found), lambda: report.quantize_text(found))

@@ -23,20 +23,6 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_report(options: argparse.Namespace) -> None:
-    """Refuse a report that could not be written, before the work.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    from exporter.atomic import obstacle
-    from exporter.errors import UsageError
-
-    why = obstacle(options.report) if options.report is not None else ""
-    if why:
-        raise UsageError(f"--report {options.report} cannot be written: {why}.")
-
-
 def write_report(options: argparse.Namespace, page: Page) -> None:
     """Write it.
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import write_json
+from exporter.commands.console import Progress, deliver, say
 from exporter.commands.options import add_json, command
-from exporter.commands.reporting import add_report, check_report, write_report
+from exporter.commands.reporting import add_report, write_report
 
 
 def add(commands: Any) -> None:
@@ -32,8 +32,8 @@ def run(options: argparse.Namespace) -> int:
     from exporter.recipes.running import command_line, is_done, run_step
     from exporter.recipes.steps import read_recipe
     from exporter.recipes.table import measurements, rows_of, table_json, table_text
+    from runtime.steps import Count
 
-    check_report(options)
     file = options.recipe.absolute()
     if not file.is_file():
         raise UsageError(
@@ -42,10 +42,10 @@ def run(options: argparse.Namespace) -> int:
     with contextlib.chdir(file.parent):
         recipe = read_recipe(options.recipe, options.parsers)
         if options.explain:
-            print(f"in {file.parent}:")
+            say(f"in {file.parent}:")
             for step in recipe.steps:
                 state = "" if options.fresh or not is_done(step, recipe) else "   # done before"
-                print(f"  {command_line(step)}{state}")
+                say(f"  {command_line(step)}{state}")
             return 0
         Path(recipe.folder, ".steps").mkdir(parents=True, exist_ok=True)
         steps = []
@@ -58,23 +58,22 @@ def run(options: argparse.Namespace) -> int:
                 "number": step.number, "name": step.name, "command": command_line(step), "seconds": done.seconds,
                 "cached": done.cached,
             })  # fmt: skip
-        for step in measurements(recipe, options.parsers):
+        progress, judged = Progress(options), measurements(recipe, options.parsers)
+        for number, step in enumerate(judged):
+            progress(Count("judging and timing the models", number, len(judged)))
             run_step(step, recipe, _command, options.fresh, True)
         rows = rows_of(recipe)
-    if options.json:
-        write_json(options.json, {"version": 1, "recipe": str(options.recipe), "rows": table_json(rows)})
     if options.report:
         from exporter.page.recipe import recipe_page
 
         write_report(options, recipe_page(options.recipe.name, table_json(rows), steps))
-    if options.json != "-":
-        print(table_text(rows))
-    return 0
+    document = {"version": 1, "recipe": str(options.recipe), "rows": table_json(rows)}
+    return deliver(options, lambda: document, lambda: table_text(rows))
 
 
 def _say(options: argparse.Namespace, line: str) -> None:
     if options.json != "-" and not options.quiet:
-        print(line, flush=True)
+        say(line)
 
 
 def _command(line: Sequence[str], quiet: bool) -> int:
@@ -88,7 +87,7 @@ def _command(line: Sequence[str], quiet: bool) -> int:
     home = str(Path(exporter.__file__).parents[1])
     path = os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH", "")) if p)
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "exporter", *line],
+        [sys.executable, "-P", "-m", "exporter", *line, *(["--quiet"] if quiet else [])],
         check=False,
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.DEVNULL if quiet else None,

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from exporter.commands.console import say
 from exporter.commands.options import command
 
 
@@ -26,5 +27,5 @@ def run(options: argparse.Namespace) -> int:
         document = recipe_schema(parsers)
     else:
         document = stored_schema(options.name)
-    print(json.dumps(document, indent=1, ensure_ascii=False))
+    say(json.dumps(document, indent=1, ensure_ascii=False))
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_cache, add_io, add_json, add_preprocess, add_shape, command
 
 
@@ -46,22 +46,17 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter import find_groups, load, report_sensitivity
-    from exporter.atomic import obstacle, write_text
+    from exporter.atomic import write_text
     from exporter.calibration.cache import Cache
     from exporter.calibration.damages import damages
     from exporter.calibration.data import calibration_of
     from exporter.charts import damage_chart
-    from exporter.errors import UsageError
     from runtime.cache import cache_folder
     from runtime.feeds import parse_shapes
     from runtime.images import parse_preprocess
 
     shares = _shares(options.at)
-    for path in (options.plot, options.json):
-        why = obstacle(Path(path)) if path not in (None, "-") else ""
-        if why:
-            raise UsageError(f"{path} cannot be written: {why}.")
-    progress = Progress(options.quiet)
+    progress = Progress(options)
     progress("reading and analysing the model")
     graph = load(options.model, parse_shapes(options.shape))
     groups = find_groups(graph, options.io)
@@ -83,16 +78,12 @@ def run(options: argparse.Namespace) -> int:
     notes = [*calibration.fit.notes, *cache.notes]
     if options.plot:
         write_text(options.plot, damage_chart(rows, f"{options.model.name}: damage of cutting each group alone"))
-    if options.json:
-        document = report_sensitivity.sensitivity_json(
-            options.model, rows, shares, calibration, bool(cache.hits), notes
-        )
-        write_json(options.json, document)
-    if options.json != "-":
-        print(report_sensitivity.sensitivity_text(rows, shares, calibration, notes))
-        if options.plot:
-            print(f"wrote {options.plot}")
-    return 0
+    wrote = f"\nwrote {options.plot}" if options.plot else ""
+    return deliver(
+        options,
+        lambda: report_sensitivity.sensitivity_json(options.model, rows, shares, calibration, bool(cache.hits), notes),
+        lambda: report_sensitivity.sensitivity_text(rows, shares, calibration, notes) + wrote,
+    )
 
 
 def _shares(text: str) -> list[float]:

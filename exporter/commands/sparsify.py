@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, add_preprocess, add_shape, command
-from exporter.commands.reporting import add_report, check_report, write_report
+from exporter.commands.reporting import add_report, write_report
 
 
 def add(commands: Any) -> None:
@@ -111,7 +111,6 @@ def run(options: argparse.Namespace) -> int:
     from runtime.feeds import parse_shapes
     from runtime.images import parse_preprocess
 
-    check_report(options)
     result = sparsify(
         options.model,
         options.output,
@@ -134,14 +133,10 @@ def run(options: argparse.Namespace) -> int:
         dry_run=options.dry_run,
         shapes=parse_shapes(options.shape),
         seed=options.seed,
-        progress=Progress(options.quiet),
+        progress=Progress(options),
     )
-    if options.json:
-        write_json(options.json, report.sparsify_json(result))
     if options.report:
         from exporter.page.sparsify import sparsify_page
 
         write_report(options, sparsify_page(report.sparsify_json(result), report.verdict(result)))
-    if options.json != "-":
-        print(report.sparsify_text(result))
-    return 0
+    return deliver(options, lambda: report.sparsify_json(result), lambda: report.sparsify_text(result))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, add_preprocess, add_shape, command
 
 if TYPE_CHECKING:
@@ -88,7 +88,6 @@ def run(options: argparse.Namespace) -> int:
     from runtime.images import parse_preprocess
     from runtime.samples import load_samples
 
-    _check(options)
     torch = need_torch()
     from exporter.training.targets import make_target
     from exporter.training.team import team_of
@@ -134,31 +133,23 @@ def run(options: argparse.Namespace) -> int:
         match=options.match,
         plan=Plan.load(options.plan) if options.plan else None,
     )
-    progress = Progress(options.quiet or team.rank > 0)
+    progress = Progress(options)
+    progress.silent |= team.rank > 0
     tuned = tune(graph, samples, target, training, device, progress, team)
     if team.rank > 0:
         return 0  # the first process writes
     save(tuned.graph, options.output)
-    if options.json:
-        write_json(options.json, _document(options, tuned))
-    if options.json != "-":
-        print(_text(options, tuned))
-    return 0
+    return deliver(options, lambda: _document(options, tuned), lambda: _text(options, tuned))
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what would be ignored, or would fail only after the work."""
-    from exporter.atomic import obstacle
+    """Refuse what would be ignored."""
     from exporter.errors import UsageError
 
     if options.teacher is None and options.loss in ("kl", "mse"):
         raise UsageError(f"--loss {options.loss} compares with the original: give it with --teacher.")
     if options.plan is not None and not options.match:
         raise UsageError("--plan is for --match: name the inner tensors to compare.")
-    for path in (options.output, options.checkpoint, options.json):
-        why = obstacle(Path(path)) if path not in (None, "-") else ""
-        if why:
-            raise UsageError(f"{path} cannot be written: {why}.")
 
 
 def _device(name: str, torch: Any) -> str:

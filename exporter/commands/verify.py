@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from exporter.commands.console import Progress, write_json
+from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, command
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _proof(options: argparse.Namespace) -> int:
         wanted = shapes_text(pruned_shapes(plan, shapes))
         raise GoalError(f"{options.pruned} does not take the inputs of the original ({wanted}).") from error
     inputs = recorded(options.inputs, input_specs(graph.model)) if options.inputs else ()
-    progress = Progress(options.quiet)
+    progress = Progress(options)
     try:
         proof = verify(pruned, graph, plan, tolerance=options.tolerance, inputs=inputs, progress=progress)
     except GoalError as error:
@@ -104,13 +104,9 @@ def _proof(options: argparse.Namespace) -> int:
         if not changed:
             raise
         raise GoalError(_fitted_text(options, plans, changed, len(pruned.constants), str(error))) from error
-    if options.json:
-        write_json(options.json, {"version": report_json.JSON_VERSION, "proof": report_json.proof_json(proof)})
-    if options.json != "-":
-        for warning in proof.warnings:
-            print(f"note: {warning}")
-        print(f"{options.pruned}: {report.proof_text(proof)}")
-    return 0
+    lines = [*(f"note: {warning}" for warning in proof.warnings), f"{options.pruned}: {report.proof_text(proof)}"]
+    document = {"version": report_json.JSON_VERSION, "proof": report_json.proof_json(proof)}
+    return deliver(options, lambda: document, lambda: "\n".join(lines))
 
 
 def _fitted_text(
@@ -160,8 +156,9 @@ def _pattern(options: argparse.Namespace) -> int:
     rows = check_file(options.original, pattern, only=options.only, keep=options.keep)
     wrong = report.failures(rows, pattern, options.allow_dense)
     holds = any(r.runs and not r.broken for r in rows)
-    if options.json:
-        write_json(options.json, report.verify_json(options.original, pattern, rows, options.allow_dense))
-    if options.json != "-":
-        print(report.verify_text(options.original, pattern, rows, options.allow_dense))
-    return 1 if wrong or not holds else 0
+    return deliver(
+        options,
+        lambda: report.verify_json(options.original, pattern, rows, options.allow_dense),
+        lambda: report.verify_text(options.original, pattern, rows, options.allow_dense),
+        1 if wrong or not holds else 0,
+    )

@@ -83,9 +83,9 @@ def _median(side: Document) -> float:
 
 def _ratio_part(document: Document, names: tuple[str, str]) -> list[Content]:
     first, other = document["first"], document["other"]
-    rows: list[list[Content]] = [[_CLOCKS[document["clock"]], ratio_text(document["ratio"]), "decides"]]
+    rows: list[list[Content]] = [[f"{_CLOCKS[document['clock']]} (decides)", ratio_text(document["ratio"])]]
     if document["clock"] != "wall":
-        rows.append(["wall time", ratio_text(document["wall_ratio"]), ""])
+        rows.append(["wall time", ratio_text(document["wall_ratio"])])
     goal = document["goal"]
     limits = [1 + goal["fail_if_slower"]] if goal["fail_if_slower"] is not None else []
     limits += [1 / goal["min_speedup"]] if goal["min_speedup"] is not None else []
@@ -106,7 +106,7 @@ def _ratio_part(document: Document, names: tuple[str, str]) -> list[Content]:
             f"{document['rounds']} rounds, both loaded anew in each. Lines are 95 % intervals."
         ),
         charts.figure("", plot),
-        table(["by", "times as long (95 %)", ""], rows, "ratios"),
+        table(["by", "times as long (95 %)"], rows, "ratios"),
         *samples_part([(names[0], first["samples_s"], "other"), (names[1], other["samples_s"], "main")]),
         flags_part(document["flags"]),
     ]

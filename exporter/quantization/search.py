@@ -17,6 +17,7 @@ from exporter.quantization.precisions import Precision
 from exporter.search import Limit, shown
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.samples import Samples
+from runtime.steps import Count
 
 Make = Callable[[Sequence[str]], ModelProto]
 """The model with these layers quantized."""
@@ -109,7 +110,7 @@ def least_in_float(
     count = 0
     if not judged(0):
         for number, name in enumerate(layers):
-            step(f"damage of layer {number + 1} of {len(layers)}")
+            step(Count("measuring the damage of each layer", number, len(layers)))
             damage[name] = output_error(opened(make([name]), precision), original, few, batch)
         order.sort(key=lambda n: -damage[n])
         low, count = 0, 1

@@ -289,9 +289,7 @@ def _check(
         state.problems.add(given.key_lines.get(named, given.line), f"{where}: {options}")
         return
     try:
-        check = getattr(options, "check", None)
-        if check is not None:
-            check(options)
+        options.check(options)
     except (SecateurError, RunError) as error:
         state.problems.add(given.line, f"{where}: {error}")
 

@@ -24,6 +24,7 @@ from exporter.sparsity.layers import Weight
 from exporter.sparsity.magnitude import smallest
 from exporter.sparsity.patterns import Pattern
 from exporter.tensors import Array
+from runtime.steps import Count
 
 LAYERWISE = ("wanda", "obs")
 """Methods that choose layer by layer, from what each reads."""
@@ -93,7 +94,7 @@ def fit_layers(
     values: dict[str, Array] = {}
     fits: list[Fit] = []
     for i, reader in enumerate(todo, 1):
-        step(f"choosing and fitting weights, layer {i} of {len(todo)}")
+        step(Count("choosing and fitting weights, layers", i - 1, len(todo)))
         target = find_target(graph, graph, reader, later)
         later.discard(reader.weight)
         dense.advance([target.tensor])

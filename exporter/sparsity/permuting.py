@@ -27,6 +27,7 @@ from exporter.sparsity.layers import Weight
 from exporter.sparsity.order import Scores, find_order, kept
 from exporter.sparsity.patterns import Pattern
 from exporter.verifier import verify
+from runtime.steps import Count
 
 _ROWS = 2048
 """Rows of a group's weights that the search looks at; of more, some are drawn."""
@@ -97,7 +98,7 @@ def permute_graph(
         whole = width // pattern.of * pattern.of
         if number in still or whole < 2 * pattern.of:
             continue
-        step(f"searching for an order of channels, group {i} of {len(columns)}")
+        step(Count("searching for an order of channels, groups", i - 1, len(columns)))
         scores = np.concatenate([c.scores for c in found])
         order = np.arange(width)
         order[:whole] = find_order(

@@ -29,6 +29,7 @@ from exporter.sparsity.storage import obstacle as cannot_hold
 from exporter.sparsity.storage import same_outputs, saving, store_sparse
 from exporter.sparsity.streaming import Stream
 from exporter.tensors import Array
+from runtime.steps import Count
 
 if TYPE_CHECKING:
     from exporter.calibration.data import Source
@@ -324,7 +325,7 @@ def _streamed(
     size = None if target is None else save(graph, target, values=values, progress=step)
     for number, weight in enumerate(taken, 1):
         if weight.name not in values.rows:  # no file asked for it
-            step(f"checking, weight {number} of {len(taken)}")
+            step(Count("checking weights", number - 1, len(taken)))
             values[weight.name]
     return tuple(values.rows[w.name] for w in taken), Written(size, False, 0)
 

@@ -17,6 +17,7 @@ from exporter.sparsity.layers import Weight
 from exporter.sparsity.patterns import SCHEDULES, Plan
 from exporter.sparsity.selection import Chosen
 from exporter.tensors import Array
+from runtime.steps import Count
 
 Choose = Callable[[Graph, Sequence[Weight], float], Chosen]
 """(a graph, some of its weights, share of zeros) -> what goes; see ``choose_elements``."""
@@ -144,7 +145,7 @@ def _most_harmful(
     """Names of the weights in the order of what each alone does to the outputs, the worst first."""
     harm = {}
     for i, weight in enumerate(taken, 1):
-        step(f"measuring what each layer does to the outputs, {i} of {len(taken)}")
+        step(Count("measuring what each layer does to the outputs", i - 1, len(taken)))
         names = {weight.name, fits[weight.name].bias if weight.name in fits else ""}
         harm[weight.name] = error_of({n: v for n, v in values.items() if n in names})
     return sorted(harm, key=lambda n: -harm[n])

@@ -25,6 +25,7 @@ from exporter.training.gates import Gates
 from exporter.training.losses import make_loss
 from exporter.training.scores import Step, batches
 from runtime.samples import Samples
+from runtime.steps import Count
 
 _STEPS = 300
 _BATCH = 32
@@ -122,7 +123,7 @@ def mask_scores(
             taken += 1
             if taken % 25 == 0:
                 spent = float(missed.detach()) + target
-                step(f"masks: step {taken} of {length}, loss {float(lost.detach()):.3g}, cost {spent:.2f}")
+                step(Count("learning masks", taken, length, note=f"loss {float(lost.detach()):.3g}, cost {spent:.2f}"))
     scores = Comparable()
     scores.update(gates.of_groups(learner.score()))
     return scores

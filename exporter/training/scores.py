@@ -24,6 +24,7 @@ from exporter.spans import Span
 from exporter.training.gates import Gates
 from exporter.training.losses import probe
 from runtime.samples import Samples
+from runtime.steps import Count
 
 Step = Callable[[str], None]
 
@@ -65,7 +66,7 @@ def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step:
     mine = owned(groups, module) if by == "gradient" or len(gates.gated) < len(groups) else {}
     worth = torch.zeros(gates.count, dtype=torch.float64)
     weights = {g.name: np.zeros(g.width) for g in groups}
-    done = 0
+    done, seen = 0, 0
     for inputs, labels in batches(samples, 1 if by == "fisher" else batch, module.device):
         gates.values = torch.ones(gates.count, device=module.device, requires_grad=True)
         for parameter in module.weights.values():
@@ -75,8 +76,8 @@ def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step:
             worth += gates.values.grad.double().cpu().abs() ** power
         _add_weights(weights, mine, module, power)
         done += 1
-        if done % 16 == 0:
-            step(f"gradients of {done} batches")
+        seen += 1 if samples.store.single else len(next(iter(inputs.values())))
+        step(Count("gradients of samples", seen, len(samples)))
     found = Comparable(gates.of_groups(worth / max(done, 1)))
     for n, group in enumerate(groups):
         if by == "gradient" or n not in gates.gated:

@@ -26,6 +26,7 @@ from exporter.training.targets import Target
 from exporter.training.team import ALONE, Team
 from runtime.backends import open_session
 from runtime.samples import Samples
+from runtime.steps import Count
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": lambda p, lr, decay: torch.optim.AdamW(p, lr=lr, weight_decay=decay),
@@ -258,8 +259,7 @@ def _epoch(run: _Run, train: Samples, where: torch.device, step: Step) -> float:
         _update(run)
         total, count = total + found, count + 1
         run.done += 1
-        if run.done % 50 == 0:
-            step(f"step {run.done} of {run.total}: loss {total / count:.4g}")
+        step(Count("training steps", run.done, run.total, note=f"loss {total / count:.4g}"))
     return total / max(count, 1)
 
 

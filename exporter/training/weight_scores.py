@@ -21,6 +21,7 @@ from exporter.graph import Graph
 from exporter.training.losses import probe
 from exporter.training.scores import FISHER_SAMPLES, Step, batches
 from runtime.samples import Samples
+from runtime.steps import Count
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 
@@ -54,7 +55,7 @@ def weight_scores(
     draw = torch.Generator().manual_seed(seed)
     samples = samples.part(0, FISHER_SAMPLES) if by == "fisher" else samples
     found: dict[str, torch.Tensor] = {}
-    done = 0
+    done, seen = 0, 0
     for inputs, labels in batches(samples, 1 if by == "fisher" else batch, module.device):
         for parameter in module.weights.values():
             parameter.grad = None
@@ -67,8 +68,8 @@ def weight_scores(
                 change = change.abs() if by == "gradient" else change.square()
                 found[name] = found[name] + change if name in found else change
         done += 1
-        if done % 16 == 0:
-            step(f"gradients of {done} batches")
+        seen += 1 if samples.store.single else len(next(iter(inputs.values())))
+        step(Count("gradients of samples", seen, len(samples)))
     _refuse(chosen - found.keys(), by)
     return {n: (s / max(done, 1)).reshape(-1).cpu().numpy().astype(np.float32) for n, s in found.items()}
 

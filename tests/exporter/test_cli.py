@@ -734,7 +734,7 @@ WRONG = {
     "out of reach": (f"{PRUNE} --macs 0.0001", 1, "--macs 0.0001 cannot be reached.*\nLower --align or --min-width"),
     "no output": ("prune {cnn} --ratio 0.5", 2, "-o OUT.onnx, or try --dry-run"),
     "output in no folder": ("prune {cnn} --ratio 0.5 -o {folder}/no/out.onnx", 2, "there is no folder .*/no"),
-    "output is a folder": ("prune {cnn} --ratio 0.5 -o {folder}", 2, "is a folder; name a file with -o"),
+    "output is a folder": ("prune {cnn} --ratio 0.5 -o {folder}", 2, "is a folder; name a file"),
     "no such model": ("prune {folder}/none.onnx -o {out} --ratio 0.5", 2, "none.onnx: no such file"),
     "not a model": ("prune {text} -o {out} --ratio 0.5", 3, "is not an ONNX file|holds no ONNX graph"),
     "nothing to prune": ("prune {rigid} -o {out} --ratio 0.5", 3, "nothing in this model can be pruned"),

@@ -7,11 +7,13 @@ import io
 import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
 
 from exporter.cli import main
+from exporter.schema_files import stored_schema
 from runtime import staircase as stairs_module
 from tests.onnx_builder import build, node, weights
 
@@ -171,7 +173,10 @@ def odd(tmp_path):
 def test_lint_and_align(odd, ok, run, tmp_path):
     """What lint finds, align mends."""
     assert "125 channels leave the blocked layout" in ok("lint", odd, "--seconds", "0.1", "-q")
-    out = ok("align", odd, "-o", tmp_path / "out.onnx", "--to", "8", "--seconds", "2", "-q")
+    out = ok(
+        "align", odd, "-o", tmp_path / "out.onnx", "--to", "8", "--seconds", "2", "-q", "--json", tmp_path / "r.json"
+    )
+    jsonschema.validate(json.loads((tmp_path / "r.json").read_text()), stored_schema("align"))
     assert "outputs are the same" in out
     assert "125" in out
     assert "128" in out
@@ -192,7 +197,9 @@ def test_prune_to_a_latency(ok, tmp_path, monkeypatch):
         tmp_path / "p.json", "--json", tmp_path / "r.json",
     )  # fmt: skip
     assert "of the original's, by CPU time of one thread" in out
-    report = json.loads((tmp_path / "r.json").read_text())["latency_budget"]
+    document = json.loads((tmp_path / "r.json").read_text())
+    jsonschema.validate(document, stored_schema("prune"))
+    report = document["latency_budget"]
     assert report["share"] == 0.6
     assert 0.4 < report["measured"]["value"] < 0.75
     assert report["savings"]

@@ -16,6 +16,7 @@ from runtime.profiling import NodeTime, Profile
 from runtime.roofline import Peaks, bottleneck, bound, peaks
 from runtime.savings import find_savings
 from runtime.staircase import KINDS, WIDTHS, Staircase, staircase
+from runtime.steps import Count
 from tests.onnx_builder import build, node, weights
 
 MACHINE = Peaks(1e11, 1e10)
@@ -112,12 +113,13 @@ def test_a_staircase_is_measured_once(monkeypatch, tmp_path):
     monkeypatch.setattr(stairs_module, "_SECONDS", 0.01)
     lines = []
     first = staircase("ort-cpu", 1, progress=lines.append)
-    assert lines == [f"measuring {kind}" for kind in KINDS]
+    assert [line for line in lines if not isinstance(line, Count)] == [f"measuring {kind}" for kind in KINDS]
     assert not first.cached
+    told = len(lines)
     again = staircase("ort-cpu", 1, progress=lines.append)
     assert again.cached
     assert again.curves == first.curves
-    assert len(lines) == 3
+    assert len(lines) == told
     assert not staircase("ort-cpu", 1, fresh=True).cached
     (file,) = tmp_path.iterdir()
     file.write_text('{"curves": {"Conv": {"8": "x"}}}')  # damaged: measured again

@@ -93,7 +93,9 @@ def test_a_model_that_never_runs_says_what_it_said_first(machine, paths):
 def test_progress_is_told(machine, paths):
     lines = []
     bench(paths[:2], "fake", seconds=2, progress=lines.append)
-    assert lines == ["loading a.onnx", "loading b.onnx", "sampling for at most 4 s"]
+    assert lines[:3] == ["loading a.onnx", "loading b.onnx", "sampling for at most 4 s"]
+    assert {line.what for line in lines[3:]} == {"sampling"}
+    assert all(0 < line.done <= line.total == 4 for line in lines[3:])
 
 
 @pytest.mark.parametrize(

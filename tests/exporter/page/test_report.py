@@ -114,7 +114,7 @@ def reports(tmp_path_factory):
 SAID = {
     "prune": ("What was cut, and why", "What could not be cut, and why", "2:4 sparsity", "Save plan.json", "stem.0"),
     "sparsify": ("Where the zeros are", "What stays dense, and why"),
-    "compare": ("Which is faster", "Time per layer", "Outputs"),
+    "compare": ("Which is faster", "Time per layer", "Every layer: work left against time left", "Outputs"),
     "profile": ("What holds it back", "Against what this machine can do"),
     "run": ("Each model", "Size and work", "secateur prune"),
 }
@@ -171,6 +171,22 @@ def test_it_fits_the_screen(reports, tmp_path, name, width, dark):
     assert found, done.stdout[:500]
     assert int(found[1]) <= int(found[2])
     assert found[3] == str(dark).lower()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_it_fits_the_paper(reports, tmp_path):
+    """What does not fit is cut by a printer, for paper does not scroll: A4 has 186 mm between the margins."""
+    text = reports["compare"].read_text(encoding="utf-8").replace("@media print", "@media all")
+    text = text.replace("node_", "/encoder/layers.11/attention/output/dense/node_")
+    text = text.replace("small.onnx", "a-rather-long-name-of-a-model-that-was-pruned-to-half-its-width.onnx")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    file = tmp_path / "page.html"
+    file.write_text(text.replace("</body>", MEASURE), encoding="utf-8")
+    line = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=703,900"]
+    done = subprocess.run([*line, "--dump-dom", file.as_uri()], capture_output=True, text=True, check=True, timeout=60)
+    found = re.search(r"<title>wide (\d+) of (\d+) ", done.stdout)
+    assert found, done.stdout[:500]
+    assert int(found[1]) <= int(found[2]) == 703
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

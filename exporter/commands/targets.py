@@ -1,0 +1,47 @@
+"""Files that a command line is to write: what cannot be written is refused before the work, for every command alike."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+_KEPT = ("timing_cache",)
+"""Written as well, but read first: what a step made is not told by them."""
+
+
+def check_targets(options: argparse.Namespace) -> None:
+    """Refuse files that could not be written, and one name for two of them.
+
+    Args:
+        options: of a command.
+
+    Raises:
+        UsageError: with the option, the file and the reason.
+    """
+    from exporter.atomic import obstacle, special
+    from exporter.errors import UsageError
+
+    seen: dict[str, str] = {}
+    for option, path in targets(options):
+        if path == "-":
+            place, told = "-", "stdout"
+        else:
+            place, told = str(Path(path).absolute()), path
+            streamed = option != "-o" and special(Path(path))
+            why = "" if streamed else obstacle(Path(path))
+            if why:
+                raise UsageError(f"{option} {path} cannot be written: {why}.")
+        if place in seen:
+            raise UsageError(f"{seen[place]} and {option} both write to {told}; give one of them another file.")
+        seen[place] = option
+
+
+def targets(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Each option that was given and names a file to write, and that file."""
+    from exporter.recipes.keys import keys_of
+
+    for key in keys_of(options.parser).values():
+        value = getattr(options, key.dest)
+        if (key.writes or key.dest in _KEPT) and value is not None:
+            yield key.option, str(value)
