@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.commands.console import write_json
+from exporter.commands.console import write_json, write_to
 from exporter.commands.options import add_json, command
+from exporter.commands.reporting import add_report, check_report, write_report
 
 if TYPE_CHECKING:
     from exporter.sweeps.driver import Progress, Workers
@@ -43,7 +44,11 @@ def add(commands: Any) -> None:
         metavar="NAME",
         help="this machine has what 'tag: NAME' asks for; repeatable",
     )
+    parser.add_argument(
+        "--plot", metavar="FILE.svg", type=Path, help="draw accuracy against latency, with the Pareto front"
+    )
     add_json(parser)
+    add_report(parser)
     parser.set_defaults(parsers=commands.choices)
 
 
@@ -52,10 +57,11 @@ def run(options: argparse.Namespace) -> int:
     from exporter.errors import UsageError
     from exporter.sweeps.driver import carry_out
     from exporter.sweeps.local import local_workers, usual_jobs
-    from exporter.sweeps.results import JSON_VERSION, notes_on, rows_json, rows_of, table_text
+    from exporter.sweeps.results import notes_on, rows_json, rows_of, table_text
     from exporter.sweeps.sheet import read_sweep
     from exporter.sweeps.store import opened
 
+    _check(options)
     file = options.sweep.absolute()
     if not file.is_file():
         raise UsageError(
@@ -83,13 +89,7 @@ def run(options: argparse.Namespace) -> int:
             )
             return _INTERRUPTED
         rows = rows_of(sweep, found)
-    failed = any(outcome.code for outcome in found.values())
-    if options.json:
-        notes = notes_on(found, sweep)
-        write_json(
-            options.json,
-            {"version": JSON_VERSION, "sweep": str(options.sweep), "rows": rows_json(rows), "notes": notes},
-        )
+    _write(options, rows_json(rows), notes_on(found, sweep))
     if options.json != "-":
         for number, (device, own) in enumerate(rows.items()):
             print("\n" * (number > 0) + (f"{device}:\n" if device else "") + table_text(own))
@@ -97,7 +97,43 @@ def run(options: argparse.Namespace) -> int:
             print(f"\n{note}")
         if any(row.front for own in rows.values() for row in own):
             print("\n* on the Pareto front: no model of the same task is as good and cheaper, or as cheap and better")
-    return _FAILED if failed else 0
+    return _FAILED if any(outcome.code for outcome in found.values()) else 0
+
+
+def _write(options: argparse.Namespace, rows: list[dict[str, Any]], notes: list[str]) -> None:
+    """Write the files that were asked for."""
+    from exporter.sweeps.results import JSON_VERSION
+
+    if options.json:
+        write_json(options.json, {"version": JSON_VERSION, "sweep": str(options.sweep), "rows": rows, "notes": notes})
+    if options.plot:
+        from exporter.page.sweep import sweep_drawing
+
+        drawing = sweep_drawing(options.sweep.name, rows)
+        if drawing:
+            write_to(str(options.plot), drawing, "the plot")
+        else:
+            print("note: nothing was judged, so there is nothing to plot", file=sys.stderr)
+    if options.report:
+        from exporter.page.sweep import sweep_page
+
+        write_report(options, sweep_page(options.sweep.name, rows, notes))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse files that could not be written, before the work.
+
+    Raises:
+        UsageError: one cannot.
+    """
+    from exporter.atomic import obstacle
+    from exporter.errors import UsageError
+
+    check_report(options)
+    for name, path in (("--plot", options.plot), ("--json", options.json)):
+        why = obstacle(Path(path)) if path is not None and path != "-" else ""
+        if why:
+            raise UsageError(f"{name} {path} cannot be written: {why}.")
 
 
 def _possible(sweep: Sweep, workers: Workers, options: argparse.Namespace) -> Sweep:

@@ -203,7 +203,7 @@ def rows_json(rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
             "device": device or None, "model": r.subject, "method": r.method or None, "budget": r.budget or None,
             "file": r.model or None, "bytes": r.size if r.model else None, "macs": r.macs if r.model else None,
             "accuracy": r.accuracy, "latency_s": r.latency, "latency_ratio": r.ratio, "pareto": r.front,
-            "error": r.error or None,
+            "eval": json.loads(r.task), "error": r.error or None,
         }
         for device, own in rows.items() for r in own
     ]  # fmt: skip
