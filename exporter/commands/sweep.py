@@ -14,6 +14,8 @@ from exporter.commands.options import add_json, command
 from exporter.commands.reporting import add_report, check_report, write_report
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from exporter.sweeps.driver import Progress, Workers
     from exporter.sweeps.sheet import Sweep
 
@@ -45,6 +47,11 @@ def add(commands: Any) -> None:
         help="this machine has what 'tag: NAME' asks for; repeatable",
     )
     parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run on a Ray cluster (HOST:PORT, auto; tags are its machines' resources), or one started here (local)",
+    )
+    parser.add_argument(
         "--plot", metavar="FILE.svg", type=Path, help="draw accuracy against latency, with the Pareto front"
     )
     add_json(parser)
@@ -56,7 +63,6 @@ def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter.errors import UsageError
     from exporter.sweeps.driver import carry_out
-    from exporter.sweeps.local import local_workers, usual_jobs
     from exporter.sweeps.results import notes_on, rows_json, rows_of, table_text
     from exporter.sweeps.sheet import read_sweep
     from exporter.sweeps.store import opened
@@ -67,9 +73,6 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"{options.sweep} is a folder; name a YAML file." if file.is_dir() else f"{options.sweep}: no such file."
         )
-    jobs = usual_jobs() if options.jobs is None else options.jobs
-    if jobs < 1:
-        raise UsageError(f"--jobs {jobs}: at least 1.")
     with contextlib.chdir(file.parent):
         sweep = read_sweep(options.sweep, options.parsers)
         if options.explain:
@@ -78,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             with (
                 opened(Path(sweep.folder)) as store,
-                local_workers(jobs, options.tag, options.fresh) as workers,
+                _workers(options) as workers,
             ):
                 sweep = _possible(sweep, workers, options)
                 found = carry_out(sweep, options.parsers, store, workers, options.fresh, lambda p: _say(options, p))
@@ -136,6 +139,29 @@ def _check(options: argparse.Namespace) -> None:
             raise UsageError(f"{name} {path} cannot be written: {why}.")
 
 
+def _workers(options: argparse.Namespace) -> AbstractContextManager[Workers]:
+    """Who does the jobs.
+
+    Raises:
+        UsageError: options do not go together.
+    """
+    from exporter.errors import UsageError
+    from exporter.sweeps.cluster import LOCAL, ray_workers
+    from exporter.sweeps.local import local_workers, usual_jobs
+
+    jobs = usual_jobs() if options.jobs is None else options.jobs
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs}: at least 1.")
+    if options.ray is None:
+        return local_workers(jobs, options.tag, options.fresh)
+    if options.ray != LOCAL and (options.jobs is not None or options.tag):
+        raise UsageError(
+            "--jobs and --tag are of this machine; those of a cluster have what 'ray start --num-cpus N --resources "
+            "'{\"NAME\": 1}'' gave them."
+        )
+    return ray_workers(options.ray, jobs, options.tag)
+
+
 def _possible(sweep: Sweep, workers: Workers, options: argparse.Namespace) -> Sweep:
     """The sweep without what no machine here can do, which is said.
 
@@ -153,6 +179,14 @@ def _possible(sweep: Sweep, workers: Workers, options: argparse.Namespace) -> Sw
         devices=tuple(d for d in sweep.devices if there[d.tag]),
         variants=tuple(v for v in sweep.variants if there[v.tag]),
     )
+    for device in left.devices:
+        kinds = len(workers.machines(device.tag))
+        if kinds > 1:
+            which = f"with the tag '{device.tag}'" if device.tag else "of the cluster (it has no tag)"
+            raise UsageError(
+                f"the device '{device.name}' may be any of the machines {which}, and these are of {kinds} kinds, whose "
+                f"latencies cannot be compared. Give it a tag that only like ones have; {workers.tagging}."
+            )
     if lacking and not left.variants:
         raise UsageError(f"every method asks for a tag ({', '.join(lacking)}) that no machine has; {workers.tagging}.")
     if lacking and not options.quiet:

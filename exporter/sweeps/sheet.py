@@ -19,7 +19,8 @@ METHOD = ("tag", "steps")
 MOST = 10_000
 """Models that one sweep may make."""
 
-_NAME = re.compile(r"[\w][\w.+-]*")
+NAME = r"\w[\w.+-]*"
+"""Pattern of what models, methods and devices are called: names of folders."""
 _USUAL = {"cpu": {"threads": 1}}
 """The device where none is named."""
 
@@ -144,7 +145,7 @@ def _named(given: Given, key: str, what: str, problems: Problems) -> Iterator[tu
         problems.add(given.line if found is None else given.key_lines[key], f"'{key}' is a mapping of {what}")
         return
     for name, value, line in entries(found):
-        if _NAME.fullmatch(name):
+        if re.fullmatch(NAME, name):
             yield name, value, line
         else:
             problems.add(line, f"{key}: '{name}' is no name; letters, digits and ._+- make one")
@@ -167,7 +168,7 @@ def _models(given: Given, problems: Problems) -> dict[str, dict[str, Any]]:
             problems.add(line, f"models: {name}: a model is a file, or a mapping with 'file' and variables of its own")
         elif not Path(path).is_file():
             problems.add(line, f"models: there is no file {path} in {Path.cwd()}")
-        elif name in models or not _NAME.fullmatch(name):
+        elif name in models or not re.fullmatch(NAME, name):
             problems.add(line, f"models: '{name}' stands for two files or is no name; write 'models: {{name: file}}'")
         elif wrong:
             problems.add(line, f"models: {name}: '{wrong[0]}' cannot be the name of a variable")

@@ -1,4 +1,4 @@
-"""``secateur sweep``: what is wrong is told first, jobs are done once, failures stay with their model, the front holds."""
+"""``secateur sweep``: what is wrong is told first, jobs are done once, failures stay with a model, the front holds."""
 
 from __future__ import annotations
 
