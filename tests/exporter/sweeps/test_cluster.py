@@ -1,4 +1,4 @@
-"""Sweeps on a real Ray cluster of two machines on this one: files travel, tags decide, a killed driver's work goes on."""
+"""Sweeps on a real Ray cluster of two machines on this one: files travel, tags decide, a killed one is taken up."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from exporter.recipes.steps import Recipe, Step
 from exporter.sweeps.jobs import Job
 from exporter.sweeps.parcels import lay_out, made, needed, read
 from tests.exporter.files import wide, write_outside
-from tests.exporter.sweeps.test_faults import ROOT, children_of
+from tests.exporter.sweeps.test_faults import ROOT, commands_in
 from tests.exporter.trained import classifier, drawn
 
 SWEEP = """\
@@ -44,6 +45,9 @@ print("address", cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
+
+
+NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'secateur[ray]'")
 
 
 @pytest.fixture
@@ -108,13 +112,14 @@ def start(address, environment, *options):
 
 
 @pytest.mark.slow
+@NEEDS_RAY
 def test_on_a_cluster(place):
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'secateur[ray]'")
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TMPDIR": str(place),
     }
     with cluster(environment) as address:
         first = start(address, environment)
@@ -123,9 +128,9 @@ def test_on_a_cluster(place):
         first.send_signal(signal.SIGKILL)
         first.wait()
         until = time.monotonic() + 60
-        while children_of("-m\0exporter\0") and time.monotonic() < until:
+        while commands_in(place) and time.monotonic() < until:
             time.sleep(0.1)
-        assert not children_of("-m\0exporter\0"), "what the cluster ran for it has ended"
+        assert not commands_in(place), "what the cluster ran for it has ended"
         out, said = start(address, environment).communicate(timeout=600)
     assert "no machine has the tag 'phone', so phone is left out" in said
     assert "done before" in said
@@ -147,8 +152,8 @@ def test_on_a_cluster(place):
 
 
 @pytest.mark.slow
+@NEEDS_RAY
 def test_no_cluster(place, capsys):
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'secateur[ray]'")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = start("127.0.0.1:1", environment)
     _, said = process.communicate(timeout=300)
