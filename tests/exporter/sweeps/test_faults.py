@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 SWEEP = """\
 models: [model.onnx]
 folder: out
-budgets: [0.8, 0.5]
+budgets: [0.5]
 methods: {cut: [prune: {macs: $budget, align: 1}]}
 devices: {}
 eval: {data: data.npz, metric: top1}
@@ -61,25 +61,27 @@ def test_killed(how, place):
     line = [sys.executable, "-m", "exporter", "sweep", "sweep.yaml", "--jobs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert "judged" in process.stderr.readline()
-    assert "made" in process.stderr.readline()
+    assert "model: judged" in process.stderr.readline()
+    log = Path("out/model/cut-0.5/make.log")
+    while not (log.exists() and log.stat().st_size):
+        time.sleep(0.05)
     process.send_signal(how)
     said = process.stderr.read()
     assert process.wait(60) == (130 if how == signal.SIGINT else -9)
     assert ("what was done is kept in out" in said) == (how == signal.SIGINT)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while commands_in(place) and time.monotonic() < until:
         time.sleep(0.05)
     assert not commands_in(place)
     with opened(Path("out")) as store:
         known = store._base.execute("SELECT kind, name FROM jobs WHERE code = 0").fetchall()
-    assert ("eval", "model") in known
-    assert ("make", "model cut 0.8") in known
+    assert known == [("eval", "model")]
+    if how == signal.SIGINT:
+        return
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "model: judged, top1" in done.stderr.splitlines()[0]
-    assert done.stderr.count("done before") >= 2
-    assert done.stdout.count("cut") == 2
+    assert [line.rpartition(", ")[2] for line in done.stderr.splitlines()].count("done before") == 1
+    assert "cut" in done.stdout
 
 
 def test_two_sweeps_in_one_folder(place):
