@@ -64,6 +64,7 @@ def test_killed(how, place):
     assert "model: judged" in process.stderr.readline()
     log = Path("out/model/cut-0.5/make.log")
     while not (log.exists() and log.stat().st_size):
+        assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(how)
     said = process.stderr.read()
@@ -119,7 +120,8 @@ def test_turns(place):
         later.start()
         time.sleep(0.3)
         assert events == []
-    while not events:
+    until = time.monotonic() + 60
+    while not events and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(0.3)
     assert events == ["alone"]
