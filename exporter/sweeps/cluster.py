@@ -64,7 +64,7 @@ def ray_workers(address: str, count: int, tags: Collection[str]) -> Iterator[Wor
         }
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises any kind
         raise UsageError(f"--ray {address}: no Ray cluster can be used there: {error}") from error
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]

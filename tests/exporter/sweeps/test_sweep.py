@@ -125,7 +125,7 @@ def test_what_nobody_explained_is_tried_again(place, monkeypatch, capsys):
 def test_variables_of_a_model(place, capsys):
     """Data of each model's own, texts around a variable, and a list."""
     text = SWEEP.replace("[model.onnx]", "{a: {file: model.onnx, data: data.npz, whole: ['w1*', 'w3*']}}")
-    text = text.replace("eval: {data: data.npz", "eval: {data: $data").replace("macs: $budget", "macs: ${budget}0")
+    text = text.replace("eval: {data: data.npz", "eval: {data: $data").replace("macs: $budget", "macs: '${budget}0'")
     text = text.replace("align: 1", "align: 1, keep: $whole, save-plan: $folder/p.json")
     Path("sweep.yaml").write_text(text)
     assert main(["sweep", "sweep.yaml", "--explain"]) == 0
