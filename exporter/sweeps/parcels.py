@@ -34,10 +34,10 @@ def needed(job: Job) -> tuple[list[str], list[str]]:
             if path is not None:
                 found |= dict.fromkeys(map(str, _parts(path)))
         made |= set(step.writes)
-    for path in (*found, job.recipe.folder):
-        if not Path(path).is_absolute() and ".." in Path(path).parts:
+    for name in (*found, job.recipe.folder):
+        if not Path(name).is_absolute() and ".." in Path(name).parts:
             raise UsageError(
-                f"{path} leads out of {Path.cwd()}; on a cluster, what a sweep reads and writes lies beneath its "
+                f"{name} leads out of {Path.cwd()}; on a cluster, what a sweep reads and writes lies beneath its "
                 "folder, or has an absolute path and is there on every machine."
             )
     return [p for p in found if not Path(p).is_absolute()], [p for p in found if Path(p).is_absolute()]

@@ -104,6 +104,8 @@ def cluster(environment):
     finally:
         process.stdin.close()
         process.wait(120)
+        process.stdout.close()
+        process.stderr.close()
 
 
 def start(address, environment, *options):
@@ -127,6 +129,8 @@ def test_on_a_cluster(place):
             assert line, "it ended early"
         first.send_signal(signal.SIGKILL)
         first.wait()
+        first.stdout.close()
+        first.stderr.close()
         until = time.monotonic() + 60
         while commands_in(place) and time.monotonic() < until:
             time.sleep(0.1)

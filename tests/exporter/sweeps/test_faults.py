@@ -68,6 +68,7 @@ def test_killed(how, place):
         time.sleep(0.05)
     process.send_signal(how)
     said = process.stderr.read()
+    process.stderr.close()
     assert process.wait(60) == (130 if how == signal.SIGINT else -9)
     assert ("what was done is kept in out" in said) == (how == signal.SIGINT)
     until = time.monotonic() + 60
