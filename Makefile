@@ -43,6 +43,7 @@ test: lint types
 	$(BIN)/python -m pytest -q -m "timing and not slow and not gpu"
 
 test-slow: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 format: $(READY)

@@ -31,6 +31,7 @@ from exporter.commands import (
     schema,
     sensitivity,
     sparsify,
+    sweep,
     tune,
     verify,
 )
@@ -59,6 +60,7 @@ _COMMANDS = (
     convert,
     build,
     run,
+    sweep,
     schema,
     completion,
 )

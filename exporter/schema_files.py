@@ -22,11 +22,12 @@ RESULTS = (
         "bench",
         "compare",
     ),
-    *("profile", "probe", "lint", "align", "backends", "doctor", "convert", "build", "run"),
+    *("profile", "probe", "lint", "align", "backends", "doctor", "convert", "build", "run", "sweep"),
 )
 """Commands whose ``--json`` is described: all that have it, in one file, since they share parts."""
 
-NAMES = ("plan", "recipe", "results", *RESULTS)
+_SHEETS = ("recipe", "sweep")
+NAMES = ("plan", *_SHEETS, "results", *(name for name in RESULTS if name not in _SHEETS))
 _FOLDER = Path(__file__).parent / "schemas"
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -61,41 +62,14 @@ def recipe_schema(parsers: Mapping[str, argparse.ArgumentParser]) -> dict[str, A
     Args:
         parsers: of the commands, by name.
     """
-    from exporter.recipes.keys import keys_of
-    from exporter.recipes.schedules import SCHEDULES
-    from exporter.recipes.steps import ALIASES, MOST_ROUNDS, NO_STEPS, TOP
+    from exporter.recipes.steps import TOP
 
-    scalar = {"type": ["string", "number"]}
-    several = {"oneOf": [scalar, {"type": "array", "items": scalar}]}
-    kinds: dict[str, Any] = {"flag": {"type": "boolean"}, "list": several, "value": scalar}
-
-    def options(command: str) -> dict[str, Any]:
-        found = keys_of(parsers[command])
-        return {
-            "type": ["object", "null"],
-            "additionalProperties": False,
-            "properties": {name: kinds[key.kind] for name, key in found.items()},
-        }
-
-    names = {name: name for name in parsers if name not in NO_STEPS}
-    names |= {alias: command for alias, command in ALIASES.items() if command in parsers}
-    steps = {name: options(command) for name, command in names.items()}
-    steps["repeat"] = {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["rounds", "steps"],
-        "properties": {
-            "rounds": {"type": "integer", "minimum": 1, "maximum": MOST_ROUNDS},
-            "schedule": {"enum": list(SCHEDULES)},
-            "steps": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/step"}},
-        },
-    }
     properties = {
         "model": {"type": "string"},
         "folder": {"type": "string"},
-        "eval": options("eval"),
-        "compare": options("compare"),
-        "steps": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/step"}},
+        "eval": _options(parsers, "eval"),
+        "compare": _options(parsers, "compare"),
+        "steps": _STEPS,
     }
     return {
         "$schema": _DIALECT,
@@ -104,18 +78,115 @@ def recipe_schema(parsers: Mapping[str, argparse.ArgumentParser]) -> dict[str, A
         "additionalProperties": False,
         "required": ["steps"],
         "properties": {name: properties[name] for name in TOP},
-        "$defs": {
-            "step": {
+        "$defs": {"step": _step(parsers)},
+    }
+
+
+def sweep_schema(parsers: Mapping[str, argparse.ArgumentParser]) -> dict[str, Any]:
+    """The schema of a sweep, whose methods are steps of recipes.
+
+    Args:
+        parsers: of the commands, by name.
+    """
+    from exporter.sweeps.sheet import METHOD, NAME, TOP
+
+    timed = _options(parsers, "compare")
+    timed["properties"]["tag"] = {"type": "string"}
+    own = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string"}}}
+    method = {"steps": _STEPS, "tag": {"type": "string"}}
+    properties = {
+        "models": {
+            "oneOf": [
+                {"type": "array", "minItems": 1, "items": {"type": "string"}},
+                _by_name(NAME, {"oneOf": [{"type": "string"}, own]}, 1),
+            ]
+        },
+        "folder": {"type": "string"},
+        "budgets": {"type": "array", "minItems": 1, "items": _SCALAR, "uniqueItems": True},
+        "methods": _by_name(
+            NAME,
+            {
                 "oneOf": [
-                    {"enum": sorted(names)},
+                    _STEPS,
                     {
                         "type": "object",
-                        "minProperties": 1,
-                        "maxProperties": 1,
                         "additionalProperties": False,
-                        "properties": steps,
+                        "required": ["steps"],
+                        "properties": {key: method[key] for key in METHOD},
                     },
                 ]
-            }
+            },
+            1,
+        ),
+        "devices": _by_name(NAME, timed, 0),
+        "eval": _options(parsers, "eval"),
+    }
+    return {
+        "$schema": _DIALECT,
+        "title": "Secateur sweep",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["models", "methods", "eval"],
+        "properties": {name: properties[name] for name in TOP},
+        "$defs": {"step": _step(parsers)},
+    }
+
+
+_SCALAR = {"type": ["string", "number"]}
+_STEPS = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/step"}}
+
+
+def _by_name(name: str, value: Any, least: int) -> dict[str, Any]:
+    """A mapping whose keys are names."""
+    return {
+        "type": "object",
+        "minProperties": least,
+        "additionalProperties": False,
+        "patternProperties": {f"^{name}$": value},
+    }
+
+
+def _options(parsers: Mapping[str, argparse.ArgumentParser], command: str) -> dict[str, Any]:
+    """Options of a command."""
+    from exporter.recipes.keys import keys_of
+
+    several = {"oneOf": [_SCALAR, {"type": "array", "items": _SCALAR}]}
+    kinds: dict[str, Any] = {"flag": {"type": "boolean"}, "list": several, "value": _SCALAR}
+    found = keys_of(parsers[command])
+    return {
+        "type": ["object", "null"],
+        "additionalProperties": False,
+        "properties": {name: kinds[key.kind] for name, key in found.items()},
+    }
+
+
+def _step(parsers: Mapping[str, argparse.ArgumentParser]) -> dict[str, Any]:
+    """A step: a command with its options, or a repetition."""
+    from exporter.recipes.schedules import SCHEDULES
+    from exporter.recipes.steps import ALIASES, MOST_ROUNDS, NO_STEPS
+
+    names = {name: name for name in parsers if name not in NO_STEPS}
+    names |= {alias: command for alias, command in ALIASES.items() if command in parsers}
+    steps = {name: _options(parsers, command) for name, command in names.items()}
+    steps["repeat"] = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["rounds", "steps"],
+        "properties": {
+            "rounds": {"type": "integer", "minimum": 1, "maximum": MOST_ROUNDS},
+            "schedule": {"enum": list(SCHEDULES)},
+            "steps": _STEPS,
         },
+    }
+    return {
+        "oneOf": [
+            {"enum": sorted(names)},
+            {
+                "type": "object",
+                "minProperties": 1,
+                "maxProperties": 1,
+                "additionalProperties": False,
+                "properties": steps,
+            },
+        ]
     }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from exporter.commands.console import Progress, deliver, say
 from exporter.commands.options import add_json, command
 from exporter.commands.reporting import add_report, write_report
+from exporter.recipes.processes import run_command as _command
 
 
 def add(commands: Any) -> None:
@@ -74,22 +74,3 @@ def run(options: argparse.Namespace) -> int:
 def _say(options: argparse.Namespace, line: str) -> None:
     if options.json != "-" and not options.quiet:
         say(line)
-
-
-def _command(line: Sequence[str], quiet: bool) -> int:
-    """Run a command in a process of its own: its memory is given back, and its threads are not in the way."""
-    import os
-    import subprocess
-    import sys
-
-    import exporter
-
-    home = str(Path(exporter.__file__).parents[1])
-    path = os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH", "")) if p)
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "exporter", *line, *(["--quiet"] if quiet else [])],
-        check=False,
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.DEVNULL if quiet else None,
-    )
-    return done.returncode

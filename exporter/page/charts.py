@@ -159,7 +159,21 @@ def plane(
     mark: tuple[float, str] | None = None,
     roof: Sequence[tuple[float, float]] = (),
 ) -> Markup:
-    """Points over two axes.
+    """Points over two axes, as ``plane_drawing`` draws them."""
+    return _framed(plane_drawing(dots, x, y, label, joined=joined, mark=mark, roof=roof))
+
+
+def plane_drawing(
+    dots: Sequence[Dot],
+    x: Scale,
+    y: Scale,
+    label: str,
+    *,
+    joined: bool = False,
+    mark: tuple[float, str] | None = None,
+    roof: Sequence[tuple[float, float]] = (),
+) -> Markup:
+    """Points over two axes, without a frame: as wide as what it stands in.
 
     Args:
         dots: at least one.
@@ -192,7 +206,7 @@ def plane(
         parts += [_line((0, height), (100, height), "mark"), _text(100, height - 5, mark[1], "end")]
     for dot in dots:
         parts.append(_dot(dot, at))
-    return _svg(parts, _HEIGHT, label)
+    return _drawing(parts, _HEIGHT, label)
 
 
 def _dot(dot: Dot, at: Callable[[float, float], tuple[float, float]]) -> Markup:
@@ -252,8 +266,15 @@ class _Axis:
 
 
 def _svg(parts: Sequence[Markup], height: float, label: str) -> Markup:
-    plot = tag("svg", *parts, height=height, role="img", aria_label=label)
-    return tag("div", plot, class_="plot")
+    return _framed(_drawing(parts, height, label))
+
+
+def _drawing(parts: Sequence[Markup], height: float, label: str) -> Markup:
+    return tag("svg", *parts, height=height, role="img", aria_label=label)
+
+
+def _framed(drawing: Markup) -> Markup:
+    return tag("div", drawing, class_="plot")
 
 
 def _level(y: float, words: str) -> Markup:

@@ -74,13 +74,13 @@ def read_yaml(file: Path) -> Given:
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}.") from error
     if len(data) > LONGEST:
-        raise UsageError(f"{file} has {len(data):,} bytes; a recipe is a short YAML file.")
+        raise UsageError(f"{file} has {len(data):,} bytes; this is to be a short YAML file.")
     try:
         loader = yaml.SafeLoader(data)
         try:
             node = loader.get_single_node()
             if node is None:
-                raise UsageError(f"{file} is empty. A recipe has 'model' and 'steps'; docs/recipes.md has an example.")
+                raise UsageError(f"{file} is empty; docs/recipes.md has examples.")
             return _given(loader, node, file, set())
         finally:
             loader.dispose()

@@ -116,15 +116,22 @@ def _record(step: Step, recipe: Recipe, key: str) -> float | None:
         return None
 
 
-def key_of(step: Step) -> str:
-    """SHA-256 of what decides the result of a step: its command, what it reads, and Secateur's own source."""
-    read = {path: content(path) for path in step.reads}
-    text = json.dumps([_program(), step.command, list(step.arguments), read], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def key_of(*steps: Step) -> str:
+    """SHA-256 of what decides the result of steps in a row: commands, what they read, and Secateur's own source.
+
+    What one of them makes for a later one follows from the rest.
+    """
+    made: set[str] = set()
+    told = []
+    for step in steps:
+        read = {path: content(path) for path in step.reads if path not in made}
+        told.append([step.command, list(step.arguments), read])
+        made |= set(step.writes)
+    return hashlib.sha256(json.dumps([source_digest(), told], sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache
-def _program() -> str:
+def source_digest() -> str:
     """Secateur's version and source, the commands included: here their options count too."""
     digest = hashlib.sha256(program().encode())
     for file in sorted((Path(__file__).parents[1] / "commands").glob("*.py")):
@@ -146,4 +153,13 @@ def content(text: str) -> str:
             found = each.stat()
             digest.update(f"{each.relative_to(path)}:{found.st_size}:{found.st_mtime_ns};".encode())
         return digest.hexdigest()
+    if path.suffix == ".onnx":
+        return digest_of(path)  # with files beside it
+    found = path.stat()
+    return _digest(path.absolute(), found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(1024)
+def _digest(path: Path, _size: int, _changed: int) -> str:
+    """Data are read by many steps, and hashed once for as long as neither size nor time changes."""
     return digest_of(path)

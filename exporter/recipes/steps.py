@@ -21,7 +21,7 @@ REPEAT = ("rounds", "schedule", "steps")
 ALIASES = {"distil": "tune"}
 """Steps that are a command under another name. ``distil`` is ``tune`` that learns from the recipe's model."""
 
-NO_STEPS = ("run", "backends", "doctor", "probe", "completion", "schema")
+NO_STEPS = ("run", "sweep", "backends", "doctor", "probe", "completion", "schema")
 """Commands that do nothing with a model."""
 
 _BUDGETS = {"prune": ("macs", "params", "ratio"), "sparsify": ("pattern",)}
@@ -103,7 +103,7 @@ def read_recipe(file: Path, parsers: Parsers) -> Recipe:
     for name, _, line in entries(given):
         if name not in TOP:
             problems.add(line, f"there is no key '{name}'. Allowed: {', '.join(TOP)}")
-    model, folder = _word(given, "model", problems), _word(given, "folder", problems) or file.stem
+    model, folder = word_of(given, "model", problems), word_of(given, "folder", problems) or file.stem
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)  # commands check that they can write there
     except OSError as error:
@@ -122,7 +122,39 @@ def read_recipe(file: Path, parsers: Parsers) -> Recipe:
     return Recipe(file, original, folder, tuple(state.steps), evaluate, compare)
 
 
-def _word(given: Given, name: str, problems: Problems) -> str | None:
+def read_steps(given: Given, model: str, folder: str, parsers: Parsers, problems: Problems) -> tuple[Step, ...]:
+    """Check a list of steps that begins with a model, and fill what they leave out.
+
+    Args:
+        given: the list.
+        model: the file it begins with.
+        folder: where results go; it is there.
+        parsers: of the commands, by name.
+        problems: takes what is wrong.
+    """
+    state = _State(parsers, problems, folder, model, model)
+    _read_steps(given, state)
+    return tuple(state.steps)
+
+
+def read_settings(
+    given: Given, name: str, where: str, model: str, parsers: Parsers, problems: Problems
+) -> Mapping[str, Any] | None:
+    """Check how models are judged or timed: options of ``eval`` or ``compare``, and fill what they leave out.
+
+    Args:
+        given: a mapping that holds them under ``name``.
+        name: of the command.
+        where: what messages call them.
+        model: what others are compared with.
+        parsers: of the commands, by name.
+        problems: takes what is wrong.
+    """
+    return _settings(given, name, _State(parsers, problems, "", model, model), model, where)
+
+
+def word_of(given: Given, name: str, problems: Problems) -> str | None:
+    """A path under a key; None where there is none, and ``problems`` takes what is none."""
     found = given.value.get(name)
     if found is None:
         return None
@@ -316,14 +348,16 @@ def _there(text: str, state: _State) -> bool:
     return ":" in text and ".py:" not in text and ".npz:" not in text  # package.module:callable
 
 
-def _settings(given: Given, name: str, state: _State, original: str | None) -> Mapping[str, Any] | None:
+def _settings(
+    given: Given, name: str, state: _State, original: str | None, where: str = ""
+) -> Mapping[str, Any] | None:
     """How models are judged or timed for the table: options of ``eval`` or ``compare``."""
     found = given.value.get(name)
     if found is None or original is None:
         return None
-    line = given.key_lines[name]
+    line, where = given.key_lines[name], where or name
     if not isinstance(found.value, dict):
-        state.problems.add(line, f"{name}: options are a mapping, as in '{name}: {{key: value}}'")
+        state.problems.add(line, f"{where}: options are a mapping, as in '{name}: {{key: value}}'")
         return None
     keys = keys_of(state.parsers[name])
     before = len(state.problems.found)
@@ -331,7 +365,7 @@ def _settings(given: Given, name: str, state: _State, original: str | None) -> M
         taken = key in ("model", "first", "other", "json")
         wrong = f"'{key}' is filled in for every model" if taken else fault(keys, key, value.plain())
         if wrong:
-            state.problems.add(at, f"{name}: {wrong}")
+            state.problems.add(at, f"{where}: {wrong}")
     values: dict[str, Any] = found.plain()
     if name == "eval" and keys["metric"].name in values and values["metric"] in _COMPARED:
         values.setdefault("reference", original)
@@ -342,13 +376,13 @@ def _settings(given: Given, name: str, state: _State, original: str | None) -> M
             arguments(keys, {**values, **places}),
             keys,
             Given({}, line, found.key_lines),
-            name,
+            where,
             state,
         )
         for key, path in _paths(keys, values, lambda k: k.dest in READS):
             if not _there(path, state):
                 state.problems.add(
-                    found.key_lines.get(key, line), f"{name}: '{key}': there is no {path} in {Path.cwd()}"
+                    found.key_lines.get(key, line), f"{where}: '{key}': there is no {path} in {Path.cwd()}"
                 )
     return values
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,27 @@ def measurements(recipe: Recipe, parsers: Parsers) -> list[Step]:
         for name, given in (("eval", recipe.evaluate), ("compare", recipe.compare)):
             if given is None or (name == "compare" and model == recipe.model):
                 continue
-            target = report_file(recipe, number, name)
-            places = {"model": model} if name == "eval" else {"first": recipe.model, "other": model}
-            keys = keys_of(parsers[name])
-            values = {**given, **places, "json": str(target)}
-            data = [str(values[k]) for k in ("data", "inputs", "reference") if k in values]
-            steps.append(
-                Step(
-                    number, f"table-{name}", name, 0, tuple(arguments(keys, values)), (*places.values(), *data),
-                    (str(target),), None,
-                )
-            )  # fmt: skip
+            step = measurement(name, given, recipe.model, model, report_file(recipe, number, name), parsers)
+            steps.append(replace(step, number=number))
     return steps
+
+
+def measurement(name: str, given: Mapping[str, Any], original: str, model: str, target: Path, parsers: Parsers) -> Step:
+    """The step that judges or times a model.
+
+    Args:
+        name: ``eval`` or ``compare``.
+        given: its options, checked.
+        original: what it is compared with.
+        model: the file.
+        target: where its report goes.
+        parsers: of the commands, by name.
+    """
+    places = {"model": model} if name == "eval" else {"first": original, "other": model}
+    values = {**given, **places, "json": str(target)}
+    read = [str(values[k]) for k in ("data", "inputs", "reference") if k in values]
+    typed = tuple(arguments(keys_of(parsers[name]), values))
+    return Step(0, f"table-{name}", name, 0, typed, (*places.values(), *read), (str(target),), None)
 
 
 def report_file(recipe: Recipe, number: int, name: str) -> Path:
@@ -78,7 +87,7 @@ def rows_of(recipe: Recipe) -> list[Row]:
             kind: _read(report_file(recipe, number, kind)) if asked is not None else None
             for kind, asked in (("eval", recipe.evaluate), ("compare", recipe.compare))
         }
-        size, macs = _size_and_macs(Path(model))
+        size, macs = size_and_macs(Path(model))
         rows.append(Row(name, model, size, macs, found["eval"], found["compare"] if model != recipe.model else None))
     return rows
 
@@ -91,7 +100,7 @@ def _read(path: Path) -> Mapping[str, Any] | None:
     return found
 
 
-def _size_and_macs(path: Path) -> tuple[int, int]:
+def size_and_macs(path: Path) -> tuple[int, int]:
     """Bytes of a model, and multiply-accumulates of one sample at the sizes assumed for dynamic axes."""
     from exporter.model_file import load
     from runtime.work import macs_of
@@ -119,7 +128,7 @@ def table_text(rows: list[Row]) -> str:
             row.name or "-", Path(row.model).name, f"{quantity(row.size)}B", f"{row.size / max(first.size, 1):.3f}",
             quantity(row.macs), f"{row.macs / max(first.macs, 1):.3f}",
         ]  # fmt: skip
-        lines.append(line + (_speed(row, rows) if timed else []) + ([_accuracy(row)] if judged else []))
+        lines.append(line + (_speed(row, rows) if timed else []) + ([accuracy_text(row.accuracy)] if judged else []))
     return table(lines, right=range(2, len(heading)))
 
 
@@ -138,11 +147,12 @@ def _median(side: Mapping[str, Any]) -> float:
     return float(statistics.median(side["samples_s"]))
 
 
-def _accuracy(row: Row) -> str:
-    if row.accuracy is None or row.accuracy["value"] is None:
+def accuracy_text(found: Mapping[str, Any] | None) -> str:
+    """What ``eval --json`` found, as it stands in a table."""
+    if found is None or found["value"] is None:
         return ""
-    value = float(row.accuracy["value"])
-    return f"{100 * value:.2f} %" if row.accuracy["metric"] in ("top1", "top5", "agreement") else f"{value:.5g}"
+    value = float(found["value"])
+    return f"{100 * value:.2f} %" if found["metric"] in ("top1", "top5", "agreement") else f"{value:.5g}"
 
 
 _JUDGED = ("metric", "value", "standard_error", "samples")

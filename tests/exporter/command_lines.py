@@ -50,6 +50,7 @@ LINES = {
     "build": "build m.onnx -o e1.engine --backend tensorrt-rtx",
     "build in half": "build m.onnx -o e2.engine --backend tensorrt-rtx --precision fp16 --shape x:1x8..2x8..4x8",
     "run": "run r.yaml --fresh",
+    "sweep": "sweep s.yaml --fresh --jobs 1 --plot front.svg",
     "schema": "schema plan",
     "completion": "completion bash",
 }
@@ -95,5 +96,10 @@ def files(folder: Path) -> None:
     (folder / "small.py").write_text("import torch\n\n\ndef network():\n    return torch.nn.Linear(8, 4)\n")
     recipe = "model: m.onnx\neval: {data: d.npz, metric: top1}\nsteps:\n  - prune: {ratio: 0.5}\n"
     (folder / "r.yaml").write_text(recipe)
+    sweep = (
+        "models: [m.onnx]\nbudgets: [0.5]\neval: {data: d.npz, metric: top1}\n"
+        "methods:\n  l2:\n    - prune: {macs: $budget}\n"
+    )
+    (folder / "s.yaml").write_text(sweep)
     assert main(["prune", "m.onnx", "-o", "half.onnx", "--ratio", "0.5", "--save-plan", "half.json", "-q"]) == 0
     assert main(["sparsify", "m.onnx", "-o", "sparse.onnx", "-q"]) == 0

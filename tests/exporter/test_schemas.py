@@ -14,9 +14,10 @@ import yaml
 from exporter.cli import main, parser
 from exporter.recipes.keys import keys_of
 from exporter.recipes.steps import NO_STEPS
-from exporter.schema_files import NAMES, recipe_schema
+from exporter.schema_files import NAMES, recipe_schema, sweep_schema
 
-RECIPE = Path(__file__).parents[2] / "models" / "digits.yaml"
+MODELS = Path(__file__).parents[2] / "models"
+RECIPE = MODELS / "digits.yaml"
 
 
 def parsers():
@@ -38,6 +39,26 @@ def test_the_shipped_recipe():
     wrong["steps"].append({"prune": {"mac": 0.5}})
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, schema)
+
+
+def test_the_shipped_sweep():
+    document, schema = yaml.safe_load((MODELS / "sweep.yaml").read_text()), sweep_schema(parsers())
+    jsonschema.validate(document, schema)
+    tagged = {
+        "models": {"a": {"file": "a.onnx", "more": [1]}, "b": "b.onnx"},
+        "devices": {"x": {"tag": "GPU"}, "y": None},
+    }
+    jsonschema.validate({**document, **tagged}, schema)
+    for key, wrong in (
+        ("budgets", [True]),
+        ("methods", {"a": [{"prune": {"mac": 0.5}}]}),
+        ("methods", {"../a": [{"prune": {"macs": 0.5}}]}),
+        ("methods", {"a": {"steps": [{"prune": {"macs": 0.5}}], "tags": "x"}}),
+        ("devices", {"a": {"thread": 1}}),
+        ("models", {"a": {"calib": "x.npz"}}),
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**document, key: wrong}, schema)
 
 
 def test_every_key_of_every_step():

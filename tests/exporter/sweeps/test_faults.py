@@ -1,0 +1,134 @@
+"""However a sweep ends, nothing of it runs on, what was done is kept, and the next one goes on; two never collide."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from exporter.errors import UsageError
+from exporter.sweeps.store import Outcome, opened
+from exporter.sweeps.turns import Stopped, turn
+from tests.exporter.trained import classifier, drawn
+
+ROOT = Path(__file__).parents[3]
+SWEEP = """\
+models: [model.onnx]
+folder: out
+budgets: [0.5]
+methods: {cut: [prune: {macs: $budget, align: 1}]}
+devices: {}
+eval: {data: data.npz, metric: top1}
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return tmp_path
+
+
+def commands_in(place):
+    """Processes of ours that work in a folder."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = "-m\0exporter\0" in (folder / "cmdline").read_text()
+            if ours and (folder / "cwd").readlink().is_relative_to(place):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends children with their parent")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed(how, place):
+    onnx.save(classifier(), "model.onnx")
+    x, y = drawn(100, 1)
+    np.savez("data.npz", x=x, y=y)
+    Path("sweep.yaml").write_text(SWEEP)
+    line = [sys.executable, "-m", "exporter", "sweep", "sweep.yaml", "--jobs", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert "model: judged" in process.stderr.readline()
+    log = Path("out/model/cut-0.5/make.log")
+    while not (log.exists() and log.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == (130 if how == signal.SIGINT else -9)
+    assert ("what was done is kept in out" in said) == (how == signal.SIGINT)
+    until = time.monotonic() + 60
+    while commands_in(place) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not commands_in(place)
+    with opened(Path("out")) as store:
+        known = store._base.execute("SELECT kind, name FROM jobs WHERE code = 0").fetchall()
+    assert known == [("eval", "model")]
+    if how == signal.SIGINT:
+        return
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [line.rpartition(", ")[2] for line in done.stderr.splitlines()].count("done before") == 1
+    assert "cut" in done.stdout
+
+
+def test_two_sweeps_in_one_folder(place):
+    with opened(place), pytest.raises(UsageError, match="another sweep is working"), opened(place):
+        pass
+    with opened(place) as first, opened(place, reading=True) as second:
+        first.keep("k", "eval", "n", Outcome({"value": 1.5}, 2.0, "m"))
+        assert second.find("k") == Outcome({"value": 1.5}, 2.0, "m")
+        assert second.find("k", {"m"}) is not None
+        assert second.find("k", {"another machine"}) is None
+        first.keep("k", "eval", "n", Outcome({}, 2.0, "m", 1, "why"))
+        assert second.find("k").code == 1
+
+
+def test_turns(place):
+    """Whoever measures waits for others, and others that come later wait for it."""
+    events: list[str] = []
+    release = threading.Event()
+
+    def measure():
+        with turn(True, lambda: False):
+            events.append("alone")
+            release.wait(20)
+            events.append("done")
+
+    def work():
+        with turn(False, lambda: False):
+            events.append("beside")
+
+    with turn(False, lambda: False), turn(False, lambda: False):  # these share
+        alone = threading.Thread(target=measure)
+        alone.start()
+        time.sleep(0.3)
+        later = threading.Thread(target=work)
+        later.start()
+        time.sleep(0.3)
+        assert events == []
+    until = time.monotonic() + 60
+    while not events and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert events == ["alone"]
+    with pytest.raises(Stopped), turn(False, lambda: True):
+        pass
+    release.set()
+    alone.join()
+    later.join()
+    assert events == ["alone", "done", "beside"]
