@@ -47,7 +47,7 @@ class Stays:
 def choose_nodes(
     graph: Graph, low: int, extents: Mapping[str, Extent], keep: Sequence[str] = ()
 ) -> tuple[dict[str, Operands], list[Stays]]:
-    """Choose the nodes of the main graph that compute in half precision.
+    """Choose the nodes that compute in half precision, those of subgraphs included.
 
     Args:
         graph: the graph.
@@ -62,7 +62,7 @@ def choose_nodes(
     lowered: dict[str, Operands] = {}
     stay: list[Stays] = []
     for node in graph.nodes:
-        if node.depth or node.op == "Constant" or node.key in graph.constants:
+        if node.op == "Constant" or node.key in graph.constants:
             continue
         floats = [n for n in (*node.inputs, *node.outputs) if n and kinds.get(n) == TensorProto.FLOAT]
         if not floats:
@@ -75,6 +75,7 @@ def choose_nodes(
             continue
         reason = (
             _asked(node, keep)
+            or _not_seen(node, found, extents)
             or _too_large(graph, node, found, low, extents)
             or _too_fine(graph, node, low, extents, kinds)
         )
@@ -94,6 +95,14 @@ def _asked(node: Node, keep: Sequence[str]) -> str:
     names = (node.proto.name, *node.outputs, node.op)
     match = next((glob for glob in keep if any(fnmatchcase(name, glob) for name in names)), None)
     return f"--keep-fp32 {match}" if match is not None else ""
+
+
+def _not_seen(node: Node, operands: Operands, extents: Mapping[str, Extent]) -> str:
+    """A node in a branch that no input led to."""
+    names = [node.outputs[k] for k in sorted(operands.outputs)]
+    if node.depth and any(math.isnan(extents.get(name, Extent(math.nan)).largest) for name in names):
+        return "no input led to its branch: how large its numbers get is not known"
+    return ""
 
 
 def _too_large(graph: Graph, node: Node, operands: Operands, low: int, extents: Mapping[str, Extent]) -> str:
