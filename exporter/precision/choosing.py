@@ -45,7 +45,7 @@ class Stays:
 
 
 def choose_nodes(
-    graph: Graph, low: int, extents: Mapping[str, Extent], keep: Sequence[str] = ()
+    graph: Graph, low: int, extents: Mapping[str, Extent], keep: Sequence[str] = (), refused: Sequence[str] = ()
 ) -> tuple[dict[str, Operands], list[Stays]]:
     """Choose the nodes that compute in half precision, those of subgraphs included.
 
@@ -54,6 +54,7 @@ def choose_nodes(
         low: FLOAT16 or BFLOAT16.
         extents: of fp32 activations.
         keep: globs of node names, outputs and operators that stay in fp32.
+        refused: names of the same that what is to run them does not take in half precision.
 
     Returns:
         Their operands, by the node's first output, and the nodes that stay with the reason.
@@ -74,7 +75,7 @@ def choose_nodes(
         if not found.inputs and not found.outputs:
             continue
         reason = (
-            _asked(node, keep)
+            _asked(node, keep, refused)
             or _not_seen(node, found, extents)
             or _too_large(graph, node, found, low, extents)
             or _too_fine(graph, node, low, extents, kinds)
@@ -91,8 +92,10 @@ def types_of(graph: Graph) -> dict[str, int]:
     return {**graph.inferred.dtype, **{n: t.data_type for n, t in graph.constants.items()}}
 
 
-def _asked(node: Node, keep: Sequence[str]) -> str:
+def _asked(node: Node, keep: Sequence[str], refused: Sequence[str]) -> str:
     names = (node.proto.name, *node.outputs, node.op)
+    if any(name in refused for name in names if name):
+        return "TensorRT refuses it in half precision"
     match = next((glob for glob in keep if any(fnmatchcase(name, glob) for name in names)), None)
     return f"--keep-fp32 {match}" if match is not None else ""
 

@@ -80,6 +80,7 @@ def convert_precision(
     preprocess: Preprocess | None = None,
     calib_samples: int = _SAMPLES,
     keep: Sequence[str] = (),
+    refused: Sequence[str] = (),
     keep_io: bool = False,
     max_error: float | None = None,
     shapes: dict[str, tuple[int, ...]] | None = None,
@@ -96,6 +97,7 @@ def convert_precision(
         preprocess: for images and pixels among them.
         calib_samples: most samples to use.
         keep: globs of node names, outputs or operators that stay in fp32.
+        refused: names of nodes, outputs or operators that TensorRT was found to refuse in this precision.
         keep_io: inputs and outputs stay in fp32.
         max_error: largest difference of an output that is accepted, as a share of its standard deviation.
         shapes: sizes of dynamic axes.
@@ -120,7 +122,7 @@ def convert_precision(
     step("measuring how large the numbers get")
     kinds = types_of(graph)
     floats = [n for n, kind in kinds.items() if kind == TensorProto.FLOAT and n not in graph.constants]
-    lowered, stay = choose_nodes(graph, low, measure_extents(graph, floats, feeds, around), keep)
+    lowered, stay = choose_nodes(graph, low, measure_extents(graph, floats, feeds, around), keep, refused)
     if not lowered:
         raise ModelError(
             f"{path}: no node can compute in {precision}. " + "; ".join(f"{s.node}: {s.reason}" for s in stay[:3])
