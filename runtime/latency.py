@@ -16,6 +16,7 @@ from runtime.backends import SessionOptions
 from runtime.cold import Cold, start_cold
 from runtime.contention import Flag, find_contention
 from runtime.errors import BadRequest
+from runtime.gpu_state import GpuRecord, watched
 from runtime.robust import Ratio, Times, median_interval, needed, ratio_of, undisturbed
 from runtime.runners import Asked, Runner, prepare
 from runtime.sampling import take
@@ -44,6 +45,7 @@ class Latency:
         flags: signs that something else used the machine.
         cold: a start in a fresh process, where it was asked for.
         streams: runs side by side, where they were asked for.
+        gpu: clocks, power and temperature before and after, on an NVIDIA GPU.
     """
 
     model: str
@@ -64,6 +66,7 @@ class Latency:
     flags: tuple[Flag, ...] = ()
     cold: Cold | None = None
     streams: Stream | None = None
+    gpu: GpuRecord | None = None
 
     @property
     def median(self) -> float:
@@ -144,7 +147,9 @@ def bench(
         runners.append(prepare(path, asked, runners[0] if runners else None))
     step(f"sampling for at most {seconds * len(runners):.0f} s")
     enough = partial(_settled, precision) if precision is not None else None
+    record = watched(backend)
     taken = take([r.call() for r in runners], seconds * len(runners), enough)
+    gpu = record()
     side_by_side: list[Stream | None] = [None] * len(runners)
     if streams > 1:
         step(f"running {streams} at a time")
@@ -175,6 +180,7 @@ def bench(
                 flags,
                 start_cold(r) if cold else None,
                 side_by_side[i],
+                gpu,
             )
         )
     return results
