@@ -13,7 +13,7 @@ from exporter.graph import Graph
 from runtime import cuda
 from runtime.engine.building import build_engine
 from runtime.engine.flavour import PACKAGES
-from runtime.engine.metadata import describe, metadata_file, write_engine
+from runtime.engine.metadata import describe, metadata_file, values_of, write_engine
 from runtime.engine.options import BuildOptions
 from runtime.engine.profiles import Range
 from runtime.runners import Asked
@@ -85,7 +85,7 @@ def runnable(file: Path, device: Device, step: Callable[[str], None]) -> Path:
     built = build_engine(file, device.asked.backend, BuildOptions(shapes=shapes), progress=step)
     target = file.with_suffix(".engine")
     command = f"secateur build {file} -o {target} --backend {device.asked.backend}"
-    write_engine(target, built, describe(built, file, command, cuda.gpu()))
+    write_engine(target, built, describe(built, file, command, cuda.gpu(), values=values_of(file)))
     return target
 
 

@@ -15,13 +15,13 @@ import onnx
 from exporter.atomic import obstacle
 from exporter.errors import ModelError, UsageError
 from exporter.precision.converting import Converted, convert_precision
-from runtime import cuda, feeds
+from runtime import cuda
 from runtime.engine.building import Built, build_engine
 from runtime.engine.faults import CannotBuild, Fault
 from runtime.engine.flavour import load_flavour
 from runtime.engine.inspection import EngineLayer
 from runtime.engine.loading import look_into
-from runtime.engine.metadata import describe, write_engine
+from runtime.engine.metadata import describe, values_of, write_engine
 from runtime.engine.options import BuildOptions
 from runtime.engine.quantized import quantized_types
 from runtime.images import Preprocess
@@ -175,8 +175,7 @@ def _written(
     layers, memory = look_into(built) if device is not None else (None, None)
     command = shlex.join(["secateur", *arguments])
     model = onnx.load(source, load_external_data=False)
-    values = {n: [c.limit, list(c.choices)] for n, c in feeds.constraints(model.graph).items()}
-    description = describe(built, source, command, device, precision=precision, values=values)
+    description = describe(built, source, command, device, precision=precision, values=values_of(source))
     try:
         write_engine(target, built, description)
     except OSError as error:

@@ -113,7 +113,7 @@ def test_what_it_refuses_in_half_precision_stays(place):
     """An LSTM with lengths is read with fp32 constants inside; ONNX allows it in fp16."""
     nodes = [node("MatMul", "x v", "h"), node("LSTM", "h w r - n", "s", hidden_size=8), node("Relu", "s", "y")]
     constants = weights(v=(4, 4), w=(1, 32, 4), r=(1, 32, 8))
-    onnx.save(build(nodes, {"x": [5, 2, 4], "n": [2]}, ["y"], constants, kinds={"n": "j"}, opset=14), "m.onnx")
+    onnx.save(build(nodes, {"x": [5, 1, 4], "n": [1]}, ["y"], constants, kinds={"n": "j"}, opset=14), "m.onnx")
     found = report("m.onnx", "--precision", "fp16")
     assert [(s["node"], s["reason"]) for s in found["converted"]["stay"]] == [
         ("LSTM 'node_s'", "TensorRT refuses it in half precision")
