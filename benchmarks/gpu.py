@@ -204,7 +204,7 @@ def _page(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     for name, variants in found.items():
         for what, row in variants.items():
             if "error" in row:
-                rows.append([name, what, row["error"].splitlines()[0][:80].replace("|", "/"), "", "", "", ""])
+                rows.append([name, what, row["error"].splitlines()[0][:80].replace("|", "/"), *[""] * 5])
                 continue
             numbers = [
                 row.get("device_ms"),
