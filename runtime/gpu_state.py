@@ -145,7 +145,8 @@ def _by_smi(bus: str | None) -> GpuState | str:
     values = [v.strip() for v in done.stdout.strip().partition("\n")[0].split(",")]
     if len(values) != len(_FIELDS):
         return f"nvidia-smi answers '{done.stdout.strip()[:60]}'"
-    return GpuState(values[0], values[1], *(_number(v) for v in values[2:]), source="nvidia-smi")
+    clock, memory, power, temperature = (_number(v) for v in values[2:])
+    return GpuState(values[0], values[1], clock, memory, power, temperature, "nvidia-smi")
 
 
 def _number(text: str) -> float | None:
