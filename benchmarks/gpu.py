@@ -1,15 +1,15 @@
 """Everything that needs an NVIDIA GPU, in one command: engines of a model and its smaller variants, timed and compared.
 
 For each model: dense twice (the second build is the control: two builds of one file differ, and no gain below that
-counts), pruned to half of the work, 2:4, both, each in fp32 and fp16; the outputs against ONNX Runtime on the CPU;
-whether sparse kernels were chosen; ONNX Runtime's CUDA provider beside them where it is installed. With torch, its
-semi-structured matrix product: what 2:4 is worth to the hardware itself.
+counts), pruned to half of the work, 2:4, both, each in fp32 and fp16; dense and pruned in int8 (``secateur quantize``
+with TensorRT's profile); the outputs against ONNX Runtime on the CPU; whether sparse kernels were chosen; ONNX
+Runtime's CUDA provider beside them where it is installed. With torch, its semi-structured matrix product: what 2:4 is
+worth to the hardware itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import numpy as np
 import table
 
 _MODELS = Path(__file__).parents[1] / "models"
-_FIELDS = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
 
 
 def main() -> None:
@@ -27,6 +26,9 @@ def main() -> None:
     parser.add_argument("--zoo", help="networks of zoo.py, separated by commas: resnet50,vit_b_16,bert")
     parser.add_argument("--backend", default="tensorrt", help="tensorrt (default) or tensorrt-rtx")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (3)")
+    parser.add_argument(
+        "--calib", default="synthetic", metavar="DATA", help="inputs that ranges for int8 are found on (synthetic)"
+    )
     parser.add_argument("--capture", action="store_true", help="replay a recorded run (CUDA graph)")
     parser.add_argument("--cache", type=Path, default=table.CACHE)
     parser.add_argument("--results", type=Path, default=table.RESULTS)
@@ -65,14 +67,12 @@ def _device(backend: str) -> dict[str, Any]:
         sys.exit(error.exit_code)
 
 
-def _state() -> dict[str, str]:
-    """Clocks, power and temperature of the moment, as nvidia-smi tells them; empty without it."""
-    command = ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return dict(zip(_FIELDS.split(","), (v.strip() for v in done.stdout.splitlines()[0].split(",")), strict=True))
+def _state() -> dict[str, Any]:
+    """Clocks, power and temperature of the moment, or why they are not known."""
+    from runtime.gpu_state import read_state
+
+    state, missing = read_state()
+    return vars(state) if state is not None else {"missing": missing}
 
 
 def _model(source: Path, folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -89,12 +89,43 @@ def _model(source: Path, folder: Path, options: argparse.Namespace) -> dict[str,
         for what, file in files.items():
             rows[f"{what}, {precision}"] = _timed(file, folder, precision, "2:4" in what, options)
             table.say(f"{source.stem}, {what}, {precision}: {rows[f'{what}, {precision}']}")
+    for what in ("dense", "pruned"):
+        rows[f"{what}, int8"] = _int8(files[what], folder, options)
+        table.say(f"{source.stem}, {what}, int8: {rows[f'{what}, int8']}")
     rows["dense, ONNX Runtime CUDA"] = _cuda_provider(source, options.seconds)
     return rows
 
 
-def _timed(file: Path, folder: Path, precision: str, sparse: bool, options: argparse.Namespace) -> dict[str, Any]:
+def quantized(file: Path, folder: Path, calib: str) -> Path:
+    """The file in int8 as TensorRT takes it: symmetric, QuantizeLinear and DequantizeLinear around every layer.
+
+    Args:
+        file: an fp32 ONNX file.
+        folder: where to write.
+        calib: inputs as ``exporter.prune`` takes them; ``synthetic`` makes some up, which is enough for times.
+    """
+    from exporter.quantization.quantizer import quantize
+
+    target = folder / f"{file.stem}-int8.onnx"
+    quantize(file, target, precision="int8", profile="tensorrt", calib=calib, calib_samples=64)
+    return target
+
+
+def _int8(file: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    from exporter.errors import SecateurError
+
+    try:
+        made = quantized(file, folder, options.calib)
+    except SecateurError as error:
+        return {"error": f"not quantized: {error}"}
+    return _timed(made, folder, "int8", False, options, against=file)
+
+
+def _timed(
+    file: Path, folder: Path, precision: str, sparse: bool, options: argparse.Namespace, against: Path | None = None
+) -> dict[str, Any]:
     from exporter.engines.maker import make_engine
+    from exporter.errors import SecateurError
     from runtime.backends import SessionOptions, open_session
     from runtime.engine.options import BuildOptions
     from runtime.engine.timing import time_engine
@@ -107,12 +138,13 @@ def _timed(file: Path, folder: Path, precision: str, sparse: bool, options: argp
         made = make_engine(file, target, options.backend, precision, BuildOptions(sparse=sparse))
         asked = Asked(options.backend, SessionOptions(capture=options.capture), batch=None)
         runner = prepare(target, asked)
-        want = open_session(file).run(runner.feeds[0])
+        want = open_session(against or file).run(runner.feeds[0])
         got = runner.session.run(runner.feeds[0])
         timing = time_engine(runner.session, runner.feeds[0], options.seconds)
-    except RunError as error:
+    except (RunError, SecateurError) as error:
         return {"error": str(error)}
     layers = made.layers or ()
+    fallbacks = [f"{f.operator} '{f.node}': {f.reason}" for f in made.built.fallbacks]
     return {
         "device_ms": 1e3 * float(np.median(timing.device)),
         "host_ms": 1e3 * float(np.median(timing.host)),
@@ -121,6 +153,7 @@ def _timed(file: Path, folder: Path, precision: str, sparse: bool, options: argp
         "error_of_outputs": max(float(np.abs(got[n] - w).max() / (w.std() or 1)) for n, w in want.items()),
         "sparse_layers": sum(layer.sparse for layer in layers),
         "sparsity": vars(made.built.sparsity) if made.built.sparsity else None,
+        "float_layers": fallbacks,
         "bytes": len(made.built.engine),
         "build_seconds": made.built.seconds,
         "before": before,
@@ -167,11 +200,11 @@ def _hardware_limit() -> dict[str, Any]:
 
 
 def _page(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    rows = [["model", "variant", "device ms", "host ms", "runs/s", "sparse layers", "outputs differ by"]]
+    rows = [["model", "variant", "device ms", "host ms", "runs/s", "sparse layers", "outputs differ by", "MHz, W, C"]]
     for name, variants in found.items():
         for what, row in variants.items():
             if "error" in row:
-                rows.append([name, what, row["error"].splitlines()[0][:80].replace("|", "/"), "", "", "", ""])
+                rows.append([name, what, row["error"].splitlines()[0][:80].replace("|", "/"), *[""] * 5])
                 continue
             numbers = [
                 row.get("device_ms"),
@@ -180,8 +213,15 @@ def _page(found: dict[str, dict[str, dict[str, Any]]]) -> str:
                 row.get("sparse_layers"),
                 row.get("error_of_outputs"),
             ]
-            rows.append([name, what, *("" if v is None else f"{v:.3g}" for v in numbers)])
-    return table.markdown(rows, right=(2, 3, 4, 5, 6))
+            rows.append([name, what, *("" if v is None else f"{v:.3g}" for v in numbers), _shown(row.get("after"))])
+    return table.markdown(rows, right=(2, 3, 4, 5, 6, 7))
+
+
+def _shown(state: dict[str, Any] | None) -> str:
+    """Clock, power and temperature after a measurement."""
+    if state is None or "missing" in state:
+        return ""
+    return ", ".join("?" if state[k] is None else f"{state[k]:.0f}" for k in ("clock", "power", "temperature"))
 
 
 if __name__ == "__main__":

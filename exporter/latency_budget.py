@@ -16,12 +16,15 @@ from exporter.graph import Graph
 from exporter.groups import find_groups
 from exporter.latency_choice import Candidate, Chooser, chooser
 from exporter.latency_cost import LatencyCost
+from exporter.latency_device import Device, device_for, discard, runnable
 from exporter.model_file import load
 from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
 from exporter.pruner import Result, prune
 from exporter.rewriter import rewrite
+from runtime.backends import need_backend
 from runtime.comparison import Comparison, compare_models
+from runtime.engine.timing import profile_engine
 from runtime.profiling import Profile, profile
 from runtime.robust import Ratio
 from runtime.roofline import peaks
@@ -154,7 +157,7 @@ def prune_to_latency(
     Args:
         model, output: the file to prune, and the one to write.
         target: the latency to reach.
-        asked: backend, threads and shapes it is measured with.
+        asked: backend, threads and shapes it is measured with. For TensorRT an engine is built of every candidate.
         score, layer_score, consumers, scope, align, min_width, granularity, keep, only, io, calib, preprocess,
             calib_samples, compensate, prove, inputs, seed: as for ``prune``. ``auto`` alignment is to this machine's
             staircase. With ``layers`` and other kinds in ``granularity`` residual blocks compete with widths.
@@ -164,13 +167,17 @@ def prune_to_latency(
         What ``prune`` returns, and what was measured.
 
     Raises:
+        BackendMissing: this machine lacks the backend or its device.
         UsageError, ModelError: as for ``prune``.
         GoalError: the latency cannot be reached, or nothing that was tried is faster than the original. Nothing is
             written.
     """
     step = progress or (lambda _: None)
+    need_backend(asked.backend)
     step("reading and analysing the model")
     graph = load(model, dict(asked.shapes or {}))
+    device = device_for(asked, graph)
+    asked = device.asked
     groups = find_groups(graph, io)
     given = {"score": score, "scope": scope, "align": align, "min_width": min_width, "granularity": granularity}
     recorded: dict[str, object] = {
@@ -184,9 +191,11 @@ def prune_to_latency(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         step("profiling the original")
-        dense = profile(_written(graph, folder / _DENSE), asked, seconds=_PROFILE_SECONDS)
-        stairs = staircase(asked.backend, usual_threads(asked.backend, asked.options.threads), progress=step)
-        cost = LatencyCost(groups, dense, stairs)
+        whole = runnable(_written(graph, folder / _DENSE), device, step)
+        dense = _profiled(whole, device, _PROFILE_SECONDS)
+        threads = usual_threads(asked.backend, asked.options.threads)
+        stairs = staircase(asked.backend, threads, half=device.half, progress=step)
+        cost = LatencyCost(groups, dense, stairs, device.least)
         share = target.share if target.share is not None else (target.seconds or 0.0) / dense.latency
         if share >= 1:
             raise GoalError(
@@ -198,7 +207,7 @@ def prune_to_latency(
         )  # fmt: skip
         calibration = _calibration(calib, graph, preprocess, calib_samples, seed)
         choose = chooser(cost, request, recorded, calibration, compensate, Path(inputs) if inputs else None, step)
-        tries = _search(graph, cost, dense, choose, share, target, folder, asked, step)
+        tries = _search(graph, cost, dense, choose, share, target, whole, device, step)
         best = min(tries, key=lambda t: t.miss(share))
         _check_gain(best, share, target)
         machine = peaks(asked.backend, asked.options.threads)
@@ -218,11 +227,12 @@ def _search(
     choose: Chooser,
     share: float,
     target: Target,
-    folder: Path,
-    asked: Asked,
+    whole: Path,
+    device: Device,
     step: Callable[[str], None],
 ) -> list[_Try]:
-    """Plans that were built and measured, until one is close to the target."""
+    """Plans that were built and measured against ``whole``, until one is close to the target."""
+    asked = device.asked
     tries: list[_Try] = []
     seen: dict[Key, float] = {}
     wanted = share
@@ -240,13 +250,16 @@ def _search(
         left = cost.without(found.gone)
         predicted = left.macs(found.counts) / cost.macs(cost.widths)
         step(f"round {number}: building and measuring (predicted {predicted:.3f}x)")
-        file = _written(rewrite(graph, found.plan), folder / f"{number}.onnx")
-        comparison = compare_models(folder / _DENSE, file, asked, seconds=seconds, precision=_PRECISION, outputs=False)
+        written = _written(rewrite(graph, found.plan), whole.with_name(f"{number}.onnx"))
+        file = runnable(written, device, step)
+        comparison = compare_models(
+            whole, file, asked, seconds=seconds, clock=device.clock, precision=_PRECISION, outputs=False
+        )
         ratio = seen[_key(found)] = comparison.ratio.value
         step(f"round {number}: measured {ratio:.3f}x, target {share:.3f}x")
-        measured = profile(file, asked, seconds=profiled)
+        measured = _profiled(file, device, profiled)
         tries.append(_Try(found.plan, predicted, comparison, measured))
-        file.unlink()
+        discard(written)
         if abs(ratio / share - 1) <= CLOSE:
             break
         left.observe(found.counts, measured)
@@ -266,6 +279,10 @@ def _unseen(choose: Chooser, wanted: float, seen: Mapping[Key, float], share: fl
 
 def _key(found: Candidate) -> Key:
     return found.counts, found.gone
+
+
+def _profiled(file: Path, device: Device, seconds: float) -> Profile:
+    return (profile_engine if device.engine else profile)(file, device.asked, seconds=seconds)
 
 
 def _written(graph: Graph, path: Path) -> Path:

@@ -55,10 +55,10 @@ class KernelArrays:
 class LatencyCost(CostModel):
     """Seconds of one run for any choice of widths. ``macs`` gives seconds, so it takes the place of a ``CostModel``."""
 
-    def __init__(self, groups: Groups, dense: Profile, stairs: Staircase) -> None:
+    def __init__(self, groups: Groups, dense: Profile, stairs: Staircase, least: int = _FEWEST) -> None:
         super().__init__(groups)
-        conv = max(stairs.step("Conv"), stairs.step("depthwise Conv"), _FEWEST)
-        self.steps = (conv, max(stairs.step("MatMul"), _FEWEST))
+        conv = max(stairs.step("Conv"), stairs.step("depthwise Conv"), least)
+        self.steps = (conv, max(stairs.step("MatMul"), least))
         self._kernels = [n for n in dense.nodes if not n.reorder]
         terms = [(k, term) for k, node in enumerate(self._kernels) for term in self._terms_of(node)]
         self._owner = np.array([k for k, _ in terms], np.int64)

@@ -76,6 +76,7 @@ def latency_json(latency: Latency) -> dict[str, Any]:
             "runs_per_s": latency.streams.rate,
             "samples_s": _rounded(latency.streams.samples),
         },
+        "gpu": asdict(latency.gpu) if latency.gpu is not None else None,
     }
 
 

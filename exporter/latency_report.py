@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from exporter.aligning import Aligned
 from exporter.latency_budget import LatencyOutcome
 from exporter.tables import milliseconds, quantity, shapes_text, short, table
@@ -11,6 +13,7 @@ from runtime.agreement import OutputDifference
 from runtime.backends import Availability
 from runtime.comparison import Comparison
 from runtime.contention import Flag
+from runtime.gpu_state import GpuRecord
 from runtime.latency import Latency
 from runtime.layers import LayerDifference
 from runtime.lint import Finding
@@ -48,7 +51,7 @@ def bench_text(results: Sequence[Latency], ratios: Sequence[Ratio | None]) -> st
     shapes = shapes_text(results[0].shapes)
     threads = f"{results[0].threads} threads" if results[0].threads else "default threads"
     lines = [f"{results[0].backend}, {threads}, inputs: {shapes or 'none'}", "", table(rows, right=range(1, 13))]
-    lines += _streams(results)
+    lines += [*_streams(results), *_gpu(results[-1].gpu)]
     flags = {f.kind: f for r in results for f in r.flags}
     return "\n".join([*lines, *_flags(list(flags.values()))])
 
@@ -85,6 +88,23 @@ def _streams(results: Sequence[Latency]) -> list[str]:
                 f"{r.streams.rate / alone:.2f} times as many as one after another"
             )
     return ["", *lines] if lines else []
+
+
+def _gpu(record: GpuRecord | None) -> list[str]:
+    """What the GPU was doing around the samples."""
+    if record is None:
+        return []
+    if record.before is None or record.after is None:
+        return ["", f"clocks, power and temperature of the GPU are not known: {record.missing}"]
+    known = (
+        f"{name} {_number(getattr(record.before, field))} -> {_number(getattr(record.after, field))} {unit}"
+        for name, field, unit in (("clock", "clock", "MHz"), ("power", "power", "W"), ("", "temperature", "C"))
+    )
+    return ["", f"{record.after.name}: {', '.join(k.strip() for k in known)}"]
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.0f}" if value is not None else "?"
 
 
 def _percentile(latency: Latency, q: int) -> str:
@@ -288,8 +308,7 @@ def outcome_text(found: LatencyOutcome, top: int = 8) -> str:
         "",
         f"latency: {_ratio(found.ratio)} of the original's, by {_CLOCKS[comparison.clock]}; "
         f"asked for {found.share:.3f}, predicted {found.predicted:.3f}, {len(found.tried)} rounds",
-        f"  {milliseconds(comparison.first.median)} -> {milliseconds(comparison.other.median)} wall time; "
-        f"{comparison.other.backend}, {comparison.other.threads or 'default'} threads",
+        _before_and_after(comparison),
     ]
     return "\n".join([*lines, *held_back_text(found.savings, top)])
 
@@ -311,6 +330,17 @@ def held_back_text(savings: Sequence[Saving], top: int) -> list[str]:
     ranked = sorted(sums.items(), key=lambda item: -item[1])
     shares = [f"{100 * lost / total:5.1f} % of its time: {_REASONS[reason]}" for reason, lost in ranked]
     return ["", "why it is not faster still:", savings_text(held, top), "", *shares]
+
+
+def _before_and_after(comparison: Comparison) -> str:
+    first, other = comparison.first, comparison.other
+    if comparison.clock == "device":
+        took = [float(np.median(side.device)) for side in (first, other)]
+        return f"  {milliseconds(took[0])} -> {milliseconds(took[1])} on the device; {other.backend}"
+    return (
+        f"  {milliseconds(first.median)} -> {milliseconds(other.median)} wall time; "
+        f"{other.backend}, {other.threads or 'default'} threads"
+    )
 
 
 _REASONS = {

@@ -60,15 +60,15 @@ def force(model: ModelProto, way: Way) -> bytes:
 
     Args:
         model: holds its weights inside; it stays as it is.
-        way: the branches to take.
+        way: the branches to take; none for those the inputs lead to.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
     count = "secateur.way.count"
-    copy.graph.initializer.append(onnx.numpy_helper.from_array(np.array(_ITERATIONS, np.int64), count))
+    values = {count: np.array(_ITERATIONS, np.int64)}
     for taken in (False, True):
         name = f"secateur.way.{taken}"
-        copy.graph.initializer.append(onnx.numpy_helper.from_array(np.array(taken), name))
+        values[name] = np.array(taken)
         for node in all_nodes(copy.graph):
             key = key_of(node)
             if way.get(key) is not taken:
@@ -78,6 +78,9 @@ def force(model: ModelProto, way: Way) -> bytes:
             elif node.op_type == "Loop":
                 node.input[0] = node.input[0] and count
                 node.input[1] = node.input[1] and name
+    read = {name for node in all_nodes(copy.graph) for name in node.input}
+    # ONNX Runtime refuses constants that nothing reads before IR version 4
+    copy.graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in values.items() if n in read)
     return bytes(copy.SerializeToString())
 
 

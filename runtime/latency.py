@@ -16,6 +16,7 @@ from runtime.backends import SessionOptions
 from runtime.cold import Cold, start_cold
 from runtime.contention import Flag, find_contention
 from runtime.errors import BadRequest
+from runtime.gpu_state import GpuRecord, watched
 from runtime.robust import Ratio, Times, median_interval, needed, ratio_of, undisturbed
 from runtime.runners import Asked, Runner, prepare
 from runtime.sampling import take
@@ -45,6 +46,7 @@ class Latency:
         flags: signs that something else used the machine.
         cold: a start in a fresh process, where it was asked for.
         streams: runs side by side, where they were asked for.
+        gpu: clocks, power and temperature before and after, on an NVIDIA GPU.
     """
 
     model: str
@@ -65,6 +67,7 @@ class Latency:
     flags: tuple[Flag, ...] = ()
     cold: Cold | None = None
     streams: Stream | None = None
+    gpu: GpuRecord | None = None
 
     @property
     def median(self) -> float:
@@ -150,7 +153,9 @@ def bench(
     def tick(rows: int) -> None:
         step(Count("sampling", min(clocks.wall() - began, most), most, "s", f"{rows * len(runners)} samples"))
 
+    record = watched(backend)
     taken = take([r.call() for r in runners], most, enough, tick=tick)
+    gpu = record()
     side_by_side: list[Stream | None] = [None] * len(runners)
     if streams > 1:
         step(f"running {streams} at a time")
@@ -181,6 +186,7 @@ def bench(
                 flags,
                 start_cold(r) if cold else None,
                 side_by_side[i],
+                gpu,
             )
         )
     return results

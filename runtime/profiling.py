@@ -133,7 +133,7 @@ def profile(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         step("finding the shapes of all nodes")
-        shapes = _shapes(data, path.parent, folder, feed)
+        shapes = node_shapes(data, path.parent, folder, feed)
         options = replace(
             asked.options, profile=folder / "profile", save=folder / "optimised.onnx", folder=path.absolute().parent
         )
@@ -144,7 +144,7 @@ def profile(
         latency, busy, taken = _record(plain, recorder.bind(feed), seconds, runs, step)
         events = json.loads(recorder.end_profiling().read_text(encoding="utf-8"))
     kernels = trace(model, optimised)
-    work = _work(model, shapes)
+    work = node_work(model, shapes)
     recorded = _by_run(events)[-taken:]
     return Profile(
         path.name,
@@ -178,8 +178,15 @@ def _record(
     return wall, thread if single else wall, taken.wall.shape[1]
 
 
-def _shapes(data: bytes, home: Path, folder: Path, feed: Feeds) -> dict[str, tuple[list[Shape], list[Shape]]]:
-    """Shapes of what each node of the file reads and makes, by its name, from one run as the file stands."""
+def node_shapes(data: bytes, home: Path, folder: Path, feed: Feeds) -> dict[str, tuple[list[Shape], list[Shape]]]:
+    """Shapes of what each node of a file reads and makes, by its name, from one run as the file stands.
+
+    Args:
+        data: the file, after ``name_nodes``.
+        home: where its external data lies.
+        folder: for scratch files.
+        feed: the inputs; none are found where the file does not run on them.
+    """
     options = SessionOptions(optimize=False, profile=folder / "shapes", folder=home.absolute())
     try:
         session = OrtSession(data, options)
@@ -197,8 +204,13 @@ def _shapes(data: bytes, home: Path, folder: Path, feed: Feeds) -> dict[str, tup
     return found
 
 
-def _work(model: ModelProto, shapes: Mapping[str, tuple[list[Shape], list[Shape]]]) -> dict[str, int]:
-    """Multiply-accumulates of every node of the file, by its name."""
+def node_work(model: ModelProto, shapes: Mapping[str, tuple[Sequence[Shape], Sequence[Shape]]]) -> dict[str, int]:
+    """Multiply-accumulates of every node of a file, by its name.
+
+    Args:
+        model: the file, after ``name_nodes``.
+        shapes: as ``node_shapes`` finds them.
+    """
     work = {}
     for node in all_nodes(model.graph):
         if node.name in shapes:
@@ -240,7 +252,7 @@ def _times(
             mine[number] += own
             counts[name] = counts.get(name, 0) + 1
             seen[name] = event
-    times = _without_overhead(
+    times = without_overhead(
         np.array([_middle(np.array(v)) for v in seconds.values()]),
         np.array([counts[name] / len(runs) for name in seconds]),
         latency,
@@ -302,9 +314,15 @@ def _own_times(run: Sequence[Mapping[str, Any]]) -> list[float]:
     return [max(t, 0.0) for t in own]
 
 
-def _without_overhead(times: Times, counts: Times, latency: float) -> Times:
+def without_overhead(times: Times, counts: Times, latency: float) -> Times:
     """Take recording's own time out of kernels: it adds some microseconds to each event, so that the sum of a model of
-    many small nodes exceeds the time of a run that is not recorded. The excess is shared by the events."""
+    many small nodes exceeds the time of a run that is not recorded. The excess is shared by the events.
+
+    Args:
+        times: seconds of each kernel, shape (kernels,).
+        counts: events of each in a run, of the same shape.
+        latency: seconds of a run that is not recorded.
+    """
     left = times.copy()
     for _ in range(_ROUNDS):
         excess, able = left.sum() - latency, left > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,14 +12,17 @@ from onnx import helper, numpy_helper
 
 from runtime.backends import SessionOptions, open_session
 from runtime.cache import keep, read_cached
+from runtime.cuda import need_gpu
+from runtime.engine.flavour import PACKAGES, load_flavour
 from runtime.environment import fingerprint
 from runtime.fusions import BLOCKED
 from runtime.profiling import NodeTime
-from runtime.sampling import take
+from runtime.runners import bound as bound_call
+from runtime.sampling import best_clock, take
 
-_MATRIX = 512
-_STREAM = 1 << 22
-"""Elements of each array whose sum measures the memory: 16 MB, beyond most caches."""
+_MATRIX, _GPU_MATRIX = 512, 4096
+_STREAM, _GPU_STREAM = 1 << 22, 1 << 26
+"""Elements of each array whose sum measures the memory: 16 MB, beyond most caches; 256 MB on a GPU."""
 _SECONDS = 0.4
 _OVERHEAD_SECONDS = 8e-6
 _OVERHEAD_SHARE = 0.25
@@ -50,15 +53,18 @@ def peaks(backend: str = "ort-cpu", threads: int = 0) -> Peaks:
     Raises:
         BackendMissing: the backend is not installed.
     """
-    name = f"peaks-{fingerprint(backend, threads)}"
+    engine = backend in PACKAGES
+    matrix, stream = (_GPU_MATRIX, _GPU_STREAM) if engine else (_MATRIX, _STREAM)
+    more = (matrix, stream, need_gpu(), load_flavour(backend).version) if engine else ()
+    name = f"peaks-{fingerprint(backend, threads, *more)}"
     known = read_cached(name)
     if known is not None and {"flops", "bandwidth"} <= known.keys():
         return Peaks(float(known["flops"]), float(known["bandwidth"]))
     best = partial(_best, backend, SessionOptions(threads=threads))
-    weight = np.random.default_rng(0).standard_normal((_MATRIX, _MATRIX)).astype(np.float32)
-    product = best(_one("MatMul", {"x": (_MATRIX, _MATRIX)}, {"w": weight}))
-    total = best(_one("Add", {"x": (_STREAM,), "y": (_STREAM,)}, {}))
-    found = Peaks(2 * _MATRIX**3 / product, 3 * 4 * _STREAM / total)
+    weight = np.random.default_rng(0).standard_normal((matrix, matrix)).astype(np.float32)
+    product = best(_one("MatMul", {"x": (matrix, matrix)}, {"w": weight}))
+    total = best(_one("Add", {"x": (stream,), "y": (stream,)}, {}))
+    found = Peaks(2 * matrix**3 / product, 3 * 4 * stream / total)
     keep(name, {"flops": found.flops, "bandwidth": found.bandwidth})
     return found
 
@@ -126,7 +132,6 @@ def _best(backend: str, options: SessionOptions, model: onnx.ModelProto) -> floa
         s.name: rng.standard_normal([d for d in s.shape if isinstance(d, int)]).astype(np.float32)
         for s in session.inputs
     }
-    call: Callable[[], None] = session.bind(feeds)
-    taken = take([call], _SECONDS)
-    single = backend == "ort-cpu" and options.threads == 1 and bool((taken.thread > 0).all())
-    return float((taken.thread if single else taken.wall).min())  # waiting for the processor is not the machine's best
+    taken = take([bound_call(session, feeds)], _SECONDS)
+    # waiting for the processor is not the machine's best
+    return float(best_clock(taken, backend == "ort-cpu" and options.threads == 1).min())

@@ -67,15 +67,15 @@ class Runner:
 
     def call(self) -> Call:
         """A call that runs the model once, on the next of its inputs."""
-        bound = [_bound(self.session, feed) for feed in self.feeds]
-        if len(bound) == 1:
-            return bound[0]
+        calls = [bound(self.session, feed) for feed in self.feeds]
+        if len(calls) == 1:
+            return calls[0]
         turn = 0
 
         def following() -> float | None:
             nonlocal turn
-            turn = (turn + 1) % len(bound)
-            return bound[turn]()
+            turn = (turn + 1) % len(calls)
+            return calls[turn]()
 
         return following
 
@@ -110,8 +110,8 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
         return _first(path, asked, session, runs, load, 1)
     allowed = _allowed(path)
     failure: RunError | None = None
-    for bound, batch in _candidates(path, session.inputs, shapes, asked.batch):
-        values = feeds.seeded(session.inputs, bound, asked.seed, allowed)
+    for sizes, batch in _candidates(path, session.inputs, shapes, asked.batch):
+        values = feeds.seeded(session.inputs, sizes, asked.seed, allowed)
         try:
             return _first(path, asked, session, [values], load, batch)
         except RunError as error:
@@ -151,14 +151,15 @@ def _loaded(path: Path, asked: Asked) -> tuple[Session, float]:
 
 
 def _first(path: Path, asked: Asked, session: Session, runs: Sequence[feeds.Feeds], load: float, batch: int) -> Runner:
-    call = _bound(session, runs[0])
+    call = bound(session, runs[0])
     started = clocks.wall()
     call()
     first = clocks.wall() - started
     return Runner(path, asked, session, tuple(runs), {n: v.shape for n, v in runs[0].items()}, batch, load, first)
 
 
-def _bound(session: Session, feed: feeds.Feeds) -> Callable[[], float | None]:
+def bound(session: Session, feed: feeds.Feeds) -> Callable[[], float | None]:
+    """A call that runs a session once, and returns its seconds on the device's clock where there is one."""
     return session.bind_timed(feed) if isinstance(session, TimedSession) else session.bind(feed)
 
 

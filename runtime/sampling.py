@@ -107,6 +107,18 @@ def take(
     return Samples(wall, cpu, thread, switched.astype(np.int64), others, device, settled)
 
 
+def best_clock(taken: Samples, single: bool) -> Times:
+    """The times that say most of a model: the device's own, CPU time where one thread does all the work, or wall time.
+
+    Args:
+        taken: the samples.
+        single: whether the calling thread does all the work.
+    """
+    if (taken.device > 0).all():
+        return taken.device
+    return taken.thread if single and (taken.thread > 0).all() else taken.wall
+
+
 def _once(call: Call) -> Row:
     """One run: wall, CPU of the process, CPU of the thread, switches, seconds on the device."""
     wall, thread, process = clocks.wall, clocks.thread_cpu, clocks.process_cpu

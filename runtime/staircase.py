@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,8 +15,11 @@ from onnx import helper, numpy_helper
 from runtime import clocks
 from runtime.backends import SessionOptions, open_session
 from runtime.cache import keep, read_cached
+from runtime.cuda import need_gpu
+from runtime.engine.flavour import PACKAGES, load_flavour
 from runtime.environment import fingerprint
-from runtime.sampling import take
+from runtime.runners import bound
+from runtime.sampling import best_clock, take
 from runtime.steps import Count
 
 WIDTHS: tuple[int, ...] = (
@@ -24,14 +27,28 @@ WIDTHS: tuple[int, ...] = (
     *(72, 80, 88, 96, 112, 120, 124, 126, 127, 128),
 )
 KINDS = ("Conv", "depthwise Conv", "MatMul")
+ENGINE_WIDTHS: tuple[int, ...] = (512, 516, 520, 524, 528, 536, 544, 560, 576, 608, 640)
+"""Each takes an engine of its own, so there are fewer; and a GPU is busy with wide layers only."""
+
 _STEPS = (1, 2, 4, 8, 16, 32)
 _SAVES = 0.5
-_OUTER = 64
-_IMAGE = 20
-_ROWS = 96
-_COLUMNS = 256
 _SECONDS = 12.0
 _ROUNDS = 120
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Of the layers whose width is varied: batch, channels outside and side of the image; rows and columns."""
+
+    batch: int
+    outer: int
+    image: int
+    rows: int
+    columns: int
+
+
+_ON_CPU = _Sizes(1, 64, 20, 96, 256)
+_ON_GPU = _Sizes(8, 256, 28, 4096, 1024)
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,7 @@ class Staircase:
         """
         curve = self.curves[kind]
         if width not in curve:
-            alike = [w for w in curve if math.gcd(w, _STEPS[-1]) == math.gcd(width, _STEPS[-1])]
+            alike = [w for w in curve if math.gcd(w, _STEPS[-1]) == math.gcd(width, _STEPS[-1])] or list(curve)
             width = min(alike, key=lambda w: abs(w - width))
         start, slope = self._lines[kind]
         return max(curve[width] / (start + slope * width), 1.0)
@@ -87,90 +104,110 @@ class Staircase:
 
 
 def staircase(
-    backend: str = "ort-cpu", threads: int = 1, *, fresh: bool = False, progress: Callable[[str], None] | None = None
+    backend: str = "ort-cpu",
+    threads: int = 1,
+    *,
+    half: bool = False,
+    fresh: bool = False,
+    progress: Callable[[str], None] | None = None,
 ) -> Staircase:
     """Measure the staircase of this machine, or read it from the cache.
 
     Args:
         backend: a name in ``runtime.backends.BACKENDS``.
         threads: threads inside one operator.
+        half: of layers in fp16; an engine's kernels differ.
         fresh: measure again, even if the cache has it.
         progress: called with a line before each step.
 
     Raises:
         BackendMissing: the backend is not installed.
     """
-    name = f"staircase-{fingerprint(backend, threads, WIDTHS)}"
+    engine = backend in PACKAGES
+    widths, sizes = (ENGINE_WIDTHS, _ON_GPU) if engine else (WIDTHS, _ON_CPU)
+    more = (sizes, half, need_gpu(), load_flavour(backend).version) if engine else ()
+    name = f"staircase-{fingerprint(backend, threads, widths, *more)}"
     known = read_cached(name) if not fresh else None
-    curves = _read(known) if known is not None else None
+    curves = _read(known, widths) if known is not None else None
     if curves is not None:
         return Staircase(backend, threads, curves, cached=True)
     step = progress or (lambda _: None)
     measured = {}
     for kind in KINDS:
         step(f"measuring {kind}")
-        measured[kind] = _curve(kind, backend, threads, step)
+        measured[kind] = _curve(
+            kind, backend, threads, widths, sizes, np.dtype(np.float16 if half else np.float32), step
+        )
     keep(name, {"curves": {kind: {str(w): t for w, t in curve.items()} for kind, curve in measured.items()}})
     return Staircase(backend, threads, measured)
 
 
-def _read(document: Mapping[str, Any]) -> dict[str, dict[int, float]] | None:
+def _read(document: Mapping[str, Any], widths: Sequence[int]) -> dict[str, dict[int, float]] | None:
     try:
         curves = {kind: {int(w): float(t) for w, t in document["curves"][kind].items()} for kind in KINDS}
     except (KeyError, AttributeError, TypeError, ValueError):
         return None
-    return curves if all(set(curve) == set(WIDTHS) for curve in curves.values()) else None
+    return curves if all(set(curve) == set(widths) for curve in curves.values()) else None
 
 
-def _curve(kind: str, backend: str, threads: int, step: Callable[[str], None]) -> dict[int, float]:
+def _curve(
+    kind: str,
+    backend: str,
+    threads: int,
+    widths: Sequence[int],
+    sizes: _Sizes,
+    dtype: np.dtype[Any],
+    step: Callable[[str], None],
+) -> dict[int, float]:
     """Seconds by width. All widths are sampled in turn; the lower quartile leaves out moments that were disturbed."""
     rng = np.random.default_rng(0)
     calls = []
-    for width in WIDTHS:
-        model = _model(kind, width, rng)
+    for width in widths:
+        model = _model(kind, width, sizes, dtype, rng)
         session = open_session(model.SerializeToString(), backend, SessionOptions(threads=threads))
         shape = [d for d in session.inputs[0].shape if isinstance(d, int)]
-        calls.append(session.bind({"x": rng.standard_normal(shape).astype(np.float32)}))
+        calls.append(bound(session, {"x": rng.standard_normal(shape).astype(dtype)}))
 
     def tick(rows: int) -> None:
         step(Count(f"measuring {kind}, rounds", min(rows, _ROUNDS), _ROUNDS))
 
     taken = take(calls, _SECONDS, lambda wall, _: wall.shape[1] >= _ROUNDS, tick=tick)
-    times = taken.thread if threads == 1 and backend == "ort-cpu" and (taken.thread > 0).all() else taken.wall
-    return dict(zip(WIDTHS, map(float, np.percentile(times, 25, axis=1)), strict=True))
+    times = best_clock(taken, threads == 1 and backend == "ort-cpu")
+    return dict(zip(widths, map(float, np.percentile(times, 25, axis=1)), strict=True))
 
 
-def _model(kind: str, width: int, rng: np.random.Generator) -> onnx.ModelProto:
+def _model(kind: str, width: int, sizes: _Sizes, dtype: np.dtype[Any], rng: np.random.Generator) -> onnx.ModelProto:
     """Two layers (three with a depthwise one) whose inner width is ``width``."""
     constants: dict[str, np.ndarray] = {}
 
     def weight(name: str, *shape: int) -> str:
-        constants[name] = (rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))).astype(np.float32)
+        constants[name] = (rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))).astype(dtype)
         return name
 
     if kind == "MatMul":
-        shape = [_ROWS, _COLUMNS]
+        shape = [sizes.rows, sizes.columns]
         nodes = [
-            helper.make_node("MatMul", ["x", weight("a", _COLUMNS, width)], ["h"]),
-            helper.make_node("MatMul", ["h", weight("b", width, _COLUMNS)], ["y"]),
+            helper.make_node("MatMul", ["x", weight("a", sizes.columns, width)], ["h"]),
+            helper.make_node("MatMul", ["h", weight("b", width, sizes.columns)], ["y"]),
         ]
     else:
-        shape = [1, _OUTER, _IMAGE, _IMAGE]
+        shape = [sizes.batch, sizes.outer, sizes.image, sizes.image]
         size = 1 if kind == "depthwise Conv" else 3
         pads: dict[str, Any] = {"pads": [size // 2] * 4}
-        nodes = [helper.make_node("Conv", ["x", weight("a", width, _OUTER, size, size)], ["h"], **pads)]
+        nodes = [helper.make_node("Conv", ["x", weight("a", width, sizes.outer, size, size)], ["h"], **pads)]
         nodes.append(helper.make_node("Relu", ["h"], ["i"]))
         if kind == "depthwise Conv":
             nodes.append(
                 helper.make_node("Conv", ["i", weight("d", width, 1, 3, 3)], ["j"], group=width, pads=[1, 1, 1, 1])
             )
         last = "j" if kind == "depthwise Conv" else "i"
-        nodes.append(helper.make_node("Conv", [last, weight("b", _OUTER, width, size, size)], ["y"], **pads))
+        nodes.append(helper.make_node("Conv", [last, weight("b", sizes.outer, width, size, size)], ["y"], **pads))
+    kind_of = helper.np_dtype_to_tensor_dtype(dtype)
     graph = helper.make_graph(
         nodes,
         "staircase",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("x", kind_of, shape)],
+        [helper.make_tensor_value_info("y", kind_of, None)],
         [numpy_helper.from_array(v, n) for n, v in constants.items()],
     )
     return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)])

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.console import Progress, deliver, say, write_json
+from exporter.commands.console import Progress, say, write_json
 from exporter.commands.options import add_json, command
 from exporter.commands.reporting import add_report, write_report
 from exporter.commands.running import add_running, asked_of
@@ -57,13 +57,15 @@ def _engine(options: argparse.Namespace) -> int:
     """Layers of an engine, by TensorRT's own profiler."""
     from exporter.engines.report import layers_json, layers_text
     from exporter.errors import UsageError
-    from runtime.engine.timing import time_layers
+    from runtime.engine.timing import layer_events, time_layers
 
     if options.report:
         raise UsageError("--report is for ONNX Runtime; TensorRT gives a time for each layer, see --json.")
+    layers, seconds = time_layers(options.model, asked_of(options, options.batch), seconds=options.seconds)
+    if options.json:
+        write_json(options.json, layers_json(layers, seconds))
     if options.trace:
-        raise UsageError("--trace is for ONNX Runtime; TensorRT gives a time for each layer, see --json.")
-    layers, seconds = time_layers(options.model, asked_of(options, options.batch))
-    return deliver(
-        options, lambda: layers_json(layers, seconds), lambda: layers_text(layers, seconds, max(options.top, 1))
-    )
+        write_json(options.trace, {"traceEvents": layer_events(layers), "displayTimeUnit": "ns"})
+    if "-" not in (options.json, options.trace):
+        say(layers_text(layers, seconds, max(options.top, 1)))
+    return 0

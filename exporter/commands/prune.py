@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 _PROFILE_SECONDS = 2.0
 
-_TENSOR_CORES = {"fp16": 8, "bf16": 8, "int8": 32, "fp8": 32}
-"""Multiples of channels that tensor cores compute without padding; for sparse kernels, of input channels."""
-
 
 def add(commands: Any) -> None:
     """Add the command."""
@@ -59,7 +56,13 @@ def add(commands: Any) -> None:
         help="leave at most this share of the latency, or this time, as measured on this machine, whose staircase the "
         "widths are aligned to (see: secateur probe)",
     )
-    budget.add_argument("--device", default="ort-cpu", metavar="NAME", help="backend for --latency (ort-cpu)")
+    budget.add_argument(
+        "--device",
+        default="ort-cpu",
+        metavar="NAME",
+        help="backend for --latency (ort-cpu); tensorrt and tensorrt-rtx build an engine of every candidate, in the "
+        "precision of the file",
+    )
     budget.add_argument("--threads", type=int, default=1, metavar="N", help="threads for --latency (1)")
     choice = parser.add_argument_group("choosing units")
     choice.add_argument(
@@ -279,8 +282,10 @@ def _check(options: argparse.Namespace) -> None:
 
 def _align(text: str) -> int | str:
     """A number, ``auto``, or the multiple that tensor cores want for a type."""
+    from exporter.latency_device import TENSOR_CORES
+
     try:
-        return _TENSOR_CORES.get(text) or int(text)
+        return TENSOR_CORES.get(text) or int(text)
     except ValueError:
         return text
 

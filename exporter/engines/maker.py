@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,17 +15,19 @@ import onnx
 from exporter.atomic import obstacle
 from exporter.errors import ModelError, UsageError
 from exporter.precision.converting import Converted, convert_precision
-from runtime import cuda, feeds
+from runtime import cuda
 from runtime.engine.building import Built, build_engine
+from runtime.engine.faults import CannotBuild, Fault
 from runtime.engine.flavour import load_flavour
 from runtime.engine.inspection import EngineLayer
 from runtime.engine.loading import look_into
-from runtime.engine.metadata import describe, write_engine
+from runtime.engine.metadata import describe, values_of, write_engine
 from runtime.engine.options import BuildOptions
 from runtime.engine.quantized import quantized_types
 from runtime.images import Preprocess
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+_TYPES = re.compile(r"\btypes?\b|\bhalf\b|float16|fp16|bf16|bfloat|implementation", re.IGNORECASE)
 _CODES = {"int8": ("int8", "int4"), "fp8": ("float8e4m3fn", "float8e5m2")}
 
 
@@ -107,12 +110,14 @@ def make_engine(
             f"file first: secateur convert {source} --precision {precision} -o HALF.onnx, then build that."
         )
     _check_codes(precision, source)
-    converted = None
+    if precision not in ("fp16", "bf16"):
+        built = build_engine(source, backend, options, called=str(source), progress=progress)
+        return _written(source, target, precision, built, None, arguments)
+    shapes = {name: ranges[0].best for name, ranges in options.shapes.items()}
+    refused: list[str] = []
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        file = source
-        if precision in ("fp16", "bf16"):
-            file = Path(folder) / source.name
-            shapes = {name: ranges[0].best for name, ranges in options.shapes.items()}
+        file = Path(folder) / source.name
+        while True:
             converted = convert_precision(
                 source,
                 file,
@@ -120,13 +125,27 @@ def make_engine(
                 calib=calib,
                 preprocess=preprocess,
                 keep=keep,
+                refused=refused,
                 keep_io=keep_io,
                 max_error=max_error,
                 shapes=shapes,
                 progress=progress,
             )
-        built = build_engine(file, backend, options, called=str(source), progress=progress)
+            try:
+                built = build_engine(file, backend, options, called=str(source), progress=progress)
+                break
+            except CannotBuild as error:
+                more = _of_other_types(error.faults, refused)
+                if not more:
+                    raise
+                refused += more
     return _written(source, target, precision, built, converted, arguments)
+
+
+def _of_other_types(faults: Sequence[Fault], known: Sequence[str]) -> list[str]:
+    """Nodes, or operators of nodes without a name, that TensorRT has no half precision for although ONNX does."""
+    named = (fault.node or fault.operator for fault in faults if _TYPES.search(fault.reason))
+    return [name for name in dict.fromkeys(named) if name and name not in known]
 
 
 def _check_codes(precision: str, source: Path) -> None:
@@ -156,8 +175,7 @@ def _written(
     layers, memory = look_into(built) if device is not None else (None, None)
     command = shlex.join(["secateur", *arguments])
     model = onnx.load(source, load_external_data=False)
-    values = {n: [c.limit, list(c.choices)] for n, c in feeds.constraints(model.graph).items()}
-    description = describe(built, source, command, device, precision=precision, values=values)
+    description = describe(built, source, command, device, precision=precision, values=values_of(source))
     try:
         write_engine(target, built, description)
     except OSError as error:

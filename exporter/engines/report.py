@@ -159,14 +159,19 @@ def layers_text(layers: Sequence[LayerTime], seconds: float, most: int) -> str:
         most: how many to show.
     """
     total = sum(each.seconds for each in layers)
-    rows = [["layer", "time", "share", "precision", "kernel"]]
+    rows = [["layer", "time", "share", "MACs", "GFLOP/s", "precision", "kernel"]]
     for each in slowest(layers, most):
         share = f"{100 * each.seconds / total:.1f} %" if total else ""
+        macs, rate = each.node.macs, each.node.rate
+        work = [quantity(macs), f"{rate / 1e9:.3g}"] if macs else ["", ""]
         rows.append(
-            [short(each.layer.name), milliseconds(each.seconds), share, each.layer.precision, short(each.layer.tactic)]
-        )
+            [
+                short(each.layer.name), milliseconds(each.seconds), share, *work, each.layer.precision,
+                short(each.layer.tactic),
+            ]
+        )  # fmt: skip
     return (
-        table(rows, right=(1, 2)) + f"\n\n{len(layers)} layers take {milliseconds(total)} when each is timed; "
+        table(rows, right=(1, 2, 3, 4)) + f"\n\n{len(layers)} layers take {milliseconds(total)} when each is timed; "
         f"a run takes {milliseconds(seconds)} on the device"
     )
 
@@ -176,5 +181,15 @@ def layers_json(layers: Sequence[LayerTime], seconds: float) -> dict[str, Any]:
     return {
         "version": VERSION,
         "seconds": seconds,
-        "layers": [{**_layer_json(each.layer), "seconds": each.seconds} for each in layers],
+        "layers": [
+            {
+                **_layer_json(each.layer),
+                "seconds": each.seconds,
+                "node": each.node.name if each.node.keys else None,
+                "keys": list(each.node.keys),
+                "macs": each.node.macs,
+                "bytes": each.node.bytes,
+            }
+            for each in layers
+        ],
     }

@@ -45,15 +45,16 @@ class Stays:
 
 
 def choose_nodes(
-    graph: Graph, low: int, extents: Mapping[str, Extent], keep: Sequence[str] = ()
+    graph: Graph, low: int, extents: Mapping[str, Extent], keep: Sequence[str] = (), refused: Sequence[str] = ()
 ) -> tuple[dict[str, Operands], list[Stays]]:
-    """Choose the nodes of the main graph that compute in half precision.
+    """Choose the nodes that compute in half precision, those of subgraphs included.
 
     Args:
         graph: the graph.
         low: FLOAT16 or BFLOAT16.
         extents: of fp32 activations.
         keep: globs of node names, outputs and operators that stay in fp32.
+        refused: names of the same that what is to run them does not take in half precision.
 
     Returns:
         Their operands, by the node's first output, and the nodes that stay with the reason.
@@ -62,7 +63,7 @@ def choose_nodes(
     lowered: dict[str, Operands] = {}
     stay: list[Stays] = []
     for node in graph.nodes:
-        if node.depth or node.op == "Constant" or node.key in graph.constants:
+        if node.op == "Constant" or node.key in graph.constants:
             continue
         floats = [n for n in (*node.inputs, *node.outputs) if n and kinds.get(n) == TensorProto.FLOAT]
         if not floats:
@@ -74,7 +75,8 @@ def choose_nodes(
         if not found.inputs and not found.outputs:
             continue
         reason = (
-            _asked(node, keep)
+            _asked(node, keep, refused)
+            or _not_seen(node, found, extents)
             or _too_large(graph, node, found, low, extents)
             or _too_fine(graph, node, low, extents, kinds)
         )
@@ -90,10 +92,20 @@ def types_of(graph: Graph) -> dict[str, int]:
     return {**graph.inferred.dtype, **{n: t.data_type for n, t in graph.constants.items()}}
 
 
-def _asked(node: Node, keep: Sequence[str]) -> str:
+def _asked(node: Node, keep: Sequence[str], refused: Sequence[str]) -> str:
     names = (node.proto.name, *node.outputs, node.op)
+    if any(name in refused for name in names if name):
+        return "TensorRT refuses it in half precision"
     match = next((glob for glob in keep if any(fnmatchcase(name, glob) for name in names)), None)
     return f"--keep-fp32 {match}" if match is not None else ""
+
+
+def _not_seen(node: Node, operands: Operands, extents: Mapping[str, Extent]) -> str:
+    """A node in a branch that no input led to."""
+    names = [node.outputs[k] for k in sorted(operands.outputs)]
+    if node.depth and any(math.isnan(extents.get(name, Extent(math.nan)).largest) for name in names):
+        return "no input led to its branch: how large its numbers get is not known"
+    return ""
 
 
 def _too_large(graph: Graph, node: Node, operands: Operands, low: int, extents: Mapping[str, Extent]) -> str:

@@ -17,21 +17,23 @@ from exporter.errors import GoalError, ModelError, UsageError
 from exporter.functions import Calls
 from exporter.graph import Graph
 from exporter.model_file import load, save
-from exporter.normalise import input_specs, serialize_with_data
+from exporter.normalise import inline_data, input_specs, serialize_with_data
 from exporter.precision.choosing import Stays, choose_nodes, types_of
-from exporter.precision.lowering import LOW, Operands
+from exporter.precision.lowering import LOW
 from exporter.precision.ranges import measure_extents
 from exporter.precision.rewriting import rewrite_types
 from exporter.precision.rounded import rounded_model
 from exporter.synthetic import synthetic_samples
-from runtime.backends import SessionOptions, open_session
+from exporter.ways import Way, force, ways
+from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
-from runtime.feeds import Feeds
+from runtime.feeds import PROFILES, Feeds
 from runtime.images import Preprocess
 from runtime.samples import load_samples
 
 _MADE_UP = 4
 _SAMPLES = 64
+_PLAIN = SessionOptions(optimize=False)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def convert_precision(
     preprocess: Preprocess | None = None,
     calib_samples: int = _SAMPLES,
     keep: Sequence[str] = (),
+    refused: Sequence[str] = (),
     keep_io: bool = False,
     max_error: float | None = None,
     shapes: dict[str, tuple[int, ...]] | None = None,
@@ -94,6 +97,7 @@ def convert_precision(
         preprocess: for images and pixels among them.
         calib_samples: most samples to use.
         keep: globs of node names, outputs or operators that stay in fp32.
+        refused: names of nodes, outputs or operators that TensorRT was found to refuse in this precision.
         keep_io: inputs and outputs stay in fp32.
         max_error: largest difference of an output that is accepted, as a share of its standard deviation.
         shapes: sizes of dynamic axes.
@@ -110,15 +114,15 @@ def convert_precision(
         raise UsageError(f"--precision {precision}: choose from {', '.join(LOW)}.")
     if output is not None and (why := obstacle(Path(output))):
         raise UsageError(f"{output} cannot be written: {why}.")
-    graph, low = load(path, shapes), LOW[precision]
-    feeds, source = _feeds(graph, calib, preprocess, calib_samples, seed)
+    low = LOW[precision]
+    step("running the model")
+    given = calib not in (None, "synthetic")
+    graph, feeds, dense = _prepared(path, shapes, calib if given else None, preprocess, calib_samples, seed)
+    around: list[Way] = [] if given else ways(graph)  # made-up inputs are to show every branch
     step("measuring how large the numbers get")
     kinds = types_of(graph)
-    activations = [
-        n for n, kind in kinds.items() if kind == TensorProto.FLOAT and n not in graph.constants and _is_outer(graph, n)
-    ]
-    extents = measure_extents(graph, activations, feeds)
-    lowered, stay = choose_nodes(graph, low, extents, keep)
+    floats = [n for n, kind in kinds.items() if kind == TensorProto.FLOAT and n not in graph.constants]
+    lowered, stay = choose_nodes(graph, low, measure_extents(graph, floats, feeds, around), keep, refused)
     if not lowered:
         raise ModelError(
             f"{path}: no node can compute in {precision}. " + "; ".join(f"{s.node}: {s.reason}" for s in stay[:3])
@@ -127,7 +131,10 @@ def convert_precision(
     model.CopyFrom(graph.model)
     casts = rewrite_types(model, graph.folder, low, lowered, kinds, graph.constants, keep_io)
     step("comparing with the original")
-    errors = _compare(graph, model, lowered, low, feeds)
+    # ONNX Runtime computes fp16 on the CPU; for bf16 the original runs with every result rounded, which is what tensor
+    # cores do that add in fp32
+    shown = model if low == TensorProto.FLOAT16 else rounded_model(graph, lowered, low)
+    errors = _compare(dense, graph, shown, feeds, around)
     _judge(errors, max_error, precision)
     after = 0
     if output is not None:
@@ -143,25 +150,51 @@ def convert_precision(
         after,
         errors,
         sum(_rows(f) for f in feeds),
-        source,
+        calib or "synthetic",
         keep_io,
     )
 
 
-def _is_outer(graph: Graph, name: str) -> bool:
-    maker = graph.producer.get(name)
-    return name in graph.inputs if maker is None else maker.depth == 0
+def _prepared(
+    path: str | os.PathLike[str],
+    shapes: dict[str, tuple[int, ...]] | None,
+    calib: str | None,
+    preprocess: Preprocess | None,
+    limit: int,
+    seed: int,
+) -> tuple[Graph, list[Feeds], Session]:
+    """The graph, inputs it runs on, and a session of it. Sizes made up for dynamic axes may be too small for the model:
+    others are tried."""
+    refused: RunError | None = None
+    tried = []
+    for attempt in range(len(PROFILES)):
+        graph = load(path, shapes, profile=attempt)
+        if graph.binding.shapes in tried:
+            continue
+        tried.append(graph.binding.shapes)
+        feeds = _feeds(graph, calib, preprocess, limit, seed)
+        try:
+            dense = open_session(serialize_with_data(graph.model, graph.folder), options=_PLAIN)
+            dense.run(feeds[0])
+        except RunError as error:
+            refused = refused or error
+        else:
+            return graph, feeds, dense
+        if calib is not None or not graph.binding.symbols:
+            break
+    raise ModelError(
+        f"the model does not run on the calibration inputs: {refused}\n"
+        "Give sizes its dynamic axes accept with --shape NAME:1x3x224x224, or recorded inputs with --calib."
+    ) from refused
 
 
-def _feeds(
-    graph: Graph, calib: str | None, preprocess: Preprocess | None, limit: int, seed: int
-) -> tuple[list[Feeds], str]:
-    if calib is None or calib == "synthetic":
+def _feeds(graph: Graph, calib: str | None, preprocess: Preprocess | None, limit: int, seed: int) -> list[Feeds]:
+    if calib is None:
         samples = synthetic_samples(graph, _MADE_UP, seed)
     else:
         samples = load_samples(Path(calib), input_specs(graph.model), preprocess=preprocess, limit=limit, seed=seed)
     batch = max(graph.binding.batch, 1)
-    return list(samples.batches(batch)), calib or "synthetic"
+    return list(samples.batches(batch))
 
 
 def _rows(feed: Feeds) -> int:
@@ -169,19 +202,29 @@ def _rows(feed: Feeds) -> int:
 
 
 def _compare(
-    graph: Graph, model: onnx.ModelProto, lowered: dict[str, Operands], low: int, feeds: Sequence[Feeds]
+    dense: Session, graph: Graph, model: onnx.ModelProto, feeds: Sequence[Feeds], around: Sequence[Way]
 ) -> dict[str, float]:
-    """Differences of the outputs. ONNX Runtime computes fp16 on the CPU; for bf16 the original runs with every result
-    rounded, which is what tensor cores do that add in fp32."""
-    plain = SessionOptions(optimize=False)
-    dense = open_session(serialize_with_data(graph.model, graph.folder), options=plain)
-    own = model if low == TensorProto.FLOAT16 else rounded_model(graph, lowered, low)
+    """Differences of the outputs from those of the original, whichever way the inputs take through branches."""
+    whole = inline_data(model, graph.folder)
     try:
-        session = open_session(serialize_with_data(own, graph.folder), options=plain)
+        session = open_session(force(whole, {}), options=_PLAIN)
     except RunError as error:
         raise ModelError(
             f"the converted model does not load: {error}\nNothing was written; please report it."
         ) from error
+    errors = _differences(dense, session, feeds)
+    for way in around:
+        forced = force(inline_data(graph.model, graph.folder), way)
+        try:
+            pair = [open_session(data, options=_PLAIN) for data in (forced, force(whole, way))]
+            found = _differences(pair[0], pair[1], feeds[:1])
+        except RunError:  # made-up inputs do not run everywhere
+            continue
+        errors = {name: max(error, found.get(name, 0.0)) for name, error in errors.items()}
+    return errors
+
+
+def _differences(dense: Session, session: Session, feeds: Sequence[Feeds]) -> dict[str, float]:
     types = {spec.name: spec.dtype for spec in session.inputs}
     errors: dict[str, float] = {}
     for feed in feeds:

@@ -43,7 +43,7 @@ def lowered_operands(node: NodeProto, opsets: Mapping[str, int], kinds: Mapping[
         Their positions, or why the node has to stay in fp32. No positions: it has nothing to do with fp32.
     """
     if subgraphs(node):
-        return "it runs a subgraph"
+        return "it runs a subgraph, which takes and gives fp32"
     domain = "" if node.domain == "ai.onnx" else node.domain
     if domain:
         return f"what the domain {domain} allows is not known"

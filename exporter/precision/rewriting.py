@@ -10,18 +10,19 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from exporter import tensors
 from exporter.normalise import fresh_names
 from exporter.precision.lowering import Operands
-from exporter.protos import captured_names, reads, set_nodes, subgraphs
+from exporter.protos import all_nodes, key_of, reads, set_nodes, subgraphs
 
 _DTYPES: dict[int, Any] = {
     TensorProto.FLOAT16: np.dtype(np.float16),
     TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
 }
 _ENDLESS = 1e30
+_NOTHING = Operands(frozenset(), frozenset())
 
 
 @dataclass
@@ -33,7 +34,8 @@ class _Work:
         kinds: type of each tensor in the file as it was.
         stored: type in which each tensor exists now.
         other: name of the same tensor in the other type.
-        nodes: the new list of nodes.
+        top: the new list of nodes of the main graph.
+        home: the new list of nodes of the graph a tensor belongs to, where that is a subgraph.
     """
 
     model: ModelProto
@@ -44,7 +46,8 @@ class _Work:
     fresh: Callable[[str], str]
     constants: Mapping[str, TensorProto]
     other: dict[str, str]
-    nodes: list[NodeProto]
+    top: list[NodeProto]
+    home: dict[str, list[NodeProto]]
 
 
 def rewrite_types(
@@ -70,34 +73,57 @@ def rewrite_types(
     Returns:
         How many casts were added.
     """
-    graph = model.graph
-    work = _Work(model, folder, low, kinds, dict(kinds), fresh_names(model), constants, {}, [])
-    named = {n for node in graph.node for inner in subgraphs(node) for n in captured_names(inner)}
-    if keep_io:
-        named |= {v.name for v in graph.output}
-    else:
-        _change_inputs(work, lowered, named)
-    for node in list(graph.node):
-        operands = lowered.get(next((o for o in node.output if o), ""))
+    work = _Work(model, folder, low, kinds, dict(kinds), fresh_names(model), constants, {}, [], {})
+    named = {v.name for v in model.graph.output} if keep_io else set()
+    if not keep_io:
+        _change_inputs(work, lowered)
+    before = _casts(model)
+    _rewrite(work, model.graph, lowered, named, work.top)
+    if not keep_io:
+        _declare(work)
+    _drop_unused(model)
+    return _casts(model) - before
+
+
+def _casts(model: ModelProto) -> int:
+    return sum(node.op_type == "Cast" for node in all_nodes(model.graph))
+
+
+def _rewrite(
+    work: _Work, graph: GraphProto, lowered: Mapping[str, Operands], named: set[str], nodes: list[NodeProto]
+) -> None:
+    """Rewrite a graph and what lies in it. What enters and leaves a subgraph stays fp32 under its name.
+
+    Args:
+        work: what has been made so far.
+        graph: changed in place.
+        lowered: operands that become half precision, by the node's first output.
+        named: tensors that somebody else reads in fp32 by this name.
+        nodes: receives the new nodes, casts of tensors that subgraphs read among them.
+    """
+    if nodes is not work.top:
+        work.home.update((value.name, nodes) for value in graph.input)
+    for node in graph.node:
+        operands = lowered.get(key_of(node), _NOTHING)
         made = NodeProto()
         made.CopyFrom(node)
-        operands = operands or Operands(frozenset(), frozenset())
+        for inner in subgraphs(made):
+            _rewrite(work, inner, lowered, {v.name for v in inner.output}, [])
         _feed(work, made, operands.inputs)
-        _name_type(made, operands, low)
+        _name_type(made, operands, work.low)
+        if nodes is not work.top:
+            work.home.update((name, nodes) for name in node.output)
         for k in operands.outputs:
-            work.stored[made.output[k]] = low
-        work.nodes.append(made)
-        for k in (k for k in operands.outputs if made.output[k] in named):  # somebody else reads fp32 by this name
+            work.stored[made.output[k]] = work.low
+        nodes.append(made)
+        for k in (k for k in operands.outputs if made.output[k] in named):
             name = made.output[k]
-            inner = work.fresh(f"{name}.{_suffix(low)}")
-            made.output[k] = inner
-            work.nodes.append(helper.make_node("Cast", [inner], [name], f"{name}.cast", to=TensorProto.FLOAT))
-            work.stored[name], work.other[name] = TensorProto.FLOAT, inner
-    _declare(work, keep_io)
-    before = len(graph.node)
-    set_nodes(graph, work.nodes)
-    _drop_unused(model)
-    return len(graph.node) - before
+            inside = work.fresh(f"{name}.{_suffix(work.low)}")
+            made.output[k] = inside
+            nodes.append(helper.make_node("Cast", [inside], [name], f"{name}.cast", to=TensorProto.FLOAT))
+            work.stored[name], work.other[name] = TensorProto.FLOAT, inside
+    set_nodes(graph, nodes)
+    del graph.value_info[:]  # their types have changed
 
 
 def convert_values(values: tensors.Array, low: int) -> tensors.Array:
@@ -139,7 +165,8 @@ def _in_type(work: _Work, name: str, wanted: int) -> str:
         )
         work.model.graph.initializer.append(tensor)
     else:
-        work.nodes.append(helper.make_node("Cast", [name], [made], f"{made}.cast", to=wanted))
+        nodes = work.home.get(name, work.top)  # what reads it in a subgraph is part of a node that comes later
+        nodes.append(helper.make_node("Cast", [name], [made], f"{made}.cast", to=wanted))
     work.other[name] = made
     return made
 
@@ -155,29 +182,28 @@ def _name_type(node: NodeProto, operands: Operands, low: int) -> None:
         node.attribute.append(helper.make_attribute("value", onnx.numpy_helper.from_array(convert_values(number, low))))
 
 
-def _change_inputs(work: _Work, lowered: Mapping[str, Operands], named: set[str]) -> None:
+def _change_inputs(work: _Work, lowered: Mapping[str, Operands]) -> None:
     """Inputs that some node reads in half precision are given in it."""
-    read = {
-        node.input[k]
-        for node in work.model.graph.node
-        for k in lowered.get(next((o for o in node.output if o), ""), Operands(frozenset(), frozenset())).inputs
-    }
+    nodes = all_nodes(work.model.graph)
+    read = {node.input[k] for node in nodes for k in lowered.get(key_of(node), _NOTHING).inputs}
     for value in work.model.graph.input:
-        if value.name in read - named and value.name not in work.constants:
+        if value.name in read and value.name not in work.constants:
             value.type.tensor_type.elem_type = work.low
             work.stored[value.name] = work.low
 
 
-def _declare(work: _Work, keep_io: bool) -> None:
+def _declare(work: _Work) -> None:
     for value in work.model.graph.output:
-        if not keep_io and value.type.HasField("tensor_type"):
+        if value.type.HasField("tensor_type"):
             value.type.tensor_type.elem_type = work.stored.get(value.name, value.type.tensor_type.elem_type)
-    del work.model.graph.value_info[:]  # their types have changed
 
 
 def _drop_unused(model: ModelProto) -> None:
     used = {name for node in model.graph.node for name in reads(node)} | {v.name for v in model.graph.output}
     set_nodes(model.graph, [n for n in model.graph.node if n.op_type != "Constant" or n.output[0] in used])
+    gone = {t.name for t in model.graph.initializer} - used
+    for value in [v for v in model.graph.input if v.name in gone]:  # it was a default, and is no input without
+        model.graph.input.remove(value)
     kept = [t for t in model.graph.initializer if t.name in used]
     if len(kept) < len(model.graph.initializer):
         copies = [TensorProto.FromString(t.SerializeToString()) for t in kept]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from exporter import tensors
 from exporter.graph import Graph
 from exporter.normalise import fresh_names
 from exporter.precision.lowering import Operands
 from exporter.precision.rewriting import convert_values
-from exporter.protos import set_nodes
+from exporter.protos import key_of, set_nodes, subgraphs
 
 
 def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> onnx.ModelProto:
@@ -26,34 +27,60 @@ def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> on
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    fresh = fresh_names(model)
+    _round(model.graph, _Rounding(graph, model, lowered, low, fresh_names(model)))
+    return model
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """What is rounded, and the rounded constants there are."""
+
+    source: Graph
+    model: onnx.ModelProto
+    lowered: Mapping[str, Operands]
+    low: int
+    fresh: Callable[[str], str]
+    constants: dict[str, str] = field(default_factory=dict)
+
+    def constant(self, name: str) -> str:
+        """Name of a constant's rounded values."""
+        if name not in self.constants:
+            old = self.source.constants[name]
+            values = convert_values(tensors.read(old, self.source.folder), self.low).astype(np.float32)
+            made = self.constants[name] = self.fresh(f"{name}.rounded")
+            shaped = np.ascontiguousarray(values).reshape(tuple(old.dims))
+            self.model.graph.initializer.append(onnx.numpy_helper.from_array(shaped, made))
+        return self.constants[name]
+
+
+def _round(graph: GraphProto, work: _Rounding) -> None:
+    """Round in a graph and what lies in it, in place."""
     nodes: list[NodeProto] = []
     rounded: dict[str, str] = {}
 
     def cast(name: str, result: str) -> str:
-        inner = fresh(f"{result}.low")
-        nodes.append(helper.make_node("Cast", [name], [inner], to=low))
+        inner = work.fresh(f"{result}.low")
+        nodes.append(helper.make_node("Cast", [name], [inner], to=work.low))
         nodes.append(helper.make_node("Cast", [inner], [result], to=TensorProto.FLOAT))
         return result
 
-    for node in list(model.graph.node):
-        operands = lowered.get(next((o for o in node.output if o), ""))
+    for node in graph.node:
+        operands = work.lowered.get(key_of(node))
         made = NodeProto()
         made.CopyFrom(node)
+        for body in subgraphs(made):
+            _round(body, work)
         for k in operands.inputs if operands is not None else ():
             name = made.input[k]
-            if name not in rounded and name in graph.constants:
-                values = convert_values(tensors.read(graph.constants[name], graph.folder), low).astype(np.float32)
-                rounded[name] = fresh(f"{name}.rounded")
-                values = np.ascontiguousarray(values).reshape(tuple(graph.constants[name].dims))
-                model.graph.initializer.append(onnx.numpy_helper.from_array(values, rounded[name]))
-            elif name not in rounded:
-                rounded[name] = cast(name, fresh(f"{name}.rounded"))
+            if name in work.source.constants:
+                made.input[k] = work.constant(name)
+                continue
+            if name not in rounded:
+                rounded[name] = cast(name, work.fresh(f"{name}.rounded"))
             made.input[k] = rounded[name]
         nodes.append(made)
         for k in operands.outputs if operands is not None else ():
             name = made.output[k]
-            made.output[k] = fresh(f"{name}.exact")
+            made.output[k] = work.fresh(f"{name}.exact")
             cast(made.output[k], name)
-    set_nodes(model.graph, nodes)
-    return model
+    set_nodes(graph, nodes)

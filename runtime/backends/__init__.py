@@ -39,14 +39,30 @@ def open_session(model: Path | str | bytes, backend: str = "ort-cpu", options: S
         BadRequest: the backend lacks what an option asks for.
         RunError: the backend refuses the model.
     """
+    _known(backend)
+    source = model if isinstance(model, bytes) else Path(model)
+    return BACKENDS[backend](source, options or SessionOptions())
+
+
+def _known(backend: str) -> None:
     _register()
     if backend not in BACKENDS:
         raise BackendMissing(
             f"there is no backend '{backend}'. Available: {', '.join(sorted(BACKENDS))}.\n"
             "See what this machine can do with: secateur backends"
         )
-    source = model if isinstance(model, bytes) else Path(model)
-    return BACKENDS[backend](source, options or SessionOptions())
+
+
+def need_backend(backend: str) -> None:
+    """Make sure that this machine can use a backend, before any work is done for it.
+
+    Raises:
+        BackendMissing: it cannot; the message says what is lacking.
+    """
+    _known(backend)
+    missing = ABOUT[backend]().missing if backend in ABOUT else ""
+    if missing:
+        raise BackendMissing(f"backend {backend}: {missing}")
 
 
 def available() -> dict[str, Availability]:
@@ -69,5 +85,6 @@ __all__: Sequence[str] = [
     "TimedSession",
     "available",
     "backend",
+    "need_backend",
     "open_session",
 ]

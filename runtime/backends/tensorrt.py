@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,8 @@ from runtime.errors import BackendMissing, BadRequest, RunError
 from runtime.model_files import digest_of
 
 ENGINES = tuple(PACKAGES)
-_SUFFIXES = frozenset({".engine", ".plan", ".trt"})
+SUFFIXES = frozenset({".engine", ".plan", ".trt"})
+"""Of files that are engines; others are ONNX files."""
 
 
 class _Bound:
@@ -239,10 +241,10 @@ def _open(name: str, model: Path | bytes, options: SessionOptions) -> Session:
         raise BadRequest(f"{name} writes neither profiles nor optimised models; see secateur build --json.")
     device = cuda.need_gpu()
     if isinstance(model, bytes):
-        raise BadRequest(f"{name} takes files, not models in memory.")
+        return EngineSession(deserialize(flavour, _built(name, model), "the engine"), options)
     if not model.is_file():
         raise BadRequest(f"{model}: no such file.")
-    file = model if model.suffix.lower() in _SUFFIXES else _engine_of(name, model, flavour.version, device)
+    file = model if model.suffix.lower() in SUFFIXES else _engine_of(name, model, flavour.version, device)
     data = file.read_bytes()
     description = check_engine(file, data, name, flavour.version, device)
     stripped = bool(description and description["flags"]["strip"])
@@ -250,6 +252,14 @@ def _open(name: str, model: Path | bytes, options: SessionOptions) -> Session:
     if weights is not None and description is not None and description.get("precision") in ("fp16", "bf16"):
         raise BadRequest(f"{file} lacks its weights, and they were converted; build it again without --strip.")
     return EngineSession(deserialize(flavour, data, str(file), weights), options, description)
+
+
+def _built(name: str, model: bytes) -> bytes:
+    """An engine for a model in memory, which nobody will ask for again."""
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        file = Path(folder) / "model.onnx"
+        file.write_bytes(model)
+        return build_engine(file, name, called="a model in memory").engine
 
 
 def _engine_of(name: str, model: Path, version: str, device: cuda.Gpu) -> Path:

@@ -13,10 +13,6 @@ from runtime.engine.log import Message, telling
 from runtime.errors import BackendMissing, RunError
 
 
-class CannotBuild(RunError):
-    """TensorRT refuses a model."""
-
-
 @dataclass(frozen=True)
 class Fault:
     """One reason for which a model does not become an engine.
@@ -36,6 +32,18 @@ class Fault:
     def __str__(self) -> str:
         where = f"{self.operator} '{self.node}': " if self.operator else f"'{self.node}': " if self.node else ""
         return f"{where}{self.reason}" + (f"\n    fix: {self.fix}" if self.fix else "")
+
+
+class CannotBuild(RunError):
+    """TensorRT refuses a model.
+
+    Attributes:
+        faults: what it objects to.
+    """
+
+    def __init__(self, text: str, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(text)
+        self.faults = tuple(faults)
 
 
 _FIXES = (
@@ -157,7 +165,7 @@ def refused(path: str, title: str, faults: Sequence[Fault], most: int = 5) -> Ru
     lines = [f"{title} builds no engine from {path}:", *(f"  {fault}" for fault in faults[:most])]
     if len(faults) > most:
         lines.append(f"  and {len(faults) - most} more; all of them with --log error")
-    return CannotBuild("\n".join(lines))
+    return CannotBuild("\n".join(lines), faults)
 
 
 def _said(value: Callable[[], Any] | Any) -> Any:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from runtime import feeds
 from runtime.cuda import Gpu
 from runtime.engine.building import Built
 from runtime.engine.configuring import write_bytes
@@ -63,6 +66,12 @@ def describe(built: Built, source: Path, command: str, device: Gpu | None, **mor
         "command": command,
         **more,
     }
+
+
+def values_of(source: Path) -> dict[str, list[Any]]:
+    """What integer inputs of an ONNX file may hold, as a description keeps it: below a limit, or one of some."""
+    graph = onnx.load(source, load_external_data=False).graph
+    return {name: [found.limit, list(found.choices)] for name, found in feeds.constraints(graph).items()}
 
 
 def write_engine(target: Path, built: Built, description: Mapping[str, Any]) -> None:

@@ -108,6 +108,19 @@ def test_the_command_builds_the_same_again(place):
     assert first["engine"]["bytes"] == second["engine"]["bytes"]
 
 
+@rtx
+def test_what_it_refuses_in_half_precision_stays(place):
+    """An LSTM with lengths is read with fp32 constants inside; ONNX allows it in fp16."""
+    nodes = [node("LSTM", "x w r - n", "s", hidden_size=8), node("MatMul", "s v", "y")]
+    constants = weights(w=(1, 32, 4), r=(1, 32, 8), v=(8, 8))
+    onnx.save(build(nodes, {"x": [5, 1, 4], "n": [1]}, ["y"], constants, kinds={"n": "j"}, opset=14), "m.onnx")
+    found = report("m.onnx", "--precision", "fp16")
+    assert [(s["node"], s["reason"]) for s in found["converted"]["stay"]] == [
+        ("LSTM 'node_s'", "TensorRT refuses it in half precision")
+    ]
+    assert found["converted"]["nodes"] == 1
+
+
 def raw(nodes, inputs, constants=None):
     """A model that ONNX Runtime need not take."""
     made = [onnx.numpy_helper.from_array(v, k) for k, v in (constants or {}).items()]

@@ -10,6 +10,7 @@ import pytest
 
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.precision.converting import convert_precision
+from exporter.protos import graphs_of
 from runtime.backends import open_session
 from tests.onnx_builder import build, ints, node, weights
 
@@ -96,17 +97,122 @@ def test_operands_of_fixed_type_keep_it(tmp_path):
     onnx.checker.check_model(half, full_check=True)
 
 
-def test_subgraphs_read_fp32(tmp_path):
-    from onnx import helper
+def graph_of(nodes, outputs, inputs=()):
+    """A subgraph; ``inputs`` and ``outputs`` are names with a type and shape."""
+    values = [[onnx.helper.make_tensor_value_info(*v) for v in side] for side in (inputs, outputs)]
+    return onnx.helper.make_graph(nodes, "inner", *values)
 
-    inner = [helper.make_graph([node("Mul", "h h", f"o{k}")], f"b{k}", [], [helper.make_tensor_value_info(f"o{k}", F32, [2, 4])]) for k in (0, 1)]  # fmt: skip
-    branch = node("If", "c", "i", then_branch=inner[0], else_branch=inner[1])
-    nodes = [node("MatMul", "x w", "h"), branch, node("Add", "i h", "y")]
-    model = build(nodes, {"x": [2, 4], "c": []}, ["y"], weights(w=(4, 4)), kinds={"c": "b"})
-    found, half = written(tmp_path, model)
-    assert "it runs a subgraph" in {s.reason for s in found.stay}
-    assert found.nodes == 2
+
+def branches():
+    """Both branches read an outer tensor; one squares numbers beyond what fp16 holds."""
+    then = graph_of([node("Mul", "h big", "t0"), node("Mul", "t0 small", "t")], [("t", F32, [2, 4])])
+    other = graph_of([node("MatMul", "h w", "e0"), node("Relu", "e0", "e")], [("e", F32, [2, 4])])
+    nodes = [node("MatMul", "x w", "h"), node("If", "c", "i", then_branch=then, else_branch=other)]
+    constants = {**weights(w=(4, 4)), "big": np.float32(1e5), "small": np.float32(1e-5)}
+    return build([*nodes, node("Add", "i h", "y")], {"x": [2, 4], "c": []}, ["y"], constants, kinds={"c": "b"})
+
+
+def loop(opset=21):
+    """A state, a captured tensor, an If inside, and a scan output."""
+    inner = [graph_of([node(op, "m", f"r{k}")], [(f"r{k}", F32, [2, 4])]) for k, op in enumerate(("Relu", "Tanh"))]
+    body = graph_of(
+        [
+            node("Identity", "go", "on"), node("MatMul", "s w", "p"), node("Add", "p h", "m"),
+            node("If", "c", "q", then_branch=inner[0], else_branch=inner[1]), node("Sigmoid", "q", "z"),
+        ],
+        [("on", onnx.TensorProto.BOOL, []), ("q", F32, [2, 4]), ("z", F32, [2, 4])],
+        [("k", onnx.TensorProto.INT64, []), ("go", onnx.TensorProto.BOOL, []), ("s", F32, [2, 4])],
+    )  # fmt: skip
+    nodes = [node("MatMul", "x w", "h"), node("Loop", "n - h", "last all", body=body), node("Relu", "last", "y")]
+    constants = weights(w=(4, 4))
+    return build(nodes, {"x": [2, 4], "n": [], "c": []}, ["y", "all"], constants, kinds={"c": "b", "n": "i"}, opset=opset)  # fmt: skip
+
+
+def scan():
+    """Directions are listed for each scan output."""
+    body = graph_of([node("Add", "s v", "t"), node("MatMul", "t w", "u")], [("t", F32, [4]), ("u", F32, [4])], [("s", F32, [4]), ("v", F32, [4])])  # fmt: skip
+    made = node("Scan", "x0 x", "last y", body=body, num_scan_inputs=1, scan_output_directions=[1])
+    return build([made], {"x0": [4], "x": [3, 4]}, ["last", "y"], weights(w=(4, 4)))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("keep_io", [True, False])
+@pytest.mark.parametrize(
+    ("model", "inside", "stays", "feeds"),
+    [
+        (branches(), 2, {"Mul 'node_t0'", "Mul 'node_t'"}, [{"c": np.array(c)} for c in (True, False)]),
+        (loop(), 5, set(), [{"c": np.array(c), "n": np.array(n)} for c in (True, False) for n in (0, 3)]),
+        (scan(), 2, set(), [{}]),
+    ],
+    ids=["If", "Loop", "Scan"],
+)
+def test_what_subgraphs_compute(tmp_path, model, inside, stays, feeds, precision, keep_io):
+    """Inner nodes are measured and converted like outer ones; what enters and leaves a subgraph is fp32."""
+    found, half = written(tmp_path, model, precision, keep_io=keep_io)
+    low = F16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
+    assert {s.node for s in found.stay if s.asked} == (stays if precision == "fp16" else set())
+    assert not [s.reason for s in found.stay if not s.asked and "takes and gives fp32" not in s.reason]
+    assert 0 < found.error < (0.01 if precision == "fp16" else 0.1)
     onnx.checker.check_model(half, full_check=True)
+    inner = [n for g in graphs_of(half.graph) if g is not half.graph for n in g.node]
+    working = [n for n in inner if n.op_type not in ("Cast", "If", "Identity")]
+    assert len(working) >= inside
+    assert {t.data_type for t in half.graph.initializer if t.name.startswith("w")} == {low}
+    assert all(
+        v.type.tensor_type.elem_type != low for g in graphs_of(half.graph) if g is not half.graph for v in g.output
+    )
+    if precision == "bf16":
+        return
+    pair = [open_session(m.SerializeToString()) for m in (model, half)]
+    rng = np.random.default_rng(3)
+    for given in feeds:
+        drawn = {s.name: rng.standard_normal(s.shape).astype(np.float32) for s in pair[0].inputs if s.name not in given}
+        want = pair[0].run(drawn | given)
+        got = pair[1].run({s.name: (drawn | given)[s.name].astype(s.dtype) for s in pair[1].inputs})
+        for name, values in want.items():
+            np.testing.assert_allclose(
+                got[name].astype(np.float32), values, atol=0.02 * values.std() if values.size else 0
+            )
+
+
+def test_branches_the_data_do_not_reach_stay(tmp_path):
+    data = {"x": np.ones((2, 4), np.float32), "c": np.array([True, True])}
+    found, _ = written(tmp_path, branches_of_a_vector(), data=data)
+    stay = {s.node: s.reason for s in found.stay if s.asked}
+    assert stay == {"Tanh 'node_e'": "no input led to its branch: how large its numbers get is not known"}
+
+
+def branches_of_a_vector():
+    """The condition has the samples' axis, as data have."""
+    inner = [graph_of([node(op, "h", name)], [(name, F32, [2, 4])]) for op, name in (("Relu", "t"), ("Tanh", "e"))]
+    nodes = [node("MatMul", "x w", "h"), node("Gather", "c zero", "d"), node("If", "d", "y", then_branch=inner[0], else_branch=inner[1])]  # fmt: skip
+    return build(nodes, {"x": [2, 4], "c": [2]}, ["y"], {**weights(w=(4, 4)), "zero": np.int64(0)}, kinds={"c": "b"})
+
+
+@pytest.mark.parametrize(("ir", "opset"), [(3, 7), (3, 8), (3, 9), (8, 17)])
+def test_constants_that_are_inputs_too(tmp_path, ir, opset):
+    """Before IR version 4 all of them are, and in some files later on; those replaced are inputs no more."""
+    nodes = [node("Mul", "x big", "h"), node("Mul", "h small", "k"), node("MatMul", "k w", "y")]
+    constants = {**weights(w=(4, 4)), "big": np.full(4, 1e5, np.float32), "small": np.full(4, 1e-5, np.float32)}
+    model = build(nodes, {"x": [2, 4]}, ["y"], constants, opset=opset, ir=max(ir, 4))
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model.ir_version = ir
+    found, half = written(tmp_path, model, data={"x": np.ones((2, 4), np.float32)})
+    assert {s.node for s in found.stay} == {"Mul 'node_h'", "Mul 'node_k'"}
+    assert [s.name for s in open_session(half.SerializeToString()).inputs] == ["x"]
+    assert found.error < 0.01
+    onnx.checker.check_model(half, full_check=True)
+
+
+def test_sizes_are_tried_until_the_model_runs(tmp_path):
+    """A reflection needs more samples than sequences have at first."""
+    nodes = [node("Pad", "x p", "h", mode="reflect"), node("Relu", "h", "y")]
+    found, _ = written(tmp_path, build(nodes, {"x": ["batch", "samples"]}, ["y"], {"p": ints(0, 40, 0, 40)}))
+    assert found.nodes
+    fixed = build([node("Reshape", "x s", "h"), *nodes[1:]], {"x": ["batch", "samples"]}, ["y"], {"s": ints(7, 100003)})
+    with pytest.raises(ModelError, match=r"does not run on the calibration inputs[\s\S]*--shape"):
+        written(tmp_path, fixed)
 
 
 def test_quantized_layers_stay_together(tmp_path):

@@ -25,6 +25,7 @@ class Cuda:
         self.memory, self.live, self.called, self.clock = {}, set(), [], 0.0
         self.devices, self.fail, self.handles, self.marks, self.capturing = devices, fail or {}, 100, {}, None
         self.graphs = {}
+        self.layer_takes, self.run_takes = (lambda node, model: 5e-4), (lambda model: 0.002)  # seconds
         self.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
         self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
@@ -60,6 +61,9 @@ class Cuda:
 
     def _cudaGetDeviceProperties(self, _):
         return SimpleNamespace(name=b"Fake RTX", major=8, minor=6, totalGlobalMem=1 << 30)
+
+    def _cudaDeviceGetPCIBusId(self, length, device):
+        return b"0000:0B:00.0\0"
 
     def _cudaDriverGetVersion(self):
         return 13000
@@ -288,7 +292,7 @@ class Engine:
 
     def __init__(self, archive, trt, cuda):
         self.trt, self.cuda = trt, cuda
-        model = onnx.load_from_string(archive["model"].tobytes())
+        self.model = model = onnx.load_from_string(archive["model"].tobytes())
         self.session = onnxruntime.InferenceSession(archive["model"].tobytes(), providers=["CPUExecutionProvider"])
         self.tensors = {v.name: _tensor(v) for v in (*model.graph.input, *model.graph.output)}
         self.given, self.nodes = {v.name for v in model.graph.input}, [n.name for n in model.graph.node]
@@ -375,10 +379,11 @@ class Context:
             data = np.ascontiguousarray(values).tobytes()
             assert len(data) <= len(self.engine.cuda.memory[self.places[name]])
             ctypes.memmove(self.places[name], data, len(data))
-        self.engine.cuda.clock += 0.002
+        cuda, model = self.engine.cuda, self.engine.model
+        cuda.clock += cuda.run_takes(model)
         if self.profiler is not None:
-            for name in self.engine.nodes:
-                self.profiler.report_layer_time(name, 0.5)
+            for node in model.graph.node:
+                self.profiler.report_layer_time(node.name, 1e3 * cuda.layer_takes(node, model))
 
 
 def install(monkeypatch, version="10.9.0", devices=1, fail=None, said=()):

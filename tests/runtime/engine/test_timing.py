@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
 
 from exporter.cli import main
+from exporter.schema_files import stored_schema
 from runtime.backends import open_session
 from runtime.engine.timing import slowest, time_engine, time_layers
 from runtime.errors import BadRequest
@@ -53,19 +56,36 @@ def test_layers(model, monkeypatch):
 def test_from_the_command_line(model, monkeypatch, capsys):
     """The engine's description says which ids the input may hold: others would not run."""
     install(monkeypatch)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setenv("PATH", "")
     assert main(["build", "m.onnx", "-o", "m.engine", "-q", "--json", "b.json"]) == 0
     report = json.loads((model.parent / "b.json").read_text())
     assert [e["name"] for e in report["layers"]] == ["node_g", "node_h", "node_y"]
     assert report["memory_bytes"] == 4096
     assert report["device"]["name"] == "Fake RTX"
     assert json.loads((model.parent / "m.engine.json").read_text())["values"] == {"ids": [7, []]}
-    assert main(["profile", "m.engine", "--backend", "tensorrt", "-q"]) == 0
+    more = ["--seconds", "0.1", "--trace", "t.trace", "--json", "p.json"]
+    assert main(["profile", "m.engine", "--backend", "tensorrt", "-q", *more]) == 0
     assert "3 layers take 1.5 ms" in capsys.readouterr().out
+    rows = json.loads((model.parent / "p.json").read_text())["layers"]
+    assert [(r["node"], r["macs"], r["keys"]) for r in rows] == [
+        ("node_g", 0, ["g"]), ("node_h", 8 * 4 * 3, ["h"]), ("node_y", 0, ["y"]),
+    ]  # fmt: skip
+    events = json.loads((model.parent / "t.trace").read_text())["traceEvents"]
+    assert [(e["name"], e["cat"], e["ts"], e["dur"]) for e in events] == [
+        ("node_g", "Gather", 0, 500), ("node_h", "MatMul", 500, 500), ("node_y", "Relu", 1000, 500),
+    ]  # fmt: skip
     assert (
         main(["bench", "m.engine", "--backend", "tensorrt", "--seconds", "0.1", "--no-cold", "-q", "--json", "t.json"])
         == 0
     )
-    assert "m.engine" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "m.engine" in said
+    assert "clocks, power and temperature of the GPU are not known: NVML's package is not installed" in said
+    document = json.loads((model.parent / "t.json").read_text())
+    jsonschema.validate(document, stored_schema("bench"))
+    assert document["results"][0]["gpu"]["before"] is None
+    assert "nvidia-smi" in document["results"][0]["gpu"]["missing"]
     assert main(["compare", "m.onnx", "--against", "tensorrt", "--seconds", "0.3", "-q", "--json", "c.json"]) == 0
     assert "tensorrt" in capsys.readouterr().out
     (model.parent / "m.onnx").write_bytes((model.parent / "m.onnx").read_bytes() + b"\x32\x01x")
