@@ -53,6 +53,14 @@ def test_there_are_commands_on_the_pages_that_need_them():
     assert len([name for name in WITH_COMMANDS if name.startswith("examples/")]) == 6
 
 
+@pytest.mark.parametrize("page", [name for name in PAGES if name.startswith("examples/")])
+def test_each_example_shows_its_script(page):
+    """A formatter once took the line for Python, and the site showed that instead."""
+    script = page.replace(".md", ".py")
+    assert f'```python\n--8<-- "{script}"\n```' in PAGES[page]
+    assert (DOCS / script).is_file()
+
+
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_commands_parse(page):
     for command in commands(PAGES[page]):
