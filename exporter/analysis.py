@@ -15,8 +15,9 @@ from exporter.slots import FLAT_LIMIT, ONE, Facts, Fixed, Reason, SlotError, Too
 
 _SLOTS = 1 << 25
 _SLOTS_PER_WEIGHT = 8
-"""Slots that tensors and facts may name: what every model may, and what each number in its constants pays for. A graph of
-fifty nodes can make tensors with axes of millions (ConstantOfShape, Expand, Tile, Pad), and each slot costs memory and time.
+"""Slots that tensors and facts may name: what every model may, and what each number in its constants pays for.
+
+A graph of fifty nodes can make axes of millions (ConstantOfShape, Expand, Tile, Pad); each slot costs memory and time.
 """
 
 
@@ -47,8 +48,8 @@ def _too_long(graph: Graph, most: int, weights: int) -> str:
     _, name, node = max(made, key=lambda m: m[0])
     shape = " x ".join(f"{s:,}" for s in graph.shape(name) or ())
     return (
-        f"the axes of the tensors here have more than {most:,} positions in all, which the {weights:,} numbers the file "
-        f"holds do not account for. The longest are those of '{name}' ({shape}), made by {node.label}. Give smaller "
+        f"the axes of the tensors here have more than {most:,} positions in all, which the {weights:,} numbers the "
+        f"file holds do not account for. The longest are those of '{name}' ({shape}), made by {node.label}. Give smaller "
         "sizes to dynamic axes with --shape, or export without the nodes that make tensors of such sizes."
     )
 

@@ -317,7 +317,10 @@ def _measure(
     known = {n: math.prod(d for d in dims if isinstance(d, int)) for n, dims in bound.dims.items()}
     largest = max(known, key=known.__getitem__, default="")
     if known and known[largest] > _MEASURE_ELEMENTS:
-        return {}, f"no run is tried, for '{largest}' would hold {known[largest]:,} numbers (up to {_MEASURE_ELEMENTS:,})"
+        return (
+            {},
+            f"no run is tried, for '{largest}' would hold {known[largest]:,} numbers (up to {_MEASURE_ELEMENTS:,})",
+        )
     seconds = (end - time.monotonic()) / _MEASURE_RUNS
     if seconds <= 0:
         return {}, _out_of_time()
