@@ -49,8 +49,8 @@ def _too_long(graph: Graph, most: int, weights: int) -> str:
     shape = " x ".join(f"{s:,}" for s in graph.shape(name) or ())
     return (
         f"the axes of the tensors here have more than {most:,} positions in all, which the {weights:,} numbers the "
-        f"file holds do not account for. The longest are those of '{name}' ({shape}), made by {node.label}. Give smaller "
-        "sizes to dynamic axes with --shape, or export without the nodes that make tensors of such sizes."
+        f"file holds do not account for. The longest are those of '{name}' ({shape}), made by {node.label}. Give "
+        "smaller sizes to dynamic axes with --shape, or export without the nodes that make tensors of such sizes."
     )
 
 
