@@ -58,7 +58,7 @@ ILL = [
     ({"numpy": "1.25.2"}, "numpy", "too old", "pip install --upgrade 'numpy>=1.26'"),
     ({"onnx": "1.18.0"}, "onnx", "too old", "pip install --upgrade 'onnx>=1.19'"),
     ({"shtab": None}, "shtab", "missing", "pip install --upgrade 'shtab>=1.7'"),
-    ({"onnxruntime": "1.9.0"}, "onnxruntime", "too old", "pip install --upgrade 'onnxruntime>=1.22'"),
+    ({"onnxruntime": "1.9.0"}, "onnxruntime", "too old", "pip install --upgrade 'onnxruntime>=1.24'"),
 ]
 
 
