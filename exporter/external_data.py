@@ -90,7 +90,7 @@ def write(
                     entry.value = name
         final = target.parent / name
         put_in_place(temporary, final)
-    return final
+    return final.resolve()  # like those that are compared with it
 
 
 def _goes_outside(tensor: TensorProto) -> bool:

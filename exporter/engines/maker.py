@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import google.protobuf.message
 import onnx
 
-from exporter.atomic import obstacle
+from exporter.atomic import obstacle, scratch
 from exporter.errors import ModelError, UsageError
 from exporter.precision.converting import Converted, convert_precision
 from runtime import cuda, feeds
@@ -108,10 +107,10 @@ def make_engine(
         )
     _check_codes(precision, source)
     converted = None
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+    with scratch() as folder:
         file = source
         if precision in ("fp16", "bf16"):
-            file = Path(folder) / source.name
+            file = folder / source.name
             shapes = {name: ranges[0].best for name, ranges in options.shapes.items()}
             converted = convert_precision(
                 source,

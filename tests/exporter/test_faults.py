@@ -82,6 +82,20 @@ def test_kill_while_saving_often(outside, tmp_path):
     kill(100, tmp_path, outside)
 
 
+@pytest.mark.parametrize("name", ["out/saved.onnx", "link/saved.onnx", "{}/out/saved.onnx"])
+def test_the_same_model_again_keeps_its_weights(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to("out")
+    path, target = write_outside(wide(), tmp_path / "in"), Path(name.format(tmp_path))
+    found = []
+    for _ in range(2):
+        save(load(path), target)
+        found.append((contents(target), sorted(p.name for p in (tmp_path / "out").iterdir())))
+    assert found[0] == found[1]
+
+
 def test_two_writers_of_one_file(tmp_path):
     (tmp_path / "out").mkdir()
     target = tmp_path / "out" / "saved.onnx"
