@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _MOMENT = 5.0
@@ -17,13 +17,18 @@ _MOMENT = 5.0
 
 
 @contextlib.contextmanager
-def beside(target: Path) -> Iterator[Path]:
+def beside(target: Path, suffix: str = ".tmp", last: Callable[[Path], None] = lambda _: None) -> Iterator[Path]:
     """Yield a temporary file in the folder of ``target``; it is removed at the end unless it was renamed.
 
     It is locked meanwhile, which tells it from those that a killed process left behind; these are removed.
+
+    Args:
+        target: the file to be written in the end.
+        suffix: tells kinds of temporary files apart.
+        last: called with each that was left behind, before it goes.
     """
-    _sweep(target.parent, f".{glob.escape(target.name)}.*.tmp")
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    sweep(target.parent, f".{glob.escape(target.name)}.*{suffix}", last)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=suffix, dir=target.parent)
     temporary = Path(name)
     try:
         _lock(handle)
@@ -36,8 +41,14 @@ def beside(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _sweep(folder: Path, pattern: str) -> None:
-    """Remove temporary files and folders that nobody holds and that are older than a moment."""
+def sweep(folder: Path, pattern: str, last: Callable[[Path], None] = lambda _: None) -> None:
+    """Remove temporary files and folders that nobody holds and that are older than a moment.
+
+    Args:
+        folder: where they are.
+        pattern: of their names.
+        last: called with each before it goes.
+    """
     for left in folder.glob(pattern):
         with contextlib.suppress(OSError):
             about = left.lstat()
@@ -46,6 +57,7 @@ def _sweep(folder: Path, pattern: str) -> None:
             handle = _open(left)
             try:
                 if _lock(handle):
+                    last(left)
                     shutil.rmtree(left) if stat.S_ISDIR(about.st_mode) else left.unlink()
             finally:
                 os.close(handle)
@@ -67,7 +79,7 @@ def scratch(target: Path | None = None) -> Iterator[Path]:
     """
     place = Path(tempfile.gettempdir()) if target is None else target.parent
     prefix = "secateur-" if target is None else f".{target.name}."
-    _sweep(place, f"{glob.escape(prefix)}*.tmp")
+    sweep(place, f"{glob.escape(prefix)}*.tmp")
     folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=place))
     handle = None if os.name == "nt" else _open(folder)  # Windows cannot open folders
     try:

@@ -141,3 +141,27 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "in" / "weights.bin").symlink_to(tmp_path / "secret.bin")
     with pytest.raises(Exception, match="outside the model's folder"):
         load(path)
+
+
+def test_weights_of_a_killed_save_are_removed(tmp_path):
+    """Named by a journal, and by no model at that place: those of another model stay."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "saved.onnx"
+    save(load(write_outside(wide(), tmp_path / "in")), target)
+    data = next(target.parent.glob("*.data")).name
+    names = {
+        "orphan": "saved-0123456789ab.data",
+        "other": "saved-other-0123456789ab.data",
+        "unlisted": "saved-ffffffffffff.data",
+    }
+    for name in names.values():
+        (target.parent / name).write_bytes(b"0")
+    journal = target.parent / ".saved.onnx.abc.journal"
+    journal.write_text("\n".join([names["orphan"], names["other"], data, "../in/model.onnx"]))
+    made_old(target.parent)
+    save(load(target), target)
+    left = {p.name for p in target.parent.iterdir()}
+    assert left == {"saved.onnx", data, names["other"], names["unlisted"]}
+    contents(target)
+    assert (tmp_path / "in" / "model.onnx").exists()
