@@ -314,13 +314,8 @@ def _measure(
 
     Returns an empty dict where the model does not run, and the limit that kept it from running, if one did.
     """
-    known = {n: math.prod(d for d in dims if isinstance(d, int)) for n, dims in bound.dims.items()}
-    largest = max(known, key=known.__getitem__, default="")
-    if known and known[largest] > _MEASURE_ELEMENTS:
-        return (
-            {},
-            f"no run is tried, for '{largest}' would hold {known[largest]:,} numbers (up to {_MEASURE_ELEMENTS:,})",
-        )
+    if too_large := beyond(bound):
+        return {}, f"no run is tried, for {too_large}"
     seconds = (end - time.monotonic()) / _MEASURE_RUNS
     if seconds <= 0:
         return {}, _out_of_time()
@@ -343,6 +338,15 @@ def _measure(
     arrays = [n for n in unknown if all(isinstance(run[n], (np.ndarray, np.generic)) for run in runs)]
     fullest = min(runs, key=lambda run: sum(0 in np.shape(run[n]) for n in arrays))
     return {n: np.shape(fullest[n]) for n in arrays if len({np.ndim(run[n]) for run in runs}) == 1}, ""
+
+
+def beyond(found: Inferred) -> str:
+    """Name the largest tensor where it has more elements than a run may have that only tries sizes; else empty."""
+    known = {n: math.prod(d for d in dims if isinstance(d, int)) for n, dims in found.dims.items()}
+    largest = max(known, key=known.__getitem__, default="")
+    if not known or known[largest] <= _MEASURE_ELEMENTS:
+        return ""
+    return f"'{largest}' would hold {known[largest]:,} numbers (up to {_MEASURE_ELEMENTS:,})"
 
 
 def _out_of_time() -> str:

@@ -9,8 +9,9 @@ import pytest
 import exporter.analysis
 import exporter.normalise
 import exporter.slots
-from exporter import ModelError, UsageError, find_groups, load
+from exporter import ModelError, UsageError, find_groups, load, prune
 from exporter.model_file import from_model
+from runtime.backends.ort import OrtSession
 from tests.exporter.files import mlp, write
 from tests.onnx_builder import build, ints, node, weights
 
@@ -124,6 +125,27 @@ def test_a_run_that_only_tells_a_shape_is_bounded(make, text, monkeypatch, tmp_p
     assert text in graph.unmeasured
     assert graph.shape("y") is None
     assert len(started) <= 1
+
+
+def test_sizes_that_only_try_a_model_are_bounded(monkeypatch, tmp_path):
+    """Attention of which the last product fits at no size; 16,000 positions would take gigabytes."""
+    monkeypatch.setattr(exporter.normalise, "_MEASURE_ELEMENTS", 1 << 24)
+    ran, real = set(), OrtSession.run
+
+    def run(self, feeds, *args):
+        ran.add(feeds["x"].shape[1])
+        return real(self, feeds, *args)
+
+    monkeypatch.setattr(OrtSession, "run", run)
+    nodes = [
+        node("MatMul", "x w", "f"), node("Relu", "f", "r"), node("MatMul", "r v", "h"),
+        node("Transpose", "h", "t", perm=[0, 2, 1]), node("MatMul", "h t", "s"),
+        node("Softmax", "s", "p"), node("MatMul", "p h", "o"), node("MatMul", "o o", "y"),
+    ]  # fmt: skip
+    path = write(build(nodes, {"x": ["N", "S", 5]}, ["y"], weights(w=(5, 8), v=(8, 10))), tmp_path)
+    with pytest.raises(ModelError, match="--shape"):
+        prune(path, tmp_path / "out.onnx", ratio=0.5)
+    assert {8, 16, 512} <= ran <= {8, 9, 16, 17, 512, 513}
 
 
 def _counting(started):
