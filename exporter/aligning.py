@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter.agreement import difference, is_float, signal
-from exporter.atomic import obstacle
+from exporter.atomic import obstacle, scratch
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.graph import Graph
 from exporter.groups import Group, Groups, find_groups
@@ -111,7 +110,7 @@ def align_file(
     best: tuple[Comparison, Graph, list[Padding], float] | None = None
     tried: list[dict[str, int]] = []
     slowest = ""
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch() as folder:
         for number, steps in enumerate(choices):
             extra = _extra(search, steps)
             if not extra or extra in tried:
@@ -121,7 +120,7 @@ def align_file(
             padded, extra, error = _lossless(search, extra)
             if padded is None:
                 continue
-            file = Path(scratch) / f"{number}.onnx"
+            file = folder / f"{number}.onnx"
             save(padded, file)
             step("timing it against the original")
             found = compare_models(Path(model), file, asked, seconds=seconds, goal=Goal(speedup=1.0), outputs=False)

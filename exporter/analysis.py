@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph, Node
 from exporter.interface import rows_selected
 from exporter.rules import FROZEN, RULES, positions
 from exporter.rules.site import Analysis, Site
 from exporter.shuffles import Shuffle, find_shuffles
-from exporter.slots import ONE, Fixed, Reason, SlotError
+from exporter.slots import FLAT_LIMIT, ONE, Facts, Fixed, Reason, SlotError, TooManySlots
+
+_SLOTS = 1 << 25
+_SLOTS_PER_WEIGHT = 8
+"""Slots that tensors and facts may name: what every model may, and what each number in its constants pays for.
+
+A graph of fifty nodes can make axes of millions (ConstantOfShape, Expand, Tile, Pad); each slot costs memory and time.
+"""
 
 
 def analyse(graph: Graph, free: Mapping[str, Sequence[int]] | None = None) -> Analysis:
@@ -18,16 +27,41 @@ def analyse(graph: Graph, free: Mapping[str, Sequence[int]] | None = None) -> An
     Args:
         graph: the graph.
         free: axes of graph inputs and outputs that may shrink, by name; all others stay.
+
+    Raises:
+        ModelError: the axes of the graph are longer than its weights account for, by far.
+        UsageError: more ids are to be free than can be looked at.
     """
-    free = free or {}
-    analysis = Analysis(graph)
+    weights = sum(math.prod(t.dims) for t in graph.constants.values())
+    analysis = Analysis(graph, Facts(most=_SLOTS + _SLOTS_PER_WEIGHT * weights))
+    try:
+        _state(analysis, graph, free or {})
+    except TooManySlots as error:
+        raise ModelError(_too_long(graph, analysis.facts.most or 0, weights)) from error
+    analysis.facts.most = None
+    return analysis
+
+
+def _too_long(graph: Graph, most: int, weights: int) -> str:
+    """Say which tensor to blame."""
+    made = [(sum(graph.shape(name) or ()), name, node) for node in graph.nodes for name in node.outputs if name]
+    _, name, node = max(made, key=lambda m: m[0])
+    shape = " x ".join(f"{s:,}" for s in graph.shape(name) or ())
+    return (
+        f"the axes of the tensors here have more than {most:,} positions in all, which the {weights:,} numbers the "
+        f"file holds do not account for. The longest are those of '{name}' ({shape}), made by {node.label}. Give "
+        "smaller sizes to dynamic axes with --shape, or export without the nodes that make tensors of such sizes."
+    )
+
+
+def _state(analysis: Analysis, graph: Graph, free: Mapping[str, Sequence[int]]) -> None:
     for name in graph.inputs:
         shape = graph.shape(name)
         if shape is not None:
             why = Reason("graph input", f"input '{name}'")
             own = free.get(name, ())
             analysis.axes[name,] = [
-                analysis.facts.fresh(s) if k in own and s > 1 else Fixed(s, why) for k, s in enumerate(shape)
+                analysis.facts.axis(s, why.where) if k in own else Fixed(s, why) for k, s in enumerate(shape)
             ]
             if len(shape) in own:
                 _free_ids(analysis, name, why)
@@ -53,12 +87,14 @@ def analyse(graph: Graph, free: Mapping[str, Sequence[int]] | None = None) -> An
     for name in graph.outputs:
         _freeze_all(analysis, name, Reason("graph output", f"output '{name}'"), free.get(name, ()))
     positions.settle(analysis)
-    return analysis
 
 
 def _free_ids(analysis: Analysis, name: str, why: Reason) -> None:
     """The ids an input may hold, as an axis after its last: they may go where they only select rows of tables."""
-    ids = analysis.facts.fresh(rows_selected(analysis.graph, name) or 1)
+    rows = rows_selected(analysis.graph, name) or 1
+    if rows > FLAT_LIMIT:
+        raise UsageError(f"--io {name}:ids: the table has {rows:,} rows; up to {FLAT_LIMIT:,} can be looked at.")
+    ids = analysis.facts.fresh(rows)
     shape = analysis.graph.shape(name) or ()
     analysis.axes[name, "ids"] = [*(Fixed(s, why) for s in shape), ids]
     analysis.positions[name] = ids
@@ -113,6 +149,7 @@ def _apply_shuffle(analysis: Analysis, shuffle: Shuffle) -> None:
         axes[shuffle.axis] = Fixed(len(shuffle.indices), whole.why)
     else:
         axes[shuffle.axis] = whole[shuffle.indices]
+        analysis.facts.name(axes[shuffle.axis])
     analysis.axes[shuffle.result,] = axes
 
 

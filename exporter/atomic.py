@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _MOMENT = 5.0
@@ -15,13 +17,18 @@ _MOMENT = 5.0
 
 
 @contextlib.contextmanager
-def beside(target: Path) -> Iterator[Path]:
+def beside(target: Path, suffix: str = ".tmp", last: Callable[[Path], None] = lambda _: None) -> Iterator[Path]:
     """Yield a temporary file in the folder of ``target``; it is removed at the end unless it was renamed.
 
     It is locked meanwhile, which tells it from those that a killed process left behind; these are removed.
+
+    Args:
+        target: the file to be written in the end.
+        suffix: tells kinds of temporary files apart.
+        last: called with each that was left behind, before it goes.
     """
-    _sweep(target)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    sweep(target.parent, f".{glob.escape(target.name)}.*{suffix}", last)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=suffix, dir=target.parent)
     temporary = Path(name)
     try:
         _lock(handle)
@@ -34,18 +41,55 @@ def beside(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _sweep(target: Path) -> None:
-    """Remove temporary files for ``target`` that nobody holds and that are older than a moment."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+def sweep(folder: Path, pattern: str, last: Callable[[Path], None] = lambda _: None) -> None:
+    """Remove temporary files and folders that nobody holds and that are older than a moment.
+
+    Args:
+        folder: where they are.
+        pattern: of their names.
+        last: called with each before it goes.
+    """
+    for left in folder.glob(pattern):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime < _MOMENT:
-                continue  # it may have been made just now, and not be locked yet
-            handle = os.open(left, os.O_RDWR)
+            about = left.lstat()
+            if time.time() - about.st_mtime < _MOMENT or (hasattr(os, "getuid") and about.st_uid != os.getuid()):
+                continue  # it may have been made just now, and not be locked yet; or it is another user's
+            handle = _open(left)
             try:
                 if _lock(handle):
-                    left.unlink()
+                    last(left)
+                    shutil.rmtree(left) if stat.S_ISDIR(about.st_mode) else left.unlink()
             finally:
                 os.close(handle)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | getattr(os, "O_NOFOLLOW", 0))
+
+
+@contextlib.contextmanager
+def scratch(target: Path | None = None) -> Iterator[Path]:
+    """Yield a private folder that is removed at the end.
+
+    Like a temporary file it is locked meanwhile, and what killed processes left behind is removed first.
+
+    Args:
+        target: a file that is to come from there, which needs a folder on the same disk; None for the system's
+            temporary folder (TMPDIR).
+    """
+    place = Path(tempfile.gettempdir()) if target is None else target.parent
+    prefix = "secateur-" if target is None else f".{target.name}."
+    sweep(place, f"{glob.escape(prefix)}*.tmp")
+    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=place))
+    handle = None if os.name == "nt" else _open(folder)  # Windows cannot open folders
+    try:
+        if handle is not None:
+            _lock(handle)
+        yield folder
+    finally:
+        if handle is not None:
+            os.close(handle)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(handle: int) -> bool:

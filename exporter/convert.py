@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.atomic import put_in_place
+from exporter.atomic import put_in_place, scratch
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.torch_export import How, export
 from exporter.torch_files import program_call
@@ -109,8 +108,8 @@ def convert(
         raise UsageError(f"--opset {opset}: torch {torch.__version__} writes operator set {written} instead.")
     _tidy(program.model.graph, module)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
-            draft = Path(folder) / target.name
+        with scratch(target) as folder:
+            draft = folder / target.name
             program.save(draft, external_data=False)  # torch uses external data all the same for weights over 2 GB
             error = _compare(draft, runs)
             for file in sorted(draft.parent.iterdir(), key=lambda f: f == draft):  # the weights before what names them

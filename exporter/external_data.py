@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from runtime.steps import Count
 
 _SMALLEST_OUTSIDE = 1024
 _ALIGNMENT = 64
+_NAME = re.compile(r"-[0-9a-f]{12}\.data")
 _PAYLOADS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data")
 
 
@@ -55,6 +59,7 @@ def write(
     target: Path,
     values: Mapping[str, Array] | None = None,
     step: Callable[[str], None] = lambda _: None,
+    announce: Callable[[Path], None] = lambda _: None,
 ) -> Path:
     """Move the large initializers of a model into one data file beside ``target``; the model is changed in place.
 
@@ -67,6 +72,7 @@ def write(
         target: the model file to be written.
         values: new values of constants, of the old shape and type; each is asked for once, when its turn comes.
         step: called with a line now and then.
+        announce: called with the data file before it is put in place.
 
     Returns:
         The data file.
@@ -90,8 +96,9 @@ def write(
                 if entry.key == "location":
                     entry.value = name
         final = target.parent / name
+        announce(final)
         put_in_place(temporary, final)
-    return final
+    return final.resolve()  # like those that are compared with it
 
 
 def _goes_outside(tensor: TensorProto) -> bool:
@@ -112,6 +119,39 @@ def _point_at(tensor: TensorProto, offset: int, length: int) -> None:
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", ""), ("offset", str(offset)), ("length", str(length))):
         tensor.external_data.add(key=key, value=value)
+
+
+@contextlib.contextmanager
+def journal(target: Path, going: Iterable[Path]) -> Iterator[Callable[[Path], None]]:
+    """Keep a list of the data files beside ``target`` that are not its model's yet, or soon not any more.
+
+    A process that is killed leaves the list behind, and the next one that writes ``target`` removes what is on it and
+    not the model's then.
+
+    Args:
+        target: the model file to be written.
+        going: data files that are removed once it is.
+
+    Yields:
+        A function to call with a data file before it is put in place.
+    """
+
+    def forget(left: Path) -> None:
+        listed = set(left.read_text(encoding="utf-8").splitlines())
+        named = {path.name for path in written_for(target)}
+        for file in target.parent.glob(f"{glob.escape(target.stem)}-*.data"):
+            if file.name in listed - named and _NAME.fullmatch(file.name[len(target.stem) :]):
+                file.unlink(missing_ok=True)
+
+    with beside(target, ".journal", forget) as note:
+        names = sorted(path.name for path in going)
+        note.write_text("\n".join(names), encoding="utf-8")
+
+        def announce(file: Path) -> None:
+            if not file.exists():  # it may be another model's
+                note.write_text("\n".join([*names, file.name]), encoding="utf-8")
+
+        yield announce
 
 
 def written_for(target: Path) -> set[Path]:

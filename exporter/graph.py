@@ -138,6 +138,7 @@ class Graph:
         binding: concrete input shapes, and the size taken for each dynamic axis.
         calls: local function calls that were inlined.
         before: the whole graph, where residual branches were taken out of it; plans are made for that one.
+        unmeasured: why no run told the shapes that inference does not know; empty where nothing kept it from running.
         given: names of the inputs of subgraphs.
     """
 
@@ -151,6 +152,7 @@ class Graph:
     binding: Binding
     calls: Calls = field(default_factory=Calls)
     before: Before | None = None
+    unmeasured: str = ""
 
     def __post_init__(self) -> None:
         self.opsets = opsets_of(self.model)

@@ -231,7 +231,7 @@ def _collect(graph: Graph, analysis: Analysis, solution: Solution, io: Mapping[s
     np.add.at(signature, classes, weight[column_owner])
     first = np.full(count, classes.size, np.int64)
     np.minimum.at(first, classes, np.arange(classes.size))
-    units = np.unique(classes)
+    units = np.flatnonzero(first < classes.size)
     units = units[np.argsort(first[units], kind="stable")]
     _, start, inverse = np.unique(signature[units], return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(start))
@@ -261,7 +261,8 @@ def _describe(
     sizes: Ids,
 ) -> list[Group]:
     graph, analysis = groups.graph, groups.analysis
-    codes = np.unique(groups.group_of[classes] * len(arrays) + column_owner)
+    codes = groups.group_of[classes] * len(arrays) + column_owner
+    codes = np.unique(codes[np.r_[True, codes[1:] != codes[:-1]]])  # most are those before them
     contracted = np.zeros(analysis.facts.count, bool)
     if analysis.contracted:
         contracted[np.concatenate(analysis.contracted)] = True

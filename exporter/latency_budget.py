@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.atomic import scratch
 from exporter.choice import Request
 from exporter.errors import GoalError, UsageError
 from exporter.graph import Graph
@@ -188,8 +188,7 @@ def prune_to_latency(
         "keep": list(keep),
         "only": list(only),
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch() as folder:
         step("profiling the original")
         whole = runnable(_written(graph, folder / _DENSE), device, step)
         dense = _profiled(whole, device, _PROFILE_SECONDS)

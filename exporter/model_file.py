@@ -136,25 +136,31 @@ def save(
     try:
         before = external_data.written_for(target)
         data_file: Path | None = None
-        try:
-            with replacing(target) as temporary:
-                if external:
-                    model = _copy(model)
-                    data_file = external_data.write(model, graph.folder, target, values, progress or (lambda _: None))
-                written = temporary.write_bytes(model.SerializeToString(deterministic=True))
-                _check(temporary, target, graph.source)
-        except BaseException:
-            if data_file is not None and data_file not in before | _read_by(graph):
-                data_file.unlink(missing_ok=True)
-            raise
-        in_place = target.exists() and graph.source.origin is not None and target.samefile(graph.source.origin)
-        for old in before - {data_file} - (set() if in_place else _read_by(graph)):
-            old.unlink(missing_ok=True)
+        with external_data.journal(target, before - _read_by(graph)) as announce:
+            try:
+                with replacing(target) as temporary:
+                    if external:
+                        model, step = _copy(model), progress or (lambda _: None)
+                        data_file = external_data.write(model, graph.folder, target, values, step, announce)
+                    written = temporary.write_bytes(model.SerializeToString(deterministic=True))
+                    _check(temporary, target, graph.source)
+            except BaseException:
+                if data_file is not None and data_file not in before | _read_by(graph):
+                    data_file.unlink(missing_ok=True)
+                raise
+            _forget(before - {data_file}, graph, target)
         return written + (data_file.stat().st_size if data_file else 0)
     except OSError as error:
         raise UsageError(
             f"{target} cannot be written: {error.strerror or error}.\nChoose another path with -o, or make room there."
         ) from error
+
+
+def _forget(before: set[Path], graph: Graph, target: Path) -> None:
+    """Remove the data files of the model that was replaced, unless the graph's own file still reads them."""
+    in_place = target.exists() and graph.source.origin is not None and target.samefile(graph.source.origin)
+    for old in before - (set() if in_place else _read_by(graph)):
+        old.unlink(missing_ok=True)
 
 
 def finished(graph: Graph) -> ModelProto:

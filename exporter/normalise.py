@@ -3,6 +3,8 @@ dynamic axes bound, every shape inferred."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -37,6 +39,9 @@ LARGEST = 1_900_000_000
 """Bytes of weights up to which a model is run as a whole: a protobuf message holds 2 GB."""
 _MEASURE_RUNS = 2
 _MEASURE_SECONDS = 60.0
+"""For all the runs of one load together."""
+_MEASURE_ELEMENTS = 1 << 29
+"""Of the largest tensor known of a run that is tried: attention over 16,000 samples of audio takes minutes."""
 _MEASURE_BYTES = 8 << 30
 _SMALL_FLOATS = 16
 _NAMELESS = ("?", "None", "-1")
@@ -76,7 +81,7 @@ def normalise(
     _fold(model, static)
     constants = _constants(model, folder)
     part_uses(model, {name: dims for name, (_, dims, _) in constants.items()}, fresh_names(model))
-    binding, bound, measured = _bind(model, folder, signature, constants, shapes or {}, profile)
+    binding, bound, measured, unmeasured = _bind(model, folder, signature, constants, shapes or {}, profile)
     if binding.symbols and candidates(model.graph.node, static):
         longer = feeds.bind([s for s in signature if s.dtype is not None], _longer(signature, binding))
         other = infer(model.graph.node, opsets, _inputs(signature, longer.shapes), constants)
@@ -107,6 +112,7 @@ def normalise(
         static=static,
         binding=binding,
         calls=calls,
+        unmeasured=unmeasured,
     )
 
 
@@ -247,12 +253,14 @@ def _bind(
     constants: Constants,
     shapes: Mapping[str, tuple[int, ...]],
     first: int,
-) -> tuple[feeds.Binding, Inferred, dict[str, Dims]]:
+) -> tuple[feeds.Binding, Inferred, dict[str, Dims], str]:
     """Bind dynamic axes with the first profile whose shapes work out.
 
     Where onnx cannot infer a shape (an operator it does not know, control flow, a size that depends on the data), real
     runs tell it; where the model does not run under any profile either, the profile with the fewest unknowns is kept.
+    The last of the results is why a run was not tried, or not finished.
     """
+    why, end = "", time.monotonic() + _MEASURE_SECONDS
     best: tuple[int, feeds.Binding, Inferred] | None = None
     opsets = opsets_of(model)
     tensor_inputs = [s for s in signature if s.dtype is not None]
@@ -264,16 +272,18 @@ def _bind(
         found = infer(model.graph.node, opsets, inputs, constants)
         if (found.failed or not _all_fixed(found)) and not _has_empty(found):
             varying = of_varying_rank(model.graph, found)
-            measured = {n: d for n, d in _measure(model, folder, binding, found).items() if n not in varying}
+            shown, limit = _measure(model, folder, binding, found, end)
+            why = why or limit
+            measured = {n: d for n, d in shown.items() if n not in varying}
             if measured:
-                return binding, infer(model.graph.node, opsets, inputs, constants, measured), measured
+                return binding, infer(model.graph.node, opsets, inputs, constants, measured), measured, ""
         failures = len(found.failed) + _has_empty(found)
         if best is None or failures < best[0]:
             best = (failures, binding, found)
         if failures == 0:
             break
     assert best is not None
-    return best[1], best[2], {}
+    return best[1], best[2], {}, why
 
 
 def _longer(signature: list[TensorSpec], binding: feeds.Binding) -> dict[str, tuple[int, ...]]:
@@ -294,14 +304,21 @@ def _all_fixed(found: Inferred) -> bool:
     return all(found.is_fixed(name) for name in found.dims)
 
 
-def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inferred) -> dict[str, Dims]:
+def _measure(
+    model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inferred, end: float
+) -> tuple[dict[str, Dims], str]:
     """Shapes of the tensors inference gave up on, read off a real run.
 
     A size that depends on the data (the tokens an expert gets) is that of the run with the fewest empty axes: rules
     never take such an axis for one that can be cut, and only this pass sees its number.
 
-    Returns an empty dict where the model does not run.
+    Returns an empty dict where the model does not run, and the limit that kept it from running, if one did.
     """
+    if too_large := beyond(bound):
+        return {}, f"no run is tried, for {too_large}"
+    seconds = (end - time.monotonic()) / _MEASURE_RUNS
+    if seconds <= 0:
+        return {}, _out_of_time()
     unknown = [n for node in model.graph.node for n in node.output if n and not bound.is_fixed(n)]
     unknown = [n for n in unknown if n not in bound.opaque or bound.opaque[n].HasField("tensor_type")]
     probe = ModelProto()
@@ -309,7 +326,7 @@ def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inf
     add_outputs(probe, unknown)
     try:
         with bounds.memory(_MEASURE_BYTES):  # nobody vouches for the model
-            options = SessionOptions(threads=1, optimize=False, seconds=_MEASURE_SECONDS)
+            options = SessionOptions(threads=1, optimize=False, seconds=seconds)
             session = open_session(serialize_with_data(probe, folder), options=options)
             allowed = feeds.constraints(model.graph)
             runs = [
@@ -317,10 +334,23 @@ def _measure(model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inf
                 for seed in range(_MEASURE_RUNS)
             ]
     except (RunError, ModelError, ValueError, MemoryError):
-        return {}
+        return {}, _out_of_time() if time.monotonic() > end - seconds else ""
     arrays = [n for n in unknown if all(isinstance(run[n], (np.ndarray, np.generic)) for run in runs)]
     fullest = min(runs, key=lambda run: sum(0 in np.shape(run[n]) for n in arrays))
-    return {n: np.shape(fullest[n]) for n in arrays if len({np.ndim(run[n]) for run in runs}) == 1}
+    return {n: np.shape(fullest[n]) for n in arrays if len({np.ndim(run[n]) for run in runs}) == 1}, ""
+
+
+def beyond(found: Inferred) -> str:
+    """Name the largest tensor where it has more elements than a run may have that only tries sizes; else empty."""
+    known = {n: math.prod(d for d in dims if isinstance(d, int)) for n, dims in found.dims.items()}
+    largest = max(known, key=known.__getitem__, default="")
+    if not known or known[largest] <= _MEASURE_ELEMENTS:
+        return ""
+    return f"'{largest}' would hold {known[largest]:,} numbers (up to {_MEASURE_ELEMENTS:,})"
+
+
+def _out_of_time() -> str:
+    return f"runs that would show it took more than {_MEASURE_SECONDS:.0f} seconds"
 
 
 def is_large(model: ModelProto) -> bool:

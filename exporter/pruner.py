@@ -19,6 +19,7 @@ from exporter.fits import check_fits
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.model_file import load, save
+from exporter.normalise import beyond
 from exporter.plan import Plan
 from exporter.planner import budget_of
 from exporter.proof import Proof
@@ -185,6 +186,8 @@ def prune(
             graph, wanted = load_for(plan, model), dict(plan.model.shapes)
         else:
             graph = load(model, wanted, profile=attempt)
+            if 0 < attempt < len(feeds.PROFILES) - 1 and not wanted and beyond(graph.inferred):
+                continue  # sizes that nobody asked for
         if calib is not None:
             from exporter.calibration.data import calibration_of
 

@@ -38,6 +38,10 @@ class SlotError(Exception):
         self.where = where
 
 
+class TooManySlots(Exception):
+    """The facts of a graph are about more slots than they may be."""
+
+
 @dataclass(frozen=True)
 class Reason:
     """Why slots must stay.
@@ -116,9 +120,15 @@ class Take:
 
 @dataclass
 class Facts:
-    """All facts of one graph, in the order they were stated."""
+    """All facts of one graph, in the order they were stated.
+
+    Attributes:
+        count: how many slots there are.
+        most: how many slots may be named, counted each time a fact or a tensor names them; None for no limit.
+    """
 
     count: int = 0
+    most: int | None = None
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     frozen: list[tuple[Ids, int]] = field(default_factory=list)
@@ -126,6 +136,20 @@ class Facts:
     resizes: list[Resize] = field(default_factory=list)
     takes: list[Take] = field(default_factory=list)
     _reason_index: dict[Reason, int] = field(default_factory=dict)
+    _named: int = 0
+
+    def name(self, axis: Axis) -> None:
+        """Count slots that something names: what it costs to look at a graph; raises TooManySlots above ``most``."""
+        if not isinstance(axis, Fixed):
+            self._named += axis.size
+            if self.most is not None and self._named > self.most:
+                raise TooManySlots
+
+    def axis(self, size: int, where: str) -> Axis:
+        """Make an axis of new slots; one of size one, or of more than can be looked at, stays."""
+        if size > FLAT_LIMIT:
+            return Fixed(size, Reason(f"an axis of more than {FLAT_LIMIT:,} slots", where))
+        return self.fresh(size) if size > 1 else Fixed(size, ONE)
 
     def fresh(self, size: int) -> Ids:
         """Make ``size`` new slots."""
@@ -145,12 +169,14 @@ class Facts:
         elif isinstance(b, Fixed):
             self.freeze(a, b.why)
         elif a is not b:
+            self.name(a)
             self.ties.append((a, b))
 
     def freeze(self, axis: Axis, why: Reason) -> None:
         """State that these slots must stay."""
         if isinstance(axis, Fixed) or axis.size == 0:
             return
+        self.name(axis)
         self.frozen.append((axis, self.reason(why)))
 
     def reason(self, why: Reason) -> int:
@@ -189,6 +215,7 @@ class Facts:
             return _spread(axes[live[0]], sizes, live[0]).reshape(-1)
         # axes that stay whole only repeat the others, so the product is over the live ones alone
         flat = self.fresh(int(np.prod([sizes[k] for k in live], dtype=np.int64)))
+        self.name(flat)
         self.products.append(Product(flat, tuple(self.ids(axes[k]) for k in live), where))
         shape = [sizes[k] if k in live else 1 for k in range(len(axes))]
         return np.ascontiguousarray(np.broadcast_to(flat.reshape(shape), sizes)).reshape(-1)
@@ -213,6 +240,7 @@ class Facts:
                 self.freeze(axis, why)
                 return [Fixed(s, why) for s in sizes]
             factors = tuple(self.fresh(sizes[k]) for k in varying)
+            self.name(axis)
             self.products.append(Product(np.ascontiguousarray(core).reshape(-1), factors, where))
             for k, factor in zip(varying, factors, strict=True):
                 parts[k] = factor

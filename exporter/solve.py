@@ -314,27 +314,32 @@ class _Solver:
     def expand(self) -> tuple[Ids, Ids]:
         """Units of every class: (parts of shape (slots, k), classes on a cycle)."""
         n = len(self.root)
-        width = max((len(p.factors) for p in self.products), default=1)
-        factors = np.full((n, width), -1, np.int64)
         derived = np.zeros(n, bool)
         for product in self.products:
-            classes = self.root[product.flat]
-            rows = np.stack(np.broadcast_arrays(*np.ix_(*[self.root[f] for f in product.factors])), -1)
-            rows = rows.reshape(-1, len(product.factors))
-            fresh = ~derived[classes]
-            factors[classes[fresh], : rows.shape[1]] = rows[fresh]
-            derived[classes] = True
-        parts = np.arange(n, dtype=np.int64)[:, None]
-        parts[self.why != _NONE] = -1
+            derived[self.root[product.flat]] = True
+        rows = np.flatnonzero(derived & (self.why == _NONE))  # few of all: the others are what they are made of
+        place = np.full(n, -1, np.int64)
+        place[rows] = np.arange(rows.size)
+        factors = np.full((rows.size, max((len(p.factors) for p in self.products), default=1)), -1, np.int64)
+        for product in reversed(self.products):  # where several say what a class is made of, the first counts
+            made = np.stack(np.broadcast_arrays(*np.ix_(*[self.root[f] for f in product.factors])), -1)
+            at = place[self.root[product.flat]]
+            factors[at[at >= 0]] = -1
+            factors[at[at >= 0], : made.shape[-1]] = made.reshape(-1, made.shape[-1])[at >= 0]
+        parts = rows[:, None]
         for _ in range(_MAX_DEPTH):
             open_ = (parts >= 0) & derived[parts]
             if not open_.any():
-                return parts, np.empty(0, np.int64)
-            wide = np.where(open_[:, :, None], factors[parts], -1)
+                break
+            wide = np.where(open_[:, :, None], factors[place[parts]], -1)
             wide = np.where((wide >= 0) & (self.why[wide] == _NONE), wide, -1)
             kept = np.where(open_, -1, parts)
-            parts = unique_rows(np.concatenate([kept, wide.reshape(n, -1)], 1))
-        return parts, np.flatnonzero(((parts >= 0) & derived[parts]).any(1))
+            parts = unique_rows(np.concatenate([kept, wide.reshape(rows.size, -1)], 1))
+        every = np.full((n, parts.shape[1]), -1, np.int64)
+        itself = np.flatnonzero(~derived & (self.why == _NONE))
+        every[itself, 0] = itself
+        every[rows] = parts
+        return every, rows[((parts >= 0) & derived[parts]).any(1)]
 
     def run(self) -> Solution:
         facts = self.facts

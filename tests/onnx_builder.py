@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import ModelProto, NodeProto, helper
+from packaging.version import Version
 
+KNOWS_ALL = {onnx: Version("1.20"), onnxruntime: Version("1.31")}
+"""The first versions that know all the models of the tests; what older ones refuse is skipped, with the reason."""
+
+_REFUSED = "tests.refused"
 DTYPES = {"f": np.float32, "h": np.float16, "i": np.int64, "j": np.int32, "b": np.bool_, "u": np.uint8, "c": np.int8}
 
 
@@ -43,10 +50,32 @@ def build(
     kinds: Mapping[str, str] | None = None,
     functions: Sequence[onnx.FunctionProto] = (),
     domains: Mapping[str, int] | None = None,
+    since: str = "",
 ) -> ModelProto:
-    """A model. ``kinds`` gives the dtype letter of inputs and outputs that are not float32 (see ``DTYPES``)."""
+    """A model.
 
-    def declared(name: str, shape: Sequence[int | str] | None):
+    Args:
+        kinds: the dtype letter of inputs and outputs that are not float32 (see ``DTYPES``).
+        since: the first ONNX Runtime that runs it and its cuts, where older ones crash, or fail later than at loading.
+    """
+    try:
+        if since and Version(onnxruntime.__version__) < Version(since):
+            raise ImportError(f"{since} is the first that runs this model and its cuts")
+        return _build(nodes, inputs, outputs, constants, opset, ir, kinds, functions, domains)
+    except Exception as error:
+        old = [f"{m.__name__} {m.__version__}" for m in KNOWS_ALL if Version(m.__version__) < KNOWS_ALL[m]]
+        if not old:
+            raise
+        reason = f"{' or '.join(old)} is too old: {str(error).splitlines()[0][:200]}"
+        if "PYTEST_CURRENT_TEST" in os.environ:
+            pytest.skip(reason)
+        model = ModelProto()  # made while tests are collected: conftest.py skips those that are given it
+        model.metadata_props.add(key=_REFUSED, value=reason)
+        return model
+
+
+def _build(nodes, inputs, outputs, constants, opset, ir, kinds, functions, domains) -> ModelProto:
+    def declared(name: str, shape: Sequence[int | str | None] | None):
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[(kinds or {}).get(name, "f")]))
         return helper.make_tensor_value_info(name, dtype, shape)
 
@@ -66,6 +95,13 @@ def build(
     for value, shape in zip(model.graph.output, _output_shapes(model), strict=True):
         value.CopyFrom(declared(value.name, shape))
     return model
+
+
+def refused(model: object) -> str:
+    """Why what is installed here is too old for a model that ``build`` made; empty where it is not."""
+    if not isinstance(model, ModelProto):
+        return ""
+    return next((p.value for p in model.metadata_props if p.key == _REFUSED), "")
 
 
 def _output_shapes(model: ModelProto) -> list[list[int | str | None]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from exporter.atomic import scratch
 from exporter.errors import ModelError
 from exporter.graph import Graph, Node
 from exporter.protos import reads
@@ -192,8 +192,9 @@ class _Store:
 
     def _spill(self, name: str, values: Array) -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="secateur-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            stack = contextlib.ExitStack()
+            self._folder = stack.enter_context(scratch())
+            weakref.finalize(self, stack.close)
         path = self._folder / f"{self._count}.npy"
         self._count += 1
         try:

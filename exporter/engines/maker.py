@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import google.protobuf.message
 import onnx
 
-from exporter.atomic import obstacle
+from exporter.atomic import obstacle, scratch
 from exporter.errors import ModelError, UsageError
 from exporter.precision.converting import Converted, convert_precision
 from runtime import cuda
@@ -115,8 +114,8 @@ def make_engine(
         return _written(source, target, precision, built, None, arguments)
     shapes = {name: ranges[0].best for name, ranges in options.shapes.items()}
     refused: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        file = Path(folder) / source.name
+    with scratch() as folder:
+        file = folder / source.name
         while True:
             converted = convert_precision(
                 source,

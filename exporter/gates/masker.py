@@ -44,6 +44,7 @@ class Masker:
         surgeon = gs.import_onnx(model)
         self.gate_graph(surgeon)
         masked: onnx.ModelProto = gs.export_onnx(surgeon, do_type_check=False)
+        masked.ir_version = model.ir_version  # onnx-graphsurgeon 0.5 writes the newest, which ONNX Runtime may not know
         _share_constants(masked.graph)
         return masked
 

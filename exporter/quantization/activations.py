@@ -8,15 +8,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
+from exporter.atomic import scratch
 from exporter.errors import GoalError, ModelError
 from exporter.quantization.layers import LAYERS, PASSING, passing_between
 from exporter.quantization.precisions import Precision
@@ -95,12 +94,12 @@ def find_ranges(model: ModelProto, samples: Samples, batch: int, precision: Prec
     how: dict[str, Any] = {} if kind == "Distribution" else {"symmetric": profile == "tensorrt" or kind == "Entropy"}
     if kind == "Percentile":
         how["percentile"] = percentile
-    with _quiet(), tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        file = Path(folder, "model.onnx")
+    with _quiet(), scratch() as folder:
+        file = folder / "model.onnx"
         file.write_bytes(model.SerializeToString())
         try:
             calibrator = create_calibrator(
-                file, [*LAYERS, *PASSING], str(Path(folder, "augmented.onnx")), CalibrationMethod[kind],
+                file, [*LAYERS, *PASSING], str(folder / "augmented.onnx"), CalibrationMethod[kind],
                 extra_options=how,
             )  # fmt: skip
         except Exception as error:  # ONNX Runtime's own errors share no base

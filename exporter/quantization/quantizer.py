@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from onnx import ModelProto, TensorProto
 
-from exporter.atomic import obstacle
+from exporter.atomic import obstacle, scratch
 from exporter.calibration.accuracy import Accuracy, compare_sessions, usual_metric
 from exporter.calibration.data import Calibration, calibration_of
 from exporter.errors import GoalError, ModelError, UsageError
@@ -240,15 +240,13 @@ def _plain(graph: Graph, kind: Precision) -> tuple[ModelProto, list[str]]:
 
 def _folded(model: ModelProto) -> ModelProto:
     """The model after ONNX Runtime's basic optimisation, which keeps to standard operators."""
-    import tempfile
-
     import onnx
     import onnxruntime
 
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+    with scratch() as folder:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(Path(folder, "folded.onnx"))
+        options.optimized_model_filepath = str(folder / "folded.onnx")
         options.log_severity_level = 3
         try:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

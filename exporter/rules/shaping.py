@@ -54,7 +54,7 @@ def constant_of_shape(site: Site) -> None:
     """New slots that all hold one number; the shape's elements follow the cut."""
     result: list[Axis] = []
     for k, n in enumerate(site.out_shape(0)):
-        axis: Axis = site.facts.fresh(n) if n > 1 else Fixed(n, ONE)
+        axis = site.facts.axis(n, site.where)
         site.resize(0, k, axis)
         result.append(axis)
     site.give(0, result)

@@ -169,7 +169,9 @@ class Site:
             self.analysis.use[self.node.key, i] = key
             axes = self.analysis.axes.get(key)
             if axes is None:
-                axes = [self.facts.fresh(s) if s > 1 else Fixed(s, ONE) for s in self._shape_of(name)]
+                axes = [self.facts.axis(s, f"constant '{name}'") for s in self._shape_of(name)]
+                for axis in axes:
+                    self.facts.name(axis)
                 self.analysis.axes[key] = axes
         self._read[i] = axes
         return axes
@@ -208,6 +210,7 @@ class Site:
             if axis.size == 1 and not isinstance(axis, Fixed):
                 self.facts.freeze(axis, ONE)  # an axis of one slot may be squeezed or broadcast; it cannot lose it
                 axis = Fixed(1, ONE)
+            self.facts.name(axis)
             given.append(axis)
         self.analysis.axes[name,] = given
 
@@ -373,7 +376,8 @@ class Site:
                 self.leave(o)
 
     def _unknown(self, name: str) -> SlotError:
-        why = self.analysis.lost.get(name, Reason(f"the shape of '{name}' is not known"))
+        more = self.graph.unmeasured and f": {self.graph.unmeasured}"
+        why = self.analysis.lost.get(name, Reason(f"the shape of '{name}' is not known{more}"))
         return SlotError(why.text, why.where)
 
     def leave(self, o: int, why: Reason | None = None) -> None:

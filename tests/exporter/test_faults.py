@@ -82,6 +82,20 @@ def test_kill_while_saving_often(outside, tmp_path):
     kill(100, tmp_path, outside)
 
 
+@pytest.mark.parametrize("name", ["out/saved.onnx", "link/saved.onnx", "{}/out/saved.onnx"])
+def test_the_same_model_again_keeps_its_weights(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to("out")
+    path, target = write_outside(wide(), tmp_path / "in"), Path(name.format(tmp_path))
+    found = []
+    for _ in range(2):
+        save(load(path), target)
+        found.append((contents(target), sorted(p.name for p in (tmp_path / "out").iterdir())))
+    assert found[0] == found[1]
+
+
 def test_two_writers_of_one_file(tmp_path):
     (tmp_path / "out").mkdir()
     target = tmp_path / "out" / "saved.onnx"
@@ -127,3 +141,27 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "in" / "weights.bin").symlink_to(tmp_path / "secret.bin")
     with pytest.raises(Exception, match="outside the model's folder"):
         load(path)
+
+
+def test_weights_of_a_killed_save_are_removed(tmp_path):
+    """Named by a journal, and by no model at that place: those of another model stay."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "saved.onnx"
+    save(load(write_outside(wide(), tmp_path / "in")), target)
+    data = next(target.parent.glob("*.data")).name
+    names = {
+        "orphan": "saved-0123456789ab.data",
+        "other": "saved-other-0123456789ab.data",
+        "unlisted": "saved-ffffffffffff.data",
+    }
+    for name in names.values():
+        (target.parent / name).write_bytes(b"0")
+    journal = target.parent / ".saved.onnx.abc.journal"
+    journal.write_text("\n".join([names["orphan"], names["other"], data, "../in/model.onnx"]))
+    made_old(target.parent)
+    save(load(target), target)
+    left = {p.name for p in target.parent.iterdir()}
+    assert left == {"saved.onnx", data, names["other"], names["unlisted"]}
+    contents(target)
+    assert (tmp_path / "in" / "model.onnx").exists()

@@ -101,7 +101,8 @@ MUTATIONS = {
         edit("w0", lambda v: v + np.float32(0.01) * (np.arange(v.size).reshape(v.shape) == 0)),
         GoalError,
     ),
-    "an unsliced bias": (edit("b1", lambda v: np.concatenate([v, v])), ModelError),
+    # newer runtimes refuse it, older ones take the first values
+    "an unsliced bias": (edit("b1", lambda v: np.concatenate([v[::-1], v])), (GoalError, ModelError)),
     "a stale group attribute": (lambda m: [set_attribute("Conv", "group", 4)(m), _regroup(m)], (GoalError, ModelError)),
     "a stale reshape": (edit("heads", lambda v: v[[0, 2, 1]]), (GoalError, ModelError)),
 }

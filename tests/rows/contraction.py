@@ -59,7 +59,7 @@ ROWS = [
     Row("FusedConv", ("com.microsoft::FusedConv",),
         build([node("Conv", "x w0", "z"), node("com.microsoft::FusedConv", "x w1 b1 z", "h", activation="Relu"),
                node("Conv", "h w2", "y")], _IMAGE, ["y"],
-              weights(w0=(8, 3, 1, 1), w1=(8, 3, 1, 1), b1=(8,), w2=(4, 8, 3, 3))), (8,)),
+              weights(w0=(8, 3, 1, 1), w1=(8, 3, 1, 1), b1=(8,), w2=(4, 8, 3, 3)), since="1.27"), (8,)),
     Row("ConvInteger", ("ConvInteger", "DynamicQuantizeLinear"),
         build([node("Conv", "x w0", "h"), node("DynamicQuantizeLinear", "h", "q s z"),
                node("ConvInteger", "q w1 z", "i"), node("Cast", "i", "f", to=1), node("Mul", "f s", "g"),

@@ -195,7 +195,7 @@ _SMALL = [
     ),
     _between("Trilu-contrib-other-axes", ("Trilu",), node("Transpose", "h", "t", perm=[2, 0, 1]), _ms("Trilu", "t", "u"), node("Transpose", "u", "a", perm=[1, 2, 0])),
     _between(
-        "ExpandDims", ("ExpandDims",), _ms("ExpandDims", "h axis", "e"), node("Relu", "e", "f"), node("Squeeze", "f axis64", "a"), constants={"axis": np.int32(1), "axis64": ints(1)}
+        "ExpandDims", ("ExpandDims",), _ms("ExpandDims", "h axis", "e"), node("Relu", "e", "f"), node("Squeeze", "f axis64", "a"), constants={"axis": np.int32(1), "axis64": ints(1)}, since="1.28"
     ),
     _between("Pad-contrib", ("Pad",), _ms("Pad", "h pads", "p"), node("MatMul", "p w3", "a"), constants={"pads": ints(0, 0, 1, 0, 0, 2), "w3": (11, 8)}, widths=(3, 8, 8)),
     _between("GatherND-contrib", ("GatherND",), _ms("GatherND", "h at", "a"), inputs={"x": [2, 4, 5]}, constants={"at": ints((0, 1), (1, 3))}),

@@ -239,5 +239,6 @@ ROWS = [
         [node("MatMul", "x w0", "h"), node("QuantizeLinear", "h s z", "q"), _ms("QAttention", "q w b s sc - z zs", "o", num_heads=4), node("MatMul", "o wo", "y")],
         (3, 4, 8),
         {"w0": (5, 8), "w": _codes(8, 36), "sc": _scales(36), "zs": _codes(36, low=-5, high=5), "b": (36,), "wo": (12, 5)},
+        since="1.31",
     ),
 ]
