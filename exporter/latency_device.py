@@ -22,7 +22,7 @@ TENSOR_CORES = {"fp16": 8, "bf16": 8, "int8": 32, "fp8": 32}
 """Multiples of channels that tensor cores compute without padding; for sparse kernels, of input channels."""
 
 _FP32 = 4
-_KINDS = {
+_KINDS: dict[int, str] = {
     TensorProto.FLOAT16: "fp16",
     TensorProto.BFLOAT16: "bf16",
     TensorProto.INT8: "int8",
@@ -81,7 +81,9 @@ def runnable(file: Path, device: Device, step: Callable[[str], None]) -> Path:
     """
     if not device.engine:
         return file
-    shapes = {name: (Range(shape, shape, shape),) for name, shape in (device.asked.shapes or {}).items()}
+    shapes: dict[str, tuple[Range, ...]] = {
+        name: (Range(shape, shape, shape),) for name, shape in (device.asked.shapes or {}).items()
+    }
     built = build_engine(file, device.asked.backend, BuildOptions(shapes=shapes), progress=step)
     target = file.with_suffix(".engine")
     command = f"secateur build {file} -o {target} --backend {device.asked.backend}"

@@ -15,6 +15,7 @@ from runtime.cache import keep, read_cached
 from runtime.cuda import need_gpu
 from runtime.engine.flavour import PACKAGES, load_flavour
 from runtime.environment import fingerprint
+from runtime.feeds import Feeds
 from runtime.fusions import BLOCKED
 from runtime.profiling import NodeTime
 from runtime.runners import bound as bound_call
@@ -128,7 +129,7 @@ def _best(backend: str, options: SessionOptions, model: onnx.ModelProto) -> floa
     """Shortest time of a run of a small model."""
     session = open_session(model.SerializeToString(), backend, options)
     rng = np.random.default_rng(0)
-    feeds = {
+    feeds: Feeds = {
         s.name: rng.standard_normal([d for d in s.shape if isinstance(d, int)]).astype(np.float32)
         for s in session.inputs
     }
