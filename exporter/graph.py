@@ -82,7 +82,10 @@ class Node:
     @property
     def key(self) -> str:
         """Name of the first output: unique in a graph, unlike the node's own name."""
-        return next((o for o in self.outputs if o), "")
+        for name in self.outputs:
+            if name:
+                return name
+        return ""
 
     @property
     def label(self) -> str:
@@ -166,14 +169,15 @@ class Graph:
         self.producer = {name: node for node in self.nodes for name in node.outputs if name}
         self.given = {name for node in self.nodes for body in node.bodies for name in body.inputs}
         self._cache: dict[str, Array] = {}
+        self._shapes: dict[str, tuple[int, ...] | None] = {}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape under the binding, or None where it is not known."""
-        dims = self.inferred.dims.get(name)
-        if dims is None:
-            return None
-        numbers = tuple(d for d in dims if isinstance(d, int))
-        return numbers if len(numbers) == len(dims) else None
+        if name not in self._shapes:
+            dims = self.inferred.dims.get(name)
+            numbers = tuple(d for d in dims or () if isinstance(d, int))
+            self._shapes[name] = None if dims is None or len(numbers) < len(dims) else numbers
+        return self._shapes[name]
 
     def array(self, name: str) -> Array:
         """Values of a constant.

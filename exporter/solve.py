@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.partitions import common_part, connected, equal_rows, grid_of, is_grid, unique_rows
+from exporter.partitions import common_part, connected, equal_rows, grid_of, is_grid, unique_rows, with_rows
 from exporter.slots import ONE, Facts, Ids, Product, Reason
 
 _NONE = np.iinfo(np.int32).max
@@ -60,12 +60,16 @@ class _Solver:
         self.products: list[Product] = list(facts.products)
         self.pending: list[tuple[Ids, Ids]] = []
         self.settled: set[tuple[int, int]] = set()
+        self.expanded: tuple[Ids, Ids] | None = None
+        """What ``expand`` found, as long as nothing has changed since."""
 
     # -- merging ------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Merge pending ties and carry the reasons over to the merged classes."""
         grown = self.facts.count - len(self.root)
+        if grown or self.pending:
+            self.expanded = None
         if grown:
             self.root = np.concatenate([self.root, np.arange(len(self.root), self.facts.count, dtype=np.int64)])
             self.why = np.concatenate([self.why, np.full(grown, _NONE, np.int32)])
@@ -90,8 +94,11 @@ class _Solver:
         """Freeze classes; True if any was free."""
         classes = self.root[ids]
         free = self.why[classes] == _NONE
+        if not free.any():
+            return False
         self.why[classes[free]] = reason
-        return bool(free.any())
+        self.expanded = None
+        return True
 
     def frozen(self, ids: Ids) -> NDArray[np.bool_]:
         return np.asarray(self.why[self.root[ids]] != _NONE)
@@ -308,33 +315,59 @@ class _Solver:
         flat = np.full(int(np.prod(sizes)), -1, np.int64)
         flat[np.ravel_multi_index(tuple(labels for labels, _ in digits), sizes)] = values
         self.products.append(Product(flat, tuple(axis for _, axis in digits), where))
+        self.expanded = None
 
     # -- what derived classes are made of -----------------------------------------------------------------------
 
     def expand(self) -> tuple[Ids, Ids]:
         """Units of every class: (parts of shape (slots, k), classes on a cycle)."""
+        if self.expanded is None:
+            self.expanded = self._expand()
+        return self.expanded
+
+    def _expand(self) -> tuple[Ids, Ids]:
         n = len(self.root)
-        width = max((len(p.factors) for p in self.products), default=1)
-        factors = np.full((n, width), -1, np.int64)
-        derived = np.zeros(n, bool)
-        for product in self.products:
-            classes = self.root[product.flat]
-            rows = np.stack(np.broadcast_arrays(*np.ix_(*[self.root[f] for f in product.factors])), -1)
-            rows = rows.reshape(-1, len(product.factors))
-            fresh = ~derived[classes]
-            factors[classes[fresh], : rows.shape[1]] = rows[fresh]
-            derived[classes] = True
+        classes, rows = self._rows()
+        factors = np.full((n, rows.shape[1]), -1, np.int64)
+        derived = np.zeros(n + 1, bool)  # the last for the padding
+        factors[classes] = rows
+        derived[classes] = True
         parts = np.arange(n, dtype=np.int64)[:, None]
         parts[self.why != _NONE] = -1
         for _ in range(_MAX_DEPTH):
-            open_ = (parts >= 0) & derived[parts]
-            if not open_.any():
-                return parts, np.empty(0, np.int64)
-            wide = np.where(open_[:, :, None], factors[parts], -1)
-            wide = np.where((wide >= 0) & (self.why[wide] == _NONE), wide, -1)
-            kept = np.where(open_, -1, parts)
-            parts = unique_rows(np.concatenate([kept, wide.reshape(n, -1)], 1))
-        return parts, np.flatnonzero(((parts >= 0) & derived[parts]).any(1))
+            open_ = np.flatnonzero(derived[parts].any(1))
+            if not open_.size:
+                return parts, open_
+            old = parts[open_]
+            here = derived[old]
+            wide = np.where(here[:, :, None], factors[old], -1)
+            wide[self.why[wide] != _NONE] = -1
+            kept = np.where(here, -1, old)
+            parts = with_rows(parts, open_, unique_rows(np.concatenate([kept, wide.reshape(len(old), -1)], 1)))
+        return parts, np.flatnonzero(derived[parts].any(1))
+
+    def _rows(self) -> tuple[Ids, Ids]:
+        """Flat classes of all products, the last product first, and the factor classes of each, padded with -1.
+
+        Shapes (positions,) and (positions, factors). Who writes them into a table in this order is left with the first
+        product of every class. Products of equal sizes, as alike layers have them, are looked up together.
+        """
+        products = self.products[::-1]
+        width = max((len(p.factors) for p in products), default=1)
+        if not products:
+            return np.empty(0, np.int64), np.empty((0, width), np.int64)
+        classes = self.root[np.concatenate([p.flat for p in products])]
+        ends = np.cumsum([p.flat.size for p in products])
+        rows = np.full((classes.size, width), -1, np.int64)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for number, product in enumerate(products):
+            alike.setdefault(tuple(f.size for f in product.factors), []).append(number)
+        for sizes, numbers in alike.items():
+            grid = np.indices(sizes, np.int64).reshape(len(sizes), -1)
+            places = ends[numbers, None] - grid.shape[1] + np.arange(grid.shape[1])
+            for k, digits in enumerate(grid):
+                rows[places, k] = self.root[np.stack([products[n].factors[k] for n in numbers])][:, digits]
+        return classes, rows
 
     def run(self) -> Solution:
         facts = self.facts
@@ -354,7 +387,7 @@ class _Solver:
                 if rest is not None:
                     kept.append(rest)
             if len(kept) != len(self.products) or any(a is not b for a, b in zip(kept, self.products, strict=True)):
-                self.products, self.settled = kept, set()
+                self.products, self.settled, self.expanded = kept, set(), None
             self.flush()
             if changed:
                 continue

@@ -23,6 +23,8 @@ _PACKED = frozenset(
     if hasattr(TensorProto, name)
 )
 
+_PARTS = ("/", "\\", ":")
+"""What a location with folders in it has, on one system or another."""
 _READ_BYTES = 1 << 16
 """Weights up to this size are read, larger ones mapped: a mapping costs more, and a process may have 65,530 of them."""
 
@@ -73,7 +75,7 @@ def _inside(location: str, folder: Path) -> tuple[Path | None, os.stat_result | 
     if not location or "\0" in location:
         return None, None
     path = folder / location
-    if path.parent == folder and location != "..":
+    if not any(part in location for part in _PARTS) and location not in (".", ".."):
         status = _status(path)
         if status is not None and stat.S_ISREG(status.st_mode):
             return path, status  # no link on the way, so nothing leads outside
@@ -83,7 +85,7 @@ def _inside(location: str, folder: Path) -> tuple[Path | None, os.stat_result | 
 
 def _status(path: Path) -> os.stat_result | None:
     try:
-        return path.lstat()
+        return os.lstat(path)
     except OSError:
         return None
 
@@ -123,11 +125,20 @@ def _mapped(tensor: TensorProto, folder: Path, dims: tuple[int, ...]) -> Array:
         return np.zeros(dims, dtype)
     size = count * dtype.itemsize
     if size <= _READ_BYTES:
-        values = np.fromfile(path, np.uint8, size, offset=offset)
-        values.flags.writeable = False
+        values = np.frombuffer(_bytes_at(path, offset, size), np.uint8)
     else:
         values = np.memmap(path, np.uint8, "r", offset, (size,))
     return values.view(dtype).reshape(dims)
+
+
+def _bytes_at(path: Path, offset: int, size: int) -> bytes:
+    """Bytes of a file, by the calls of the system alone: a model has tens of thousands of small weights."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        os.lseek(file, offset, os.SEEK_SET)
+        return os.read(file, size)
+    finally:
+        os.close(file)
 
 
 def dtype_bits(data_type: int) -> int:
