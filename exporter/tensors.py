@@ -34,11 +34,17 @@ def is_external(tensor: TensorProto) -> bool:
     return tensor.HasField("data_location") and tensor.data_location == TensorProto.EXTERNAL
 
 
-def external_file(tensor: TensorProto, folder: Path) -> tuple[Path, int, int | None]:
+Found = tuple[Path | None, os.stat_result | None]
+
+
+def external_file(
+    tensor: TensorProto, folder: Path, seen: dict[str, Found] | None = None
+) -> tuple[Path, int, int | None]:
     """Return (path, offset, length) of an external tensor, or refuse it.
 
     A model is untrusted input, so the location must be a relative path to a regular file that lies
-    inside the model's folder after every link is followed.
+    inside the model's folder after every link is followed. Who asks for many tensors at once gives ``seen``, in which
+    what stands at each location is noted.
 
     Raises:
         ModelError: the location is missing, leaves the folder, or the file is absent or too short.
@@ -46,7 +52,12 @@ def external_file(tensor: TensorProto, folder: Path) -> tuple[Path, int, int | N
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     where = f"initializer '{tensor.name}' keeps its data in '{location}'"
-    path, status = _inside(location, folder)
+    found = seen.get(location) if seen is not None else None
+    if found is None:
+        found = _inside(location, folder)
+        if seen is not None:
+            seen[location] = found
+    path, status = found
     if path is None:
         raise ModelError(
             f"{where}, which is outside the model's folder {folder.resolve()}.\n"
@@ -70,7 +81,7 @@ def external_file(tensor: TensorProto, folder: Path) -> tuple[Path, int, int | N
     return path, offset, length
 
 
-def _inside(location: str, folder: Path) -> tuple[Path | None, os.stat_result | None]:
+def _inside(location: str, folder: Path) -> Found:
     """Path of a location, None where that leaves the folder, and what stands there, None for nothing."""
     if not location or "\0" in location:
         return None, None
