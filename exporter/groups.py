@@ -16,6 +16,7 @@ from exporter.axis_table import AxisTable, distinct, frozen_axes, table_of
 from exporter.graph import Graph
 from exporter.interface import free_axes
 from exporter.naming import kind_of, names_of, place_of
+from exporter.pauses import no_collection
 from exporter.rules.site import Analysis
 from exporter.slots import ONE, Axis, Fixed, Ids, Reason
 from exporter.solve import Solution, solve
@@ -125,7 +126,11 @@ def find_groups(graph: Graph, io: Sequence[str] = ()) -> Groups:
     Raises:
         UsageError: a pattern matches nothing, or its axis is out of range or dynamic.
     """
-    free = free_axes(graph, io)
+    with no_collection():
+        return _find(graph, free_axes(graph, io))
+
+
+def _find(graph: Graph, free: Mapping[str, tuple[int, ...]]) -> Groups:
     analysis = analyse(graph, free)
     table = table_of(analysis.axes.items())
     while True:
@@ -167,14 +172,15 @@ def _could_be_emptied(groups: Groups, table: AxisTable) -> list[Ids]:
     if groups.solution.parts.shape[1] < 2:
         return exposed
     seen: set[bytes] = set()
+    group, unit = groups.units(table.slots)
     several = (groups.solution.parts_of(table.slots) >= 0).sum(1) > 1
     for n in np.flatnonzero(table.all(several)):
         axis = table.arrays[n]
         if (content := groups.solution.root[axis].tobytes()) in seen:  # tied to one looked at, position by position
             continue
         seen.add(content)
-        group, unit = groups.units(axis)
-        if not _holds_a_grid(group, unit, groups.groups):
+        rows = slice(table.starts[n], table.starts[n + 1])
+        if not _holds_a_grid(group[rows], unit[rows], groups.groups):
             exposed.append(axis[:1])
     return exposed
 

@@ -110,12 +110,13 @@ def normalise(
             constants = _constants(model, folder)
         bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured, schemas)
         static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks, schemas)
-    write_out(model, static)
+    if write_out(model, static):
+        schemas.forget()
     return Graph(
         model=model,
         folder=folder,
         source=source,
-        nodes=make_nodes(model.graph, opsets),
+        nodes=make_nodes(model.graph, opsets, schemas),
         constants=constant_tensors(model),
         inferred=bound,
         static=static,
