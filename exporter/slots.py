@@ -256,10 +256,8 @@ class Facts:
 
 def _varies(grid: Ids, axis: int) -> bool:
     """Say whether a grid of slots changes along an axis."""
-    before = (slice(None),) * axis
-    if grid[(*before, 0)].flat[0] != grid[(*before, 1)].flat[0]:
-        return True
-    return bool((grid != grid[(*before, slice(0, 1))]).any())
+    lines = np.moveaxis(grid, axis, 0)
+    return bool(lines[0].flat[0] != lines[1].flat[0] or (lines[0] != lines[1:]).any())
 
 
 def _spread(axis: Axis, sizes: Sequence[int], position: int) -> Ids:

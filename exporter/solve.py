@@ -22,12 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.partitions import common_part, connected, equal_rows, grid_of, is_grid, unique_rows, with_rows
+from exporter.expansion import expand
+from exporter.partitions import common_part, connected, equal_rows, grid_of, is_grid, unique_rows
 from exporter.slots import ONE, Facts, Ids, Product, Reason
 
 _NONE = np.iinfo(np.int32).max
 _MAX_ROUNDS = 1000
-_MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -322,52 +322,8 @@ class _Solver:
     def expand(self) -> tuple[Ids, Ids]:
         """Units of every class: (parts of shape (slots, k), classes on a cycle)."""
         if self.expanded is None:
-            self.expanded = self._expand()
+            self.expanded = expand(self.products, self.root, self.why != _NONE)
         return self.expanded
-
-    def _expand(self) -> tuple[Ids, Ids]:
-        n = len(self.root)
-        classes, rows = self._rows()
-        factors = np.full((n, rows.shape[1]), -1, np.int64)
-        derived = np.zeros(n + 1, bool)  # the last for the padding
-        factors[classes] = rows
-        derived[classes] = True
-        parts = np.arange(n, dtype=np.int64)[:, None]
-        parts[self.why != _NONE] = -1
-        for _ in range(_MAX_DEPTH):
-            open_ = np.flatnonzero(derived[parts].any(1))
-            if not open_.size:
-                return parts, open_
-            old = parts[open_]
-            here = derived[old]
-            wide = np.where(here[:, :, None], factors[old], -1)
-            wide[self.why[wide] != _NONE] = -1
-            kept = np.where(here, -1, old)
-            parts = with_rows(parts, open_, unique_rows(np.concatenate([kept, wide.reshape(len(old), -1)], 1)))
-        return parts, np.flatnonzero(derived[parts].any(1))
-
-    def _rows(self) -> tuple[Ids, Ids]:
-        """Flat classes of all products, the last product first, and the factor classes of each, padded with -1.
-
-        Shapes (positions,) and (positions, factors). Who writes them into a table in this order is left with the first
-        product of every class. Products of equal sizes, as alike layers have them, are looked up together.
-        """
-        products = self.products[::-1]
-        width = max((len(p.factors) for p in products), default=1)
-        if not products:
-            return np.empty(0, np.int64), np.empty((0, width), np.int64)
-        classes = self.root[np.concatenate([p.flat for p in products])]
-        ends = np.cumsum([p.flat.size for p in products])
-        rows = np.full((classes.size, width), -1, np.int64)
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for number, product in enumerate(products):
-            alike.setdefault(tuple(f.size for f in product.factors), []).append(number)
-        for sizes, numbers in alike.items():
-            grid = np.indices(sizes, np.int64).reshape(len(sizes), -1)
-            places = ends[numbers, None] - grid.shape[1] + np.arange(grid.shape[1])
-            for k, digits in enumerate(grid):
-                rows[places, k] = self.root[np.stack([products[n].factors[k] for n in numbers])][:, digits]
-        return classes, rows
 
     def run(self) -> Solution:
         facts = self.facts
