@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -174,37 +174,45 @@ def _could_be_emptied(groups: Groups, table: AxisTable) -> list[Ids]:
     seen: set[bytes] = set()
     group, unit = groups.units(table.slots)
     several = (groups.solution.parts_of(table.slots) >= 0).sum(1) > 1
-    for n in np.flatnonzero(table.all(several)):
+    alike, full = table.uniform(group), cache(_is_full)
+    for n in np.flatnonzero(table.all(several) & (np.diff(table.starts) > 0)):
         axis = table.arrays[n]
         if (content := groups.solution.root[axis].tobytes()) in seen:  # tied to one looked at, position by position
             continue
         seen.add(content)
         rows = slice(table.starts[n], table.starts[n + 1])
-        if not _holds_a_grid(group[rows], unit[rows], groups.groups):
+        if not _holds_a_grid(group[rows], unit[rows], groups.groups, bool(alike[n]), full):
             exposed.append(axis[:1])
     return exposed
 
 
-def _holds_a_grid(group: Ids, unit: Ids, groups: list[Group]) -> bool:
-    if (group == group[0]).all():
-        columns = np.flatnonzero(group[0] >= 0)
-        return _is_full(unit[:, columns], [groups[g].width for g in group[0, columns]])
+def _holds_a_grid(
+    group: Ids, unit: Ids, groups: list[Group], alike: bool, full: Callable[[bytes, tuple[int, ...]], bool]
+) -> bool:
+    """Say whether the slots of an axis hold a whole grid of some groups; ``alike``: all are of the same groups."""
+    if alike:
+        row = group[0].tolist()
+        columns = [k for k, g in enumerate(row) if g >= 0]
+        return full(unit[:, columns].tobytes(), tuple([groups[row[k]].width for k in columns]))
     order = np.argsort(-group, axis=1, kind="stable")
     group, unit = np.take_along_axis(group, order, 1), np.take_along_axis(unit, order, 1)
-    for row in np.unique(group, axis=0):
-        widths = [groups[g].width for g in row if g >= 0]
-        if _is_full(unit[(group == row).all(1)][:, : len(widths)], widths):
+    for different in np.unique(group, axis=0):
+        widths = tuple(groups[g].width for g in different if g >= 0)
+        if full(unit[(group == different).all(1)][:, : len(widths)].tobytes(), widths):
             return True
     return False
 
 
-def _is_full(units: Ids, widths: Sequence[int]) -> bool:
-    """Say whether rows of units hold every cell of a grid."""
+def _is_full(content: bytes, widths: tuple[int, ...]) -> bool:
+    """Say whether rows of units, given by their bytes, hold every cell of a grid."""
+    if not widths:
+        return True
+    units = np.frombuffer(content, np.int64).reshape(-1, len(widths))
     cells = math.prod(widths)
     if cells > len(units):
         return False
     present = np.zeros(cells, np.bool_)
-    present[np.ravel_multi_index(tuple(units.T), tuple(widths)) if widths else 0] = True
+    present[np.ravel_multi_index(tuple(units.T), widths)] = True
     return bool(present.all())
 
 
