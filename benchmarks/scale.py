@@ -1,6 +1,6 @@
 """How the cost of the analysis grows: processor time of load, find_groups, score and plan against nodes and parameters.
 
-    python benchmarks/scale.py                     # layers 2 ... 200 and widths 256 ... 8192, fitted exponents
+    python benchmarks/scale.py                     # layers 2 ... 200 and widths 256 ... 8192, fitted exponents, a plot
     python benchmarks/scale.py --nodes 50000       # one graph of so many nodes
 
 A layer is a residual block of 10 nodes: a normalisation, two linear layers with biases and activations, heads apart and
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from exporter.atomic import write_text
 LAYERS = (2, 5, 10, 20, 50, 100, 200)
 WIDTHS = (256, 512, 1024, 2048, 4096, 8192)
 NODES_PER_LAYER = 10
+COLOURS = {"analysis": "#0072b2", "all": "#d55e00"}
 _HEADS = 4
 
 
@@ -104,6 +106,41 @@ def exponent(rows: list[dict[str, float]], size: str, cost: str) -> float:
     return float(np.polyfit(np.log([r[size] for r in upper]), np.log([r[cost] for r in upper]), 1)[0])
 
 
+def plot(panels: list[tuple[str, str, list[dict[str, float]]]]) -> str:
+    """An SVG document: seconds of the analysis and of all steps against a size, both axes in decades, side by side.
+
+    Args:
+        panels: of each the name of the size, what to write above it, and the rows.
+    """
+    width, height, margin = 380, 300, 50
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{len(panels) * width}" height="{height}" font-size="12">']
+    for number, (size, title, rows) in enumerate(panels):
+        points = [(math.log10(r[size]), math.log10(r[cost]), cost) for cost in COLOURS for r in rows]
+        low_x, low_y = (math.floor(min(p[k] for p in points)) for k in (0, 1))
+        high_x, high_y = (math.ceil(max(p[k] for p in points)) for k in (0, 1))
+
+        def at(x: float, y: float, left: float = number * width + margin, box: tuple = (low_x, high_x, low_y, high_y)):
+            across = (x - box[0]) / max(box[1] - box[0], 1)
+            up = (y - box[2]) / max(box[3] - box[2], 1)
+            return left + across * (width - 1.5 * margin), height - margin - up * (height - 2 * margin)
+
+        parts.append(f'<text x="{at(low_x, 0)[0]:.0f}" y="20">{title}</text>')
+        for x in range(low_x, high_x + 1):
+            (a, b), (_, top) = at(x, low_y), at(x, high_y)
+            parts.append(f'<path d="M{a:.1f} {b:.1f}V{top:.1f}" stroke="#ddd"/>')
+            parts.append(f'<text x="{a:.1f}" y="{b + 18:.1f}" text-anchor="middle">{10**x:,}</text>')
+        for y in range(low_y, high_y + 1):
+            (a, b), (right, _) = at(low_x, y), at(high_x, y)
+            parts.append(f'<path d="M{a:.1f} {b:.1f}H{right:.1f}" stroke="#ddd"/>')
+            parts.append(f'<text x="{a - 6:.1f}" y="{b + 4:.1f}" text-anchor="end">{10.0**y:g} s</text>')
+        for k, (cost, colour) in enumerate(COLOURS.items()):
+            line = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, y, which in points if which == cost)
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            name = "load and find_groups" if cost == "analysis" else "with score and plan"
+            parts.append(f'<text x="{at(low_x, 0)[0] + 8:.0f}" y="{52 + 16 * k}" fill="{colour}">{name}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
 def main() -> None:
     """Measure, fit, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -127,6 +164,8 @@ def main() -> None:
         print("  ".join(f"{k} {v:g}" if v >= 1 else f"{k} {v:.3f}" for k, v in row.items()))
     for name, value in exponents.items():
         print(f"exponent of {name}: {value:.2f}")
+    panels = [("nodes", "seconds against nodes", by_layers), ("parameters", "seconds against parameters", by_width)]
+    write_text(options.out / "scale.svg", plot(panels))
     write_text(
         options.out / "scale.json", json.dumps({"rows": [*by_layers, *by_width], "exponents": exponents}, indent=1)
     )

@@ -26,6 +26,8 @@ def take_known_branches(model: ModelProto, found: Inferred) -> bool:
     """
     changed = False
     for graph in reversed(list(graphs_of(model.graph))):
+        if not any(node.op_type == "If" for node in graph.node):
+            continue
         nodes: list[NodeProto] = []
         for node in graph.node:
             branch = _taken(node, found)
@@ -36,8 +38,10 @@ def take_known_branches(model: ModelProto, found: Inferred) -> bool:
 
 
 def _taken(node: NodeProto, found: Inferred) -> GraphProto | None:
-    condition = found.known.get(node.input[0]) if node.input else None
-    if node.op_type != "If" or not is_standard(node) or condition is None or condition.size != 1:
+    if node.op_type != "If" or not is_standard(node) or not node.input:
+        return None
+    condition = found.known.get(node.input[0])
+    if condition is None or condition.size != 1:
         return None
     name = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
     branch = next((a.g for a in node.attribute if a.name == name), None)

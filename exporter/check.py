@@ -16,6 +16,7 @@ from runtime.model_files import all_tensors, graphs_in
 _PACKING = 8
 _SLACK = 64
 _STANDARD = ("", "ai.onnx")
+_TYPES = frozenset(TensorProto.DataType.values())
 Rules = tuple[int, dict[str, int]]
 """Of an operator: how many inputs it has at least, and the type of each attribute."""
 
@@ -53,10 +54,10 @@ def _check_graph(graph: GraphProto, outer: set[str], where: str, rules: Callable
     known = _definitions(graph, where) | outer
     for node in graph.node:
         _check_node(node, where, rules(node.domain, node.op_type))
-        unknown = [name for name in node.input if name and name not in known]
+        unknown = "" if known.issuperset(node.input) else next((n for n in node.input if n and n not in known), "")
         if unknown:
             raise ModelError(
-                f"node {node.op_type} '{node.name}'{where} reads '{unknown[0]}', which nothing defines; {_DAMAGED}"
+                f"node {node.op_type} '{node.name}'{where} reads '{unknown}', which nothing defines; {_DAMAGED}"
             )
         for attribute in node.attribute:
             for inner in graphs_in(attribute):
@@ -94,10 +95,14 @@ def _definitions(graph: GraphProto, where: str) -> set[str]:
     _check_unique(constants, f"initializer{where}")
     defined = set(inputs) | set(constants)
     for node in graph.node:
-        for text in (node.name, node.op_type, node.domain, *node.input, *node.output):
-            if not isinstance(text, str):  # protobuf hands out bytes where the text is not UTF-8
-                raise ModelError(f"a name in the model is not UTF-8 text: {text!r}; {_DAMAGED}")
-        for name in filter(None, node.output):
+        outputs = list(node.output)
+        texts = (node.name, node.op_type, node.domain, *node.input, *outputs)
+        try:
+            "".join(texts)
+        except TypeError:  # protobuf hands out bytes where the text is not UTF-8
+            wrong = next(text for text in texts if not isinstance(text, str))
+            raise ModelError(f"a name in the model is not UTF-8 text: {wrong!r}; {_DAMAGED}") from None
+        for name in filter(None, outputs):
             if name in defined:
                 raise ModelError(f"tensor '{name}' is defined twice{where}; {_DAMAGED}")
             defined.add(name)
@@ -114,7 +119,7 @@ def _check_unique(names: Iterable[str], what: str) -> None:
 
 def _check_declared(value: onnx.ValueInfoProto) -> None:
     kind = value.type.tensor_type
-    if value.type.HasField("tensor_type") and kind.elem_type not in TensorProto.DataType.values():
+    if value.type.HasField("tensor_type") and kind.elem_type not in _TYPES:
         raise ModelError(f"'{value.name}' has element type {kind.elem_type}, which onnx does not know; {_DAMAGED}")
     for dim in kind.shape.dim:
         if dim.HasField("dim_value") and dim.dim_value < -1:  # some exporters write -1 for a dynamic axis
@@ -123,9 +128,9 @@ def _check_declared(value: onnx.ValueInfoProto) -> None:
 
 def _check_tensor(tensor: TensorProto) -> None:
     """A declared shape must fit the bytes that are there: nothing is allocated on the word of a file."""
-    if any(d < 0 for d in tensor.dims):
+    if min(tensor.dims, default=0) < 0:
         raise ModelError(f"tensor '{tensor.name}' has shape {list(tensor.dims)}; {_DAMAGED}")
-    if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
+    if tensor.data_type not in _TYPES or tensor.data_type == TensorProto.UNDEFINED:
         raise ModelError(f"tensor '{tensor.name}' has element type {tensor.data_type}, unknown to onnx; {_DAMAGED}")
     if tensors.is_external(tensor) or tensor.data_type == TensorProto.STRING:
         return

@@ -19,6 +19,8 @@ from exporter.values import is_standard
 
 Run = Callable[[Iterable[NodeProto]], None]
 
+CONTROL = frozenset({"If", "Loop", "Scan"})
+"""Standard operators that run subgraphs."""
 _OLDEST_SCAN = 9
 _DEEPEST = 6
 """Subgraphs within subgraphs that are looked into: a loop may be looked at several times, and so may each inside it."""

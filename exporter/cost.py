@@ -35,6 +35,21 @@ class CostArrays:
     axes: Keep
 
 
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Runs of positions of axes that depend on the same groups, in the order of the axes.
+
+    Attributes:
+        groups: (segments, k), padded with the number of groups.
+        counts: positions of each, shape (segments,).
+        axis: number of the axis of each, ascending, shape (segments,).
+    """
+
+    groups: Keep
+    counts: NDArray[np.float64]
+    axis: Keep
+
+
 class CostModel:
     """Costs of a graph for any choice of widths.
 
@@ -65,9 +80,11 @@ class CostModel:
         """Arrays over the segments of all axes that are known so far."""
         self._depth = max((len(m) for m in self._members), default=1)
         padded = [m + (len(self.widths),) * (self._depth - len(m)) for m in self._members]
-        self._segment_groups = np.array(padded, np.int64).reshape(len(padded), self._depth)
-        self._segment_counts = np.array(self._counts, np.float64)
-        self._segment_axis = np.array(self._owners, np.int64)
+        self.segments = Segments(
+            np.array(padded, np.int64).reshape(len(padded), self._depth),
+            np.array(self._counts, np.float64),
+            np.array(self._owners, np.int64),
+        )
 
     def macs(self, keep: Sequence[int] | Keep) -> float:
         """Multiply-accumulates when group ``g`` keeps ``keep[g]`` units, under the graph's binding."""
@@ -77,25 +94,29 @@ class CostModel:
         """Number of parameters when group ``g`` keeps ``keep[g]`` units."""
         return self._weights.total(self.axis_sizes(keep))
 
+    def terms(self, kind: str) -> Terms | None:
+        """The products of axis sizes that make up ``macs`` or ``params``; None where it is no such sum."""
+        return self._work if kind == "macs" else self._weights
+
     def arrays(self, kind: str) -> CostArrays:
         """The model as arrays, for those who compute with it in another way; ``kind`` is ``macs`` or ``params``."""
         return self.arrays_of(self._work if kind == "macs" else self._weights)
 
     def arrays_of(self, terms: Terms) -> CostArrays:
         """Terms over this model's axes as arrays."""
-        return CostArrays(
-            self._segment_groups, self._segment_counts, self._segment_axis, len(self._arrays), terms.factors, terms.axes
-        )
+        segments = self.segments
+        return CostArrays(segments.groups, segments.counts, segments.axis, len(self._arrays), terms.factors, terms.axes)
 
     def axis_sizes(self, keep: Sequence[int] | Keep) -> NDArray[np.float64]:
         """Surviving size of every axis the model knows, shape (axes,)."""
         share = np.append(np.asarray(keep, np.float64) / np.maximum(self.widths, 1), 1.0)
-        segments = self._segment_counts * share[self._segment_groups].prod(1)
-        return np.bincount(self._segment_axis, segments, minlength=len(self._arrays)).astype(np.float64)
+        left = self.segments.counts * share[self.segments.groups].prod(1)
+        return np.bincount(self.segments.axis, left, minlength=len(self._arrays)).astype(np.float64)
 
     def members(self, axis: int) -> list[tuple[int, tuple[int, ...]]]:
         """(size, groups) of the segments of an axis."""
-        return [(self._counts[k], self._members[k]) for k in np.flatnonzero(self._segment_axis == axis)]
+        first, last = np.searchsorted(self.segments.axis, (axis, axis + 1))
+        return [(self._counts[k], self._members[k]) for k in range(first, last)]
 
     def _axis(self, ids: Axis) -> int:
         assert not isinstance(ids, Fixed)

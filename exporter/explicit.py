@@ -28,12 +28,19 @@ def explicit(*operators: str) -> Callable[[Step], Step]:
     return enter(STEPS, "steps", *operators)
 
 
-def write_out(model: ModelProto, inferred: Inferred) -> None:
-    """Write out, in place, the attributes that depend on sizes, where those hold for every input (``inferred``)."""
+def write_out(model: ModelProto, inferred: Inferred) -> bool:
+    """Write out, in place, the attributes that depend on sizes, where those hold for every input (``inferred``).
+
+    Returns:
+        Whether there was a node that may have some.
+    """
+    found = False
     for node in all_nodes(model.graph):
         step = STEPS.get(op_of(node))
         if step is not None:
             step(node, inferred)
+            found = True
+    return found
 
 
 def write_scale(node: NodeProto, size: object) -> None:

@@ -34,7 +34,8 @@ def files(model: ModelProto, folder: Path) -> set[Path]:
     Raises:
         ModelError: one of them is missing, too short, or outside the folder.
     """
-    found = {tensors.external_file(t, folder)[0] for t in all_tensors(model.graph) if tensors.is_external(t)}
+    seen: dict[str, tensors.Found] = {}
+    found = {tensors.external_file(t, folder, seen)[0] for t in all_tensors(model.graph) if tensors.is_external(t)}
     return {path.resolve() for path in found}
 
 

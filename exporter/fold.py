@@ -11,14 +11,15 @@ keeps its size is copied, and what is left is read where its symbol comes from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from exporter.inferred import Dims, Inferred
+from exporter.node_shapes import Schemas
 from exporter.protos import attributes_of, reads
 from exporter.symbols import Dim, is_computed
 from exporter.values import Vector, is_standard
@@ -35,6 +36,34 @@ class Folded:
 
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: list[TensorProto] = field(default_factory=list)
+
+
+def needs_folding(model: ModelProto, constants: Set[str], found: Inferred, schemas: Schemas) -> bool:
+    """Say whether ``fold`` may change anything in a model, or there is something in it that nothing reads.
+
+    Args:
+        model: nodes in topological order.
+        constants: names of initializers and Constant outputs.
+        found: what inference with dynamic axes as symbols found.
+        schemas: know the nodes from that inference.
+    """
+    outputs = {v.name for v in model.graph.output}
+    wanted = set(outputs)
+    for node in reversed(model.graph.node):
+        view = schemas.view(node)
+        if view.graphs or wanted.isdisjoint(view.outputs):
+            return True
+        if view.op != "Constant" and found.arithmetic.issuperset(filter(None, view.outputs)):
+            return True
+        at = _TARGETS.get(view.op) if not view.domain else None
+        if at is not None and len(view.inputs) > at:
+            name = view.inputs[at]
+            if name and name not in constants and name not in found.known:
+                return True
+        wanted.update(view.inputs)
+        wanted.discard("")
+    wanted.update(v.name for v in model.graph.input)
+    return not wanted.issuperset([tensor.name for tensor in model.graph.initializer])
 
 
 def fold(
@@ -60,7 +89,8 @@ def fold(
         at = _TARGETS.get(node.op_type) if is_standard(node) else None
         if not folds and at is not None and len(node.input) > at and node.output:
             name = node.input[at]
-            elements = _canonical(node, at, found) if name and name not in constants | set(found.known) else None
+            open_ = name and name not in constants and name not in found.known
+            elements = _canonical(node, at, found) if open_ else None
             if elements is not None and not written.as_is(name, elements):
                 node.input[at] = maker.vector(elements, f"{node.output[0]}.shape")
                 _allow_copies(node, elements)

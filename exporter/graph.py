@@ -15,15 +15,27 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from exporter import tensors
 from exporter.functions import Calls
 from exporter.inferred import Inferred
+from exporter.node_shapes import Schemas
 from exporter.plan import Drop
-from exporter.protos import attributes_of
 from exporter.tensors import Array
 from runtime.feeds import Binding
 
 _CACHED_BYTES = 1 << 16
 _LARGEST_MASK = 1 << 26
 _HIDES = -1000.0
-_MULTIPLIES = ("Conv", "Gemm", "MatMul")
+_WEIGHTED = frozenset(
+    {
+        "BatchNormalization",
+        "Conv",
+        "Gemm",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "MatMul",
+        "RMSNormalization",
+    }
+)
+"""Operators whose inputs but the first are weights."""
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 RETURNED = -1
 """Stands for an input index where a node hands on what its subgraph returns."""
@@ -82,7 +94,10 @@ class Node:
     @property
     def key(self) -> str:
         """Name of the first output: unique in a graph, unlike the node's own name."""
-        return next((o for o in self.outputs if o), "")
+        for name in self.outputs:
+            if name:
+                return name
+        return ""
 
     @property
     def label(self) -> str:
@@ -168,14 +183,15 @@ class Graph:
         self.producer = {name: node for node in self.nodes for name in node.outputs if name}
         self.given = {name for node in self.nodes for body in node.bodies for name in body.inputs}
         self._cache: dict[str, Array] = {}
+        self._shapes: dict[str, tuple[int, ...] | None] = {}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape under the binding, or None where it is not known."""
-        dims = self.inferred.dims.get(name)
-        if dims is None:
-            return None
-        numbers = tuple(d for d in dims if isinstance(d, int))
-        return numbers if len(numbers) == len(dims) else None
+        if name not in self._shapes:
+            dims = self.inferred.dims.get(name)
+            numbers = tuple(d for d in dims or () if isinstance(d, int))
+            self._shapes[name] = None if dims is None or len(numbers) < len(dims) else numbers
+        return self._shapes[name]
 
     def array(self, name: str) -> Array:
         """Values of a constant.
@@ -206,7 +222,7 @@ class Graph:
         tensor = self.constants[name]
         if tensor.data_type not in _FLOATS or not 2 <= math.prod(tensor.dims) <= _LARGEST_MASK:
             return False
-        if any(node.op in _MULTIPLIES and i > 0 for node, i in self.users[name]):
+        if any(node.op in _WEIGHTED and i > 0 for node, i in self.users[name]):
             return False  # a weight; reading all of them would take as long as reading the file
         values = self.array(name)
         lowest = values.min()
@@ -231,35 +247,35 @@ def op_of(proto: NodeProto) -> str:
     return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}::{proto.op_type}"
 
 
-def make_nodes(graph: GraphProto, opsets: dict[str, int]) -> list[Node]:
-    """Wrap the nodes of a graph and of its subgraphs."""
+def make_nodes(graph: GraphProto, opsets: dict[str, int], schemas: Schemas | None = None) -> list[Node]:
+    """Wrap the nodes of a graph and of its subgraphs, as ``schemas`` knows them if they are given."""
     nodes: list[Node] = []
-    _wrap(graph, opsets, 0, nodes)
+    _wrap(graph, schemas if schemas is not None else Schemas(opsets), 0, nodes)
     return nodes
 
 
-def _wrap(graph: GraphProto, opsets: dict[str, int], depth: int, nodes: list[Node]) -> tuple[Node, ...]:
+def _wrap(graph: GraphProto, schemas: Schemas, depth: int, nodes: list[Node]) -> tuple[Node, ...]:
     """Append the nodes of a graph, each after those of its subgraphs; returns the graph's own."""
     own = []
     for proto in graph.node:
+        view = schemas.view(proto)
         bodies = tuple(
             Body(
                 attribute.name if attribute.HasField("g") else f"{attribute.name}[]",
                 tuple(v.name for v in inner.input),
                 tuple(v.name for v in inner.output),
-                _wrap(inner, opsets, depth + 1, nodes),
+                _wrap(inner, schemas, depth + 1, nodes),
             )
-            for attribute in proto.attribute
+            for attribute in (proto.attribute if view.attributes else ())
             for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
         )
-        domain = "" if proto.domain == "ai.onnx" else proto.domain
         node = Node(
             proto=proto,
-            op=op_of(proto),
-            inputs=tuple(proto.input),
-            outputs=tuple(proto.output),
-            attributes=attributes_of(proto),
-            opset=opsets.get(domain, 1),
+            op=f"{view.domain}::{view.op}" if view.domain else view.op,
+            inputs=view.inputs,
+            outputs=view.outputs,
+            attributes=view.attributes,
+            opset=schemas.opsets.get(view.domain, 1),
             index=len(nodes),
             depth=depth,
             bodies=bodies,

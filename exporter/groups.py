@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.analysis import analyse
+from exporter.axis_table import AxisTable, distinct, frozen_axes, table_of
 from exporter.graph import Graph
 from exporter.interface import free_axes
 from exporter.naming import kind_of, names_of, place_of
+from exporter.pauses import no_collection
 from exporter.rules.site import Analysis
 from exporter.slots import ONE, Axis, Fixed, Ids, Reason
 from exporter.solve import Solution, solve
@@ -124,11 +126,16 @@ def find_groups(graph: Graph, io: Sequence[str] = ()) -> Groups:
     Raises:
         UsageError: a pattern matches nothing, or its axis is out of range or dynamic.
     """
-    free = free_axes(graph, io)
+    with no_collection():
+        return _find(graph, free_axes(graph, io))
+
+
+def _find(graph: Graph, free: Mapping[str, tuple[int, ...]]) -> Groups:
     analysis = analyse(graph, free)
+    table = table_of(analysis.axes.items())
     while True:
-        groups = _collect(graph, analysis, solve(analysis.facts), free)
-        exposed, unrouted = _could_be_emptied(groups), _unrouted(analysis, groups.solution)
+        groups = _collect(graph, analysis, solve(analysis.facts), free, table)
+        exposed, unrouted = _could_be_emptied(groups, table), _unrouted(analysis, groups.solution)
         if not exposed and not unrouted:
             _finish(groups)
             return groups
@@ -155,7 +162,7 @@ def _unrouted(analysis: Analysis, solution: Solution) -> list[tuple[Ids, Reason]
     return found
 
 
-def _could_be_emptied(groups: Groups) -> list[Ids]:
+def _could_be_emptied(groups: Groups, table: AxisTable) -> list[Ids]:
     """One slot of every axis of which no unit of each group need be left.
 
     Every group keeps a unit, so an axis that holds the whole grid of some groups keeps a slot. One that holds a part
@@ -165,72 +172,68 @@ def _could_be_emptied(groups: Groups) -> list[Ids]:
     if groups.solution.parts.shape[1] < 2:
         return exposed
     seen: set[bytes] = set()
-    for axes in groups.analysis.axes.values():
-        for axis in axes:
-            if isinstance(axis, Fixed):
-                continue
-            classes = groups.solution.root[axis]
-            if (content := classes.tobytes()) in seen:  # tied to one that was looked at, position by position
-                continue
-            seen.add(content)
-            parts = groups.solution.parts[classes]
-            if ((parts >= 0).sum(1) < 2).any():
-                continue
-            group, unit = groups.units(axis)
-            if not _holds_a_grid(group, unit, groups.groups):
-                exposed.append(axis[:1])
+    group, unit = groups.units(table.slots)
+    several = (groups.solution.parts_of(table.slots) >= 0).sum(1) > 1
+    alike, full = table.uniform(group), cache(_is_full)
+    for n in np.flatnonzero(table.all(several) & (np.diff(table.starts) > 0)):
+        axis = table.arrays[n]
+        if (content := groups.solution.root[axis].tobytes()) in seen:  # tied to one looked at, position by position
+            continue
+        seen.add(content)
+        rows = slice(table.starts[n], table.starts[n + 1])
+        if not _holds_a_grid(group[rows], unit[rows], groups.groups, bool(alike[n]), full):
+            exposed.append(axis[:1])
     return exposed
 
 
-def _holds_a_grid(group: Ids, unit: Ids, groups: list[Group]) -> bool:
-    if (group == group[0]).all():
-        columns = np.flatnonzero(group[0] >= 0)
-        return _is_full(unit[:, columns], [groups[g].width for g in group[0, columns]])
+def _holds_a_grid(
+    group: Ids, unit: Ids, groups: list[Group], alike: bool, full: Callable[[bytes, tuple[int, ...]], bool]
+) -> bool:
+    """Say whether the slots of an axis hold a whole grid of some groups; ``alike``: all are of the same groups."""
+    if alike:
+        row = group[0].tolist()
+        columns = [k for k, g in enumerate(row) if g >= 0]
+        return full(unit[:, columns].tobytes(), tuple([groups[row[k]].width for k in columns]))
     order = np.argsort(-group, axis=1, kind="stable")
     group, unit = np.take_along_axis(group, order, 1), np.take_along_axis(unit, order, 1)
-    for row in np.unique(group, axis=0):
-        widths = [groups[g].width for g in row if g >= 0]
-        if _is_full(unit[(group == row).all(1)][:, : len(widths)], widths):
+    for different in np.unique(group, axis=0):
+        widths = tuple(groups[g].width for g in different if g >= 0)
+        if full(unit[(group == different).all(1)][:, : len(widths)].tobytes(), widths):
             return True
     return False
 
 
-def _is_full(units: Ids, widths: Sequence[int]) -> bool:
-    """Say whether rows of units hold every cell of a grid."""
+def _is_full(content: bytes, widths: tuple[int, ...]) -> bool:
+    """Say whether rows of units, given by their bytes, hold every cell of a grid."""
+    if not widths:
+        return True
+    units = np.frombuffer(content, np.int64).reshape(-1, len(widths))
     cells = math.prod(widths)
     if cells > len(units):
         return False
     present = np.zeros(cells, np.bool_)
-    present[np.ravel_multi_index(tuple(units.T), tuple(widths)) if widths else 0] = True
+    present[np.ravel_multi_index(tuple(units.T), widths)] = True
     return bool(present.all())
 
 
-def _collect(graph: Graph, analysis: Analysis, solution: Solution, io: Mapping[str, tuple[int, ...]]) -> Groups:
+def _collect(
+    graph: Graph, analysis: Analysis, solution: Solution, io: Mapping[str, tuple[int, ...]], table: AxisTable
+) -> Groups:
     """Group units by the axes they span, counting how often."""
-    keys: list[tuple[tuple[Any, ...], int]] = []
-    arrays: list[Ids] = []
-    for key, axes in analysis.axes.items():
-        for k, axis in enumerate(axes):
-            if not isinstance(axis, Fixed):
-                keys.append((key, k))
-                arrays.append(axis)
     count = analysis.facts.count
     group_of, unit_of = np.full(count, -1, np.int64), np.full(count, -1, np.int64)
     groups = Groups(graph, [], [], analysis, solution, group_of, unit_of, io)
-    groups.frozen = _frozen(groups)
-    if not arrays:
-        return groups
-    lengths = np.array([a.size for a in arrays])
-    owner = np.repeat(np.arange(len(arrays)), lengths)
-    parts = solution.parts_of(np.concatenate(arrays))
-    column_owner, classes = _occurrences(owner, parts)
+    groups.frozen = _frozen(groups, frozen_axes(table, solution))
+    parts = solution.parts_of(table.slots)
+    rows, columns = np.nonzero(parts >= 0)  # every place at which a class takes part in a slot, in order
+    classes, owner = parts[rows, columns], table.owner[rows]
     if not classes.size:
         return groups
     signature = np.zeros(count, np.uint64)
-    weight = np.random.default_rng(0).integers(1, 1 << 63, len(arrays), dtype=np.uint64)
-    np.add.at(signature, classes, weight[column_owner])
+    weight = np.random.default_rng(0).integers(1, 1 << 63, len(table.arrays), dtype=np.uint64)
+    np.add.at(signature, classes, weight[owner])
     first = np.full(count, classes.size, np.int64)
-    np.minimum.at(first, classes, np.arange(classes.size))
+    first[classes[::-1]] = np.arange(classes.size)[::-1]
     units = np.flatnonzero(first < classes.size)
     units = units[np.argsort(first[units], kind="stable")]
     _, start, inverse = np.unique(signature[units], return_index=True, return_inverse=True)
@@ -241,43 +244,36 @@ def _collect(graph: Graph, analysis: Analysis, solution: Solution, io: Mapping[s
     begins = np.r_[0, np.flatnonzero(np.diff(sorted_groups)) + 1]
     sizes = np.diff(np.r_[begins, sorted_groups.size])
     unit_of[units[order]] = np.arange(sorted_groups.size) - np.repeat(begins, sizes)
-    groups.groups = _describe(groups, keys, arrays, parts, column_owner, classes, sizes)
+    groups.groups = _describe(groups, table, sizes)
     return groups
 
 
-def _occurrences(owner: Ids, parts: Ids) -> tuple[Ids, Ids]:
-    """(axis number, class) of every place at which a class takes part in a slot, in the order of the places."""
-    rows, columns = np.nonzero(parts >= 0)
-    return owner[rows], parts[rows, columns]
-
-
-def _describe(
-    groups: Groups,
-    keys: list[tuple[tuple[Any, ...], int]],
-    arrays: list[Ids],
-    parts: Ids,
-    column_owner: Ids,
-    classes: Ids,
-    sizes: Ids,
-) -> list[Group]:
+def _describe(groups: Groups, table: AxisTable, sizes: Ids) -> list[Group]:
     graph, analysis = groups.graph, groups.analysis
-    codes = groups.group_of[classes] * len(arrays) + column_owner
-    codes = np.unique(codes[np.r_[True, codes[1:] != codes[:-1]]])  # most are those before them
+    group, unit = groups.units(table.slots)
+    unit = np.asfortranarray(unit)
+    alike = table.uniform(group)
+    spans: list[list[Span]] = [[] for _ in sizes]
     contracted = np.zeros(analysis.facts.count, bool)
     if analysis.contracted:
         contracted[np.concatenate(analysis.contracted)] = True
+    summed = table.all(contracted[table.slots])
     uses: dict[tuple[Any, ...], tuple[str, int]] = {k: u for u, k in analysis.use.items() if len(k) == 3}
-    spans: list[list[Span]] = [[] for _ in sizes]
-    ends = np.cumsum([a.size for a in arrays])
-    group = np.where(parts >= 0, groups.group_of[parts], -1)
-    unit = np.where(group >= 0, groups.unit_of[parts], -1)
-    for number, place in zip(*np.divmod(codes, len(arrays)), strict=True):
-        (key, axis), rows = keys[place], slice(ends[place] - arrays[place].size, ends[place])
-        here = np.where(group[rows] == number, unit[rows], -1).max(1)
+    codes = distinct(np.where(group >= 0, group * len(table.arrays) + table.owner[:, None], -1))
+    for number, place in zip(*(c.tolist() for c in np.divmod(codes, len(table.arrays))), strict=True):
+        (key, axis), rows = table.keys[place], slice(table.starts[place], table.starts[place + 1])
         constant = key[0] in graph.constants
-        side = constant and bool(contracted[arrays[place][here >= 0]].all())
+        at = group[rows.start].tolist() if alike[place] else []
+        if at.count(number) == 1:
+            here = unit[rows, at.index(number)]
+            side = constant and bool(summed[place])
+        else:
+            here = np.where(group[rows] == number, unit[rows], -1).max(1)
+            side = constant and bool(contracted[table.arrays[place][here >= 0]].all())
         spans[number].append(Span(key[0], axis, uses.get(key), here, constant, side))
-    partners = _partners(groups, parts)
+    once = alike[table.owner]
+    once[table.starts[:-1][np.diff(table.starts) > 0]] = False
+    partners = _partners(group[~once], len(sizes))
     roles = {role: _groups_at(groups, ids) for role, ids in analysis.roles.items()}
     kinds = [kind_of(graph, n, spans[n], partners[n], roles) for n in range(len(sizes))]
     names = names_of(graph, spans, kinds)
@@ -287,21 +283,19 @@ def _describe(
     ]
 
 
-def _partners(groups: Groups, parts: Ids) -> list[set[int]]:
-    number = int(groups.group_of.max()) + 1
+def _partners(together: Ids, number: int) -> list[set[int]]:
+    """Groups that take part in one slot with each of ``number`` groups, given the groups of slots, padded with -1."""
     partners: list[set[int]] = [set() for _ in range(number)]
-    if parts.shape[1] > 1:
-        together = np.where(parts >= 0, groups.group_of[parts], -1)
-        for row in np.unique(together[(together >= 0).sum(1) > 1], axis=0):
-            members = {int(m) for m in row if m >= 0}
-            for m in members:
-                partners[m] |= members - {m}
+    for row in np.unique(together[(together >= 0).sum(1) > 1], axis=0):
+        members = {int(m) for m in row if m >= 0}
+        for m in members:
+            partners[m] |= members - {m}
     return partners
 
 
 def _groups_at(groups: Groups, arrays: list[Ids]) -> set[int]:
     group, _ = groups.units(np.concatenate(arrays))
-    return {int(g) for g in np.unique(group) if g >= 0}
+    return set(distinct(group).tolist())
 
 
 def _finish(groups: Groups) -> None:
@@ -320,8 +314,11 @@ def _finish(groups: Groups) -> None:
     ]
 
 
-def _frozen(groups: Groups) -> list[Frozen]:
-    """Axes of constants, and those of the interface that were to be free, with frozen slots; one row per reason."""
+def _frozen(groups: Groups, somewhere: set[tuple[tuple[Any, ...], int]]) -> list[Frozen]:
+    """Axes of constants, and those of the interface that were to be free, with frozen slots; one row per reason.
+
+    ``somewhere`` holds the keys of those that have any.
+    """
     rows: list[Frozen] = []
     why, root = groups.solution.why, groups.solution.root
     for key, axes in groups.analysis.axes.items():
@@ -329,7 +326,8 @@ def _frozen(groups: Groups) -> list[Frozen]:
         if name not in groups.graph.trained:
             continue
         for k, axis in enumerate(axes):
-            rows.extend(_frozen_axis(groups, name, k, axis, why, root))
+            if isinstance(axis, Fixed) or (key, k) in somewhere:
+                rows.extend(_frozen_axis(groups, name, k, axis, why, root))
     for name, freed in groups.io.items():
         for k in freed:
             whole = dict(enumerate(groups.analysis.axes.get((name,), ())))

@@ -13,7 +13,7 @@ from exporter.values import Known, Vector
 
 Dims = tuple[Dim, ...]
 
-INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+INTEGERS = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
 _LONGEST_VECTOR = 64
 
 
@@ -71,13 +71,10 @@ class Inferred:
     def set_tensor(self, name: str, dtype: int, dims: Sequence[Dim]) -> None:
         """Record a tensor's type and shape."""
         self.dtype[name] = dtype
-        self.dims[name] = tuple(dims)
-        self._remember(name)
-
-    def _remember(self, name: str) -> None:
-        for axis, dim in enumerate(self.dims[name]):
-            if isinstance(dim, str):
-                self.origins.setdefault(dim, Origin(name, axis=axis))
+        self.dims[name] = dims = tuple(dims)
+        for axis, dim in enumerate(dims):
+            if isinstance(dim, str) and dim not in self.origins:
+                self.origins[dim] = Origin(name, axis=axis)
 
     def is_fixed(self, name: str) -> bool:
         """Say whether the size of every axis is a number."""

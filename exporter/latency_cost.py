@@ -102,6 +102,10 @@ class LatencyCost(CostModel):
             self._dense_work, self._fixed * there, (self._seconds - self._fixed) * there, self._rest,
         )  # fmt: skip
 
+    def terms(self, kind: str) -> Terms | None:
+        """None for ``macs``: seconds are no sum of products of axis sizes."""
+        return None if kind == "macs" else super().terms(kind)
+
     def observe(self, keep: Sequence[int] | Keep, measured: Profile) -> None:
         """Learn from a pruned model: what of each kernel's time does not go with its work."""
         times = {key: node.seconds for node in measured.nodes for key in node.keys}

@@ -16,6 +16,7 @@ from exporter.atomic import replacing
 from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph, Source, opsets_of
 from exporter.normalise import normalise, sort_nodes
+from exporter.pauses import no_collection
 from exporter.tensors import Array
 
 OLDEST_OPSET = 7
@@ -43,7 +44,11 @@ def load(
         ModelError: not an ONNX file, truncated, too old, invalid, or its external data is missing or out of bounds.
         UsageError: no such file, or it cannot be read.
     """
-    file = Path(path)
+    with no_collection():
+        return _load(Path(path), shapes, profile)
+
+
+def _load(file: Path, shapes: Mapping[str, tuple[int, ...]] | None, profile: int) -> Graph:
     data = _read_bytes(file)
     model = _parse(data, file)
     digest = hashlib.sha256(data)

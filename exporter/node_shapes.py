@@ -3,28 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 import onnx
 import onnx.shape_inference
-from onnx import NodeProto, TypeProto
+from onnx import GraphProto, NodeProto, TypeProto
 
 from exporter.contrib_shapes import SHAPED_LIKE, contrib_types
-from exporter.inferred import Inferred
-from exporter.protos import attributes_of
+from exporter.inferred import Dims, Inferred
+from exporter.protos import attributes_of, subgraphs
 from exporter.symbols import Dim
 from exporter.values import LIMIT
 
 Result = tuple[int, tuple[Dim | None, ...]] | TypeProto
 """Element type and shape of an output, None for an axis of which nothing is known; or the type of what has no shape."""
 
+_UNDEFINED = -1
+
+
+@dataclass(eq=False, slots=True)
+class View:
+    """One node as inference reads it: taken out of the protobuf message once, for all passes.
+
+    Attributes:
+        proto: the node.
+        op: its operator, without the domain.
+        domain: its domain; "" for the standard one.
+        inputs: names of tensors, "" for an omitted one.
+        outputs: names of tensors, "" for an omitted one.
+        attributes: by name, as Python values.
+        kind: number of what onnx is asked, but for the inputs; None before it was asked.
+    """
+
+    proto: NodeProto
+    op: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+    kind: int | None = None
+
+    @property
+    def graphs(self) -> bool:
+        """Whether it may run subgraphs."""
+        return any(isinstance(value, (GraphProto, list)) for value in self.attributes.values()) and bool(
+            subgraphs(self.proto)
+        )
+
 
 def record(name: str, result: Result, found: Inferred) -> None:
     """Record what is known of an output; an axis of which nothing is known gets a symbol of its own."""
     if isinstance(result, TypeProto):
         found.set_type(name, result)
-    else:
-        dtype, dims = result
-        found.set_tensor(name, dtype, [f"{name}:{axis}" if d is None else d for axis, d in enumerate(dims)])
+        return
+    dtype, dims = result
+    if None in dims:
+        dims = tuple([f"{name}:{axis}" if d is None else d for axis, d in enumerate(dims)])
+    found.set_tensor(name, dtype, cast(Dims, dims))
 
 
 class Schemas:
@@ -39,28 +75,46 @@ class Schemas:
         self._imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
         self._known: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
         self._answers: dict[tuple[object, ...], dict[int, Result]] = {}
+        self._kinds: dict[tuple[object, ...], int] = {}
+        self._views: dict[int, View] = {}
 
-    def results(self, node: NodeProto, found: Inferred) -> dict[int, Result]:
+    def view(self, node: NodeProto) -> View:
+        """A node as it was when it was first looked at; ``forget`` follows every change of nodes in place."""
+        view = self._views.get(id(node))  # the view holds the node, so the number stays its own
+        if view is None:
+            domain = "" if node.domain == "ai.onnx" else node.domain
+            view = View(node, node.op_type, domain, tuple(node.input), tuple(node.output), attributes_of(node))
+            self._views[id(node)] = view
+        return view
+
+    def forget(self) -> None:
+        """Look at all nodes anew: some were changed."""
+        self._views.clear()
+
+    def results(self, view: View, found: Inferred) -> dict[int, Result]:
         """Types by number of the output; those of which nothing is known are left out."""
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if domain not in self.opsets:
+        if view.domain not in self.opsets:
             return {}
-        schema = self._schema(SHAPED_LIKE.get(node.op_type, node.op_type), domain)
-        if schema is None:
-            return _numbered(node, contrib_types(node, found))
-        question = (
-            node.op_type,
-            domain,
-            tuple([a.SerializeToString(deterministic=True) for a in node.attribute]) if node.attribute else (),
-            tuple([_described(n, found) for n in node.input]),
-            tuple([bool(n) for n in node.output]),
-        )
+        if view.kind is None:
+            view.kind = self._kind(view)
+        if view.kind == _UNDEFINED:
+            return _numbered(view, contrib_types(view.proto, found))
+        question = (view.kind, *[_described(n, found) for n in view.inputs])
         answer = self._answers.get(question)
         if answer is None:
-            answer = self._answers[question] = _numbered(node, self._ask(schema, node, found))
+            answer = self._answers[question] = _numbered(view, self._ask(view, found))
         return answer
 
-    def _schema(self, op: str, domain: str) -> onnx.defs.OpSchema | None:
+    def _kind(self, view: View) -> int:
+        """Number of an operator with its attributes and the outputs asked for."""
+        if self._schema_of(view) is None:
+            return _UNDEFINED
+        attributes = tuple([a.SerializeToString(deterministic=True) for a in view.proto.attribute])
+        kind = (view.op, view.domain, attributes, tuple([bool(n) for n in view.outputs]), len(view.inputs))
+        return self._kinds.setdefault(kind, len(self._kinds))
+
+    def _schema_of(self, view: View) -> onnx.defs.OpSchema | None:
+        op, domain = SHAPED_LIKE.get(view.op, view.op), view.domain
         if (op, domain) not in self._known:
             try:
                 self._known[op, domain] = onnx.defs.get_schema(op, self.opsets[domain], domain)
@@ -68,23 +122,25 @@ class Schemas:
                 self._known[op, domain] = None
         return self._known[op, domain]
 
-    def _ask(self, schema: onnx.defs.OpSchema, node: NodeProto, found: Inferred) -> Mapping[str, TypeProto]:
-        types = {n: kind for n in node.input for kind in [found.type_of(n)] if kind is not None}
+    def _ask(self, view: View, found: Inferred) -> Mapping[str, TypeProto]:
+        node, schema = view.proto, self._schema_of(view)
+        assert schema is not None
+        types = {n: kind for n in view.inputs for kind in [found.type_of(n)] if kind is not None}
         small = {n for n in types if n in found.known and found.known[n].size <= LIMIT}
         data = {n: onnx.numpy_helper.from_array(found.known[n], n) for n in small}
         try:
             outputs = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=self._imports)
         except Exception:  # onnx raises several kinds here; an uninferred node is recorded, and frozen later
             return {}
-        if node.op_type == "SplitToSequence" and not attributes_of(node).get("keepdims", 1):
+        if view.op == "SplitToSequence" and not view.attributes.get("keepdims", 1):
             # onnx keeps the split axis where sizes are given, as it is specified; ONNX Runtime drops it if they are one
             for described in outputs.values():
                 described.sequence_type.elem_type.tensor_type.ClearField("shape")
         return dict(outputs)
 
 
-def _numbered(node: NodeProto, types: Mapping[str, TypeProto]) -> dict[int, Result]:
-    return {o: _plain(types[name]) for o, name in enumerate(node.output) if name in types}
+def _numbered(view: View, types: Mapping[str, TypeProto]) -> dict[int, Result]:
+    return {o: _plain(types[name]) for o, name in enumerate(view.outputs) if name in types}
 
 
 def _described(name: str, found: Inferred) -> object:

@@ -19,15 +19,16 @@ from exporter.control_shapes import of_varying_rank
 from exporter.copies import candidates, replace_copies
 from exporter.errors import ModelError
 from exporter.explicit import write_out
-from exporter.fold import fold
+from exporter.fold import fold, needs_folding
 from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.inferred import Dims, Inferred
+from exporter.node_shapes import Schemas
 from exporter.protos import add_outputs, constant_of, graphs_of, reads, set_nodes
 from exporter.shapes import infer
 from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
 from exporter.symbols import named
-from exporter.unshare import part_uses
+from exporter.unshare import has_steps, part_uses
 from exporter.values import LIMIT, Known
 from runtime import bounds, feeds
 from runtime.backends import SessionOptions, TensorSpec, open_session
@@ -74,39 +75,53 @@ def normalise(
     check_model(model)
     flatten_scopes(model)
     sort_nodes(model)
-    signature = input_specs(model)
-    static = infer(model.graph.node, opsets, _inputs(signature, None), _constants(model, folder))
-    while take_known_branches(model, static):
-        static = infer(model.graph.node, opsets, _inputs(signature, None), _constants(model, folder))
-    _fold(model, static)
+    signature, schemas = input_specs(model), Schemas(opsets)
     constants = _constants(model, folder)
-    part_uses(model, {name: dims for name, (_, dims, _) in constants.items()}, fresh_names(model))
-    binding, bound, measured, unmeasured = _bind(model, folder, signature, constants, shapes or {}, profile)
+    static = infer(model.graph.node, opsets, _inputs(signature, None), constants, schemas=schemas)
+    while take_known_branches(model, static):
+        schemas.forget()
+        constants = _constants(model, folder)
+        static = infer(model.graph.node, opsets, _inputs(signature, None), constants, schemas=schemas)
+    stands = not needs_folding(model, set(constants), static, schemas)
+    if not stands:
+        _fold(model, static)
+        schemas.forget()
+        constants = _constants(model, folder)
+    sizes = {name: dims for name, (_, dims, _) in constants.items()}
+    if has_steps(model.graph.node) and part_uses(model, sizes, fresh_names(model)):
+        schemas.forget()
+        stands = False
+    binding, bound, measured, unmeasured = _bind(model, folder, signature, constants, shapes or {}, profile, schemas)
     if binding.symbols and candidates(model.graph.node, static):
         longer = feeds.bind([s for s in signature if s.dtype is not None], _longer(signature, binding))
-        other = infer(model.graph.node, opsets, _inputs(signature, longer.shapes), constants)
+        other = infer(model.graph.node, opsets, _inputs(signature, longer.shapes), constants, schemas=schemas)
         if replace_copies(model, static, (bound, other)):
             _fold(model, static)
+            schemas.forget()
             constants = _constants(model, folder)
-            bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured)
-    static = infer(model.graph.node, opsets, _inputs(signature, None), constants)
-    varying = of_varying_rank(model.graph, static)
+            bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured, schemas)
+            stands = False
+    if not stands:
+        static = infer(model.graph.node, opsets, _inputs(signature, None), constants, schemas=schemas)
+    varying = of_varying_rank(model.graph, static) if measured else set()
     ranks = {n: tuple(f"{n}:{axis}" for axis in range(len(d))) for n, d in measured.items() if n not in varying}
     if ranks:  # where every rank is known, more targets can be put together anew
         again = True
         while again:
-            static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks)
+            static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks, schemas)
             again = take_known_branches(model, static)
             _fold(model, static)
+            schemas.forget()
             constants = _constants(model, folder)
-        bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured)
-        static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks)
-    write_out(model, static)
+        bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured, schemas)
+        static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks, schemas)
+    if write_out(model, static):
+        schemas.forget()
     return Graph(
         model=model,
         folder=folder,
         source=source,
-        nodes=make_nodes(model.graph, opsets),
+        nodes=make_nodes(model.graph, opsets, schemas),
         constants=constant_tensors(model),
         inferred=bound,
         static=static,
@@ -185,14 +200,14 @@ def sort_nodes(model: ModelProto) -> None:
 def _sort(graph: GraphProto) -> None:
     nodes = list(graph.node)
     made = {name for node in nodes for name in node.output if name}
-    needs = [reads(node) & made for node in nodes]
-    ready: set[str] = set()
-    in_order = True
-    for node, names in zip(nodes, needs, strict=True):
-        in_order &= names <= ready
-        ready.update(node.output)
-    if in_order:
+    later = set(made)
+    for node in nodes:
+        if not later.isdisjoint(reads(node)):
+            break
+        later.difference_update(node.output)
+    else:
         return
+    needs = [reads(node) & made for node in nodes]
     order: list[NodeProto] = []
     waiting = dict(enumerate(needs))
     blocked_by: dict[str, list[int]] = {}
@@ -253,6 +268,7 @@ def _bind(
     constants: Constants,
     shapes: Mapping[str, tuple[int, ...]],
     first: int,
+    schemas: Schemas,
 ) -> tuple[feeds.Binding, Inferred, dict[str, Dims], str]:
     """Bind dynamic axes with the first profile whose shapes work out.
 
@@ -269,14 +285,15 @@ def _bind(
         if best is not None and binding.shapes == best[1].shapes:
             continue
         inputs = _inputs(signature, binding.shapes)
-        found = infer(model.graph.node, opsets, inputs, constants)
+        found = infer(model.graph.node, opsets, inputs, constants, schemas=schemas)
         if (found.failed or not _all_fixed(found)) and not _has_empty(found):
             varying = of_varying_rank(model.graph, found)
             shown, limit = _measure(model, folder, binding, found, end)
             why = why or limit
             measured = {n: d for n, d in shown.items() if n not in varying}
             if measured:
-                return binding, infer(model.graph.node, opsets, inputs, constants, measured), measured, ""
+                again = infer(model.graph.node, opsets, inputs, constants, measured, schemas)
+                return binding, again, measured, ""
         failures = len(found.failed) + _has_empty(found)
         if best is None or failures < best[0]:
             best = (failures, binding, found)

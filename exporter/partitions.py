@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from exporter.slots import Ids
 
+_PAIR = 2
+
 
 def connected(count: int, a: Ids, b: Ids) -> Ids:
     """Smallest member of the connected component of every vertex, given edges ``a[i]``-``b[i]``; shape (count,)."""
@@ -71,7 +73,11 @@ def is_grid(columns: Ids, mine: Sequence[int], others: Sequence[int], pieces: di
 
 def unique_rows(rows: Ids) -> Ids:
     """Sort every row descending, drop repeats, and trim columns that are empty everywhere."""
-    if rows.shape[1] > 1:
+    if rows.shape[1] == _PAIR:
+        low, high = rows.min(1), rows.max(1)
+        low[low == high] = -1
+        rows = np.stack([high, low], 1)
+    elif rows.shape[1] > 1:
         rows = -np.sort(-rows, axis=1)
         repeated = rows[:, 1:] == rows[:, :-1]
         if repeated.any():
@@ -79,6 +85,17 @@ def unique_rows(rows: Ids) -> Ids:
             rows = -np.sort(-rows, axis=1)
     width = max(1, int((rows >= 0).any(0).sum()))
     return np.ascontiguousarray(rows[:, :width])
+
+
+def with_rows(table: Ids, at: Ids, rows: Ids) -> Ids:
+    """A padded table with other rows in some places, its columns trimmed as by ``unique_rows``."""
+    width = max(table.shape[1], rows.shape[1])
+    result = np.full((len(table), width), -1, np.int64)
+    result[:, : table.shape[1]] = table
+    result[at] = -1
+    result[at, : rows.shape[1]] = rows
+    filled = max(1, int((result >= 0).any(0).sum()))
+    return np.ascontiguousarray(result[:, :filled])
 
 
 def equal_rows(a: Ids, b: Ids) -> NDArray[np.bool_]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from exporter.cost import CostModel
 from exporter.groups import Group, Groups
+from exporter.stepping import Stepping
 from exporter.widths import allowed_widths
 
 Saving = Callable[[Sequence[int]], tuple[float, float, int]]
@@ -39,12 +40,12 @@ def one_per_product(groups: Groups, cost: CostModel, align: int | str, share: fl
     numbers = {g.name: n for n, g in enumerate(groups)}
     options = {n: allowed_widths(groups, g, align, 1, "local", steps=cost.steps) for n, g in enumerate(groups)}
 
+    macs, parameters = (Stepping(cost, kind, cost.widths) for kind in ("macs", "params"))
+
     def saved(members: Sequence[int]) -> tuple[float, float, int]:
-        widths = cost.widths.copy()
-        for n in members:
-            widths[n] = options[n][abs(options[n] - widths[n] * _HALF).argmin()]
+        halves = {n: int(options[n][abs(options[n] - cost.widths[n] * _HALF).argmin()]) for n in members}
         norms = sum(groups.groups[n].kind == "norm_groups" for n in members)
-        return -cost.macs(widths), -cost.parameters(widths), norms
+        return -macs.total_with(halves), -parameters.total_with(halves), norms
 
     for family in _families(groups, numbers):
         candidates = family

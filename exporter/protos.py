@@ -17,7 +17,8 @@ _DENSE_LIMIT = 1 << 24
 
 def reads(node: NodeProto) -> set[str]:
     """Names a node reads, those its subgraphs read from outside included."""
-    names = {n for n in node.input if n}
+    names = set(node.input)
+    names.discard("")
     for attribute in node.attribute:
         for graph in graphs_in(attribute):
             names |= captured_names(graph)
@@ -40,7 +41,10 @@ def key_of(node: NodeProto) -> str:
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
     """Graphs a node runs: the branches of an If, the body of a Loop."""
-    return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
+    attributes = node.attribute
+    if not attributes:
+        return []
+    return [g for a in attributes for g in ([a.g] if a.HasField("g") else a.graphs)]
 
 
 def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:

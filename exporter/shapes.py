@@ -8,19 +8,18 @@ tell gets a symbol of its own, so that it can still be recognised where it turns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, TypeProto
 
-from exporter.control_shapes import Run, infer_control
+from exporter.control_shapes import CONTROL, Run, infer_control
 from exporter.inferred import INTEGERS, Dims, Inferred
-from exporter.node_shapes import Schemas, record
-from exporter.protos import attributes_of
+from exporter.node_shapes import Schemas, View, record
 from exporter.symbols import Dim, is_computed, product, quotient
-from exporter.values import LIMIT, Known, evaluate, evaluate_vector, is_standard
+from exporter.values import LIMIT, Known, evaluate, evaluate_vector
 
 
 def infer(
@@ -29,6 +28,7 @@ def infer(
     inputs: Mapping[str, tuple[int, Dims] | TypeProto],
     constants: Mapping[str, tuple[int, Dims, Known | None]],
     measured: Mapping[str, Dims] | None = None,
+    schemas: Schemas | None = None,
 ) -> Inferred:
     """Infer every tensor of a graph.
 
@@ -38,6 +38,7 @@ def infer(
         inputs: graph inputs, (dtype, dims) or a non-tensor type.
         constants: (dtype, dims, values or None if large) of initializers and Constant nodes.
         measured: shapes taken from a real run, used for tensors that onnx cannot infer.
+        schemas: those of ``opsets``; they remember nodes and answers from pass to pass.
 
     Returns:
         Everything found; failures are recorded, never raised.
@@ -54,17 +55,17 @@ def infer(
             found.known[name] = value
             if dtype in INTEGERS:
                 found.arithmetic.add(name)
-    rules = Schemas(opsets)
+    rules = schemas if schemas is not None else Schemas(opsets)
 
     def run(inner: Iterable[NodeProto]) -> None:
         for node in inner:
             if node.op_type == "Constant":
                 continue
             try:
-                attributes = attributes_of(node)
-                _known_values(node, attributes, found)
-                _types(node, attributes, rules, found, measured or {}, run)
-                _vector_values(node, attributes, found)
+                view = rules.view(node)
+                _known_values(view, found)
+                _types(view, rules, found, measured or {}, run)
+                _vector_values(view, found)
             except (LookupError, TypeError, ValueError, AttributeError):  # it lacks what its operator needs
                 found.failed.append(node)
 
@@ -72,27 +73,20 @@ def infer(
     return found
 
 
-def _types(
-    node: NodeProto,
-    attributes: dict[str, Any],
-    rules: Schemas,
-    found: Inferred,
-    measured: Mapping[str, Dims],
-    run: Run,
-) -> None:
-    special = _SPECIAL.get(node.op_type) if is_standard(node) else None
+def _types(view: View, rules: Schemas, found: Inferred, measured: Mapping[str, Dims], run: Run) -> None:
+    special = _SPECIAL.get(view.op) if not view.domain else None
     if special is not None:
-        dims, dtype = special(attributes, list(node.input), found), _dtype_of_special(node, attributes, found)
+        dims, dtype = special(view.attributes, view.inputs, found), _dtype_of_special(view, found)
         if dims is not None and dtype is not None:
-            name = node.output[0]
+            name = view.outputs[0]
             found.set_tensor(name, dtype, dims)
             if not found.is_fixed(name) and _numbers(measured.get(name, ("?",))):
                 found.set_tensor(name, dtype, measured[name])
             return
-    control = infer_control(node, attributes, found, rules.opsets.get("", 1), run)
-    results = {} if control else rules.results(node, found)
+    control = view.op in CONTROL and infer_control(view.proto, view.attributes, found, rules.opsets.get("", 1), run)
+    results = {} if control else rules.results(view, found)
     missing = False
-    for o, name in enumerate(node.output):
+    for o, name in enumerate(view.outputs):
         if not name:
             continue
         if o in results:
@@ -104,55 +98,55 @@ def _types(
             found.set_tensor(name, found.dtype.get(name, TensorProto.FLOAT), measured[name])
         missing |= name not in found.dims or (control and not found.is_fixed(name))
     if missing:
-        found.failed.append(node)
+        found.failed.append(view.proto)
 
 
 def _numbers(dims: Dims) -> bool:
     return all(isinstance(d, int) for d in dims)
 
 
-def _known_values(node: NodeProto, attributes: dict[str, Any], found: Inferred) -> None:
+def _known_values(view: View, found: Inferred) -> None:
     """Evaluate a node of shape arithmetic whose inputs are all known."""
-    names = list(node.input)
-    if node.op_type in ("Shape", "Size") and is_standard(node):
+    names, attributes = view.inputs, view.attributes
+    if view.op in ("Shape", "Size") and not view.domain:
         if found.is_fixed(names[0]):
             whole = np.array(found.dims[names[0]], np.int64)
             part = whole[attributes.get("start", 0) : attributes.get("end", len(whole))]
-            found.known[node.output[0]] = part if node.op_type == "Shape" else np.asarray(np.prod(whole))
-            found.arithmetic.add(node.output[0])
+            found.known[view.outputs[0]] = part if view.op == "Shape" else np.asarray(np.prod(whole))
+            found.arithmetic.add(view.outputs[0])
         return
-    if not any(n in found.arithmetic for n in names):
+    if found.arithmetic.isdisjoint(names):
         return
     inputs = [found.known.get(n) if n else None for n in names]
     if any(v is None for v, n in zip(inputs, names, strict=True) if n):
         return
-    for name, value in zip(node.output, evaluate(node, attributes, inputs) or (), strict=False):
+    for name, value in zip(view.outputs, evaluate(view.proto, attributes, inputs) or (), strict=False):
         if name:
             found.known[name] = value
             found.arithmetic.add(name)
 
 
-def _vector_values(node: NodeProto, attributes: dict[str, Any], found: Inferred) -> None:
+def _vector_values(view: View, found: Inferred) -> None:
     """Carry integer vectors with symbols through a node."""
-    if len(node.output) != 1 or node.output[0] in found.known or not is_standard(node):
+    if len(view.outputs) != 1 or view.domain:
         return
-    output, names = node.output[0], list(node.input)
-    if found.dtype.get(output) not in INTEGERS:
+    output, names, attributes = view.outputs[0], view.inputs, view.attributes
+    if found.dtype.get(output) not in INTEGERS or output in found.known:
         return
-    if len(found.dims.get(output, (0, 0))) > 1 and (node.op_type != "OneHot" or found.dims[output][0] != 1):
+    if len(found.dims.get(output, (0, 0))) > 1 and (view.op != "OneHot" or found.dims[output][0] != 1):
         return
-    if node.op_type != "Reshape" and any(len(found.dims.get(n, ())) > 1 for n in names if n in found.vectors):
+    if view.op != "Reshape" and any(len(found.dims.get(n, ())) > 1 for n in names if n in found.vectors):
         return  # of a row
-    if node.op_type == "Size" and names[0] in found.dims:
+    if view.op == "Size" and names[0] in found.dims:
         found.set_vector(output, (product(found.dims[names[0]]),))
         return
-    if node.op_type == "Shape":
+    if view.op == "Shape":
         dims = found.dims.get(names[0])
         if dims is not None:
             found.set_vector(output, dims[attributes.get("start", 0) : attributes.get("end", len(dims))])
         return
     known = [found.known.get(n) if n else None for n in names]
-    elements = evaluate_vector(node, attributes, [found.vector(n) if n else None for n in names], known)
+    elements = evaluate_vector(view.proto, attributes, [found.vector(n) if n else None for n in names], known)
     if elements is None or len(elements) > LIMIT:
         return
     numbers = [e for e in elements if isinstance(e, int)]
@@ -166,14 +160,14 @@ def _vector_values(node: NodeProto, attributes: dict[str, Any], found: Inferred)
         found.arithmetic.add(output)
 
 
-def _dtype_of_special(node: NodeProto, attributes: dict[str, Any], found: Inferred) -> int | None:
-    if node.op_type == "ConstantOfShape":
-        fill = attributes.get("value")
+def _dtype_of_special(view: View, found: Inferred) -> int | None:
+    if view.op == "ConstantOfShape":
+        fill = view.attributes.get("value")
         return fill.data_type if fill is not None else int(TensorProto.FLOAT)
-    return found.dtype.get(node.input[0])
+    return found.dtype.get(view.inputs[0])
 
 
-def _reshape(attributes: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+def _reshape(attributes: dict[str, Any], names: Sequence[str], found: Inferred) -> Dims | None:
     """Output shape of Reshape where symbols are involved (None: onnx handles it)."""
     target = found.vector(names[1]) if len(names) > 1 else None
     source = found.dims.get(names[0])
@@ -193,7 +187,7 @@ def _reshape(attributes: dict[str, Any], names: list[str], found: Inferred) -> D
     return tuple(out)
 
 
-def _expand(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+def _expand(_: dict[str, Any], names: Sequence[str], found: Inferred) -> Dims | None:
     target, source = found.vectors.get(names[1]), found.dims.get(names[0])
     if target is None or source is None:
         return None
@@ -211,11 +205,11 @@ def _expand(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None
     return tuple(out)
 
 
-def _constant_of_shape(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+def _constant_of_shape(_: dict[str, Any], names: Sequence[str], found: Inferred) -> Dims | None:
     return found.vectors.get(names[0])
 
 
-def _tile(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+def _tile(_: dict[str, Any], names: Sequence[str], found: Inferred) -> Dims | None:
     repeats, source = (found.vector(names[1]) if len(names) > 1 else None), found.dims.get(names[0])
     if repeats is None or source is None or len(repeats) != len(source):
         return None
@@ -226,7 +220,7 @@ def _tile(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
     return tuple(out)
 
 
-def _slice(_: dict[str, Any], names: list[str], found: Inferred) -> Dims | None:
+def _slice(_: dict[str, Any], names: Sequence[str], found: Inferred) -> Dims | None:
     """A table cut to the length of the input, ``table[:seq]``, has that length; axes that are not cut keep theirs.
 
     Where the input is longer than the table, the slice is shorter than the input and whatever follows fails anyway.
@@ -256,7 +250,7 @@ def _sliced(size: Dim, end: Dim) -> Dim | None:
     return None if is_computed(end) or not (isinstance(size, int) or size == end) else end
 
 
-_SPECIAL: dict[str, Callable[[dict[str, Any], list[str], Inferred], Dims | None]] = {
+_SPECIAL: dict[str, Callable[[dict[str, Any], Sequence[str], Inferred], Dims | None]] = {
     "Reshape": _reshape,
     "Expand": _expand,
     "ConstantOfShape": _constant_of_shape,

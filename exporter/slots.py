@@ -14,6 +14,7 @@ batch), which needs no ids of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -199,7 +200,7 @@ class Facts:
         if len(axes) == 1:
             return axes[0]
         sizes = [a.size for a in axes]
-        total = int(np.prod(sizes, dtype=np.int64))
+        total = math.prod(sizes)
         live = [k for k, a in enumerate(axes) if not isinstance(a, Fixed)]
         if not live:
             first = axes[0]
@@ -214,9 +215,11 @@ class Facts:
         if len(live) == 1:
             return _spread(axes[live[0]], sizes, live[0]).reshape(-1)
         # axes that stay whole only repeat the others, so the product is over the live ones alone
-        flat = self.fresh(int(np.prod([sizes[k] for k in live], dtype=np.int64)))
+        flat = self.fresh(math.prod(sizes[k] for k in live))
         self.name(flat)
         self.products.append(Product(flat, tuple(self.ids(axes[k]) for k in live), where))
+        if flat.size == total:
+            return flat
         shape = [sizes[k] if k in live else 1 for k in range(len(axes))]
         return np.ascontiguousarray(np.broadcast_to(flat.reshape(shape), sizes)).reshape(-1)
 
@@ -228,7 +231,7 @@ class Facts:
             return [Fixed(s, axis.why if s > 1 else ONE) for s in sizes]
         grid = axis.reshape(tuple(sizes))
         # a factor along which the flat slots do not vary repeats them: dropping one of its slots would drop them all
-        varying = [k for k, s in enumerate(sizes) if s > 1 and not (grid == np.take(grid, [0], axis=k)).all()]
+        varying = [k for k, s in enumerate(sizes) if s > 1 and _varies(grid, k)]
         fixed = Reason("positions beside a cut axis", where)
         parts: list[Axis] = [Fixed(s, fixed if s > 1 else ONE) for s in sizes]
         core = grid[tuple(slice(None) if k in varying else 0 for k in range(len(sizes)))]
@@ -252,7 +255,7 @@ class Facts:
         Axes are matched in the smallest runs of equal element count; within a run they are merged, then split.
         """
         source = [(a.size, a) for a in axes]
-        if np.prod([s for s, _ in source], dtype=np.int64) != np.prod(sizes, dtype=np.int64):
+        if math.prod(s for s, _ in source) != math.prod(sizes):
             raise SlotError(f"a reshape from {[s for s, _ in source]} to {list(sizes)} changes the number of elements")
         if any(s == 0 for s in sizes):
             raise SlotError("an axis is empty")
@@ -279,8 +282,16 @@ class Facts:
         return result
 
 
+def _varies(grid: Ids, axis: int) -> bool:
+    """Say whether a grid of slots changes along an axis."""
+    lines = np.moveaxis(grid, axis, 0)
+    return bool(lines[0].flat[0] != lines[1].flat[0] or (lines[0] != lines[1:]).any())
+
+
 def _spread(axis: Axis, sizes: Sequence[int], position: int) -> Ids:
     assert not isinstance(axis, Fixed)
+    if axis.size == math.prod(sizes):
+        return axis
     shape = [1] * len(sizes)
     shape[position] = axis.size
     return np.ascontiguousarray(np.broadcast_to(axis.reshape(shape), tuple(sizes)))

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.expansion import expand
 from exporter.partitions import common_part, connected, equal_rows, grid_of, is_grid, unique_rows
 from exporter.slots import ONE, Facts, Ids, Product, Reason
 
 _NONE = np.iinfo(np.int32).max
 _MAX_ROUNDS = 1000
-_MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,16 @@ class _Solver:
         self.products: list[Product] = list(facts.products)
         self.pending: list[tuple[Ids, Ids]] = []
         self.settled: set[tuple[int, int]] = set()
+        self.expanded: tuple[Ids, Ids] | None = None
+        """What ``expand`` found, as long as nothing has changed since."""
 
     # -- merging ------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Merge pending ties and carry the reasons over to the merged classes."""
         grown = self.facts.count - len(self.root)
+        if grown or self.pending:
+            self.expanded = None
         if grown:
             self.root = np.concatenate([self.root, np.arange(len(self.root), self.facts.count, dtype=np.int64)])
             self.why = np.concatenate([self.why, np.full(grown, _NONE, np.int32)])
@@ -90,8 +94,11 @@ class _Solver:
         """Freeze classes; True if any was free."""
         classes = self.root[ids]
         free = self.why[classes] == _NONE
+        if not free.any():
+            return False
         self.why[classes[free]] = reason
-        return bool(free.any())
+        self.expanded = None
+        return True
 
     def frozen(self, ids: Ids) -> NDArray[np.bool_]:
         return np.asarray(self.why[self.root[ids]] != _NONE)
@@ -308,38 +315,15 @@ class _Solver:
         flat = np.full(int(np.prod(sizes)), -1, np.int64)
         flat[np.ravel_multi_index(tuple(labels for labels, _ in digits), sizes)] = values
         self.products.append(Product(flat, tuple(axis for _, axis in digits), where))
+        self.expanded = None
 
     # -- what derived classes are made of -----------------------------------------------------------------------
 
     def expand(self) -> tuple[Ids, Ids]:
         """Units of every class: (parts of shape (slots, k), classes on a cycle)."""
-        n = len(self.root)
-        derived = np.zeros(n, bool)
-        for product in self.products:
-            derived[self.root[product.flat]] = True
-        rows = np.flatnonzero(derived & (self.why == _NONE))  # few of all: the others are what they are made of
-        place = np.full(n, -1, np.int64)
-        place[rows] = np.arange(rows.size)
-        factors = np.full((rows.size, max((len(p.factors) for p in self.products), default=1)), -1, np.int64)
-        for product in reversed(self.products):  # where several say what a class is made of, the first counts
-            made = np.stack(np.broadcast_arrays(*np.ix_(*[self.root[f] for f in product.factors])), -1)
-            at = place[self.root[product.flat]]
-            factors[at[at >= 0]] = -1
-            factors[at[at >= 0], : made.shape[-1]] = made.reshape(-1, made.shape[-1])[at >= 0]
-        parts = rows[:, None]
-        for _ in range(_MAX_DEPTH):
-            open_ = (parts >= 0) & derived[parts]
-            if not open_.any():
-                break
-            wide = np.where(open_[:, :, None], factors[place[parts]], -1)
-            wide = np.where((wide >= 0) & (self.why[wide] == _NONE), wide, -1)
-            kept = np.where(open_, -1, parts)
-            parts = unique_rows(np.concatenate([kept, wide.reshape(rows.size, -1)], 1))
-        every = np.full((n, parts.shape[1]), -1, np.int64)
-        itself = np.flatnonzero(~derived & (self.why == _NONE))
-        every[itself, 0] = itself
-        every[rows] = parts
-        return every, rows[((parts >= 0) & derived[parts]).any(1)]
+        if self.expanded is None:
+            self.expanded = expand(self.products, self.root, self.why != _NONE)
+        return self.expanded
 
     def run(self) -> Solution:
         facts = self.facts
@@ -359,7 +343,7 @@ class _Solver:
                 if rest is not None:
                     kept.append(rest)
             if len(kept) != len(self.products) or any(a is not b for a, b in zip(kept, self.products, strict=True)):
-                self.products, self.settled = kept, set()
+                self.products, self.settled, self.expanded = kept, set(), None
             self.flush()
             if changed:
                 continue

@@ -31,8 +31,9 @@ def flatten_scopes(model: ModelProto) -> None:
 def _enter(graph: GraphProto, names: Mapping[str, str], taken: set[str], hoisted: list[TensorProto]) -> None:
     """Go through the nodes of a graph whose own names are final; ``names`` maps those of the file to them."""
     for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = names.get(name, name)
+        if names:
+            for i, name in enumerate(node.input):
+                node.input[i] = names.get(name, name)
         for inner in subgraphs(node):
             local = dict(names)
             owner = key_of(node) or node.op_type

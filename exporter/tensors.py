@@ -23,6 +23,8 @@ _PACKED = frozenset(
     if hasattr(TensorProto, name)
 )
 
+_PARTS = ("/", "\\", ":")
+"""What a location with folders in it has, on one system or another."""
 _READ_BYTES = 1 << 16
 """Weights up to this size are read, larger ones mapped: a mapping costs more, and a process may have 65,530 of them."""
 
@@ -32,11 +34,17 @@ def is_external(tensor: TensorProto) -> bool:
     return tensor.HasField("data_location") and tensor.data_location == TensorProto.EXTERNAL
 
 
-def external_file(tensor: TensorProto, folder: Path) -> tuple[Path, int, int | None]:
+Found = tuple[Path | None, os.stat_result | None]
+
+
+def external_file(
+    tensor: TensorProto, folder: Path, seen: dict[str, Found] | None = None
+) -> tuple[Path, int, int | None]:
     """Return (path, offset, length) of an external tensor, or refuse it.
 
     A model is untrusted input, so the location must be a relative path to a regular file that lies
-    inside the model's folder after every link is followed.
+    inside the model's folder after every link is followed. Who asks for many tensors at once gives ``seen``, in which
+    what stands at each location is noted.
 
     Raises:
         ModelError: the location is missing, leaves the folder, or the file is absent or too short.
@@ -44,7 +52,12 @@ def external_file(tensor: TensorProto, folder: Path) -> tuple[Path, int, int | N
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     where = f"initializer '{tensor.name}' keeps its data in '{location}'"
-    path, status = _inside(location, folder)
+    found = seen.get(location) if seen is not None else None
+    if found is None:
+        found = _inside(location, folder)
+        if seen is not None:
+            seen[location] = found
+    path, status = found
     if path is None:
         raise ModelError(
             f"{where}, which is outside the model's folder {folder.resolve()}.\n"
@@ -68,12 +81,12 @@ def external_file(tensor: TensorProto, folder: Path) -> tuple[Path, int, int | N
     return path, offset, length
 
 
-def _inside(location: str, folder: Path) -> tuple[Path | None, os.stat_result | None]:
+def _inside(location: str, folder: Path) -> Found:
     """Path of a location, None where that leaves the folder, and what stands there, None for nothing."""
     if not location or "\0" in location:
         return None, None
     path = folder / location
-    if path.parent == folder and location != "..":
+    if not any(part in location for part in _PARTS) and location not in (".", ".."):
         status = _status(path)
         if status is not None and stat.S_ISREG(status.st_mode):
             return path, status  # no link on the way, so nothing leads outside
@@ -83,7 +96,7 @@ def _inside(location: str, folder: Path) -> tuple[Path | None, os.stat_result | 
 
 def _status(path: Path) -> os.stat_result | None:
     try:
-        return path.lstat()
+        return os.lstat(path)
     except OSError:
         return None
 
@@ -123,11 +136,20 @@ def _mapped(tensor: TensorProto, folder: Path, dims: tuple[int, ...]) -> Array:
         return np.zeros(dims, dtype)
     size = count * dtype.itemsize
     if size <= _READ_BYTES:
-        values = np.fromfile(path, np.uint8, size, offset=offset)
-        values.flags.writeable = False
+        values = np.frombuffer(_bytes_at(path, offset, size), np.uint8)
     else:
         values = np.memmap(path, np.uint8, "r", offset, (size,))
     return values.view(dtype).reshape(dims)
+
+
+def _bytes_at(path: Path, offset: int, size: int) -> bytes:
+    """Bytes of a file, by the calls of the system alone: a model has tens of thousands of small weights."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        os.lseek(file, offset, os.SEEK_SET)
+        return os.read(file, size)
+    finally:
+        os.close(file)
 
 
 def dtype_bits(data_type: int) -> int:

@@ -7,7 +7,7 @@ is shared on purpose and stays so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from onnx import ModelProto, NodeProto
 
@@ -17,15 +17,24 @@ from exporter.inferred import Dims
 from exporter.protos import reads, set_nodes
 
 _STEPS = frozenset({"DequantizeLinear", "com.microsoft::DequantizeLinear", "Cast"})
+_OPERATORS = frozenset(op.rpartition("::")[2] for op in _STEPS)
 
 
-def part_uses(model: ModelProto, sizes: Mapping[str, Dims], fresh: FreshName) -> None:
+def has_steps(nodes: Iterable[NodeProto]) -> bool:
+    """Say whether there is a node that ``part_uses`` may clone."""
+    return any(node.op_type in _OPERATORS and op_of(node) in _STEPS for node in nodes)
+
+
+def part_uses(model: ModelProto, sizes: Mapping[str, Dims], fresh: FreshName) -> bool:
     """Clone, in place, the nodes that make a vector from constants alone and have several users.
 
     Args:
         model: nodes in topological order.
         sizes: shape of every constant by name.
         fresh: makes an unused tensor name.
+
+    Returns:
+        Whether there was one.
     """
     outputs = {v.name for v in model.graph.output}
     users: dict[str, list[tuple[NodeProto, int]]] = {}
@@ -46,8 +55,10 @@ def part_uses(model: ModelProto, sizes: Mapping[str, Dims], fresh: FreshName) ->
             clone.output[0] = user.input[i] = fresh(f"{name}.use")
             clone.name = clone.output[0] if node.name else ""
             nodes.append(clone)
-    if len(nodes) > len(model.graph.node):
+    changed = len(nodes) > len(model.graph.node)
+    if changed:
         set_nodes(model.graph, nodes)
+    return changed
 
 
 def _is_vector(node: NodeProto, sizes: Mapping[str, Dims]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,7 @@ from exporter.cost import CostModel
 from exporter.errors import GoalError
 from exporter.groups import Group, Groups
 from exporter.importance import Scores, normalised
-
-Measure = Callable[[NDArray[np.int64]], float]
+from exporter.stepping import Step, Stepping
 
 AUTOMATIC = ("auto", "sparse")
 """Alignments that give way where a budget cannot be reached, but keep every axis divisible by 4 that was so."""
@@ -61,9 +60,25 @@ class Widths:
         relative = normalised(scores)
         self.sorted_scores = {n: -np.sort(-relative[groups.groups[n].name]) for n in self.chosen}
         self.all_scores = np.sort(np.concatenate([self.sorted_scores[n] for n in self.chosen]))
-        self.divisible = [
-            axis for _, _, axis in self.cost.constant_axes if self.cost.axis_sizes(self.dense)[axis] % _DIVISOR == 0
-        ]
+        self._alike = self._classes()
+        whole = self.cost.axis_sizes(self.dense)
+        self.divisible = [axis for _, _, axis in self.cost.constant_axes if whole[axis] % _DIVISOR == 0]
+        self._rank = {axis: place for place, axis in reversed(list(enumerate(self.divisible)))}
+
+    def _classes(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64], float]]:
+        """Numbers of the groups that have the same width and the same choice of narrower ones, that choice, and what
+        tips the balance between two that are equally near: the narrower, but not where the difference is a good part
+        of the group.
+        """
+        found: dict[tuple[int, bytes], list[int]] = {}
+        for n in self.chosen:
+            found.setdefault((int(self.dense[n]), self.allowed[n].tobytes()), []).append(n)
+        classes = []
+        for (width, _), numbers in found.items():
+            options = self.allowed[numbers[0]]
+            fine = width >= _MANY and (options[1:] - options[:-1] == 1).all()
+            classes.append((np.array(numbers, np.int64), options, 1e-9 if fine else -1e-9))
+        return classes
 
     def for_budget(self, budget: Budget) -> NDArray[np.int64]:
         """Widths that meet the budget, as close to it as alignment allows."""
@@ -85,8 +100,8 @@ class Widths:
                 high = middle
             else:
                 low = middle
-        below = self._fill(self.at(high), measure, target)
-        above = self._fill(self._shrink(self.at(low), measure, target), measure, target)
+        below = self._fill(self.at(high), budget.kind, target)
+        above = self._fill(self._shrink(self.at(low), budget.kind, target), budget.kind, target)
         return max(below, above, key=self._quality)
 
     def _quality(self, counts: NDArray[np.int64]) -> float:
@@ -103,35 +118,40 @@ class Widths:
         if self.scope == "global":
             place = min(round(cut * self.all_scores.size), self.all_scores.size)
             threshold = self.all_scores[place] if place < self.all_scores.size else math.inf
-        for n in self.chosen:
+        for numbers, options, bias in self._alike:
             if self.scope == "global":
-                wanted = float((self.sorted_scores[n] >= threshold).sum())
+                wanted = np.array([(self.sorted_scores[n] >= threshold).sum() for n in numbers], np.float64)
             else:
-                wanted = self.dense[n] * (1 - cut)
-            options = self.allowed[n]
-            # of two equally near the narrower, but not where the difference is a good part of the group
-            fine = self.dense[n] >= _MANY and (options[1:] - options[:-1] == 1).all()
-            bias = 1e-9 if fine else -1e-9
-            nearest = np.argmin(np.abs(options - wanted) + bias * options)
-            counts[n] = options[nearest]
+                wanted = np.array([self.dense[numbers[0]] * (1 - cut)])
+            nearest = np.argmin(np.abs(options - wanted[:, None]) + bias * options, axis=1)
+            counts[numbers] = options[nearest]
         return self.repaired(counts)
 
     def repaired(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Widen groups until every weight axis is divisible by 4 again that was so before."""
         if not self.auto:
             return counts
-        for _ in range(8):
-            sizes = np.rint(self.cost.axis_sizes(counts)).astype(np.int64)
-            broken = [axis for axis in self.divisible if sizes[axis] % _DIVISOR]
-            if not broken:
-                break
-            for axis in dict.fromkeys(broken):
-                self._widen(axis, counts)
+        sizes = np.rint(self.cost.axis_sizes(counts)).astype(np.int64)
+        if not (sizes[self.divisible] % _DIVISOR).any():
+            return counts
+        under_way = Stepping(self.cost, "params", counts, self.divisible, _DIVISOR)
+        self._repair(under_way)
+        counts[:] = under_way.counts
         return counts
 
-    def _widen(self, axis: int, counts: NDArray[np.int64]) -> None:
+    def _repair(self, under_way: Stepping) -> list[Step]:
+        """Do what ``repaired`` does to widths under way; returns the steps taken."""
+        steps: list[Step] = []
+        for _ in range(8 if self.auto else 0):
+            if not under_way.broken:
+                break
+            for axis in sorted(under_way.broken, key=self._rank.__getitem__):
+                steps += self._widen(axis, under_way)
+        return steps
+
+    def _widen(self, axis: int, under_way: Stepping) -> list[Step]:
         """Give the widest single group on an axis the few units that make it divisible."""
-        size = int(np.rint(self.cost.axis_sizes(counts)[axis]))
+        size = int(np.rint(under_way.size(axis)))
         candidates = [
             (self.dense[m[0]], m[0], c // self.dense[m[0]])
             for c, m in self.cost.members(axis)
@@ -139,59 +159,80 @@ class Widths:
         ]
         for _, n, per_unit in sorted(candidates, reverse=True):
             for more in range(1, _DIVISOR):
-                if (size + more * per_unit) % _DIVISOR == 0 and counts[n] + more <= self.dense[n]:
-                    counts[n] += more
-                    return
+                wider = int(under_way.counts[n]) + more
+                if (size + more * per_unit) % _DIVISOR == 0 and wider <= self.dense[n]:
+                    return [under_way.change(n, wider)]
+        return []
 
-    def _fill(self, counts: NDArray[np.int64], measure: Measure, target: float) -> NDArray[np.int64]:
+    def _fill(self, counts: NDArray[np.int64], kind: str, target: float) -> NDArray[np.int64]:
         """Spend what is left of the budget, one step of one group at a time."""
+        under_way = Stepping(self.cost, kind, counts, self.divisible, _DIVISOR)
         order = {n: place for place, n in enumerate(set(self.chosen))}
         waiting: list[tuple[float, int, int]] = []
 
         def offer(n: int) -> None:
-            wider = self._wider(n, counts)
+            now = int(under_way.counts[n])
+            wider = self._wider(n, now)
             if wider is not None:
-                heapq.heappush(waiting, (-self._gain(n, int(counts[n]), wider), order[n], n))
+                heapq.heappush(waiting, (-self._gain(n, now, wider), order[n], n))
 
         for n in order:
             offer(n)
         while waiting:
             loss, _, n = heapq.heappop(waiting)
-            wider = self._wider(n, counts)
+            now = int(under_way.counts[n])
+            wider = self._wider(n, now)
             if wider is None:
                 continue
-            if -self._gain(n, int(counts[n]), wider) > loss:  # a repair widened it since: what is left gains less
+            if -self._gain(n, now, wider) > loss:  # a repair widened it since: what is left gains less
                 offer(n)
                 continue
-            trial = counts.copy()
-            trial[n] = wider
-            trial = self.repaired(trial)
-            if measure(trial) <= target:  # else no later step fits either, for widths only grow
-                counts = trial
+            steps = [under_way.change(n, wider), *self._repair(under_way)]
+            if under_way.total() <= target:
                 offer(n)
-        return counts
+            else:  # no later step fits either, for widths only grow
+                _take_back(under_way, steps)
+        return under_way.counts
 
-    def _wider(self, n: int, counts: NDArray[np.int64]) -> int | None:
+    def _wider(self, n: int, now: int) -> int | None:
         """The next width a group may have; None where it is whole."""
-        later = np.searchsorted(self.allowed[n], counts[n], side="right")
+        later = np.searchsorted(self.allowed[n], now, side="right")
         return int(self.allowed[n][later]) if later < len(self.allowed[n]) else None
 
-    def _shrink(self, counts: NDArray[np.int64], measure: Measure, target: float) -> NDArray[np.int64]:
+    def _shrink(self, counts: NDArray[np.int64], kind: str, target: float) -> NDArray[np.int64]:
         """Meet the budget by narrowing, one step of one group at a time, where it hurts least."""
-        while measure(self.repaired(counts.copy())) > target:
-            steps = [(n, self.allowed[n][self.allowed[n] < counts[n]]) for n in self.chosen]
-            able = [(n, int(lower[-1])) for n, lower in steps if lower.size]
-            if not able:
+        under_way = Stepping(self.cost, kind, counts, self.divisible, _DIVISOR)
+        waiting: list[tuple[float, int, int, int]] = []
+
+        def offer(place: int, n: int) -> None:
+            now = int(under_way.counts[n])
+            lower = self.allowed[n][self.allowed[n] < now]
+            if lower.size:
+                heapq.heappush(waiting, (self._gain(n, int(lower[-1]), now), place, n, int(lower[-1])))
+
+        for place, n in enumerate(self.chosen):
+            offer(place, n)
+        while True:
+            steps = self._repair(under_way)
+            if under_way.total() <= target:
+                return under_way.counts
+            _take_back(under_way, steps)
+            if not waiting:
                 return self.at(1.0)
-            n, narrower = min(able, key=lambda step: self._gain(step[0], step[1], int(counts[step[0]])))
-            counts[n] = narrower
-        return self.repaired(counts)
+            _, place, n, narrower = heapq.heappop(waiting)
+            under_way.change(n, narrower)
+            offer(place, n)
 
     def _gain(self, n: int, now: int, then: int) -> float:
         """What a group gains between two widths: the importance of the units in between, or what it had lost."""
         if self.scope == "global":
             return float(self.sorted_scores[n][now:then].mean())
         return float(1 - now / self.dense[n])
+
+
+def _take_back(under_way: Stepping, steps: Sequence[Step]) -> None:
+    for step in reversed(steps):
+        under_way.undo(step)
 
 
 def allowed_widths(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exporter.graph import Body, Graph, Node
 from exporter.shuffles import Shuffle
@@ -63,7 +62,6 @@ class Analysis:
     roles: dict[str, list[Ids]] = field(default_factory=dict)
     visit: Callable[[Node], None] = lambda _: None
     repeats: int = 1
-    mark: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
 
 def find_slot(graph: Graph, node: Node, i: int, element: int) -> Slot | None:
@@ -93,10 +91,14 @@ class Site:
         self.facts = analysis.facts
         self.node = node
         self.opset = node.opset
-        self.where = node.label
         self._touched: list[Ids] = []
         self._read: dict[int, list[Axis]] = {}
         self._given: set[int] = set()
+
+    @property
+    def where(self) -> str:
+        """How messages call the node."""
+        return self.node.label
 
     # -- what is known ------------------------------------------------------------------------------------------
 
@@ -356,24 +358,24 @@ class Site:
 
     def close(self) -> None:
         """Freeze what the rule did not mention, and fix the outputs it did not give."""
-        mark = self.analysis.mark
-        if len(mark) < self.facts.count:
-            self.analysis.mark = mark = np.concatenate([mark, np.zeros(self.facts.count - len(mark) + 1024, np.bool_)])
-        for ids in self._touched:
-            mark[ids] = True
+        whole = {id(ids) for ids in self._touched}
         for i, name in enumerate(self.node.inputs):
             read = self._read.get(i) or ([] if name in self.graph.constants else self.analysis.axes.get((name,), []))
             for k, axis in enumerate(read):
-                if not isinstance(axis, Fixed) and not mark[axis].all():
-                    missed = axis[~mark[axis]]
-                    self.facts.freeze(
-                        missed, Reason(f"{self.node.op} does not cover axis {k} of input {i}", self.where)
-                    )
-        for ids in self._touched:
-            mark[ids] = False
+                if not isinstance(axis, Fixed) and id(axis) not in whole:
+                    missed = self._missed(axis)
+                    if missed.size:
+                        why = f"{self.node.op} does not cover axis {k} of input {i}"
+                        self.facts.freeze(missed, Reason(why, self.where))
         for o, name in enumerate(self.node.outputs):
             if name and o not in self._given:
                 self.leave(o)
+
+    def _missed(self, axis: Ids) -> Ids:
+        """Slots of an axis that the rule mentions in no axis."""
+        if not self._touched:
+            return axis
+        return axis[~np.isin(axis, np.concatenate(self._touched))]
 
     def _unknown(self, name: str) -> SlotError:
         more = self.graph.unmeasured and f": {self.graph.unmeasured}"
