@@ -15,7 +15,8 @@ from exporter import external_data, functions, tensors
 from exporter.atomic import replacing
 from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph, Source, opsets_of
-from exporter.normalise import normalise, sort_nodes
+from exporter.normalise import normalise
+from exporter.ordering import sort_nodes
 from exporter.pauses import no_collection
 from exporter.tensors import Array
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, TensorProto
 
 from exporter import functions, tensors
 from exporter.branches import take_known_branches
@@ -23,6 +23,7 @@ from exporter.fold import fold, needs_folding
 from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.inferred import Dims, Inferred
 from exporter.node_shapes import Schemas
+from exporter.ordering import sort_nodes
 from exporter.protos import add_outputs, constant_of, graphs_of, reads, set_nodes
 from exporter.shapes import infer
 from exporter.sparse_tensors import densify
@@ -189,44 +190,6 @@ def _constants(model: ModelProto, folder: Path) -> Constants:
         values = tensors.read(tensor, folder) if small and tensor.data_type != TensorProto.STRING else None
         found[name] = (tensor.data_type, tuple(tensor.dims), values)
     return found
-
-
-def sort_nodes(model: ModelProto) -> None:
-    """Put the nodes into topological order, in place, keeping the present order where it is one already."""
-    for graph in reversed(list(graphs_of(model.graph))):
-        _sort(graph)
-
-
-def _sort(graph: GraphProto) -> None:
-    nodes = list(graph.node)
-    made = {name for node in nodes for name in node.output if name}
-    later = set(made)
-    for node in nodes:
-        if not later.isdisjoint(reads(node)):
-            break
-        later.difference_update(node.output)
-    else:
-        return
-    needs = [reads(node) & made for node in nodes]
-    order: list[NodeProto] = []
-    waiting = dict(enumerate(needs))
-    blocked_by: dict[str, list[int]] = {}
-    for i, names in waiting.items():
-        for name in names:
-            blocked_by.setdefault(name, []).append(i)
-    stack = [i for i in reversed(range(len(nodes))) if not waiting[i]]
-    while stack:
-        i = stack.pop()
-        order.append(nodes[i])
-        for name in nodes[i].output:
-            for j in blocked_by.get(name, ()):
-                waiting[j].discard(name)
-                if not waiting[j]:
-                    stack.append(j)
-    if len(order) != len(nodes):
-        stuck = next(nodes[i] for i, names in waiting.items() if names)
-        raise ModelError(f"the graph has a cycle through {stuck.op_type} '{stuck.name}'; it is not valid ONNX.")
-    set_nodes(graph, order)
 
 
 def _fold(model: ModelProto, static: Inferred) -> None:

@@ -11,23 +11,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter import tensors
-from exporter.atomic import obstacle, replacing
+from exporter.atomic import obstacle
 from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph
-from exporter.model_file import finished, load, save
+from exporter.model_file import load, save
 from exporter.score_names import GRADIENTS
 from exporter.sparsity.check import Checker
 from exporter.sparsity.choice import LeftOut, choose_weights
 from exporter.sparsity.codes import stored_values
 from exporter.sparsity.judging import check, judged, unchecked
 from exporter.sparsity.layers import Weight
-from exporter.sparsity.patching import patch
 from exporter.sparsity.patterns import SCHEDULES, Pattern, Plan, parse_pattern
 from exporter.sparsity.selection import Chosen, choose_elements, one_by_one
 from exporter.sparsity.storage import obstacle as cannot_hold
-from exporter.sparsity.storage import same_outputs, saving, store_sparse
+from exporter.sparsity.storage import saving
 from exporter.sparsity.streaming import Stream
+from exporter.sparsity.writing import Written, write
 from exporter.tensors import Array
 from runtime.steps import Count
 
@@ -212,7 +211,7 @@ def sparsify(
         layers = tuple(_layer(graph, w, values[w.name], fits.get(w.name)) for w in taken)
         smaller = _saved(graph, layers)
         step("writing")
-        written = _write(graph, values, [w.name for w in taken], where, storage, patching=permuted is None)
+        written = write(graph, values, [w.name for w in taken], where, storage, patching=permuted is None)
         notes += written.notes
         smaller = 0 if written.sparse else smaller
     zeros = [round(x.after * x.weight.size) for x in layers] + [_zeros(graph, x.weight) for x in left]
@@ -233,16 +232,6 @@ def sparsify(
         seconds=time.perf_counter() - started,
         notes=tuple(notes),
     )
-
-
-@dataclass(frozen=True)
-class Written:
-    """What became of the file: its size, whether all else is as it was, and how many constants are stored sparse."""
-
-    size: int | None
-    unchanged: bool
-    sparse: int
-    notes: tuple[str, ...] = ()
 
 
 def _check_options(
@@ -299,8 +288,8 @@ def _nothing(graph: Graph, pattern: Pattern, left: Sequence[LeftOut]) -> str:
 
 
 def _untold(taken: Sequence[Weight], fitted: Fitted) -> list[str]:
-    count = sum(w.name not in fitted.fits for w in taken)
-    return [f"{count} of {len(taken)} weights stay as chosen one by one: inputs tell nothing of them"] if count else []
+    n = sum(w.name not in fitted.fits for w in taken)
+    return [f"{n} of {len(taken)} weights stay as chosen one by one: inputs tell nothing of them"] if n else []
 
 
 def _chosen(graph: Graph, plan: Plan, taken: Sequence[Weight], step: Progress) -> dict[str, Array]:
@@ -354,48 +343,3 @@ def _saved(graph: Graph, layers: Sequence[SparseLayer]) -> int:
         return 0
     plain = [x for x in layers if x.weight.coding is None or not x.weight.coding.zero]
     return sum(saving(graph.constants[x.weight.name], round((1 - x.after) * x.weight.size)) for x in plain)
-
-
-def _write(
-    graph: Graph,
-    values: Mapping[str, Array],
-    names: Sequence[str],
-    target: Path | None,
-    storage: str,
-    *,
-    patching: bool,
-) -> Written:
-    """Write new values, if that is wanted; the graph is not to be used any more."""
-    if target is None:
-        return Written(None, False, 0)
-    try:
-        if storage == "dense" and patching:
-            size = patch(graph, values, target)
-            if size is not None:
-                return Written(size, True, 0)
-        for name, array in values.items():
-            tensors.assign(graph.constants[name], array)
-        if storage == "dense":
-            return Written(save(graph, target), False, 0)
-        return _write_sparse(graph, set(names), target)
-    except OSError as error:
-        raise UsageError(f"{target} cannot be written: {error.strerror or error}.") from error
-
-
-def _write_sparse(graph: Graph, names: set[str], target: Path) -> Written:
-    """Write with sparse initializers if that makes the file smaller and ONNX Runtime gives the same outputs."""
-    why = cannot_hold(graph)
-    if why:
-        return Written(save(graph, target), False, 0, (f"stored dense: {why}",))
-    size = save(graph, target)  # also where it is replaced at once: the checker judges this one
-    dense = finished(graph).SerializeToString()
-    stored = store_sparse(graph, names)
-    if not stored:
-        return Written(size, False, 0, ("stored dense: no weight has zeros enough for sparse storage to pay",))
-    sparse = finished(graph).SerializeToString(deterministic=True)
-    if not same_outputs(graph, dense, sparse):
-        return Written(size, False, 0, ("stored dense: ONNX Runtime gives other outputs for the sparse file",))
-    with replacing(target) as temporary:
-        temporary.write_bytes(sparse)
-    note = f"{len(stored)} weights are sparse initializers; ONNX Runtime gives the same outputs, other tools may not"
-    return Written(len(sparse), False, len(stored), (note,))
