@@ -92,18 +92,26 @@ def calibration_of(
         BadRequest: the data cannot be read, or do not fit the model; there are no labels of that name.
     """
     samples, text = _read(source, graph, preprocess, limit + (JUDGES if judged else 0), seed, labels)
-    if len(samples) < FEWEST:
+    run = samples.store.fixed or 1
+    fewest = max(FEWEST, (3 if judged else 2) * run)
+    if len(samples) < fewest:
+        why = f", because the model takes {run} at a time" if run > 1 else ""
         raise UsageError(
-            f"--calib {text} holds {len(samples)} samples; at least {FEWEST} are needed, and a few hundred do well."
+            f"--calib {text} holds {len(samples)} samples; at least {fewest} are needed{why}; a few hundred do well."
         )
     samples = samples.shuffled(seed)  # what is sorted by class is no order to divide by
     count = len(samples)
-    spare = max(count - limit, count // _JUDGING) if judged else 0
-    more = min(spare // _JUDGING, _MORE_HELD) if count > limit else 0
-    cut = count - spare - max((count - spare) // HELD_OUT, 1)
+    spare = _runs(max(count - limit, count // _JUDGING), run, 1) if judged else 0
+    more = _runs(min(spare // _JUDGING, _MORE_HELD), run) if count > limit else 0
+    cut = count - spare - _runs((count - spare) // HELD_OUT, run, 1)
     kept = count - spare + more
     fit, held, judges = samples.part(0, cut), samples.part(cut, kept), samples.part(kept, count)
     return Calibration(fit, held, _batch(graph), text, _made_up(source), judges if judged else None, metric)
+
+
+def _runs(count: int, run: int, least: int = 0) -> int:
+    """About so many samples that fill runs of a fixed size; ``least`` runs at least."""
+    return max(count // run, least) * run
 
 
 def _made_up(source: Source) -> bool:

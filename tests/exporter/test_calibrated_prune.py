@@ -115,6 +115,20 @@ def test_no_linear_layer(tmp_path):
     assert result.after.parameters == 4
 
 
+def test_whole_runs_are_held_out(tmp_path):
+    """A file that takes eight samples at a time: a part of two would be left out, and nothing judged."""
+    nodes = [node("Gemm", "x w1 b1", "h"), node("Relu", "h", "a"), node("Gemm", "a w2 b2", "y")]
+    constants = weights(w1=(6, 24), b1=(24,), w2=(24, 4), b2=(4,))
+    model = write(build(nodes, {"x": [8, 6]}, ["y"], constants), tmp_path)
+    x = np.random.default_rng(0).standard_normal((24, 6)).astype(np.float32)
+    found = prune(model, ratio=0.5, calib=[{"x": x}], calib_samples=16).fidelity
+    assert found is not None
+    assert found.samples == 8
+    assert 0 < found.error < found.plain
+    with pytest.raises(UsageError, match="at least 16 are needed, because the model takes 8 at a time"):
+        prune(model, ratio=0.5, calib=[{"x": x}], calib_samples=8)
+
+
 def test_synthetic_is_said(tmp_path, capsys):
     command = ["prune", str(MODELS / "digits_cnn.onnx"), "-o", str(tmp_path / "out.onnx"), "-q", "--macs", "0.7"]
     report = tmp_path / "report.json"
