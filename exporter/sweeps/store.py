@@ -28,7 +28,7 @@ _TABLE = """\
 CREATE TABLE jobs (
     key TEXT NOT NULL, machine TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, code INTEGER NOT NULL,
     error TEXT NOT NULL, result TEXT NOT NULL, seconds REAL NOT NULL, at TEXT NOT NULL, PRIMARY KEY (key, machine)
-) STRICT
+)
 """
 
 
