@@ -782,7 +782,7 @@ WRONG = {
     "bench: no number of seconds": ("bench {cnn} --shape image:1x3x8x8 --seconds nan", 2, "--seconds nan"),
     "bench: negative threads": ("bench {cnn} --shape image:1x3x8x8 --threads -2 --seconds 0.1", 2, "--threads -2"),
     "bench: a shape of no input": ("bench {cnn} --shape picture:1x3", 2, "--shape picture: .*no such input"),
-    "bench: json into no folder": ("bench {rigid} --seconds 0.05 --json {folder}/no/r.json", 2, "cannot be written to"),
+    "bench: json into no folder": ("bench {rigid} --seconds 0.05 --json {folder}/no/r.json", 2, "cannot be written"),
 }  # fmt: skip
 """Arguments, exit code, and a piece of the message."""
 

@@ -43,6 +43,7 @@ def terminal(monkeypatch):
     monkeypatch.setattr(console, "sys", types.SimpleNamespace(stderr=made))  # pytest puts its own in the place of sys's
     monkeypatch.setattr(console, "QUIET_SECONDS", -1.0)
     monkeypatch.setattr(console, "_REDRAW_SECONDS", -1.0)
+    monkeypatch.setattr(Progress, "drawn", False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     return made
