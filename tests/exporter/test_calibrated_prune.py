@@ -121,12 +121,12 @@ def test_whole_runs_are_held_out(tmp_path):
     constants = weights(w1=(6, 24), b1=(24,), w2=(24, 4), b2=(4,))
     model = write(build(nodes, {"x": [8, 6]}, ["y"], constants), tmp_path)
     x = np.random.default_rng(0).standard_normal((24, 6)).astype(np.float32)
-    found = prune(model, ratio=0.5, calib=[{"x": x}], calib_samples=16).fidelity
+    found = prune(model, tmp_path / "out.onnx", ratio=0.5, calib=[{"x": x}], calib_samples=16).fidelity
     assert found is not None
     assert found.samples == 8
     assert 0 < found.error < found.plain
     with pytest.raises(UsageError, match="at least 16 are needed, because the model takes 8 at a time"):
-        prune(model, ratio=0.5, calib=[{"x": x}], calib_samples=8)
+        prune(model, tmp_path / "out.onnx", ratio=0.5, calib=[{"x": x}], calib_samples=8)
 
 
 def test_synthetic_is_said(tmp_path, capsys):
