@@ -312,10 +312,9 @@ def _streamed(
 ) -> tuple[tuple[SparseLayer, ...], Written]:
     """Write a model whose weights lie outside, one weight at a time; without ``target``, only look."""
     size = None if target is None else save(graph, target, values=values, progress=step)
-    for number, weight in enumerate(taken, 1):
-        if weight.name not in values.rows:  # no file asked for it
-            step(Count("checking weights", number - 1, len(taken)))
-            values[weight.name]
+    for weight in (w for w in taken if w.name not in values.rows):  # no file asked for them
+        step(Count("checking weights", len(values.rows), len(taken)))
+        values[weight.name]
     return tuple(values.rows[w.name] for w in taken), Written(size, False, 0)
 
 
