@@ -22,6 +22,7 @@ PURPOSES = {
     CORE: "everything",
     "torch": "convert, tune, scores by gradients",
     "accelerate": "tune on several GPUs",
+    "ray": "sweeps on several machines",
     "images": "folders of images as data",
     "tensorrt": "engines of TensorRT",
     "tensorrt-rtx": "engines of TensorRT for RTX",

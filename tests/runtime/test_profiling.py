@@ -14,7 +14,7 @@ from runtime.backends import SessionOptions
 from runtime.errors import BadRequest
 from runtime.fusions import all_nodes, main_node, name_nodes, trace
 from runtime.layers import REORDERS, layer_differences
-from runtime.profiling import _own_times, _without_overhead, profile
+from runtime.profiling import _own_times, profile, without_overhead
 from runtime.runners import Asked
 from tests.onnx_builder import build, ints, node, weights
 
@@ -136,10 +136,10 @@ def test_time_of_their_own(times, own):
 
 def test_what_recording_takes_is_taken_out():
     times, counts = np.array([10.0, 3, 1]), np.array([1.0, 1, 2])
-    left = _without_overhead(times, counts, 10.0)
+    left = without_overhead(times, counts, 10.0)
     assert left.sum() == pytest.approx(10)
     assert left[0] - left[1] == pytest.approx(7)
-    np.testing.assert_array_equal(_without_overhead(times, counts, 20.0), times)
+    np.testing.assert_array_equal(without_overhead(times, counts, 20.0), times)
 
 
 def test_only_onnx_runtime_has_profiles(tmp_path):
