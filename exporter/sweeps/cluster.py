@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import platform
+import socket
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
@@ -30,6 +31,8 @@ LOCAL = "local"
 
 _TAGGING = "start a machine with: ray start --address HOST:PORT --resources '{\"NAME\": 1}'"
 _GPU = "GPU"
+_CONNECT = 10.0
+"""Seconds for a cluster to answer."""
 _PATIENCE = 120.0
 """Seconds for a machine to say what it is."""
 
@@ -52,6 +55,7 @@ def ray_workers(address: str, count: int, tags: Collection[str]) -> Iterator[Wor
     except ImportError as error:
         raise BackendMissing(f"--ray needs the package ray ({error}). Try: pip install 'secateur[ray]'") from error
 
+    _answers(address)
     more: dict[str, Any] = {}
     if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -76,6 +80,22 @@ def ray_workers(address: str, count: int, tags: Collection[str]) -> Iterator[Wor
         yield Workers(_starter(ray), machines, _TAGGING, False)
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Refuse an address at which nobody listens: Ray would wait for minutes.
+
+    Raises:
+        UsageError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _CONNECT):
+            pass
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--ray {address}: no Ray cluster can be used there: {error}") from error
 
 
 def _machines(ray: Any, nodes: list[Mapping[str, Any]]) -> dict[str, str]:
