@@ -58,7 +58,7 @@ def usual_metric(graph: Graph, samples: Samples, batch: int) -> str | None:
         judged = find_metric(name)
         try:
             chosen = default_output(session.outputs, None).name
-            feeds, labels = _first(samples, batch)
+            feeds, labels = next(iter(samples.labelled(batch)))
             values = session.run(feeds, [chosen])
             judged.observe(Batch(values[chosen], values, values[chosen], labels, feeds, _count(samples, feeds)))
         except BadRequest:
@@ -92,16 +92,8 @@ def compare_sessions(other: Session, original: Session, samples: Samples, batch:
             f"--metric {metric} needs labels: store them as y, label or labels beside the inputs, or name them with "
             "--labels."
         )
-    _first(samples, batch)
     dense, after = zip(*_observed(judged, original, other, samples, batch), strict=True)
     return _accuracy(judged, _joined(dense), _joined(after), len(samples))
-
-
-def _first(samples: Samples, batch: int) -> tuple[Feeds, Array | None]:
-    """The first batch."""
-    for found in samples.labelled(batch):
-        return found
-    raise BadRequest(f"{len(samples)} held-out samples do not fill one batch of {batch}, which the model asks for.")
 
 
 def _session(graph: Graph) -> Session:

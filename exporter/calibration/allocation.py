@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,27 @@ def allocate(
     return min(found, key=problem.total)
 
 
+_Step = tuple[float, int, int]
+"""How bad a step is, the group, and its width after."""
+
+
+def _best(waiting: list[_Step], renewed: Callable[[int], _Step | None]) -> _Step | None:
+    """Take the best of the steps waiting; None where there is none left.
+
+    Args:
+        waiting: a heap of steps that were as good when they were looked at last as they are now, or better.
+        renewed: the step of a group as it is now; None where it has none any more.
+    """
+    while waiting:
+        step = renewed(heapq.heappop(waiting)[1])
+        if step is None:
+            continue
+        if not waiting or step <= waiting[0]:
+            return step
+        heapq.heappush(waiting, step)
+    return None
+
+
 class _Problem:
     def __init__(
         self,
@@ -86,33 +108,34 @@ class _Problem:
         """
         counts = self.dense.copy()
         now = self.measure(counts)
-        waiting = [(-math.inf, n) for n in self.allowed]
-        while now > self.target and waiting:
-            _, n = heapq.heappop(waiting)
-            step = self._narrowing(n, counts, now)
-            if step is None:
-                continue
-            if waiting and step > waiting[0]:
-                heapq.heappush(waiting, step)
-                continue
+        waiting = self._unknown()
+        while now > self.target and (step := _best(waiting, partial(self._narrowing, counts, now))) is not None:
             if step[0] == math.inf:
                 break
-            counts[n] = self.allowed[n][self._place(n, counts) - 1]
+            _, n, width = step
+            counts[n] = width
             now = self.measure(counts)
-            heapq.heappush(waiting, (-math.inf, n))
+            heapq.heappush(waiting, (-math.inf, n, 0))
         return counts
 
-    def _narrowing(self, n: int, counts: Counts, now: float) -> tuple[float, int] | None:
-        """The least damage for what it saves at which a group can get narrower, and the group; None where it cannot."""
+    def _unknown(self) -> list[_Step]:
+        """A step of every group, to be looked at."""
+        return [(-math.inf, n, 0) for n in self.allowed]
+
+    def _narrowing(self, counts: Counts, now: float, n: int) -> _Step | None:
+        """The least damage for what it saves at which a group can get narrower, the group, and its next width.
+
+        None where it cannot.
+        """
         options, here = self.allowed[n], self._place(n, counts)
         if not here:
             return None
-        less = self.measure(self._moved(counts, n, int(options[here - 1])))
-        per_unit = (now - less) / (options[here] - options[here - 1])
+        width = int(options[here - 1])
+        per_unit = (now - self.measure(self._moved(counts, n, width))) / (options[here] - width)
         if per_unit <= 0:
-            return math.inf, n
+            return math.inf, n, width
         rates = (self.damage[n][:here] - self.damage[n][here]) / (per_unit * (options[here] - options[:here]))
-        return float(rates.min()), n
+        return float(rates.min()), n, width
 
     def relaxed(self) -> Counts:
         """By a price for each unit of cost; marginal costs are taken at the widths of the round before."""
@@ -153,24 +176,18 @@ class _Problem:
         A step costs more once others are wider, so a gain that was found before is never too low.
         """
         now = self.measure(counts)
-        waiting = [(-math.inf, n, 0) for n in self.allowed]
-        while waiting:
-            _, n, _ = heapq.heappop(waiting)
-            step = self._widening(n, counts, now)
-            if step is None:
-                continue
-            if waiting and step > waiting[0]:
-                heapq.heappush(waiting, step)
-                continue
-            counts = self._moved(counts, n, step[2])
+        waiting = self._unknown()
+        while (step := _best(waiting, partial(self._widening, counts, now))) is not None:
+            _, n, width = step
+            counts = self._moved(counts, n, width)
             now = self.measure(counts)
             heapq.heappush(waiting, (-math.inf, n, 0))
         return counts
 
-    def _widening(self, n: int, counts: Counts, now: float) -> tuple[float, int, int] | None:
+    def _widening(self, counts: Counts, now: float, n: int) -> _Step | None:
         """The most that a group can gain for its cost, negative; the group, and the width. None where nothing fits."""
         options, here = self.allowed[n], self._place(n, counts)
-        best: tuple[float, int, int] | None = None
+        best: _Step | None = None
         for up in range(here + 1, len(options)):
             cost = self.measure(self._moved(counts, n, int(options[up])))
             if cost > self.target:

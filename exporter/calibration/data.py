@@ -101,7 +101,7 @@ def calibration_of(
         )
     samples = samples.shuffled(seed)  # what is sorted by class is no order to divide by
     count = len(samples)
-    spare = _runs(max(count - limit, count // _JUDGING), run, 1) if judged else 0
+    spare = min(_runs(max(count - limit, count // _JUDGING), run, 1), count - 2 * run) if judged else 0
     more = _runs(min(spare // _JUDGING, _MORE_HELD), run) if count > limit else 0
     cut = count - spare - _runs((count - spare) // HELD_OUT, run, 1)
     kept = count - spare + more

@@ -28,21 +28,17 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter.errors import UsageError
+    from exporter.recipes.reading import folder_of
     from exporter.recipes.running import command_line, is_done, run_step
     from exporter.recipes.steps import read_recipe
     from exporter.recipes.table import measurements, rows_of, table_json, table_text
     from runtime.steps import Count
 
-    file = options.recipe.absolute()
-    if not file.is_file():
-        raise UsageError(
-            f"{options.recipe} is a folder; name a recipe." if file.is_dir() else f"{options.recipe}: no such file."
-        )
-    with contextlib.chdir(file.parent):
+    folder = folder_of(options.recipe, "a recipe")
+    with contextlib.chdir(folder):
         recipe = read_recipe(options.recipe, options.parsers)
         if options.explain:
-            say(f"in {file.parent}:")
+            say(f"in {folder}:")
             for step in recipe.steps:
                 state = "" if options.fresh or not is_done(step, recipe) else "   # done before"
                 say(f"  {command_line(step)}{state}")

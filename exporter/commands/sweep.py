@@ -63,18 +63,14 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter.errors import UsageError
+    from exporter.recipes.reading import folder_of
     from exporter.sweeps.driver import carry_out
     from exporter.sweeps.results import JSON_VERSION, notes_on, rows_json, rows_of
     from exporter.sweeps.sheet import read_sweep
     from exporter.sweeps.store import opened
 
-    file = options.sweep.absolute()
-    if not file.is_file():
-        raise UsageError(
-            f"{options.sweep} is a folder; name a YAML file." if file.is_dir() else f"{options.sweep}: no such file."
-        )
-    with contextlib.chdir(file.parent):
+    progress = Progress(options)
+    with contextlib.chdir(folder_of(options.sweep, "a YAML file")):
         sweep = read_sweep(options.sweep, options.parsers)
         if options.explain:
             _explain(sweep, options)
@@ -84,7 +80,6 @@ def run(options: argparse.Namespace) -> int:
                 opened(Path(sweep.folder)) as store,
                 _workers(options) as workers,
             ):
-                progress = Progress(options)
                 sweep = _possible(sweep, workers, progress.silent)
                 found = carry_out(sweep, options.parsers, store, workers, options.fresh, lambda p: progress(_line(p)))
         except KeyboardInterrupt:
@@ -93,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         rows = rows_of(sweep, found)
     notes = notes_on(found, sweep)
     listed = rows_json(rows)
-    _write(options, listed, notes)
+    _write(options, listed, notes, progress.silent)
     document = {"version": JSON_VERSION, "sweep": str(options.sweep), "rows": listed, "notes": notes}
     code = _FAILED if any(outcome.code for outcome in found.values()) else 0
     return deliver(options, lambda: document, lambda: _text(rows, notes), code)
@@ -110,7 +105,7 @@ def _text(rows: Mapping[str, Sequence[Row]], notes: Sequence[str]) -> str:
     return "\n\n".join(parts)
 
 
-def _write(options: argparse.Namespace, rows: list[dict[str, Any]], notes: list[str]) -> None:
+def _write(options: argparse.Namespace, rows: list[dict[str, Any]], notes: list[str], silent: bool) -> None:
     """Write the plot and the report that were asked for."""
     if options.plot:
         from exporter.page.sweep import sweep_drawing
@@ -118,7 +113,7 @@ def _write(options: argparse.Namespace, rows: list[dict[str, Any]], notes: list[
         drawing = sweep_drawing(options.sweep.name, rows)
         if drawing:
             write_to(str(options.plot), drawing, "the plot")
-        elif not Progress(options).silent:
+        elif not silent:
             complain("note: nothing was judged, so there is nothing to plot")
     if options.report:
         from exporter.page.sweep import sweep_page

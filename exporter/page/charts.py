@@ -158,22 +158,9 @@ def plane(
     joined: bool = False,
     mark: tuple[float, str] | None = None,
     roof: Sequence[tuple[float, float]] = (),
+    framed: bool = True,
 ) -> Markup:
-    """Points over two axes, as ``plane_drawing`` draws them."""
-    return _framed(plane_drawing(dots, x, y, label, joined=joined, mark=mark, roof=roof))
-
-
-def plane_drawing(
-    dots: Sequence[Dot],
-    x: Scale,
-    y: Scale,
-    label: str,
-    *,
-    joined: bool = False,
-    mark: tuple[float, str] | None = None,
-    roof: Sequence[tuple[float, float]] = (),
-) -> Markup:
-    """Points over two axes, without a frame: as wide as what it stands in.
+    """Points over two axes.
 
     Args:
         dots: at least one.
@@ -182,6 +169,7 @@ def plane_drawing(
         joined: draw a line from each point to the next one to the right.
         mark: a value of ``y`` that counts, and what it is.
         roof: corners of a line that no point can be above.
+        framed: whether it stands in a box; else it is as wide as what it stands in.
     """
     xs = [x.place(d.x) for d in dots] + [x.place(a) for a, _ in roof]
     ys = [y.place(v) for d in dots for v in (d.y, d.low, d.high) if v is not None]
@@ -206,7 +194,7 @@ def plane_drawing(
         parts += [_line((0, height), (100, height), "mark"), _text(100, height - 5, mark[1], "end")]
     for dot in dots:
         parts.append(_dot(dot, at))
-    return _drawing(parts, _HEIGHT, label)
+    return (_svg if framed else _drawing)(parts, _HEIGHT, label)
 
 
 def _dot(dot: Dot, at: Callable[[float, float], tuple[float, float]]) -> Markup:
@@ -266,15 +254,11 @@ class _Axis:
 
 
 def _svg(parts: Sequence[Markup], height: float, label: str) -> Markup:
-    return _framed(_drawing(parts, height, label))
+    return tag("div", _drawing(parts, height, label), class_="plot")
 
 
 def _drawing(parts: Sequence[Markup], height: float, label: str) -> Markup:
     return tag("svg", *parts, height=height, role="img", aria_label=label)
-
-
-def _framed(drawing: Markup) -> Markup:
-    return tag("div", drawing, class_="plot")
 
 
 def _level(y: float, words: str) -> Markup:

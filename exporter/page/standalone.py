@@ -27,7 +27,7 @@ def standalone(title: str, plots: Sequence[tuple[str, Markup]]) -> str:
 
     Args:
         title: of all.
-        plots: name of each, and what ``charts.plane_drawing`` made.
+        plots: name of each, and what ``charts.plane`` made without a frame.
     """
     parts = [tag("title", title), tag("style", Markup(_STYLE))]
     height = 60 + _EACH * len(plots)

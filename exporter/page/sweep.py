@@ -90,7 +90,7 @@ def _plane(rows: Sequence[Document], cost: str, title: str) -> Markup:
     corners = [(front[0].x, front[0].y)] if front else []
     for one, other in pairwise(front):  # what is slower is better: a step up, or down where less is better
         corners += [(other.x, one.y), (other.x, other.y)]
-    return charts.plane_drawing(dots, x, y, title, roof=corners)
+    return charts.plane(dots, x, y, title, roof=corners, framed=False)
 
 
 def _dot(row: Document, cost: str, scale: float) -> charts.Dot:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,45 @@ class Problems:
         if self.found:
             lines = [f"{self.file}:{line}: {message}" for line, message in sorted(set(self.found))]
             raise UsageError("\n".join([*lines, "Nothing was run."]))
+
+
+def folder_of(file: Path, what: str) -> Path:
+    """The folder that paths in a YAML file count from: its own.
+
+    Args:
+        file: as it was named.
+        what: it is to be.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    place = file.absolute()
+    if not place.is_file():
+        raise UsageError(f"{file} is a folder; name {what}." if place.is_dir() else f"{file}: no such file.")
+    return place.parent
+
+
+def read_mapping(file: Path, what: str, keys: Sequence[str]) -> tuple[Given, Problems]:
+    """Read a YAML file that is a mapping with known keys; its own folder is the working directory.
+
+    Args:
+        file: as it was named.
+        what: messages call what it holds.
+        keys: those that may stand in it.
+
+    Returns:
+        Its content, and what is wrong with it so far.
+
+    Raises:
+        UsageError: it cannot be read, or is no mapping.
+    """
+    given, problems = read_yaml(Path(file.name)), Problems(file)
+    if not isinstance(given.value, dict):
+        raise UsageError(f"{file}:{given.line}: {what} is a mapping with the keys {', '.join(keys)}.")
+    for name, _, line in entries(given):
+        if name not in keys:
+            problems.add(line, f"there is no key '{name}'. Allowed: {', '.join(keys)}")
+    return given, problems
 
 
 def read_yaml(file: Path) -> Given:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import SecateurError, UsageError
+from exporter.errors import SecateurError
 from exporter.recipes.keys import READS, Key, arguments, fault, keys_of, parsed
-from exporter.recipes.reading import Given, Problems, entries, read_yaml
+from exporter.recipes.reading import Given, Problems, entries, read_mapping
 from exporter.recipes.schedules import SCHEDULES, budget_of_round
 from runtime.errors import RunError
 
@@ -96,13 +96,7 @@ def read_recipe(file: Path, parsers: Parsers) -> Recipe:
     Raises:
         UsageError: with everything that is wrong, each with its line.
     """
-    given = read_yaml(Path(file.name))
-    problems = Problems(file)
-    if not isinstance(given.value, dict):
-        raise UsageError(f"{file}:{given.line}: a recipe is a mapping with the keys {', '.join(TOP)}.")
-    for name, _, line in entries(given):
-        if name not in TOP:
-            problems.add(line, f"there is no key '{name}'. Allowed: {', '.join(TOP)}")
+    given, problems = read_mapping(file, "a recipe", TOP)
     model, folder = word_of(given, "model", problems), word_of(given, "folder", problems) or file.stem
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)  # commands check that they can write there

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import UsageError
 from exporter.recipes.keys import keys_of
-from exporter.recipes.reading import Given, Problems, entries, read_yaml
+from exporter.recipes.reading import Given, Problems, entries, read_mapping
 from exporter.recipes.steps import Parsers, Recipe, read_settings, read_steps, word_of
 from exporter.sweeps.variables import filled, names_in, text_of
 
@@ -110,13 +109,7 @@ def read_sweep(file: Path, parsers: Parsers) -> Sweep:
     Raises:
         UsageError: with everything that is wrong, each with its line.
     """
-    given = read_yaml(Path(file.name))
-    problems = Problems(file)
-    if not isinstance(given.value, dict):
-        raise UsageError(f"{file}:{given.line}: a sweep is a mapping with the keys {', '.join(TOP)}.")
-    for name, _, line in entries(given):
-        if name not in TOP:
-            problems.add(line, f"there is no key '{name}'. Allowed: {', '.join(TOP)}")
+    given, problems = read_mapping(file, "a sweep", TOP)
     folder = word_of(given, "folder", problems) or file.stem
     models, budgets = _models(given, problems), _budgets(given, problems)
     methods, devices = _methods(given, problems), _devices(given, problems)

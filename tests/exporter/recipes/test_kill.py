@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("torch")
 
 from exporter.cli import main
-from tests.exporter.trained import classifier, drawn
+from tests.exporter.trained import files
 
 PRUNE = """\
 model: model.onnx
@@ -55,9 +55,7 @@ def ran(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("exporter.commands.run._command", command)
-    onnx.save(classifier(), "model.onnx")
-    x, y = drawn(120, 1)
-    np.savez("data.npz", x=x, label=y)
+    files(tmp_path, 120)
     Path("loss.py").write_text(LOSS)
     Path("recipe.yaml").write_text(PRUNE)
     assert main(["run", "recipe.yaml", "-q"]) == 0

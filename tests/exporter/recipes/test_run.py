@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import onnx
 import pytest
 import yaml
 
 from exporter.cli import main
 from exporter.recipes.schedules import SCHEDULES, budget_of_round
-from tests.exporter.trained import classifier, drawn
+from tests.exporter.trained import files
 
 RECIPE = """\
 model: model.onnx
@@ -25,9 +24,7 @@ steps:
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    onnx.save(classifier(), "model.onnx")
-    x, y = drawn(200, 1)
-    np.savez("data.npz", x=x, y=y)
+    files(tmp_path, 200, "y")
     ran = []
 
     def command(line, quiet):

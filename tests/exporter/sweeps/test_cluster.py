@@ -13,8 +13,6 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 
 from exporter.cli import main
@@ -25,7 +23,7 @@ from exporter.sweeps.parcels import lay_out, made, needed, read
 from exporter.sweeps.store import opened
 from tests.exporter.files import wide, write_outside
 from tests.exporter.sweeps.test_faults import ROOT, commands_in
-from tests.exporter.trained import classifier, drawn
+from tests.exporter.trained import files
 
 SWEEP = """\
 models: [model.onnx]
@@ -53,13 +51,10 @@ NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not inst
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    onnx.save(classifier(), "model.onnx")
-    x, y = drawn(100, 1)
-    np.savez("data.npz", x=x, y=y)
+def place(place):
+    files(place, 100, "y")
     Path("sweep.yaml").write_text(SWEEP)
-    return tmp_path
+    return place
 
 
 @pytest.fixture
@@ -137,7 +132,6 @@ def test_on_a_cluster(place, short):
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "TMPDIR": str(place),
     }
     with cluster(environment) as address:
         first = start(address, environment)

@@ -10,14 +10,12 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 
 from exporter.errors import UsageError
 from exporter.sweeps.store import Outcome, opened
 from exporter.sweeps.turns import Stopped, turn
-from tests.exporter.trained import classifier, drawn
+from tests.exporter.trained import files
 
 ROOT = Path(__file__).parents[3]
 SWEEP = """\
@@ -28,14 +26,6 @@ methods: {cut: [prune: {macs: $budget, align: 1}]}
 devices: {}
 eval: {data: data.npz, metric: top1}
 """
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return tmp_path
 
 
 def commands_in(place):
@@ -54,9 +44,7 @@ def commands_in(place):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends children with their parent")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed(how, place):
-    onnx.save(classifier(), "model.onnx")
-    x, y = drawn(100, 1)
-    np.savez("data.npz", x=x, y=y)
+    files(place, 100, "y")
     Path("sweep.yaml").write_text(SWEEP)
     line = [sys.executable, "-m", "exporter", "sweep", "sweep.yaml", "--jobs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -6,13 +6,11 @@ import contextlib
 import json
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 
 from exporter.cli import main
 from exporter.sweeps.results import Row, marked
-from tests.exporter.trained import classifier, drawn
+from tests.exporter.trained import files
 
 SWEEP = """\
 models: [model.onnx]
@@ -30,13 +28,8 @@ eval: {data: data.npz, metric: top1}
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    onnx.save(classifier(), "model.onnx")
-    x, y = drawn(100, 1)
-    np.savez("data.npz", x=x, y=y)
+def place(place, monkeypatch):
+    files(place, 100, "y")
     ran = []
 
     def command(line, quiet, log, stop, threads):
