@@ -155,7 +155,11 @@ def together(count, graph, original, options, data):
             raise
 
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(work, range(count)))
+        done = [pool.submit(work, rank) for rank in range(count)]
+    failed = [error for d in done if (error := d.exception()) is not None]
+    for error in sorted(failed, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
+        raise error  # what went wrong first: the others were only left waiting
+    return [d.result() for d in done]
 
 
 @pytest.mark.parametrize("batch", [15, 2])
