@@ -281,7 +281,7 @@ class _Fit:
             error = 0.0
             for sample, added in rows:
                 for apart in (True, False) if last < _LIMITED_ROUNDS else (True,):
-                    chosen = sample.held if apart else ~sample.held
+                    chosen = sample.part(apart)
                     x, y = sample.x[:, chosen], sample.y[:, chosen]
                     more = added[:, chosen] if added.shape[1] > 1 else added
                     own = x @ weights.astype(np.float32) + bias[:, None].astype(np.float32)

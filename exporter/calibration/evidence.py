@@ -43,11 +43,14 @@ _ROWS_PER_COLUMN = 12
 _TELLING = 4
 """Rows for a column below which the error on the rows fitted says little of that on others."""
 
-ENOUGH_TO_COMPARE, ENOUGH_TO_CHOOSE, ENOUGH_TO_FIT = 4096, 8192, 40_000
+ENOUGH_TO_COMPARE, ENOUGH_TO_CHOOSE, ENOUGH_TO_FIT = 4096, 8192, 24_000
 """Rows taken for any reader, however few columns it has; fewer of them where it has more than a thousand."""
 
 _MOST_ROWS, _MOST_VALUES = 16_384, 24_000_000
 """Rows taken for many columns, and values for few."""
+
+_GATHERED = 4_000_000
+"""Values of rows that are worth a product."""
 
 LEVELS = (2, 8)
 """A group's readers are kept as they are at these parts of its width."""
@@ -108,14 +111,19 @@ class Sample:
     Attributes:
         x: what they see, shape [groups, rows, K].
         y: what the result should be there, shape [groups, rows, outputs].
-        held: which rows are held out, shape (rows,).
+        held: how many rows are held out, the last ones.
         at: their positions.
     """
 
     x: Rows
     y: Rows
-    held: NDArray[np.bool_]
+    held: int
     at: Places
+
+    def part(self, apart: bool) -> slice:
+        """Where the rows are that are held out, or those to fit."""
+        first = self.x.shape[1] - self.held
+        return slice(first, None) if apart else slice(first)
 
 
 def sampled(runner: Runner, reader: Reader, targets: Iterable[Array], enough: int = ENOUGH_TO_FIT) -> Iterator[Sample]:
@@ -160,17 +168,20 @@ def rows_at(
     per_column = _ROWS_PER_COLUMN if enough > ENOUGH_TO_CHOOSE else _ROWS_PER_COLUMN // 2
     width = columns(reader, dims)
     rows = max(min(per_column * width, _MOST_ROWS), min(enough, _MOST_VALUES // width))
-    at = places(reader, target.shape, math.ceil(rows * share), np.random.default_rng(batch))
+    drawn = places(reader, target.shape, math.ceil(rows * share), np.random.default_rng(batch))
+    number = samples.start + drawn[0] * len(samples) // max(len(target), 1)
+    apart = number % HELD_OUT == HELD_OUT - 1
+    at = tuple(place[np.argsort(apart, kind="stable")] for place in drawn)
     x = inputs_at(reader, source, at, tuple(dims[2:]) if reader.spatial else (), target.shape[2:])
     y = grouped_outputs_at(reader, target, at)
-    number = samples.start + at[0] * len(samples) // max(len(target), 1)
-    return Sample(x, y, number % HELD_OUT == HELD_OUT - 1, at)
+    return Sample(x, y, int(apart.sum()), at)
 
 
 def moments_of(samples: Iterable[Sample]) -> tuple[Moments, Moments]:
     """Moments of rows: those to fit, and those of the held-out eighth of the samples.
 
-    Rows are gathered until there are as many as columns: each product costs as much again for as many columns.
+    Rows are gathered until there are as many as columns, or ``_GATHERED`` values: adding a product up costs as much
+    again as making it for as many rows as columns.
     """
     fit, held = Moments(), Moments()
     waiting: dict[bool, list[tuple[Rows, Rows]]] = {False: [], True: []}
@@ -182,9 +193,10 @@ def moments_of(samples: Iterable[Sample]) -> tuple[Moments, Moments]:
             waiting[apart].clear()
 
     for sample in samples:
-        for apart, chosen in ((False, ~sample.held), (True, sample.held)):
-            waiting[apart].append((sample.x[:, chosen], sample.y[:, chosen]))
-            if sum(x.shape[1] for x, _ in waiting[apart]) >= sample.x.shape[2]:
+        for apart, parts in waiting.items():
+            parts.append((sample.x[:, sample.part(apart)], sample.y[:, sample.part(apart)]))
+            rows = sum(x.shape[1] for x, _ in parts)
+            if rows >= sample.x.shape[2] and rows * sample.x.shape[2] * sample.x.shape[0] >= _GATHERED:
                 add(apart)
     for apart in waiting:
         add(apart)

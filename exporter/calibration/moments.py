@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.readers import Matrix, Rows
+from exporter.calibration.systems import product, solve
 
 Vector = NDArray[np.float64]
 
@@ -35,26 +36,23 @@ class Moments:
     def add(self, inputs: Rows, outputs: Rows) -> None:
         """Add rows: inputs [groups, rows, K] and outputs [groups, rows, outputs]; those that hold NaN or infinity do
         not count."""
-        inputs, outputs = _finite(inputs, outputs)
-        self.rows += inputs.shape[1]
-        about = _about_mean(inputs)
-        centred, mean, total = about
+        x, y = _about_means(inputs, outputs)
+        count = x.rows.shape[1]
+        self.rows += count
         # one product of a matrix with itself, transposed, takes half the work; numpy sees that for two axes only
-        self.xx = self.xx + np.stack([x.T @ x for x in centred]) + _shift(mean, total, mean, total, inputs.shape[1])
-        self.x = self.x + total
-        self._add_outputs(about, outputs)
+        self.xx = self.xx + np.stack([rows.T @ rows for rows in x.rows]) + _shift(x, x)
+        self.x = self.x + x.total
+        self._add_outputs(x, y)
 
     def add_outputs(self, inputs: Rows, outputs: Rows) -> None:
         """Add what depends on the outputs, for rows whose inputs are in already."""
-        inputs, outputs = _finite(inputs, outputs)
-        self._add_outputs(_about_mean(inputs), outputs)
+        self._add_outputs(*_about_means(inputs, outputs))
 
-    def _add_outputs(self, inputs: tuple[Rows, Vector, Vector], outputs: Rows) -> None:
-        x, x_mean, x_total = inputs
-        y, y_mean, y_total = _about_mean(outputs)
-        self.xy = self.xy + x.transpose(0, 2, 1) @ y + _shift(x_mean, x_total, y_mean, y_total, x.shape[1])
-        self.yy = self.yy + np.square(outputs, dtype=np.float64).sum(1)
-        self.y = self.y + y_total
+    def _add_outputs(self, x: _Centred, y: _Centred) -> None:
+        self.xy = self.xy + x.rows.transpose(0, 2, 1) @ y.rows + _shift(x, y)
+        squares = np.square(y.rows, dtype=np.float64).sum(1)
+        self.yy = self.yy + squares + (2 * y.left + y.rows.shape[1] * y.mean) * y.mean
+        self.y = self.y + y.total
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -72,29 +70,47 @@ class Moments:
         )
 
 
-def _finite(inputs: Rows, outputs: Rows) -> tuple[Rows, Rows]:
-    """The rows that hold numbers alone: a sample that overflows must not spoil what the others tell."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        if np.isfinite(inputs.sum()) and np.isfinite(outputs.sum()):
-            return inputs, outputs
-    good = np.isfinite(inputs).all((0, 2)) & np.isfinite(outputs).all((0, 2))
-    return inputs[:, good], outputs[:, good]
+@dataclass(frozen=True)
+class _Centred:
+    """Rows less their mean: a product of 32-bit rows with large means would lose what varies.
 
-
-def _about_mean(rows: Rows) -> tuple[Rows, Vector, Vector]:
-    """Rows less their mean, that mean, and their sum: a product of 32-bit rows with large means would lose what varies.
-
-    Means and sums have the shape [groups, columns].
+    Attributes:
+        rows: shape [groups, rows, columns].
+        mean: what was taken off, shape [groups, columns].
+        left: the sum of what is left, not quite zero, shape [groups, columns].
     """
-    total = rows.sum(1, dtype=np.float64)
-    mean = (total / max(rows.shape[1], 1)).astype(np.float32)
-    return rows - mean[:, None], mean.astype(np.float64), total
+
+    rows: Rows
+    mean: Vector
+    left: Vector
+
+    @property
+    def total(self) -> Vector:
+        """Sum of the rows as they were, shape [groups, columns]."""
+        return np.asarray(self.rows.shape[1] * self.mean + self.left)
 
 
-def _shift(x_mean: Vector, x_total: Vector, y_mean: Vector, y_total: Vector, rows: int) -> Matrix:
-    """What to add to a product of rows less ``x_mean`` and ``y_mean`` to get that of the rows themselves."""
-    left = x_total - rows * x_mean
-    return np.asarray(left[:, :, None] * y_mean[:, None] + x_mean[:, :, None] * y_total[:, None])
+def _about_means(inputs: Rows, outputs: Rows) -> tuple[_Centred, _Centred]:
+    """Inputs and outputs less their means, of the rows that hold numbers alone: a sample that overflows must not spoil
+    what the others tell."""
+    x, y = _about_mean(inputs), _about_mean(outputs)
+    if np.isfinite(x.left).all() and np.isfinite(y.left).all():
+        return x, y
+    good = np.isfinite(inputs).all((0, 2)) & np.isfinite(outputs).all((0, 2))
+    return _about_mean(inputs[:, good]), _about_mean(outputs[:, good])
+
+
+def _about_mean(rows: Rows) -> _Centred:
+    count = rows.shape[1]
+    with np.errstate(invalid="ignore"):
+        total = rows.sum(1, dtype=np.float64)
+        mean = (total / max(count, 1)).astype(np.float32)
+        return _Centred(rows - mean[:, None], mean.astype(np.float64), np.asarray(total - count * mean.astype(float)))
+
+
+def _shift(x: _Centred, y: _Centred) -> Matrix:
+    """What to add to the product of centred rows to get that of the rows themselves."""
+    return np.asarray(x.left[:, :, None] * y.mean[:, None] + x.mean[:, :, None] * y.total[:, None])
 
 
 @dataclass(frozen=True)
@@ -114,7 +130,7 @@ class Centred:
 
     def error(self, weights: Matrix, bias: Vector | None = None) -> float:
         """Mean square of ``Y - X W - b``, summed over outputs; W is [groups, K, outputs], b by default the best."""
-        quadratic = (weights * (self.xx @ weights - 2 * self.xy)).sum()
+        quadratic = (weights * (product(self.xx, weights) - 2 * self.xy)).sum()
         offset = np.square(self.bias(weights) - bias).sum() if bias is not None else 0.0
         return max(float(quadratic + self.yy.sum()), 0.0) + float(offset)
 
@@ -145,5 +161,4 @@ class Centred:
     def fit(self, present: Matrix, damping: float) -> Matrix:
         """Least squares, held to the present weights by a ridge: argmin |Y - X W|^2 + ridge |W - present|^2."""
         ridge = self.ridge(damping)
-        system = self.xx + ridge * np.eye(self.xx.shape[1])
-        return np.asarray(np.linalg.solve(system, self.xy + ridge * present))
+        return solve(self.xx + ridge * np.eye(self.xx.shape[1]), self.xy + ridge * present)

@@ -47,6 +47,7 @@ class Runner:
         self.weights: dict[str, Array] = {}
         self.held: set[str] = set()
         self._waiting = {n.index: n for n in graph.nodes if n.depth == 0 and n.key not in graph.constants}
+        self._reads = {i: reads(n.proto) for i, n in self._waiting.items()}
         self._store = _Store(memory)
         self.counts = samples.counts(batch)
         for feed in samples.batches(batch):
@@ -59,8 +60,7 @@ class Runner:
         needed = self._needed(names)
         for node in needed:
             del self._waiting[node.index]
-        later = {n for node in self._waiting.values() for n in reads(node.proto)} | set(names) | self.held
-        later.update(self.graph.outputs)
+        later = set().union(names, self.held, self.graph.outputs, *(self._reads[i] for i in self._waiting))
         made = {o for node in needed for o in node.outputs if o}
         if needed:
             self._run(needed, sorted(made & later))
@@ -92,7 +92,7 @@ class Runner:
         for node in sorted(self._waiting.values(), key=lambda n: -n.index):
             if wanted.intersection(node.outputs):
                 needed.append(node)
-                wanted |= {n for n in reads(node.proto) if n not in self._store.arrays}
+                wanted |= {n for n in self._reads[node.index] if n not in self._store.arrays}
         return needed[::-1]
 
     def _run(self, nodes: Sequence[Node], names: Sequence[str]) -> None:

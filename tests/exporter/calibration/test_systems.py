@@ -1,0 +1,43 @@
+"""Systems of wide layers: 32 bits and blocks give what 64 bits give."""
+
+import numpy as np
+import pytest
+
+from exporter.calibration import systems
+
+
+@pytest.fixture(autouse=True)
+def _blocks(monkeypatch):
+    monkeypatch.setattr(systems, "_BLOCK", 48)
+
+
+def _system(groups, columns, outputs, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((groups, 3 * columns, columns)) * np.geomspace(1, 0.01, columns)
+    xx = x.swapaxes(1, 2) @ x / (3 * columns)
+    return xx + 1e-3 * np.trace(xx[0]) / columns * np.eye(columns), rng.standard_normal((groups, columns, outputs))
+
+
+@pytest.mark.parametrize("columns", [40, 48, 96, 200])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_what_64_bits_say(monkeypatch, columns, groups):
+    system, wanted = _system(groups, columns, 7, columns)
+    expected = np.linalg.solve(system, wanted)
+    monkeypatch.setattr(systems, "WIDE", 1)
+    found = systems.solve(system, wanted)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert not np.array_equal(found, expected)  # it did go the other way
+    np.testing.assert_allclose(systems.product(system, found), wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_narrow_systems_have_all_digits():
+    system, wanted = _system(2, 96, 5, 0)
+    assert np.array_equal(systems.solve(system, wanted), np.linalg.solve(system, wanted))
+
+
+def test_what_is_given_stays():
+    system, wanted = _system(1, systems.WIDE, 2, 1)
+    before = system.copy(), wanted.copy()
+    systems.solve(system, wanted)
+    assert np.array_equal(before[0], system)
+    assert np.array_equal(before[1], wanted)
