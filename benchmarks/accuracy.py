@@ -51,7 +51,10 @@ def main() -> None:
     if "table" in options.parts:
         goals = [(n, macs) for n in _chosen(options, accuracy_data.NETWORKS) for macs in _network(n).budgets]
         found["table"] = [
-            {**_ours(options, n, macs, draw=d), "draw": d} for n, macs in goals for d in range(options.draws)
+            {**_ours(options, n, macs, draw=d, steps=steps), "draw": d}
+            for n, macs in goals
+            for steps in _network(n).steps.get(macs, (1,))
+            for d in range(options.draws)
         ]
         found["peers"] = [row for n, macs in goals for row in _peers(options, n, macs)]
     if "curves" in options.parts:
@@ -130,10 +133,11 @@ def _ours(
     samples: int = SAMPLES,
     score: str | None = None,
     scope: str | None = None,
+    steps: int = 1,
 ) -> Row:
-    arguments = {"macs": macs, "draw": draw, "samples": samples, "score": score, "scope": scope}
+    arguments = {"macs": macs, "draw": draw, "samples": samples, "score": score, "scope": scope, "steps": steps}
     row = _cached(options, "accuracy_runs:prune", _code(), name, arguments)
-    return {"network": name, "macs": macs, "samples": samples, **row}
+    return {"network": name, "macs": macs, "samples": samples, "steps": steps, **row}
 
 
 def _peers(options: argparse.Namespace, name: str, macs: float) -> list[Row]:

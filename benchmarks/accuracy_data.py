@@ -45,6 +45,7 @@ class Network:
         file: the ONNX file; below the data folder, or below this repository where it begins with ``models/``.
         data: what to test it on, a key of ``SPLITS``.
         budgets: MACs left -> largest drop of the accuracy to reach, in points; None: as small as can be.
+        steps: MACs left -> how many rounds of pruning and fitting to try; one where nothing is said.
         metric: of ``runtime.metrics``.
         torch: whether ``accuracy_peers`` can make a PyTorch module of it.
     """
@@ -53,6 +54,7 @@ class Network:
     file: str
     data: str
     budgets: dict[float, float | None] = field(default_factory=dict)
+    steps: dict[float, tuple[int, ...]] = field(default_factory=dict)
     metric: str = "top1"
     torch: bool = False
 
@@ -63,7 +65,12 @@ class Network:
 
 NETWORKS = {
     "resnet56": Network(
-        "ResNet-56, CIFAR-10", "onnx/cifar10_resnet56_dynamo.onnx", "cifar10", {0.5: 0.6, 0.35: 3.5}, torch=True
+        "ResNet-56, CIFAR-10",
+        "onnx/cifar10_resnet56_dynamo.onnx",
+        "cifar10",
+        {0.5: 0.6, 0.35: 3.5},
+        {0.35: (1, 2)},
+        torch=True,
     ),
     "resnet20": Network("ResNet-20, CIFAR-10", "onnx/cifar10_resnet20_dynamo.onnx", "cifar10", {0.5: 4}, torch=True),
     "resnet56_bn": Network(

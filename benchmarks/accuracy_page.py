@@ -39,22 +39,22 @@ def _all(found: dict[str, Any]) -> list[Row]:
 
 def _goals(rows: Sequence[Row], found: dict[str, Any]) -> list[str]:
     head = [
-        "network", "MACs left", "dense", "pruned, mean", "each draw", "drop", "drop to reach", "agreement",
+        "network", "MACs left", "rounds", "dense", "pruned, mean", "each draw", "drop", "drop to reach", "agreement",
         "output error", "not compensated",
     ]  # fmt: skip
     cells = []
-    for (name, macs), draws in _grouped(rows, "network", "macs"):
+    for (name, macs, steps), draws in _grouped(rows, "network", "macs", "steps"):
         title, unit = NETWORKS[name].title, _Unit(name)
         fitted = [d["with"] for d in draws if "with" in d]
         if not fitted:
-            cells.append([title, table.share(macs), *["failed"] * (len(head) - 2)])
+            cells.append([title, table.share(macs), str(steps), *["failed"] * (len(head) - 3)])
             continue
         plain = mean(d["without"]["score"] for d in draws if "without" in d)
         score, dense = mean(f["score"] for f in fitted), fitted[0]["dense"]
         target = NETWORKS[name].budgets[macs]
         drop = unit.drop(dense, score)
         cells.append(
-            [title, table.share(mean(f["macs_left"] for f in fitted)), unit.show(dense), unit.show(score),
+            [title, table.share(mean(f["macs_left"] for f in fitted)), str(steps), unit.show(dense), unit.show(score),
              " ".join(unit.show(f["score"]) for f in fitted), unit.show_drop(drop),
              "-" if target is None else f"{target:g} {'reached' if drop <= target else 'missed'}",
              f"{100 * mean(f['agreement'] for f in fitted):.1f}",
@@ -66,7 +66,8 @@ def _goals(rows: Sequence[Row], found: dict[str, Any]) -> list[str]:
         "Accuracy in %, for the Llama loss in nats per token (lower is better). Draws of the calibration inputs: "
         f"{found['draws']}; where a network has no more inputs than are used, draws differ in their order and in what "
         "is held out. Agreement: share of the test inputs, in %, with the dense network's answer. Output error: "
-        "mean square error relative to the variance of the dense output. The last column carries out the same plans "
+        "mean square error relative to the variance of the dense output. Rounds: of pruning and fitting, `--steps`. "
+        "The last column carries out the same plans "
         "without compensation. Every plan was proved equal to its masked original.",
         "",
         table.markdown([head, *cells], right=range(1, len(head))),
@@ -77,8 +78,9 @@ def _beside(rows: Sequence[Row], found: dict[str, Any]) -> list[str]:
     head = ["network", "MACs wanted", *dict.fromkeys(r["method"] for r in rows), "Secateur"]
     cells = []
     ours = {
-        key: [d["with"] for d in draws if "with" in d]
-        for key, draws in _grouped(found.get("table", []), "network", "macs")
+        (name, macs): [d["with"] for d in draws if "with" in d]
+        for (name, macs, steps), draws in _grouped(found.get("table", []), "network", "macs", "steps")
+        if steps == 1
     }
     for (name, macs), own in _grouped(rows, "network", "macs"):
         unit = _Unit(name)

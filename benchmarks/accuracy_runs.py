@@ -28,6 +28,7 @@ def prune(
     samples: int,
     score: str | None = None,
     scope: str | None = None,
+    steps: int | None = None,
 ) -> Figures:
     """Prune a network with calibration inputs, and carry out the same plan without compensation.
 
@@ -37,7 +38,7 @@ def prune(
         macs: share of the multiply-accumulates to leave.
         draw: seed of the calibration inputs.
         samples: number of them.
-        score, scope: of ``exporter.prune``; None takes the defaults.
+        score, scope, steps: of ``exporter.prune``; None takes the defaults.
 
     Returns:
         Figures ``with`` and ``without`` compensation.
@@ -49,7 +50,7 @@ def prune(
     feeds = accuracy_data.calibration(name, folder, samples, draw)
     with tempfile.TemporaryDirectory() as scratch:
         fitted, plain = Path(scratch) / "fitted.onnx", Path(scratch) / "plain.onnx"
-        options = {"macs": macs, "align": 1, "score": score, "scope": scope}
+        options = {"macs": macs, "align": 1, "score": score, "scope": scope, "steps": steps or 1}
         result = prune_file(source, fitted, calib=feeds, calib_samples=samples, **options)
         proved = prune_file(source, plain, plan=result.plan)
         assert result.fidelity is not None

@@ -19,7 +19,7 @@ import onnx
 
 from exporter import tensors
 from exporter.agreement import take_axes
-from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, sampled
+from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, rows_for, sampled
 from exporter.calibration.joint import Batch, Joint, Pair, find_pairs
 from exporter.calibration.moments import Moments, Vector
 from exporter.calibration.readers import (
@@ -53,7 +53,10 @@ _DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 _USUAL = 1
 """Which of them is tried first."""
 
-_LIMITED_ROUNDS = 1
+_LIMITED_ROUNDS, _LIMITED_WORK = 1, 1 << 33
+"""Rounds of fitting what a Relu lets through, and rows times weights beyond which that takes too long for what it
+gives."""
+
 _JOINT_ROWS, _JOINT_WORK = 1 << 15, 1 << 30
 """Rows that two layers are fitted together on, and rows times weights."""
 
@@ -164,7 +167,7 @@ class _Fit:
         """The weights that fit the held-out samples best, the present ones included."""
         intercept = self.reader.bias is not None
         rows: Iterable[tuple[Sample, Rows]] = self._rows()
-        limited = self.target.limits != WIDE and intercept and not self.quick
+        limited = self.target.limits != WIDE and intercept and not self.quick and self._affordable()
         if limited:
             rows = list(rows)  # they are gone through again
         fit, held = moments_of(sample for sample, _ in rows)
@@ -253,6 +256,10 @@ class _Fit:
         if rows < _JOINT_ROWS_PER_COLUMN * widest:
             return 0.0
         return min(1.0, max(rows // max(positions, 1), self.own.batches) / max(self.own.rows, 1))
+
+    def _affordable(self) -> bool:
+        """Whether the rows can be gone through again for what a Relu holds back."""
+        return rows_for(self.present.shape[1], ENOUGH_TO_FIT) * self.present.size <= _LIMITED_WORK
 
     def _rows(self) -> Iterator[tuple[Sample, Rows]]:
         """Rows with what the reader itself should give, and what is added to it."""

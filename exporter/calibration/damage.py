@@ -21,7 +21,7 @@ from runtime.samples import Samples
 _SEEN = 4e11
 """Multiply-accumulates to spend on what the readers see: all samples of a small network, some of a large one."""
 
-_FEW, _REACTED = (32, 16), (1.5e11, 0.8e11)
+_FEW, _REACTED = (64, 32), (3e11, 1.5e11)
 """Most samples that tell how the outputs react at each of the levels of the evidence, and multiply-accumulates to spend
 on that; large effects need fewer."""
 

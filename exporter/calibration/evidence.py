@@ -165,16 +165,20 @@ def rows_at(
         enough: as for ``sampled``.
     """
     dims = graph.constants[reader.weight].dims
-    per_column = _ROWS_PER_COLUMN if enough > ENOUGH_TO_CHOOSE else _ROWS_PER_COLUMN // 2
-    width = columns(reader, dims)
-    rows = max(min(per_column * width, _MOST_ROWS), min(enough, _MOST_VALUES // width))
-    drawn = places(reader, target.shape, math.ceil(rows * share), np.random.default_rng(batch))
+    rows = math.ceil(rows_for(columns(reader, dims), enough) * share)
+    drawn = places(reader, target.shape, rows, np.random.default_rng(batch))
     number = samples.start + drawn[0] * len(samples) // max(len(target), 1)
     apart = number % HELD_OUT == HELD_OUT - 1
     at = tuple(place[np.argsort(apart, kind="stable")] for place in drawn)
     x = inputs_at(reader, source, at, tuple(dims[2:]) if reader.spatial else (), target.shape[2:])
     y = grouped_outputs_at(reader, target, at)
     return Sample(x, y, int(apart.sum()), at)
+
+
+def rows_for(width: int, enough: int) -> int:
+    """Most rows taken for a reader of so many columns; ``enough`` as for ``sampled``."""
+    per_column = _ROWS_PER_COLUMN if enough > ENOUGH_TO_CHOOSE else _ROWS_PER_COLUMN // 2
+    return max(min(per_column * width, _MOST_ROWS), min(enough, _MOST_VALUES // width))
 
 
 def moments_of(samples: Iterable[Sample]) -> tuple[Moments, Moments]:

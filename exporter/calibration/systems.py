@@ -13,7 +13,7 @@ from exporter.calibration.readers import Matrix, Rows
 WIDE = 1024
 """Columns from which on that pays."""
 
-_BLOCK = 384
+_BLOCK = 192
 
 
 def product(system: Matrix, weights: Matrix) -> Matrix:

@@ -35,6 +35,9 @@ _MORE, _LESS, _MOST = 0.9, 0.3, 0.97
 _CLEAR = 0.9
 """Another share is taken where it leaves so much of the error: quick fits to few samples like large shares too well."""
 
+_RISING = 1.1
+"""Less is tried where more leaves so much more of the error: else it cannot be far from the best."""
+
 _NOTHING = 0.0
 
 
@@ -75,7 +78,7 @@ def best_plan(
     first, more = error(USUAL_SHARE), error(_MORE)
     if more < _CLEAR * first:
         return plans[_MOST] if error(_MOST) < more else plans[_MORE]
-    if more < first:  # then less is worse
+    if more < _RISING * first:
         return plans[USUAL_SHARE]
     return plans[_LESS] if error(_LESS) < _CLEAR * first else plans[USUAL_SHARE]
 
