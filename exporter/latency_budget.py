@@ -146,6 +146,8 @@ def prune_to_latency(
     calib: Source | None = None,
     preprocess: Preprocess | None = None,
     calib_samples: int = 512,
+    labels: str | None = None,
+    metric: str | None = None,
     compensate: bool = True,
     prove: bool = True,
     inputs: str | os.PathLike[str] | None = None,
@@ -159,8 +161,9 @@ def prune_to_latency(
         target: the latency to reach.
         asked: backend, threads and shapes it is measured with. For TensorRT an engine is built of every candidate.
         score, layer_score, consumers, scope, align, min_width, granularity, keep, only, io, calib, preprocess,
-            calib_samples, compensate, prove, inputs, seed: as for ``prune``. ``auto`` alignment is to this machine's
-            staircase. With ``layers`` and other kinds in ``granularity`` residual blocks compete with widths.
+            calib_samples, labels, metric, compensate, prove, inputs, seed: as for ``prune``. ``auto`` alignment is to
+            this machine's staircase. With ``layers`` and other kinds in ``granularity`` residual blocks compete with
+            widths.
         progress: called with a line before each step.
 
     Returns:
@@ -179,6 +182,7 @@ def prune_to_latency(
     device = device_for(asked, graph)
     asked = device.asked
     groups = find_groups(graph, io)
+    calibration = _calibration(calib, graph, preprocess, calib_samples, seed, labels, metric)
     given = {"score": score, "scope": scope, "align": align, "min_width": min_width, "granularity": granularity}
     recorded: dict[str, object] = {
         **{k: list(v) if isinstance(v, (list, tuple)) else v for k, v in given.items() if v is not None},
@@ -204,7 +208,6 @@ def prune_to_latency(
             macs=share, score=score, layer_score=layer_score, consumers=consumers, scope=scope, align=align,
             min_width=min_width, granularity=granularity, keep=keep, only=only, seed=seed,
         )  # fmt: skip
-        calibration = _calibration(calib, graph, preprocess, calib_samples, seed)
         choose = chooser(cost, request, recorded, calibration, compensate, Path(inputs) if inputs else None, step)
         tries = _search(graph, cost, dense, choose, share, target, whole, device, step)
         best = min(tries, key=lambda t: t.miss(share))
@@ -213,7 +216,7 @@ def prune_to_latency(
         savings = find_savings(dense, best.profile, machine)
     result = prune(
         model, output, plan=best.plan, calib=calib, preprocess=preprocess, calib_samples=calib_samples,
-        compensate=compensate, prove=prove, inputs=inputs, seed=seed, progress=progress,
+        labels=labels, metric=metric, compensate=compensate, prove=prove, inputs=inputs, seed=seed, progress=progress,
     )  # fmt: skip
     tried = tuple((t.predicted, t.comparison.ratio) for t in tries)
     return result, LatencyOutcome(target, share, best.predicted, best.comparison, tried, tuple(savings))
@@ -306,10 +309,18 @@ def _out_of_reach(why: str, target: Target) -> str:
 
 
 def _calibration(
-    calib: Source | None, graph: Graph, preprocess: Preprocess | None, limit: int, seed: int
+    calib: Source | None,
+    graph: Graph,
+    preprocess: Preprocess | None,
+    limit: int,
+    seed: int,
+    labels: str | None,
+    metric: str | None,
 ) -> Calibration | None:
     if calib is None:
+        if labels is not None or metric is not None:
+            raise UsageError("--labels and --metric need calibration inputs: give --calib.")
         return None
     from exporter.calibration.data import calibration_of
 
-    return calibration_of(calib, graph, preprocess=preprocess, limit=limit, seed=seed)
+    return calibration_of(calib, graph, preprocess=preprocess, limit=limit, seed=seed, labels=labels, metric=metric)

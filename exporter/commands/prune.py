@@ -177,8 +177,6 @@ def run(options: argparse.Namespace) -> int:
         layers=options.layers,
         **_shared(options),
         plan=Plan.load(options.plan) if options.plan else None,
-        labels=options.labels,
-        metric=options.metric,
         max_drop=options.max_drop,
         of=options.of,
         sure=options.sure,
@@ -238,6 +236,8 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
         "calib": options.calib,
         "preprocess": parse_preprocess(options.preprocess) if options.preprocess else None,
         "calib_samples": options.calib_samples,
+        "labels": options.labels,
+        "metric": options.metric,
         "compensate": not options.no_compensate,
         "prove": not options.no_verify,
         "inputs": options.inputs,
@@ -250,11 +250,11 @@ def _check_latency(options: argparse.Namespace) -> None:
     """Refuse what does not go with a budget of latency."""
     from exporter.errors import UsageError
 
-    others = ("ratio", "macs", "params", "layers", "plan", "max_drop", "labels", "metric")
+    others = ("ratio", "macs", "params", "layers", "plan", "max_drop")
     given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) is not None]
     given += ["--steps"] if options.steps != 1 else []
     if options.latency and given:
-        raise UsageError(f"--latency is a budget of its own, without labels; leave out {' and '.join(given)}.")
+        raise UsageError(f"--latency is a budget of its own; leave out {' and '.join(given)}.")
     for name in ("dry_run", "measure"):
         if options.latency and getattr(options, name):
             raise UsageError(f"--latency builds and measures in any case; leave out --{name.replace('_', '-')}.")

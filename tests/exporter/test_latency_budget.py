@@ -16,6 +16,7 @@ from exporter.errors import GoalError, UsageError
 from exporter.latency_budget import Target, parse_latency, prune_to_latency
 from exporter.latency_cost import LatencyCost
 from runtime.comparison import Comparison, Goal, Side, verdict_of
+from runtime.errors import BadRequest
 from runtime.profiling import NodeTime, Profile
 from runtime.robust import Ratio
 from runtime.roofline import Peaks
@@ -189,6 +190,18 @@ def test_masks_are_learned_for_the_seconds(score, device, model, tmp_path, monke
     assert outcome.ratio.value == pytest.approx(0.6, rel=0.04)
     assert budgets == ([(LatencyCost, "latency")] if score == "l1-mask" else [])
     assert result.plan.options["score"] == score
+
+
+def test_labels_judge_the_result(device, model, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", x=rng.standard_normal((64, 32)).astype(np.float32), truth=rng.integers(0, 16, 64))
+    asked = {"calib": tmp_path / "d.npz", "labels": "truth", "align": 1}
+    result, _ = prune_to_latency(model, tmp_path / "out.onnx", Target(share=0.7), Asked(), **asked)
+    assert result.fidelity.accuracy.metric == "top1"
+    with pytest.raises(BadRequest, match="--labels truths"):
+        prune_to_latency(model, tmp_path / "o.onnx", Target(share=0.7), Asked(), **asked | {"labels": "truths"})
+    with pytest.raises(UsageError, match="give --calib"):
+        prune_to_latency(model, tmp_path / "o.onnx", Target(share=0.7), Asked(), metric="top1")
 
 
 def test_savings_are_told(device, model, tmp_path):
