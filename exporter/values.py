@@ -116,7 +116,46 @@ def _evaluate(node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Kno
         return _constant_of_shape(attributes, x)
     if op in ("Expand", "Tile", "Range", "Pad", "Resize", "OneHot") and not _small_result(op, inputs):
         return None
+    if op in _MOVING:  # importing the reference costs a tenth of a second
+        return [np.array(_MOVING[op](attributes, *inputs))]
     return _reference(node, inputs)
+
+
+def _range(_: Attributes, start: Known, limit: Known, delta: Known) -> Known:
+    limits: list[Any] = [value.item() for value in (start, limit, delta)]
+    return np.arange(*limits, dtype=start.dtype)
+
+
+def _expand(_: Attributes, x: Known, shape: Known) -> Known:
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape.tolist())))
+
+
+def _reshape(attributes: Attributes, x: Known, shape: Known | None = None) -> Known:
+    wanted = attributes["shape"] if shape is None else shape.tolist()
+    kept = not attributes.get("allowzero", 0)
+    return x.reshape([x.shape[i] if n == 0 and kept else n for i, n in enumerate(wanted)])
+
+
+def _part(attributes: Attributes, x: Known, *given: Known | None) -> Known:
+    bounds: list[Any] = (
+        [attributes.get(n) for n in ("starts", "ends", "axes", "steps")]
+        if "starts" in attributes
+        else [i.tolist() if i is not None else None for i in (*given, None, None)[:4]]
+    )
+    starts, ends, axes, steps = bounds
+    parts = [slice(None)] * x.ndim
+    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        parts[axes[i] if axes is not None else i] = slice(start, end, steps[i] if steps is not None else 1)
+    return x[tuple(parts)]
+
+
+_MOVING: dict[str, Callable[..., Known]] = {
+    "Range": _range,
+    "Expand": _expand,
+    "Reshape": _reshape,
+    "Slice": _part,
+    "Transpose": lambda attributes, x: np.transpose(x, attributes.get("perm")),
+}
 
 
 def _constant_of_shape(attributes: Attributes, shape: Known) -> list[Known] | None:
