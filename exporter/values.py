@@ -96,7 +96,7 @@ def evaluate(node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Know
 def _evaluate(node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Known | None]) -> list[Known] | None:
     op, x = node.op_type, inputs[0] if inputs else None
     if x is None:
-        return _reference(node, inputs)
+        return None if inputs else _reference(node, inputs)
     if op in _ELEMENTWISE:
         return [np.asarray(_ELEMENTWISE[op](*inputs))]
     if op == "Gather":
@@ -152,6 +152,7 @@ def _part(attributes: Attributes, x: Known, *given: Known | None) -> Known:
 _MOVING: dict[str, Callable[..., Known]] = {
     "Range": _range,
     "Expand": _expand,
+    "GatherElements": lambda attributes, x, indices: np.take_along_axis(x, indices, attributes.get("axis", 0)),
     "Reshape": _reshape,
     "Slice": _part,
     "Transpose": lambda attributes, x: np.transpose(x, attributes.get("perm")),
