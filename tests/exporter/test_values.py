@@ -29,7 +29,7 @@ CASES = {
     "range: fractions": (node("Range", "x a b", "y"), np.float32(0), np.float32(1), np.float32(0.3)),
     "expand": (node("Expand", "x a", "y"), X[:, :1], ints(2, 5, 1)),
     "expand: more axes": (node("Expand", "x a", "y"), X, ints(2, 1, 1, 1)),
-    "gather elements": (node("GatherElements", "x a", "y", axis=-1), X, np.tile(ints(3, 0, -1), (2, 3, 1))),
+    "gather elements": (node("GatherElements", "x a", "y", axis=2), X, np.tile(ints(3, 0, -1), (2, 3, 1))),
     "gather elements: first": (node("GatherElements", "x a", "y"), X, np.full((5, 3, 4), -1)),
     "reshape": (node("Reshape", "x a", "y"), X, ints(0, -1, 2)),
     "reshape: to nothing": (node("Reshape", "x a", "y", allowzero=1), X[:0], ints(3, 0)),
