@@ -23,6 +23,7 @@ from exporter.schema_files import RESULTS, stored_schema
 from runtime import staircase
 from runtime.steps import Count
 from tests.exporter.command_lines import ABLE, LINES, SAYS_A_DOCUMENT, files
+from tests.schemas import conform
 
 PARSERS = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
 
@@ -82,9 +83,9 @@ def test_what_is_said(name, folder, monkeypatch, capsys, terminal):
     document = json.loads(told.out)  # and nothing else
     assert terminal.getvalue() + told.err == ""
     schema = stored_schema(line[0])
-    jsonschema.validate(document, schema)
+    conform(document, schema)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**document, "unheard_of": 1}, schema)
+        conform({**document, "unheard_of": 1}, schema)
 
 
 @pytest.mark.parametrize("name", [n for n in ABLE if n in PARSERS])
@@ -100,7 +101,7 @@ def test_quiet(name, folder, monkeypatch, capsys, terminal):
     assert "\x1b" not in told.out
     assert terminal.getvalue() + told.err == ""
     if documented:
-        jsonschema.validate(json.loads(Path("r.json").read_text()), stored_schema(line[0]))
+        conform(json.loads(Path("r.json").read_text()), stored_schema(line[0]))
 
 
 def test_every_result_has_json_and_a_schema():
