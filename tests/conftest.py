@@ -1,15 +1,45 @@
-"""For all tests: nothing is looked for or left in the user's cache, and what ONNX Runtime is too old for is skipped."""
+"""For all tests: nothing is looked for or left in the user's cache, what ONNX Runtime is too old for is skipped, and its
+sessions take one thread."""
 
 from __future__ import annotations
 
+import onnxruntime
 import pytest
 
 from tests.onnx_builder import refused
 
 
+class _Threads:
+    """What a session takes that does not say how many; 0: what ONNX Runtime thinks best.
+
+    Tests open some 30,000 sessions of small models. Starting a second thread for each, which then waits by spinning,
+    takes three times as long as the tests themselves.
+    """
+
+    number = 1
+
+
+def _limit(make):
+    def start(self, model, sess_options=None, *rest, **options):
+        settings = sess_options or onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = settings.intra_op_num_threads or _Threads.number
+        make(self, model, settings, *rest, **options)
+
+    return start
+
+
+onnxruntime.InferenceSession.__init__ = _limit(onnxruntime.InferenceSession.__init__)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _all_threads_where_time_counts(request, monkeypatch):
+    if request.node.get_closest_marker("timing"):
+        monkeypatch.setattr(_Threads, "number", 0)
 
 
 def pytest_runtest_setup(item):
