@@ -1,5 +1,4 @@
-"""For all tests: nothing is looked for or left in the user's cache, what ONNX Runtime is too old for is skipped, and its
-sessions take one thread."""
+"""For all tests: no cache of the user's, no more than one thread per session, and none of what ONNX Runtime is too old for."""
 
 from __future__ import annotations
 
