@@ -13,6 +13,8 @@ TOOLS  := $(VENV)/.tools
 DEMO   := build/demo
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A process that finds no byte code compiles Secateur anew, half a second each time; containers like to forbid keeping it.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow lint types format docs dist clean
 
@@ -39,8 +41,8 @@ types: $(READY)
 	$(BIN)/mypy
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m "not slow and not gpu and not timing"
-	$(BIN)/python -m pytest -q -m "timing and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow and not gpu and not timing"
+	$(BIN)/python -m pytest -q -m "timing and not slow and not gpu" $$(grep -rl --include='test_*.py' 'mark\.timing' tests)
 
 test-slow: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'

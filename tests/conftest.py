@@ -1,4 +1,4 @@
-"""For all tests: no cache of the user's, no more than one thread per session, and none of what ONNX Runtime is too old for."""
+"""For all tests: no cache of the user's, one thread for a session, and nothing that ONNX Runtime is too old for."""
 
 from __future__ import annotations
 
