@@ -135,7 +135,7 @@ def conversion_cases():
 
 
 @needs_torch
-@pytest.mark.parametrize("row", conversion_cases())
+@pytest.mark.parametrize("row", list(conversion_cases()))
 def test_converts(row, capsys):
     name, inputs, dynamic, outputs, wanted_inputs, wanted_outputs = row
     arguments = ["convert", f"modules.py:{name}", "-o", "out.onnx", "--quiet"]
@@ -265,7 +265,7 @@ def fault_cases():
 
 
 @needs_torch
-@pytest.mark.parametrize(("name", "before"), fault_cases())
+@pytest.mark.parametrize(("name", "before"), list(fault_cases()))
 def test_faults(name, before, capsys):
     arguments, code, text = FAULTS[name]
     if before is not None:
