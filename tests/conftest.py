@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import onnxruntime
 import pytest
 
@@ -39,6 +41,12 @@ def _own_cache(tmp_path_factory, monkeypatch):
 def _all_threads_where_time_counts(request, monkeypatch):
     if request.node.get_closest_marker("timing"):
         monkeypatch.setattr(_Threads, "number", 0)
+
+
+def pytest_collection_finish():
+    """What is there now stays until the end: nobody need look for garbage among thousands of tests and models again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):
