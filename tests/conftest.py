@@ -37,10 +37,16 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture
+def all_threads(monkeypatch):
+    """Sessions take as many threads as ONNX Runtime thinks best."""
+    monkeypatch.setattr(_Threads, "number", 0)
+
+
 @pytest.fixture(autouse=True)
-def _all_threads_where_time_counts(request, monkeypatch):
+def _all_threads_where_time_counts(request):
     if request.node.get_closest_marker("timing"):
-        monkeypatch.setattr(_Threads, "number", 0)
+        request.getfixturevalue("all_threads")
 
 
 def pytest_collection_finish():
