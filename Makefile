@@ -13,6 +13,8 @@ TOOLS  := $(VENV)/.tools
 DEMO   := build/demo
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A process that finds no byte code compiles Secateur anew, half a second each time; containers like to forbid keeping it.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow lint types format docs dist clean
 
@@ -20,7 +22,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Secateur needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,images,tensorrt-rtx,test,lint]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[torch,images,tensorrt-rtx,test,lint]'
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true  # as pip does, but on all processors; some files are for other Pythons
 	@touch $@
 
 $(TOOLS): $(READY)
@@ -39,8 +42,8 @@ types: $(READY)
 	$(BIN)/mypy
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m "not slow and not gpu and not timing"
-	$(BIN)/python -m pytest -q -m "timing and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow and not gpu and not timing"
+	$(BIN)/python -m pytest -q -m "timing and not slow and not gpu" $$(grep -rl --include='test_*.py' 'mark\.timing' tests)
 
 test-slow: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'

@@ -1,4 +1,4 @@
-"""The README's commands run, in the order in which it gives them, and print what it shows."""
+"""The README's commands run, in the order in which it gives them: all in minutes, the first of them in 'make test'."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from exporter.cli import main
+from exporter.cli import main, parser
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+FIRST = 7
+"""Commands until the first that fits weights to data."""
 
 
 def blocks(language: str) -> list[str]:
@@ -36,8 +38,14 @@ def test_there_are_commands():
     assert len(commands()) >= 4
 
 
-def test_console_commands_run(workplace, capsys):
-    for command in commands():
+@pytest.mark.parametrize("command", commands())
+def test_console_commands_parse(command):
+    parser().parse_args(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("count", [FIRST, pytest.param(None, marks=pytest.mark.slow)], ids=["first", "all"])
+def test_console_commands_run(count, workplace, capsys):
+    for command in commands()[:count]:
         if command.split()[1] in ("convert", "tune"):
             pytest.importorskip("torch", reason="torch is not installed")
         assert main(shlex.split(command)[1:]) == 0, command

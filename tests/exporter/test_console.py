@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -20,9 +21,10 @@ from exporter.commands import console
 from exporter.commands.console import Progress
 from exporter.commands.targets import targets
 from exporter.schema_files import RESULTS, stored_schema
-from runtime import staircase
+from runtime import latency, staircase
 from runtime.steps import Count
 from tests.exporter.command_lines import ABLE, LINES, SAYS_A_DOCUMENT, files
+from tests.schemas import conform
 
 PARSERS = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
 
@@ -65,11 +67,18 @@ def test_every_command_has_a_line():
     assert {line.split()[0] for line in LINES.values()} == set(PARSERS)
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """What a command line cannot say: how long ``probe`` and ``prune --measure`` measure."""
+    monkeypatch.setattr(staircase, "_SECONDS", 0.02)
+    monkeypatch.setattr(latency, "bench", functools.partial(latency.bench, seconds=0.05))
+
+
 @pytest.mark.parametrize("name", ABLE)
+@pytest.mark.usefixtures("brief")
 def test_what_is_said(name, folder, monkeypatch, capsys, terminal):
     """To programs: JSON that is as the schema says, and nothing else."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(staircase, "_SECONDS", 0.02)
     line = ABLE[name].split()
     if line[0] in SAYS_A_DOCUMENT:
         assert main(line) == 0
@@ -82,16 +91,22 @@ def test_what_is_said(name, folder, monkeypatch, capsys, terminal):
     document = json.loads(told.out)  # and nothing else
     assert terminal.getvalue() + told.err == ""
     schema = stored_schema(line[0])
-    jsonschema.validate(document, schema)
+    conform(document, schema)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**document, "unheard_of": 1}, schema)
+        conform({**document, "unheard_of": 1}, schema)
 
 
-@pytest.mark.parametrize("name", [n for n in ABLE if n in PARSERS])
+SLOW = {"sweep"}
+"""It runs as many processes as test_what_is_said has it run already."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in ABLE if n in PARSERS]
+)
+@pytest.mark.usefixtures("brief")
 def test_quiet(name, folder, monkeypatch, capsys, terminal):
     """The result on stdout and in the file, nothing on stderr, no escape sequence anywhere."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(staircase, "_SECONDS", 0.02)
     line = [*ABLE[name].split(), "--quiet"]
     documented = line[0] not in SAYS_A_DOCUMENT
     assert main([*line, *(["--json", "r.json"] if documented else [])]) == 0
@@ -100,7 +115,7 @@ def test_quiet(name, folder, monkeypatch, capsys, terminal):
     assert "\x1b" not in told.out
     assert terminal.getvalue() + told.err == ""
     if documented:
-        jsonschema.validate(json.loads(Path("r.json").read_text()), stored_schema(line[0]))
+        conform(json.loads(Path("r.json").read_text()), stored_schema(line[0]))
 
 
 def test_every_result_has_json_and_a_schema():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -25,6 +24,7 @@ from tests.exporter.test_plan import SCHEMA
 from tests.onnx_builder import build, node, weights
 from tests.rows.depth import ROWS
 from tests.rows.networks import ROWS as NETWORKS
+from tests.schemas import conform
 
 BLOCKED = [row for row in ROWS if row.blocks]
 
@@ -453,7 +453,7 @@ def test_prune_reports_blocks(path, tmp_path, capsys):
     assert "leave out --layers" in capsys.readouterr().err
     assert main([*again, "--layer-score", "random"]) == 2
     assert "leave out --layer-score" in capsys.readouterr().err
-    jsonschema.validate(json.loads((tmp_path / "plan.json").read_text()), SCHEMA)
+    conform(json.loads((tmp_path / "plan.json").read_text()), SCHEMA)
 
 
 # -- what models come with --------------------------------------------------------------------------------------

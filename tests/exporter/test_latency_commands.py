@@ -7,7 +7,6 @@ import io
 import json
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -16,8 +15,7 @@ from exporter.cli import main
 from exporter.schema_files import stored_schema
 from runtime import staircase as stairs_module
 from tests.onnx_builder import build, node, weights
-
-pytestmark = pytest.mark.timing
+from tests.schemas import conform
 
 MODELS = Path(__file__).parents[2] / "models"
 CNN, VIT = MODELS / "digits_cnn.onnx", MODELS / "digits_vit.onnx"
@@ -56,6 +54,7 @@ def ok(run):
     return call
 
 
+@pytest.mark.timing
 def test_bench_a_sweep(ok, tmp_path):
     args = ("bench", CNN, "--seconds", "0.1", "--threads", "1", "-q", "--batch", "1,3", "--streams", "2")
     out = ok(*args, "--json", tmp_path / "b.json", "--csv", tmp_path / "b.csv")
@@ -91,6 +90,7 @@ def test_bench_recorded_inputs(ok, run, tmp_path):
     assert (code, "none.npz is not a readable .npz" in err) == (2, True)
 
 
+@pytest.mark.timing
 def test_bench_stops_early(ok):
     args = ("bench", CNN, "--threads", "1", "--no-cold", "-q", "--shape", "image:2x1x8x8", "--json", "-")
     loose = json.loads(ok(*args, "--seconds", "20", "--precision", "50%"))["results"][0]
@@ -99,6 +99,7 @@ def test_bench_stops_early(ok):
     assert not json.loads(ok(*args, "--seconds", "0.1", "--precision", "0"))["results"][0]["settled"]
 
 
+@pytest.mark.timing
 def test_compare(ok, run, tmp_path):
     out = ok("compare", CNN, VIT, *LONGER, "--layers", "3", "--json", tmp_path / "c.json")
     report = json.loads((tmp_path / "c.json").read_text())
@@ -116,6 +117,7 @@ def test_compare(ok, run, tmp_path):
     assert "goal (at most 0.909 times as long): met" in out
 
 
+@pytest.mark.timing
 def test_an_open_question_has_its_exit_code(run, monkeypatch):
     import runtime.comparison
     from runtime.robust import Ratio
@@ -127,6 +129,7 @@ def test_an_open_question_has_its_exit_code(run, monkeypatch):
     assert run("compare", CNN, CNN, *BRIEF, "--no-outputs")[0] == 0
 
 
+@pytest.mark.timing
 def test_profile(ok, tmp_path):
     out = ok("profile", CNN, *BRIEF, "--top", "4", "--json", tmp_path / "p.json", "--trace", tmp_path / "t.json")
     assert "node_Conv_" in out
@@ -149,6 +152,7 @@ def test_backends(ok):
     assert {b["name"]: b["usable"] for b in report["backends"]}["ort-cpu"]
 
 
+@pytest.mark.timing
 def test_probe(ok):
     out = ok("probe", "-q")
     assert "widths to aim at are multiples of: Conv" in out
@@ -170,13 +174,14 @@ def odd(tmp_path):
     return tmp_path / "odd.onnx"
 
 
+@pytest.mark.timing
 def test_lint_and_align(odd, ok, run, tmp_path):
     """What lint finds, align mends."""
     assert "125 channels leave the blocked layout" in ok("lint", odd, "--seconds", "0.1", "-q")
     out = ok(
         "align", odd, "-o", tmp_path / "out.onnx", "--to", "8", "--seconds", "2", "-q", "--json", tmp_path / "r.json"
     )
-    jsonschema.validate(json.loads((tmp_path / "r.json").read_text()), stored_schema("align"))
+    conform(json.loads((tmp_path / "r.json").read_text()), stored_schema("align"))
     assert "outputs are the same" in out
     assert "125" in out
     assert "128" in out
@@ -185,6 +190,7 @@ def test_lint_and_align(odd, ok, run, tmp_path):
     assert (code, "aligned already" in err) == (1, True)
 
 
+@pytest.mark.timing
 def test_prune_to_a_latency(ok, tmp_path, monkeypatch):
     from exporter import latency_budget
 
@@ -198,7 +204,7 @@ def test_prune_to_a_latency(ok, tmp_path, monkeypatch):
     )  # fmt: skip
     assert "of the original's, by CPU time of one thread" in out
     document = json.loads((tmp_path / "r.json").read_text())
-    jsonschema.validate(document, stored_schema("prune"))
+    conform(document, stored_schema("prune"))
     report = document["latency_budget"]
     assert report["share"] == 0.6
     assert 0.4 < report["measured"]["value"] < 0.75

@@ -195,6 +195,7 @@ def test_a_bound_call_runs_the_model(session):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("all_threads")
 def test_options_reach_onnx_runtime():
     data = model().SerializeToString()
     plain = open_session(data, options=SessionOptions(threads=3, optimize=False))._session.get_session_options()

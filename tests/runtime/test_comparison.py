@@ -15,8 +15,6 @@ from runtime.runners import Asked
 from runtime.sampling import Samples
 from tests.onnx_builder import build, node, weights
 
-pytestmark = pytest.mark.timing
-
 FAKE = Asked("fake", shapes={"ids": (2, 3)})
 
 
@@ -144,6 +142,7 @@ def pair(tmp_path_factory):
     return folder / "small.onnx", folder / "large.onnx"
 
 
+@pytest.mark.timing
 def test_real_models(pair):
     asked = Asked(options=SessionOptions(threads=1))
     found = compare_models(*pair, asked, seconds=0.4, layers=True)
@@ -159,6 +158,7 @@ def test_real_models(pair):
     assert again.outputs[0].largest == 0
 
 
+@pytest.mark.timing
 def test_other_options_for_the_other_model(pair):
     first = Asked(options=SessionOptions(threads=1))
     other = Asked(options=SessionOptions(threads=1, level="off"))

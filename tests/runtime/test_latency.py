@@ -14,8 +14,6 @@ from runtime.feeds import PROFILES
 from runtime.latency import Latency, bench, compare
 from runtime.runners import input_shapes
 
-pytestmark = pytest.mark.timing
-
 # -- sampling, on a backend and a clock of our own --------------------------------------------------------------
 
 
@@ -130,6 +128,7 @@ def test_candidate_shapes():
     assert input_shapes([image], {"x": (1, 3, 5, 7), "other": (1,)}) == [{"x": (1, 3, 5, 7)}]
 
 
+@pytest.mark.timing
 def test_a_real_model_is_measured(paths):
     first, other = bench([paths[0], paths[0]], threads=1, seconds=0.1, shapes={"ids": (2, 3)})
     assert (first.samples > 0).all()
@@ -239,6 +238,7 @@ def test_where_all_but_a_few_are_disturbed_all_count():
     assert compare(first, dataclasses.replace(other, switched=flags)).value == pytest.approx(1.5, rel=0.03)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("count", [8, 300, 301, 5000, 20_000])
 def test_any_number_of_samples_takes_little_time(count):
     started = time.perf_counter()
@@ -312,6 +312,7 @@ def test_signs_of_contention_are_reported(machine, paths):
     np.testing.assert_allclose(result.others, 1.5, atol=0.05)
 
 
+@pytest.mark.timing
 def test_streams_run_side_by_side(tmp_path):
     import onnx
 

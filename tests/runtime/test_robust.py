@@ -63,7 +63,14 @@ def rounds(truth, between, within, seed, count=5, pairs=60):
     return [math.log(truth) + rng.normal(0, between) + rng.normal(0, within, pairs) for _ in range(count)]
 
 
-@pytest.mark.parametrize(("between", "within"), [(0.0, 0.02), (0.01, 0.002), (0.01, 0.02)])
+@pytest.mark.parametrize(
+    ("between", "within"),
+    [
+        pytest.param(0.0, 0.02, marks=pytest.mark.slow),
+        pytest.param(0.01, 0.002, marks=pytest.mark.slow),
+        (0.01, 0.02),
+    ],
+)
 def test_the_interval_holds_the_truth_whatever_rounds_have_in_common(between, within):
     inside = sum(r.low <= 1.03 <= r.high for r in (ratio_of(rounds(1.03, between, within, s)) for s in range(25)))
     assert inside >= 22

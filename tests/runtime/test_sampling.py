@@ -8,8 +8,6 @@ import pytest
 from runtime import clocks, sampling
 from runtime.sampling import MIN_SAMPLES, take
 
-pytestmark = pytest.mark.timing
-
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -98,6 +96,7 @@ def test_where_the_system_says_nothing(clock, monkeypatch):
     assert np.isnan(take([runs(clock)], 1.0).others).all()
 
 
+@pytest.mark.timing
 def test_the_real_clocks():
     before = clocks.machine_cpu()
     assert sampling.take([lambda: sum(range(2000)) and None], 0.05).wall.min() > 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 
-import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -14,6 +13,7 @@ from exporter.cli import main
 from exporter.schema_files import stored_schema
 from tests.exporter.trained import classifier
 from tests.onnx_builder import build, node, weights
+from tests.schemas import conform
 
 
 def mlp():
@@ -40,7 +40,7 @@ def advised(model, tmp_path, *options):
     onnx.save(model, tmp_path / "m.onnx")
     assert main(["advise", str(tmp_path / "m.onnx"), "-q", "--json", str(tmp_path / "a.json"), *options]) == 0
     document = json.loads((tmp_path / "a.json").read_text())
-    jsonschema.validate(document, stored_schema("advise"))
+    conform(document, stored_schema("advise"))
     return document, {a["what"]: a for a in document["advice"]}
 
 

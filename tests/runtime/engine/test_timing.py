@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 
-import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -18,6 +17,7 @@ from runtime.errors import BadRequest
 from runtime.runners import Asked
 from tests.onnx_builder import build, node, weights
 from tests.runtime.engine.fakes import install
+from tests.schemas import conform
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_from_the_command_line(model, monkeypatch, capsys):
     assert "m.engine" in said
     assert "clocks, power and temperature of the GPU are not known: NVML's package is not installed" in said
     document = json.loads((model.parent / "t.json").read_text())
-    jsonschema.validate(document, stored_schema("bench"))
+    conform(document, stored_schema("bench"))
     assert document["results"][0]["gpu"]["before"] is None
     assert "nvidia-smi" in document["results"][0]["gpu"]["missing"]
     assert main(["compare", "m.onnx", "--against", "tensorrt", "--seconds", "0.3", "-q", "--json", "c.json"]) == 0
