@@ -215,8 +215,8 @@ def _widths(
     assert request.score is not None
     assert request.scope is not None
     scope, prediction = request.scope, None
-    check(scope, request.align, request.min_width)  # before the work
     cost, wanted = CostModel(groups), budget_of(**budget)
+    check(scope, wanted, request.align, request.min_width)  # before the work
     numbers = eligible(cost, wanted, request.kinds, keep, only, request.align)
     if calibration is None:
         scores = score_groups(groups, request.score, consumers=request.consumers, seed=request.seed, progress=step)

@@ -202,7 +202,7 @@ def _check(request: Request, calibration: Calibration | None) -> None:
     unknown = [k for k in request.kinds or () if k not in KINDS]
     if unknown:
         raise UsageError(f"--granularity {unknown[0]}: choose from {', '.join(('layers', *KINDS))}.")
-    check(request.scope or "local", request.align, request.min_width)
+    check(request.scope or "local", budget_of(macs=request.macs), request.align, request.min_width)
     if calibration is None and request.kinds:
         raise UsageError(
             "--latency weighs residual blocks against widths by what the outputs lose, which takes inputs: give "

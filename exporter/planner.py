@@ -118,10 +118,10 @@ def plan_within(
         UsageError, ModelError, GoalError: as for ``make_plan``.
     """
     groups = cost.groups
-    check(scope, align, min_width)
+    check(scope, budget, align, min_width)
     chosen = eligible(cost, budget, granularity, keep, only, align)
     if scope == "damage":
-        chosen, remarks = _judged(groups, chosen, budget, damage)
+        chosen, remarks = _judged(groups, chosen, damage)
         counts, more = least_damage(cost, chosen, damage or {}, budget, align, min_width)
         remarks += more
     else:
@@ -158,13 +158,11 @@ def _widths_for(
 
 
 def _judged(
-    groups: Groups, chosen: list[int], budget: Budget, damage: Mapping[str, NDArray[np.float64]] | None
+    groups: Groups, chosen: list[int], damage: Mapping[str, NDArray[np.float64]] | None
 ) -> tuple[list[int], list[str]]:
     """The groups whose damage is known."""
     if damage is None:
         raise UsageError("--scope damage needs calibration inputs: give --calib.")
-    if budget.kind == "ratio":
-        raise UsageError("--scope damage needs a budget of --macs or --params; --ratio cuts every group alike.")
     judged = [n for n in chosen if groups.groups[n].name in damage]
     if not judged:
         raise ModelError("no linear layer reads a group that may be cut: choose another --scope than damage.")
@@ -230,10 +228,12 @@ def budget_of(ratio: float | None = None, macs: float | None = None, params: flo
     return given[0]
 
 
-def check(scope: str, align: int | str, min_width: int) -> None:
-    """Refuse values out of range with a UsageError."""
+def check(scope: str, budget: Budget, align: int | str, min_width: int) -> None:
+    """Refuse values out of range, or that do not go together, with a UsageError."""
     if scope not in ("local", "global", "damage"):
         raise UsageError(f"--scope {scope}: choose local, global or damage.")
+    if scope == "damage" and budget.kind == "ratio":
+        raise UsageError("--scope damage needs a budget of --macs or --params; --ratio cuts every group alike.")
     if align not in AUTOMATIC and (not isinstance(align, int) or align < 1):
         raise UsageError(f"--align {align}: choose auto, sparse or a whole number of at least 1.")
     if min_width < 1:
