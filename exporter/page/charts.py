@@ -6,6 +6,7 @@ Every plot is a picture to a screen reader, with a sentence for a name; what it 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -62,12 +63,17 @@ def bars(rows: Sequence[Bar], label: str) -> Markup:
     for row in rows:
         kinds = ("other", "main") if len(row.values) == 2 else ("main",)
         lines = [
-            tag("div", _bar(value / top, kind), tag("span", text), class_="bar")
+            tag("div", _bar(value / top, kind), tag("span", _together(text)), class_="bar")
             for value, text, kind in zip(row.values, row.texts, kinds, strict=True)
         ]
         head = [tag("code", row.name), tag("span", f" {row.reason}", class_="reason") if row.reason else ""]
         items.append(tag("li", tag("div", *head, class_="name"), lines))
     return tag("ol", items, class_="bars", aria_label=label)
+
+
+def _together(text: str) -> str:
+    """A number and its unit stay on one line."""
+    return re.sub(r"(?<=\d) (?=[^\W\d]|%)", "\u00a0", text)
 
 
 def _bar(share: float, kind: str) -> Markup:

@@ -9,7 +9,7 @@ from typing import Any
 
 from exporter.page import charts
 from exporter.page.document import Card, Page, Section
-from exporter.page.markup import Content, bullets, folded, name_of, paragraph, table
+from exporter.page.markup import Content, bullets, folded, name_of, paragraph, table, tag
 from exporter.page.sections import (
     Document,
     answers_kept,
@@ -130,17 +130,17 @@ def _cut_section(document: Document, grounds: Mapping[str, Document]) -> Section
     judged = any(g.get("score") is not None for g in grounds.values())
     damaged = any(g.get("damage") is not None for g in grounds.values())
     head = ["", "group", "kind", "width", "kept", "left"]
-    head += [*(["of its importance"] if judged else []), *(["predicted damage"] if damaged else []), "why", "spans"]
+    head += [*(["of its importance"] if judged else []), *(["predicted damage"] if damaged else []), "why"]
     rows: list[list[Content]] = []
     for number, (group, share) in enumerate(zip(groups, shares, strict=True), 1):
         found = grounds.get(group["name"], {})
         damage = found.get("damage")
         rows.append([
-            str(number), name_of(group["name"]), group["kind"], str(group["width"]), str(len(group["keep"])),
+            str(number), [name_of(group["name"]), _spans(group)], group["kind"], str(group["width"]), str(len(group["keep"])),
             percent(share, 0),
             *([percent(found.get("score"))] if judged else []),
             *([f"{damage:.2g}" if damage is not None else ""] if damaged else []),
-            str(found.get("why", "")), _spans(group),
+            str(found.get("why", "")),
         ])  # fmt: skip
     title = "Units left in each group, in the order of the network"
     names = [g["name"] for g in groups]
@@ -176,12 +176,13 @@ _DAMAGE = (
 
 
 def _spans(group: Document) -> Content:
+    """The tensors a group's units lie in, beneath its name: a column of their own would push the reasons off a screen."""
     named = list(dict.fromkeys(f"{s['tensor']}[{s['axis']}]" for s in group["spans"] if s["constant"]))
     more = len(named) - _SPANS
     parts: list[Content] = []
     for k, each in enumerate(named[:_SPANS]):
         parts += [", " if k else "", name_of(each)]
-    return [*parts, f" +{more}" if more > 0 else ""]
+    return tag("div", *parts, f" +{more}" if more > 0 else "", class_="spans")
 
 
 def _why(options: Mapping[str, Any], cut: int, groups: int) -> str:
