@@ -196,8 +196,8 @@ def _pair(batch: Batch) -> tuple[Numbers, Numbers]:
 def class_axis(shape: Sequence[int], samples: int) -> int | None:
     """The axis along which the classes of an output lie; None where it holds none.
 
-    It is the last one; in outputs of four axes the second where that is the shorter (images, channels first). An axis that
-    counts the samples of a run holds no classes: one number for each sample is a score.
+    It is the last one; in outputs of four axes the second where that is the shorter (images, channels first). An axis
+    that counts the samples of a run holds no classes: one number for each sample is a score.
 
     Args:
         shape: of the output.

@@ -71,7 +71,9 @@ def bullets(items: Iterable[Content]) -> Markup:
     return tag("ul", found) if found else Markup("")
 
 
-def table(head: Sequence[Content], rows: Sequence[Sequence[Content]], caption: str, right: Iterable[int] = ()) -> Markup:
+def table(
+    head: Sequence[Content], rows: Sequence[Sequence[Content]], caption: str, right: Iterable[int] = ()
+) -> Markup:
     """A table in a frame of its own that scrolls sideways where the screen is too narrow.
 
     Args:

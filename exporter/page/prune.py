@@ -136,8 +136,8 @@ def _cut_section(document: Document, grounds: Mapping[str, Document]) -> Section
         found = grounds.get(group["name"], {})
         damage = found.get("damage")
         rows.append([
-            str(number), [name_of(group["name"]), _spans(group)], group["kind"], str(group["width"]), str(len(group["keep"])),
-            percent(share, 0),
+            str(number), [name_of(group["name"]), _spans(group)], group["kind"], str(group["width"]),
+            str(len(group["keep"])), percent(share, 0),
             *([percent(found.get("score"))] if judged else []),
             *([f"{damage:.2g}" if damage is not None else ""] if damaged else []),
             str(found.get("why", "")),
@@ -176,7 +176,7 @@ _DAMAGE = (
 
 
 def _spans(group: Document) -> Content:
-    """The tensors a group's units lie in, beneath its name: a column of their own would push the reasons off a screen."""
+    """The tensors a group's units lie in, beneath its name: a column of their own would push reasons off a screen."""
     named = list(dict.fromkeys(f"{s['tensor']}[{s['axis']}]" for s in group["spans"] if s["constant"]))
     more = len(named) - _SPANS
     parts: list[Content] = []

@@ -119,7 +119,9 @@ BAD = {
     "empty": (b"", "holds no ONNX graph \\(0 bytes"),
     "text": (b"this is not a model\n" * 20, "is not an ONNX file|holds no ONNX graph"),
     "an image": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "is not an ONNX file"),
-    "an archive": (b"PK\x03\x04" + bytes(60), "is not an ONNX file"),
+    "an archive": (b"PK\x03\x04" + bytes(60), "is not an ONNX file(.|\n)*zip archive.*secateur convert"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "is not an ONNX file(.|\n)*git lfs pull"),
+    "a page": (b"<!DOCTYPE html><html>" + b" " * 60, "is not an ONNX file(.|\n)*a web page"),
     "zeros": (bytes(1000), "is not an ONNX file"),
     "no nodes": (changed(lambda m: m.graph.ClearField("node")), "holds no ONNX graph"),
     "no operator sets": (changed(lambda m: m.ClearField("opset_import")), "holds no ONNX graph"),
@@ -160,7 +162,7 @@ def test_no_such_file(tmp_path):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(UsageError, match=r"cannot be read: Is a directory"):
+    with pytest.raises(UsageError, match="is a folder; name the model file in it"):
         load(tmp_path)
 
 
