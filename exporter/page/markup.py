@@ -60,6 +60,11 @@ def name_of(text: str) -> Markup:
     return tag("code", text)
 
 
+def together(text: str) -> str:
+    """A number and its unit stay on one line."""
+    return re.sub(r"(?<=\d) (?=[^\W\d]|%)", "\u00a0", text)
+
+
 def paragraph(*content: Content) -> Markup:
     """A paragraph."""
     return tag("p", *content)
@@ -89,6 +94,7 @@ def table(
                  for k, c in enumerate(row)]  # fmt: skip
         return tag("tr", found)
 
+    head = [together(c) if type(c) is str else c for c in head]
     body = [cells(row, "td") for row in rows[:_MOST_ROWS]]
     whole = tag("table", tag("caption", caption), tag("thead", cells(head, "th")), tag("tbody", body))
     more = len(rows) - _MOST_ROWS

@@ -23,7 +23,7 @@ from exporter.page.sections import (
     sparse_section,
     value_text,
 )
-from exporter.tables import milliseconds, quantity
+from exporter.tables import error_text, milliseconds, quantity
 
 _SPANS = 3
 _CHOICES = {
@@ -115,7 +115,7 @@ def _cards(document: Document) -> list[Card]:
     proof = document["proof"]
     if proof:
         note = f"largest relative error, {proof['runs']} input sets, {proof['inner']} inner tensors"
-        cards.append(Card("Proof", f"{proof['error']:.1e}", note, "good"))
+        cards.append(Card("Proof", error_text(proof["error"]), note, "good"))
     else:
         cards.append(Card("Proof", "none", "nothing was written" if not document["output"] else "--no-verify", "warn"))
     return cards
@@ -315,7 +315,7 @@ def _plain(value: float) -> str:
 def _rounds_section(rounds: Sequence[Document]) -> Section:
     rows = [
         [str(k), percent(r["macs"]), percent(r["params"]), f"{r['error']:.3g}" if r["error"] is not None else "",
-         str(r["refits"]), f"{r['proof']['error']:.1e}" if r["proof"] else "not proved"]
+         str(r["refits"]), error_text(r["proof"]["error"]) if r["proof"] else "not proved"]
         for k, r in enumerate(rounds, 1)
     ]  # fmt: skip
     head = ["round", "MACs left", "parameters left", "output error", "layers fitted", "proof"]
@@ -357,7 +357,7 @@ def _proof_section(proof: Document | None) -> Section:
     rows = [[name_of(n), f"{e:.2e}"] for n, e in proof["outputs"].items()]
     intro = (
         f"The file was compared with the original in which the removed units are masked: largest relative error "
-        f"{proof['error']:.1e} (accepted: {proof['tolerance']:g}) over {proof['runs']} input sets and {proof['inner']} "
-        "inner tensors."
+        f"{error_text(proof['error'])} (accepted: {proof['tolerance']:g}) over {proof['runs']} input sets and "
+        f"{proof['inner']} inner tensors."
     )
     return Section("The proof", (paragraph(intro), table(["output", "relative error"], rows, "outputs", right=(1,))))

@@ -78,7 +78,9 @@ def _models(rows: Sequence[Document]) -> Content:
         if judged:
             line.append(value_text(row["accuracy"]["value"], judged) if row["accuracy"] else "")
         body.append(line)
-    return table(head, body, "models, in the order in which they were made", right=(2, 3, 4, 5))
+    return table(
+        head, body, "models, in the order in which they were made", right=(2, 3, 4, 5, *((6,) if timed else ()))
+    )
 
 
 def _bars(rows: Sequence[Document]) -> list[Content]:
