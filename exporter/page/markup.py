@@ -13,6 +13,10 @@ _MOST_ROWS = 1000
 """Rows of one table; a browser on a phone bears no more."""
 
 
+_SENTENCE = 24
+"""Letters from which on a cell is broken into lines."""
+
+
 class Markup(str):
     """Text that is HTML already."""
 
@@ -90,8 +94,10 @@ def table(
     flushed = set(right)
 
     def cells(row: Sequence[Content], kind: str) -> Markup:
-        found = [tag(kind, c, class_="number" if k in flushed else None, scope="col" if kind == "th" else None)
-                 for k, c in enumerate(row)]  # fmt: skip
+        found = [
+            tag(kind, c, class_="number" if k in flushed else _room(c), scope="col" if kind == "th" else None)
+            for k, c in enumerate(row)
+        ]
         return tag("tr", found)
 
     head = [together(c) if type(c) is str else c for c in head]
@@ -100,6 +106,11 @@ def table(
     more = len(rows) - _MOST_ROWS
     rest = paragraph(f"{more} more rows are left out here; --json has them all.") if more > 0 else ""
     return Markup(tag("div", whole, class_="scroll", role="region", aria_label=caption, tabindex="0") + markup(rest))
+
+
+def _room(cell: Content) -> str | None:
+    """Sentences want a column of some width."""
+    return "text" if type(cell) is str and len(cell) > _SENTENCE else None
 
 
 def folded(summary: str, *content: Content, open_: bool = False) -> Markup:
