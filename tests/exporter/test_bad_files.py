@@ -11,7 +11,9 @@ from onnx import helper, numpy_helper
 
 from exporter import ModelError, SecateurError, UsageError, load, rewrite, verify
 from exporter.model_file import from_model
-from runtime.errors import RunError
+from exporter.sessions import cannot_run
+from runtime.backends import open_session
+from runtime.errors import Refused, RunError
 from tests.exporter.files import branch, choose, half, mlp, versioned, wide, write_outside
 from tests.onnx_builder import node
 
@@ -154,6 +156,14 @@ def test_bad_files_are_refused(name, tmp_path):
     (tmp_path / "model.onnx").write_bytes(data)
     with pytest.raises(ModelError, match=text):
         half(load(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize("change", [set_opset(99), set_ir(99)], ids=["operator set", "IR version"])
+def test_a_model_from_the_future_is_told_from_one_with_awkward_sizes(change):
+    with pytest.raises(Refused, match="The file is newer than this ONNX Runtime") as found:
+        open_session(changed(change))
+    assert "onnxruntime_src" not in str(found.value)
+    assert "--shape" not in cannot_run("the model", found.value)
 
 
 def test_no_such_file(tmp_path):
