@@ -36,7 +36,7 @@ from exporter.interface import patterns_for
 from exporter.learned import learned_scores
 from exporter.normalise import input_specs
 from exporter.plan import Plan
-from exporter.planner import KINDS, budget_of, check, eligible, plan_within, touched
+from exporter.planner import KINDS, NO_BUDGET, budget_of, check, eligible, plan_within, touched
 from exporter.score_names import LEARNED, MASKS, RECONSTRUCTION
 from runtime import feeds
 
@@ -302,7 +302,8 @@ def _check(request: Request) -> None:
     if request.layers is not None and request.layers < 1:
         raise UsageError(f"--layers {request.layers}: must be at least 1.")
     if len(request.budget) > 1 or (not request.budget and request.layers is None):
-        raise UsageError("give exactly one budget: --ratio, --macs or --params.")
+        given = " and ".join(f"--{name}" for name in request.budget)
+        raise UsageError(f"give exactly one budget, not {given}." if given else NO_BUDGET)
     for name, value in request.budget.items():
         if not 0 < value < 1:
             raise UsageError(f"--{name} {value:g}: must be between 0 and 1, both excluded.")

@@ -19,6 +19,7 @@ from exporter.normalise import normalise
 from exporter.ordering import sort_nodes
 from exporter.pauses import no_collection
 from exporter.tensors import Array
+from runtime.model_files import in_folder, near
 
 OLDEST_OPSET = 7
 OLDEST_IR = 3
@@ -77,9 +78,29 @@ def _read_bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"{file}: no such file.") from None
+        raise UsageError(f"{file}: no such file.{near(file)}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{file} is a folder; {in_folder(file)}") from None
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+_TORCH = "A network from torch becomes a model with: secateur convert SOURCE -o MODEL.onnx"
+_PAGE = "It is a web page: the download gave a page instead of the file."
+_STARTS = (
+    (b"PK\x03\x04", f"It is a zip archive, as torch and numpy write them. {_TORCH}"),
+    (b"\x80", f"It is a pickle, as older versions of torch write them. {_TORCH}"),
+    (b"version https://git-lfs", "It is a pointer of Git LFS; fetch the file itself with: git lfs pull"),
+    (b"<!DOCTYPE", _PAGE),
+    (b"<html", _PAGE),
+)
+"""First bytes of what is often taken for a model, and what to do about it."""
+
+
+def _instead(data: bytes, file: Path | None) -> str:
+    """What a file is that is not a model, or how to find out."""
+    found = next((told for start, told in _STARTS if data.startswith(start)), "")
+    return found or f"Check it with: python -m onnx.checker {file or 'FILE'}, or export it again."
 
 
 def _parse(data: bytes, file: Path | None) -> ModelProto:
@@ -89,8 +110,7 @@ def _parse(data: bytes, file: Path | None) -> ModelProto:
         model.ParseFromString(data)
     except google.protobuf.message.DecodeError:
         raise ModelError(
-            f"{name} is not an ONNX file, or it is truncated ({len(data):,} bytes read).\n"
-            "Check it with: python -m onnx.checker FILE, or export it again."
+            f"{name} is not an ONNX file, or it is truncated ({len(data):,} bytes read).\n{_instead(data, file)}"
         ) from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(

@@ -213,6 +213,12 @@ def least_damage(
     raise failure
 
 
+NO_BUDGET = (
+    "give exactly one budget: --ratio, --macs or --params (--macs 0.5 leaves at most half of the work), --latency or "
+    "--max-drop; or say --layers or --plan.\nWhat suits this model: secateur advise MODEL"
+)
+
+
 def budget_of(ratio: float | None = None, macs: float | None = None, params: float | None = None) -> Budget:
     """The one budget that is given.
 
@@ -221,10 +227,15 @@ def budget_of(ratio: float | None = None, macs: float | None = None, params: flo
     """
     given = [Budget(k, v) for k, v in (("ratio", ratio), ("macs", macs), ("params", params)) if v is not None]
     if len(given) != 1:
-        raise UsageError("give exactly one budget: --ratio, --macs or --params.")
+        raise UsageError(
+            NO_BUDGET if not given else f"give exactly one budget, not {' and '.join('--' + b.kind for b in given)}."
+        )
     if not 0 < given[0].value < 1 or not math.isfinite(given[0].value):
         meaning = "the share of units to remove" if given[0].kind == "ratio" else "the share that may be left"
-        raise UsageError(f"--{given[0].kind} {given[0].value:g}: {meaning} must be between 0 and 1, both excluded.")
+        percent = f" {given[0].value:g} % is {given[0].value / 100:g}." if 1 < given[0].value < 100 else ""
+        raise UsageError(
+            f"--{given[0].kind} {given[0].value:g}: {meaning} must be between 0 and 1, both excluded.{percent}"
+        )
     return given[0]
 
 
@@ -292,7 +303,7 @@ def _nothing(groups: Groups, granularity: Sequence[str] | None, keep: Sequence[s
     present = sorted({g.kind for g in groups})
     narrowed = [name for name, value in (("--granularity", granularity), ("--keep", keep), ("--only", only)) if value]
     return (
-        f"{' and '.join(narrowed)} leave no group to prune. "
+        f"{' and '.join(narrowed)} leave{'' if len(narrowed) > 1 else 's'} no group to prune. "
         f"This model has {len(groups)} groups, of kind {', '.join(present)}.\n"
         "List them with: secateur inspect MODEL"
     )

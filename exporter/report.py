@@ -18,7 +18,7 @@ from exporter.plan import PlannedGroup
 from exporter.proof import Proof
 from exporter.pruner import Result, Totals
 from exporter.report_calibration import calibrated_text, value_text
-from exporter.tables import milliseconds, quantity, short, table
+from exporter.tables import error_text, milliseconds, quantity, short, table
 from runtime.evaluation import Evaluation
 from runtime.latency import Latency
 from runtime.robust import Ratio
@@ -238,7 +238,8 @@ def verdict(result: Result) -> str:
 def proof_text(proof: Proof) -> str:
     """One line on a proof."""
     return (
-        f"proved equal to the masked original, relative error {proof.error:.1e} (accepted: {proof.tolerance:g}), "
+        f"proved equal to the masked original, relative error {error_text(proof.error)} "
+        f"(accepted: {proof.tolerance:g}), "
         f"{proof.runs} input sets, {proof.inner} inner tensors"
         + (f", piece by piece ({proof.pieces} pieces)" if proof.pieces > 1 else "")
     )

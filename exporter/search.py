@@ -51,8 +51,13 @@ class Limit:
         """The limit in the metric's own unit.
 
         Raises:
-            UsageError: per cent of nothing.
+            UsageError: per cent of nothing, or all of a rate.
         """
+        if rate and self.value >= 1:
+            raise UsageError(
+                f"--max-drop {self.text} is {100 * self.value:g} points of a rate, so any model would do; "
+                f"for {self.value:g} {'point' if self.value == 1 else 'points'} say {self.text}%."
+            )
         if not self.percent or rate:
             return self.value
         if not dense:

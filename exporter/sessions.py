@@ -12,7 +12,7 @@ from exporter.errors import ModelError
 from exporter.protos import add_outputs
 from runtime import feeds
 from runtime.backends import Session, SessionOptions, open_session
-from runtime.errors import RunError
+from runtime.errors import Refused, RunError
 
 
 def open_given(model: bytes | Path, what: str) -> Session:
@@ -60,6 +60,8 @@ def _broken(what: str, error: RunError) -> str:
 
 def cannot_run(what: str, error: RunError) -> str:
     """What to say of a model that ONNX Runtime does not run."""
+    if isinstance(error, Refused):
+        return f"{what} cannot be proved: {error}\n--no-verify skips the proof at your own risk."
     return (
         f"{what} cannot be proved: {error}\n"
         "Give sizes its dynamic axes accept with --shape NAME:1x3x224x224, recorded inputs with --inputs FILE.npz, "

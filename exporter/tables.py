@@ -41,6 +41,11 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
 
 
+def error_text(error: float) -> str:
+    """A relative error: 4.5e-06, or 0 where every bit is the same."""
+    return f"{error:.1e}" if error else "0"
+
+
 def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
     """Input shapes in a line: ``image 1x3x224x224; mask 1x16``."""
     return "; ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())

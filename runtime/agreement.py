@@ -9,6 +9,7 @@ import numpy as np
 
 from runtime.backends import Array, Session
 from runtime.feeds import Feeds
+from runtime.metrics import class_axis
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class OutputDifference:
         mean: mean absolute difference.
         relative: greatest difference relative to the standard deviation of the first model's output.
         cosine: cosine of the two outputs.
-        top1: share of positions where the largest entry along the last axis is the same; None where there is no choice.
+        top1: share of positions where the largest entry along the classes is the same; None where there are none.
         problem: why they cannot be compared; then the figures are NaN.
     """
 
@@ -49,7 +50,8 @@ def output_differences(
     """
     pairs = _pairs(first, other)
     runs = [(first.run(a), other.run(b)) for a, b in zip(feeds, others, strict=True)]
-    return [_difference(name, match, runs) for name, match in pairs]
+    samples = [next((len(v) for v in feed.values() if np.ndim(v)), 1) for feed in feeds]
+    return [_difference(name, match, runs, samples) for name, match in pairs]
 
 
 def _pairs(first: Session, other: Session) -> list[tuple[str, str]]:
@@ -66,7 +68,7 @@ def _pairs(first: Session, other: Session) -> list[tuple[str, str]]:
 
 
 def _difference(
-    name: str, match: str, runs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
+    name: str, match: str, runs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]], samples: Sequence[int]
 ) -> OutputDifference:
     if not match:
         return OutputDifference(name, problem="the other model has no such output")
@@ -92,7 +94,7 @@ def _difference(
     largest = float(apart.max())
     relative = largest / spread if spread else (0.0 if largest == 0 else float("inf"))
     return OutputDifference(
-        name, largest, float(apart.mean()), relative, _cosine(x[finite], y[finite]), _top1(want, got)
+        name, largest, float(apart.mean()), relative, _cosine(x[finite], y[finite]), _top1(want, got, samples)
     )
 
 
@@ -101,8 +103,11 @@ def _cosine(x: np.ndarray, y: np.ndarray) -> float:
     return float(x @ y) / length if length else float(np.array_equal(x, y))
 
 
-def _top1(want: Sequence[Array], got: Sequence[Array]) -> float | None:
-    if any(a.ndim == 0 or a.shape[-1] < 2 or a.dtype.kind != "f" for a in want):
-        return None
-    same = [np.ravel(np.argmax(a, -1) == np.argmax(b, -1)) for a, b in zip(want, got, strict=True)]
+def _top1(want: Sequence[Array], got: Sequence[Array], samples: Sequence[int]) -> float | None:
+    same = []
+    for a, b, count in zip(want, got, samples, strict=True):
+        axis = class_axis(a.shape, count) if a.dtype.kind == "f" else None
+        if axis is None:
+            return None
+        same.append(np.ravel(a.argmax(axis) == b.argmax(axis)))
     return float(np.concatenate(same).mean())

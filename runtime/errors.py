@@ -17,3 +17,7 @@ class BadRequest(RunError):
     """An option does not fit the model or the backend."""
 
     exit_code = 2
+
+
+class Refused(RunError):
+    """A backend does not take the model at all, whatever it would be fed."""

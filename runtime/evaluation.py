@@ -13,6 +13,7 @@ from runtime.backends import Session, open_session
 from runtime.errors import BadRequest, RunError
 from runtime.feeds import Array, Feeds
 from runtime.metrics import Batch, Metric, Tally, default_output
+from runtime.model_files import near
 from runtime.plugins import find_metric
 from runtime.samples import Samples
 from runtime.steps import Count
@@ -117,7 +118,7 @@ def _open(model: Model) -> Session:
     if not isinstance(model, (Path, str, bytes)):
         return model
     if not isinstance(model, bytes) and not Path(model).is_file():
-        raise BadRequest(f"{model}: no such file.")
+        raise BadRequest(f"{model}: no such file.{near(Path(model))}")
     return open_session(model)
 
 

@@ -193,6 +193,22 @@ def _pair(batch: Batch) -> tuple[Numbers, Numbers]:
     return one, other
 
 
+def class_axis(shape: Sequence[int], samples: int) -> int | None:
+    """The axis along which the classes of an output lie; None where it holds none.
+
+    It is the last one; in outputs of four axes the second where that is the shorter (images, channels first). An axis
+    that counts the samples of a run holds no classes: one number for each sample is a score.
+
+    Args:
+        shape: of the output.
+        samples: in the run it comes from.
+    """
+    axis = 1 if len(shape) == 4 and shape[1] < shape[3] else len(shape) - 1
+    if not shape or shape[axis] < 2 or tuple(shape) == (samples,):
+        return None
+    return axis
+
+
 @metric("mse", "lower", "reference")
 def mse(batch: Batch) -> Scores:
     """Mean squared difference from the reference output, mean over samples."""
@@ -226,12 +242,11 @@ def cosine(batch: Batch) -> Scores:
 def agreement(batch: Batch) -> Scores:
     """Share of samples whose largest output is that of the reference.
 
-    The classes lie along the last axis; in outputs of four axes along the second where that is the shorter (images,
-    channels first). Of several positions in a sample the share that agrees counts. NaN agrees with nothing.
+    Of several positions in a sample the share that agrees counts. NaN agrees with nothing.
     """
     mine, theirs = _both(batch)
-    axis = 1 if mine.ndim == 4 and mine.shape[1] < mine.shape[3] else mine.ndim - 1
-    if mine.ndim == 0 or mine.shape[axis] < 2:
+    axis = class_axis(mine.shape, batch.samples)
+    if axis is None:
         raise BadRequest(f"agreement: the output {list(mine.shape)} has no classes to choose from; use mse or cosine.")
     valid = ~(np.isnan(mine).any(axis) | np.isnan(theirs).any(axis)) if mine.dtype.kind == "f" else True
     same = (mine.argmax(axis) == theirs.argmax(axis)) & valid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -71,3 +72,23 @@ def digest_of(path: Path) -> str:
             while block := stream.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def near(path: Path) -> str:
+    """What may be meant by a file that is not there, to be put behind what says so; empty where nothing is like it."""
+    try:
+        names = [f.name for f in path.absolute().parent.iterdir() if f.is_file()]
+    except OSError:
+        return f" There is no folder {path.parent} either."
+    found = difflib.get_close_matches(path.name, names, 1)
+    return f" Did you mean {path.parent / found[0]}?" if found else ""
+
+
+def in_folder(folder: Path) -> str:
+    """What to name instead of a folder."""
+    models = sorted(f for f in folder.iterdir() if f.suffix == ".onnx")
+    if models:
+        return f"name the model file in it, such as {models[0]}."
+    if (folder / "config.json").is_file():
+        return f"make a model of it with: secateur convert {folder} -o MODEL.onnx"
+    return "name the model file in it."

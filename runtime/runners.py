@@ -12,6 +12,7 @@ from runtime import clocks, feeds
 from runtime.backends import Session, SessionOptions, TensorSpec, TimedSession, open_session
 from runtime.engine.metadata import read_description
 from runtime.errors import BadRequest, RunError
+from runtime.model_files import in_folder, near
 from runtime.sampling import Call
 
 _RECORDED = 16
@@ -96,7 +97,7 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
     """
     if not path.is_file():
         raise BadRequest(
-            f"{path} is a folder; name the model file in it." if path.is_dir() else f"{path}: no such file."
+            f"{path} is a folder; {in_folder(path)}" if path.is_dir() else f"{path}: no such file.{near(path)}"
         )
     session, load = _loaded(path, asked)
     shapes = asked.shapes or {}

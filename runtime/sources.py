@@ -14,6 +14,7 @@ from runtime.archives import headers, map_npy, read_npz
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
 from runtime.feeds import Array
+from runtime.model_files import near
 from runtime.store import Part, Shapes, check_part, part_of, show
 
 USUAL_LABELS = ("y", "label", "labels")
@@ -68,7 +69,7 @@ def find(
     if source.is_dir():
         found = _folder(source, wanted)
     elif not source.is_file():
-        raise BadRequest(f"{source}: no such file or folder.")
+        raise BadRequest(f"{source}: no such file or folder.{near(source)}")
     else:
         found = _files([source], wanted)
     if preprocess not in (None, images.AS_THEY_ARE) and not found.recipes:

@@ -282,12 +282,17 @@ def _check(options: argparse.Namespace) -> None:
 
 def _align(text: str) -> int | str:
     """A number, ``auto``, or the multiple that tensor cores want for a type."""
+    from exporter.errors import UsageError
     from exporter.latency_device import TENSOR_CORES
+    from exporter.widths import AUTOMATIC
 
+    if text in AUTOMATIC:
+        return text
     try:
         return TENSOR_CORES.get(text) or int(text)
     except ValueError:
-        return text
+        known = ", ".join((*AUTOMATIC, *TENSOR_CORES))
+        raise UsageError(f"--align {text}: choose {known} or a whole number of at least 1.") from None
 
 
 def _profiled(options: argparse.Namespace, result: Result) -> dict[str, Any]:

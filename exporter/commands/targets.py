@@ -8,10 +8,11 @@ from pathlib import Path
 
 _KEPT = ("timing_cache",)
 """Written as well, but read first: what a step made is not told by them."""
+_PAGES = (".html", ".htm")
 
 
 def check_targets(options: argparse.Namespace) -> None:
-    """Refuse files that could not be written, and one name for two of them.
+    """Refuse files that could not be written, one name for two of them, and a result over what it is made of.
 
     Args:
         options: of a command.
@@ -23,6 +24,7 @@ def check_targets(options: argparse.Namespace) -> None:
     from exporter.errors import UsageError
 
     seen: dict[str, str] = {}
+    read = dict(_sources(options))
     for option, path in targets(options):
         if path == "-":
             place, told = "-", "stdout"
@@ -32,6 +34,11 @@ def check_targets(options: argparse.Namespace) -> None:
             why = "" if streamed else obstacle(Path(path))
             if why:
                 raise UsageError(f"{option} {path} cannot be written: {why}.")
+            if option == "-o" and Path(path).resolve() in read:
+                told = read[Path(path).resolve()]
+                raise UsageError(f"-o {path} is {told}, which the result is judged by; give the result another name.")
+            if option == "--report" and not streamed and Path(path).suffix.lower() not in _PAGES:
+                raise UsageError(f"--report {path}: a report is HTML; call it {Path(path).with_suffix('.html')}.")
         if place in seen:
             raise UsageError(f"{seen[place]} and {option} both write to {told}; give one of them another file.")
         seen[place] = option
@@ -45,3 +52,16 @@ def targets(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
         value = getattr(options, key.dest)
         if (key.writes or key.dest in _KEPT) and value is not None:
             yield key.option, str(value)
+
+
+def _sources(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
+    """Each file that a command reads, and what the message calls it."""
+    from exporter.recipes.keys import READS, keys_of
+
+    for key in keys_of(options.parser).values():
+        if key.dest not in READS:
+            continue
+        given = getattr(options, key.dest)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None:
+                yield Path(value).resolve(), f"the file of {key.option}" if key.option else "the model itself"

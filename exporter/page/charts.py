@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from exporter.page.markup import Content, Markup, markup, tag
+from exporter.page.markup import Content, Markup, markup, tag, together
 
 _HEIGHT = 200.0
 _LEAST_BAR = 5
 """Pixels for each bar of a plot with many; it scrolls where they do not fit."""
 _FEW = 70
+_LETTERS, _NAME = 13.0, 35.0
+"""Room for a name beside a dot: pixels down, per cent across."""
 _BINS = 48
 
 
@@ -62,7 +64,7 @@ def bars(rows: Sequence[Bar], label: str) -> Markup:
     for row in rows:
         kinds = ("other", "main") if len(row.values) == 2 else ("main",)
         lines = [
-            tag("div", _bar(value / top, kind), tag("span", text), class_="bar")
+            tag("div", _bar(value / top, kind), tag("span", together(text)), class_="bar")
             for value, text, kind in zip(row.values, row.texts, kinds, strict=True)
         ]
         head = [tag("code", row.name), tag("span", f" {row.reason}", class_="reason") if row.reason else ""]
@@ -192,12 +194,14 @@ def plane(
     if mark is not None:
         height = _HEIGHT * (1 - ay.share(y.place(mark[0])))
         parts += [_line((0, height), (100, height), "mark"), _text(100, height - 5, mark[1], "end")]
+    taken: list[tuple[float, float]] = []
     for dot in dots:
-        parts.append(_dot(dot, at))
+        parts.append(_dot(dot, at, taken))
     return (_svg if framed else _drawing)(parts, _HEIGHT, label)
 
 
-def _dot(dot: Dot, at: Callable[[float, float], tuple[float, float]]) -> Markup:
+def _dot(dot: Dot, at: Callable[[float, float], tuple[float, float]], taken: list[tuple[float, float]]) -> Markup:
+    """A point with its name, above it, or below where a name stands there already; ``taken`` is where names stand."""
     px, py = at(dot.x, dot.y)
     kind = "main" if dot.main else "other"
     parts = [tag("title", dot.title or dot.name)]
@@ -207,7 +211,10 @@ def _dot(dot: Dot, at: Callable[[float, float], tuple[float, float]]) -> Markup:
     if dot.name:
         right = px > 62
         anchor, aside = ("end", "-9") if right else ("start", "9")
-        parts.append(tag("text", dot.name, x=f"{px:.2f}%", y=py - 10, dx=aside, text_anchor=anchor, class_="label"))
+        free = [y for y in (py - 10, py + 18) if all(abs(y - b) >= _LETTERS or abs(px - a) >= _NAME for a, b in taken)]
+        height = free[0] if free else py - 10
+        taken.append((px, height))
+        parts.append(tag("text", dot.name, x=f"{px:.2f}%", y=height, dx=aside, text_anchor=anchor, class_="label"))
     return tag("g", *parts)
 
 

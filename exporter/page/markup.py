@@ -13,6 +13,10 @@ _MOST_ROWS = 1000
 """Rows of one table; a browser on a phone bears no more."""
 
 
+_SENTENCE = 24
+"""Letters from which on a cell is broken into lines."""
+
+
 class Markup(str):
     """Text that is HTML already."""
 
@@ -60,6 +64,11 @@ def name_of(text: str) -> Markup:
     return tag("code", text)
 
 
+def together(text: str) -> str:
+    """A number and its unit stay on one line."""
+    return re.sub(r"(?<=\d) (?=[^\W\d]|%)", "\u00a0", text)
+
+
 def paragraph(*content: Content) -> Markup:
     """A paragraph."""
     return tag("p", *content)
@@ -71,7 +80,9 @@ def bullets(items: Iterable[Content]) -> Markup:
     return tag("ul", found) if found else Markup("")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Content]], caption: str, right: Iterable[int] = ()) -> Markup:
+def table(
+    head: Sequence[Content], rows: Sequence[Sequence[Content]], caption: str, right: Iterable[int] = ()
+) -> Markup:
     """A table in a frame of its own that scrolls sideways where the screen is too narrow.
 
     Args:
@@ -83,15 +94,23 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Content]], caption: str, 
     flushed = set(right)
 
     def cells(row: Sequence[Content], kind: str) -> Markup:
-        found = [tag(kind, c, class_="number" if k in flushed else None, scope="col" if kind == "th" else None)
-                 for k, c in enumerate(row)]  # fmt: skip
+        found = [
+            tag(kind, c, class_="number" if k in flushed else _room(c), scope="col" if kind == "th" else None)
+            for k, c in enumerate(row)
+        ]
         return tag("tr", found)
 
+    head = [together(c) if type(c) is str else c for c in head]
     body = [cells(row, "td") for row in rows[:_MOST_ROWS]]
     whole = tag("table", tag("caption", caption), tag("thead", cells(head, "th")), tag("tbody", body))
     more = len(rows) - _MOST_ROWS
     rest = paragraph(f"{more} more rows are left out here; --json has them all.") if more > 0 else ""
     return Markup(tag("div", whole, class_="scroll", role="region", aria_label=caption, tabindex="0") + markup(rest))
+
+
+def _room(cell: Content) -> str | None:
+    """Sentences want a column of some width."""
+    return "text" if type(cell) is str and len(cell) > _SENTENCE else None
 
 
 def folded(summary: str, *content: Content, open_: bool = False) -> Markup:

@@ -106,7 +106,7 @@ def _ratio_part(document: Document, names: tuple[str, str]) -> list[Content]:
             f"{document['rounds']} rounds, both loaded anew in each. Lines are 95 % intervals."
         ),
         charts.figure("", plot),
-        table(["by", "times as long (95 %)"], rows, "ratios"),
+        table(["by", "times as long (95 %)"], rows, "ratios", right=(1,)),
         *samples_part([(names[0], first["samples_s"], "other"), (names[1], other["samples_s"], "main")]),
         flags_part(document["flags"]),
     ]

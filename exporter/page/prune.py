@@ -9,7 +9,7 @@ from typing import Any
 
 from exporter.page import charts
 from exporter.page.document import Card, Page, Section
-from exporter.page.markup import Content, bullets, folded, name_of, paragraph, table
+from exporter.page.markup import Content, bullets, folded, name_of, paragraph, table, tag
 from exporter.page.sections import (
     Document,
     answers_kept,
@@ -23,7 +23,7 @@ from exporter.page.sections import (
     sparse_section,
     value_text,
 )
-from exporter.tables import milliseconds, quantity
+from exporter.tables import error_text, milliseconds, quantity
 
 _SPANS = 3
 _CHOICES = {
@@ -115,7 +115,7 @@ def _cards(document: Document) -> list[Card]:
     proof = document["proof"]
     if proof:
         note = f"largest relative error, {proof['runs']} input sets, {proof['inner']} inner tensors"
-        cards.append(Card("Proof", f"{proof['error']:.1e}", note, "good"))
+        cards.append(Card("Proof", error_text(proof["error"]), note, "good"))
     else:
         cards.append(Card("Proof", "none", "nothing was written" if not document["output"] else "--no-verify", "warn"))
     return cards
@@ -130,17 +130,17 @@ def _cut_section(document: Document, grounds: Mapping[str, Document]) -> Section
     judged = any(g.get("score") is not None for g in grounds.values())
     damaged = any(g.get("damage") is not None for g in grounds.values())
     head = ["", "group", "kind", "width", "kept", "left"]
-    head += [*(["of its importance"] if judged else []), *(["predicted damage"] if damaged else []), "why", "spans"]
+    head += [*(["of its importance"] if judged else []), *(["predicted damage"] if damaged else []), "why"]
     rows: list[list[Content]] = []
     for number, (group, share) in enumerate(zip(groups, shares, strict=True), 1):
         found = grounds.get(group["name"], {})
         damage = found.get("damage")
         rows.append([
-            str(number), name_of(group["name"]), group["kind"], str(group["width"]), str(len(group["keep"])),
-            percent(share, 0),
+            str(number), [name_of(group["name"]), _spans(group)], group["kind"], str(group["width"]),
+            str(len(group["keep"])), percent(share, 0),
             *([percent(found.get("score"))] if judged else []),
             *([f"{damage:.2g}" if damage is not None else ""] if damaged else []),
-            str(found.get("why", "")), _spans(group),
+            str(found.get("why", "")),
         ])  # fmt: skip
     title = "Units left in each group, in the order of the network"
     names = [g["name"] for g in groups]
@@ -176,12 +176,13 @@ _DAMAGE = (
 
 
 def _spans(group: Document) -> Content:
+    """The tensors a group's units lie in, beneath its name: a column of their own would push reasons off a screen."""
     named = list(dict.fromkeys(f"{s['tensor']}[{s['axis']}]" for s in group["spans"] if s["constant"]))
     more = len(named) - _SPANS
     parts: list[Content] = []
     for k, each in enumerate(named[:_SPANS]):
         parts += [", " if k else "", name_of(each)]
-    return [*parts, f" +{more}" if more > 0 else ""]
+    return tag("div", *parts, f" +{more}" if more > 0 else "", class_="spans")
 
 
 def _why(options: Mapping[str, Any], cut: int, groups: int) -> str:
@@ -314,7 +315,7 @@ def _plain(value: float) -> str:
 def _rounds_section(rounds: Sequence[Document]) -> Section:
     rows = [
         [str(k), percent(r["macs"]), percent(r["params"]), f"{r['error']:.3g}" if r["error"] is not None else "",
-         str(r["refits"]), f"{r['proof']['error']:.1e}" if r["proof"] else "not proved"]
+         str(r["refits"]), error_text(r["proof"]["error"]) if r["proof"] else "not proved"]
         for k, r in enumerate(rounds, 1)
     ]  # fmt: skip
     head = ["round", "MACs left", "parameters left", "output error", "layers fitted", "proof"]
@@ -356,7 +357,7 @@ def _proof_section(proof: Document | None) -> Section:
     rows = [[name_of(n), f"{e:.2e}"] for n, e in proof["outputs"].items()]
     intro = (
         f"The file was compared with the original in which the removed units are masked: largest relative error "
-        f"{proof['error']:.1e} (accepted: {proof['tolerance']:g}) over {proof['runs']} input sets and {proof['inner']} "
-        "inner tensors."
+        f"{error_text(proof['error'])} (accepted: {proof['tolerance']:g}) over {proof['runs']} input sets and "
+        f"{proof['inner']} inner tensors."
     )
     return Section("The proof", (paragraph(intro), table(["output", "relative error"], rows, "outputs", right=(1,))))

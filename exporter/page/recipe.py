@@ -78,7 +78,8 @@ def _models(rows: Sequence[Document]) -> Content:
         if judged:
             line.append(value_text(row["accuracy"]["value"], judged) if row["accuracy"] else "")
         body.append(line)
-    return table(head, body, "models, in the order in which they were made", right=(2, 3, 4, 5))
+    numbers = (2, 3, 4, 5, 6, 8) if timed else range(2, 7)
+    return table(head, body, "models, in the order in which they were made", right=numbers)
 
 
 def _bars(rows: Sequence[Document]) -> list[Content]:

@@ -212,7 +212,7 @@ def layers_part(rows: Sequence[Document], first: str, other: str) -> list[Conten
         ]
         for r in rows
     ]  # fmt: skip
-    head = ["layer", "operator", first, other, "difference", "MACs before", "MACs now"]
+    head: list[Content] = ["layer", "operator", name_of(first), name_of(other), "difference", "MACs before", "MACs now"]
     shown = f"The {len(bars)} layers that take longest" if len(rows) > len(bars) else "Every layer"
     return [
         charts.figure(

@@ -77,24 +77,29 @@ def folder_of(file: Path, what: str) -> Path:
     return place.parent
 
 
-def read_mapping(file: Path, what: str, keys: Sequence[str]) -> tuple[Given, Problems]:
+def read_mapping(file: Path, what: str, keys: Sequence[str], other: tuple[str, str]) -> tuple[Given, Problems]:
     """Read a YAML file that is a mapping with known keys; its own folder is the working directory.
 
     Args:
         file: as it was named.
         what: messages call what it holds.
         keys: those that may stand in it.
+        other: a key that only the other kind of YAML file has, and the command for that.
 
     Returns:
         Its content, and what is wrong with it so far.
 
     Raises:
-        UsageError: it cannot be read, or is no mapping.
+        UsageError: it cannot be read, is no mapping, or is for the other command.
     """
     given, problems = read_yaml(Path(file.name)), Problems(file)
     if not isinstance(given.value, dict):
         raise UsageError(f"{file}:{given.line}: {what} is a mapping with the keys {', '.join(keys)}.")
     for name, _, line in entries(given):
+        if name == other[0]:
+            raise UsageError(
+                f"{file}:{line}: '{name}' is no key of {what}. Carry this file out with: {other[1]} {file}"
+            )
         if name not in keys:
             problems.add(line, f"there is no key '{name}'. Allowed: {', '.join(keys)}")
     return given, problems

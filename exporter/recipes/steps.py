@@ -96,7 +96,7 @@ def read_recipe(file: Path, parsers: Parsers) -> Recipe:
     Raises:
         UsageError: with everything that is wrong, each with its line.
     """
-    given, problems = read_mapping(file, "a recipe", TOP)
+    given, problems = read_mapping(file, "a recipe", TOP, ("methods", "secateur sweep"))
     model, folder = word_of(given, "model", problems), word_of(given, "folder", problems) or file.stem
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)  # commands check that they can write there

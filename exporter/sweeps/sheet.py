@@ -109,7 +109,7 @@ def read_sweep(file: Path, parsers: Parsers) -> Sweep:
     Raises:
         UsageError: with everything that is wrong, each with its line.
     """
-    given, problems = read_mapping(file, "a sweep", TOP)
+    given, problems = read_mapping(file, "a sweep", TOP, ("steps", "secateur run"))
     folder = word_of(given, "folder", problems) or file.stem
     models, budgets = _models(given, problems), _budgets(given, problems)
     methods, devices = _methods(given, problems), _devices(given, problems)

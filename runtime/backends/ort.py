@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.protocol import Array, Availability, Session, SessionOptions, TensorSpec, backend
-from runtime.errors import BackendMissing, BadRequest, RunError
+from runtime.errors import BackendMissing, BadRequest, Refused, RunError
 
 _DTYPES: dict[str, Any] = {
     "float": np.float32,
@@ -108,8 +109,8 @@ class OrtSession:
             )
         except Exception as error:  # the binding raises a dozen unrelated classes
             line = _first_line(error)
-            fix = " (not an ONNX file, or truncated: export it again)" if "INVALID_PROTOBUF" in line else ""
-            raise RunError(f"ONNX Runtime {ort.__version__} refuses the model: {line}{fix}") from error
+            fix = next((told for words, told in _FIXES.items() if words in line), "")
+            raise Refused(f"ONNX Runtime {ort.__version__} refuses the model: {line}{fix}") from error
         if self._about.provider not in self._session.get_providers():  # it falls back without a word
             raise BackendMissing(
                 f"backend {name}: ONNX Runtime offers {self._about.provider}, but it does not start on this machine "
@@ -222,8 +223,23 @@ def _settings(ort: Any, options: SessionOptions) -> Any:
     return settings
 
 
+_NEWER = (
+    "\nThe file is newer than this ONNX Runtime: pip install --upgrade onnxruntime, or export it for an older operator "
+    "set (onnx.version_converter.convert_version does so too)."
+)
+_FIXES = {
+    "INVALID_PROTOBUF": " (not an ONNX file, or truncated: export it again)",
+    "under development and support for this is limited": _NEWER,
+    "Unsupported model IR version": _NEWER,
+}
+"""What to do, by words of a refusal."""
+_PLACE = re.compile(r"/onnxruntime_src/\S+ .*?\)(?: const)? (?=[A-Z])")
+"""Where in ONNX Runtime's source a message comes from, with the function's signature."""
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = str(error).strip()
+    return _PLACE.sub("", text.splitlines()[0]) if text else type(error).__name__
 
 
 def _about(name: str) -> Availability:

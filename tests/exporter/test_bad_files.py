@@ -11,7 +11,9 @@ from onnx import helper, numpy_helper
 
 from exporter import ModelError, SecateurError, UsageError, load, rewrite, verify
 from exporter.model_file import from_model
-from runtime.errors import RunError
+from exporter.sessions import cannot_run
+from runtime.backends import open_session
+from runtime.errors import Refused, RunError
 from tests.exporter.files import branch, choose, half, mlp, versioned, wide, write_outside
 from tests.onnx_builder import node
 
@@ -119,7 +121,9 @@ BAD = {
     "empty": (b"", "holds no ONNX graph \\(0 bytes"),
     "text": (b"this is not a model\n" * 20, "is not an ONNX file|holds no ONNX graph"),
     "an image": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "is not an ONNX file"),
-    "an archive": (b"PK\x03\x04" + bytes(60), "is not an ONNX file"),
+    "an archive": (b"PK\x03\x04" + bytes(60), "is not an ONNX file(.|\n)*zip archive.*secateur convert"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "is not an ONNX file(.|\n)*git lfs pull"),
+    "a page": (b"<!DOCTYPE html><html>" + b" " * 60, "is not an ONNX file(.|\n)*a web page"),
     "zeros": (bytes(1000), "is not an ONNX file"),
     "no nodes": (changed(lambda m: m.graph.ClearField("node")), "holds no ONNX graph"),
     "no operator sets": (changed(lambda m: m.ClearField("opset_import")), "holds no ONNX graph"),
@@ -154,13 +158,21 @@ def test_bad_files_are_refused(name, tmp_path):
         half(load(tmp_path / "model.onnx"))
 
 
+@pytest.mark.parametrize("change", [set_opset(99), set_ir(99)], ids=["operator set", "IR version"])
+def test_a_model_from_the_future_is_told_from_one_with_awkward_sizes(change):
+    with pytest.raises(Refused, match="The file is newer than this ONNX Runtime") as found:
+        open_session(changed(change))
+    assert "onnxruntime_src" not in str(found.value)
+    assert "--shape" not in cannot_run("the model", found.value)
+
+
 def test_no_such_file(tmp_path):
     with pytest.raises(UsageError, match=r"missing\.onnx: no such file"):
         load(tmp_path / "missing.onnx")
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(UsageError, match=r"cannot be read: Is a directory"):
+    with pytest.raises(UsageError, match="is a folder; name the model file in it"):
         load(tmp_path)
 
 

@@ -492,12 +492,13 @@ def test_recorded_inputs_are_proved_with(pruned, tmp_path):
     assert report["proof"]["shapes"] == [{"image": [1, 3, 6, 10]}] * 4
 
 
-def test_a_model_may_be_replaced(models, ok, tmp_path):
+def test_a_model_may_be_replaced_from_python(models, tmp_path):
+    """On a command line that is taken for a slip."""
     path = tmp_path / "model.onnx"
     shutil.copy(models / "cnn.onnx", path)
     for _ in range(2):
         before = path.stat().st_size
-        ok("prune", path, "-o", path, "--ratio", "0.5", "--align", "1", *SMALL)
+        exporter.prune(path, path, ratio=0.5, align=1, shapes={"image": (2, 3, 8, 8)})
         assert path.stat().st_size < before
     assert kept_of(path) == {"stem": 8, "body": 16, "neck": 12, "head": 10}
 
@@ -717,15 +718,18 @@ WRONG = {
     "an unknown option": (f"{HALF} --fast", 2, "--fast"),
     "no model": ("inspect", 2, "MODEL"),
     "inspect: no such file": ("inspect {folder}/none.onnx", 2, "none.onnx: no such file"),
-    "inspect: a folder": ("inspect {folder}", 2, "cannot be read: Is a directory"),
+    "inspect: a folder": ("inspect {folder}", 2, "is a folder; name the model file in it"),
+    "inspect: a slip of the pen": ("inspect {cnn}x", 2, "cnn.onnxx: no such file. Did you mean .*cnn.onnx\\?"),
+    "inspect: a folder that is not there": ("inspect {folder}/no/m.onnx", 2, "There is no folder .*/no either"),
+    "inspect: arrays": ("inspect {data}", 3, "is a zip archive, as torch and numpy write them.*secateur convert"),
     "inspect: not a model": ("inspect {text}", 3, "is not an ONNX file|holds no ONNX graph"),
     "inspect: truncated": ("inspect {short}", 3, "is truncated \\(5,000 bytes read\\)"),
     "inspect: json into no folder": ("inspect {rigid} --json {folder}/no/r.json", 2, "cannot be written"),
     "no budget": (PRUNE, 2, "exactly one budget: --ratio, --macs or --params"),
-    "two budgets": (f"{HALF} --macs 0.5", 2, "exactly one budget"),
+    "two budgets": (f"{HALF} --macs 0.5", 2, "give exactly one budget, not --ratio and --macs"),
     "a ratio of 0": (f"{PRUNE} --ratio 0", 2, "--ratio 0: the share of units to remove must be between 0 and 1"),
     "a ratio of 1": (f"{PRUNE} --ratio 1", 2, "--ratio 1: "),
-    "a ratio in percent": (f"{PRUNE} --ratio 50", 2, "--ratio 50: "),
+    "a ratio in percent": (f"{PRUNE} --ratio 50", 2, "--ratio 50: .* 50 % is 0.5"),
     "a negative ratio": (f"{PRUNE} --ratio -0.1", 2, "--ratio"),
     "no number": (f"{PRUNE} --ratio half", 2, "argument --ratio: invalid float value: 'half'"),
     "not a number": (f"{PRUNE} --ratio nan", 2, "--ratio nan: "),
@@ -734,6 +738,9 @@ WRONG = {
     "out of reach": (f"{PRUNE} --macs 0.0001", 1, "--macs 0.0001 cannot be reached.*\nLower --align or --min-width"),
     "no output": ("prune {cnn} --ratio 0.5", 2, "-o OUT.onnx, or try --dry-run"),
     "output in no folder": ("prune {cnn} --ratio 0.5 -o {folder}/no/out.onnx", 2, "there is no folder .*/no"),
+    "output is the model": ("prune {cnn} --ratio 0.5 -o {cnn}", 2, "-o .*cnn.onnx is the model itself"),
+    "output is the data": ("prune {cnn} --ratio 0.5 -o {data} --calib {data}", 2, "-o .* is the file of --calib"),
+    "a report that is no page": (f"{HALF} --report {{folder}}/r.pdf", 2, "a report is HTML; call it .*r.html"),
     "output is a folder": ("prune {cnn} --ratio 0.5 -o {folder}", 2, "is a folder; name a file"),
     "no such model": ("prune {folder}/none.onnx -o {out} --ratio 0.5", 2, "none.onnx: no such file"),
     "not a model": ("prune {text} -o {out} --ratio 0.5", 3, "is not an ONNX file|holds no ONNX graph"),
@@ -741,16 +748,16 @@ WRONG = {
     "an unknown score": (f"{HALF} --score best", 2, "no score 'best'. Choose from: l1, l2, fpgm, lamp, random"),
     "an unknown scope": (f"{HALF} --scope wide", 2, "there is no 'wide'; choose from local, global, damage"),
     "align of 0": (f"{HALF} --align 0", 2, "--align 0: choose auto, sparse or a whole number of at least 1"),
-    "align of a word": (f"{HALF} --align odd", 2, "--align odd: choose auto"),
+    "align of a word": (f"{HALF} --align odd", 2, "--align odd: choose auto, sparse, fp16"),
     "align of a fraction": (f"{HALF} --align 1.5", 2, "--align 1.5: choose auto"),
     "min width of 0": (f"{HALF} --min-width 0", 2, "--min-width 0: must be at least 1"),
     "an unknown kind": (f"{HALF} --granularity filters", 2, "--granularity filters: choose from channels, neurons"),
     "an empty kind": (f"{HALF} --granularity channels,", 2, "--granularity .*choose from"),
-    "a kind that is not here": (f"{HALF} --granularity heads", 3, "--granularity leave no group.* of kind channels"),
+    "a kind that is not here": (f"{HALF} --granularity heads", 3, "--granularity leaves no group.* of kind channels"),
     "keep matches nothing": (f"{HALF} --keep stm", 2, "--keep 'stm' matches no node or tensor.*\nList"),
     "keep matches what stays": (f"{HALF} --keep head.bias", 2, "--keep 'head.bias' matches nothing that can be pruned"),
     "only matches nothing": (f"{HALF} --only stm", 2, "--only 'stm' matches no node or tensor"),
-    "everything is kept": (f"{HALF} --keep *", 3, "--keep leave no group to prune"),
+    "everything is kept": (f"{HALF} --keep *", 3, "--keep leaves no group to prune"),
     "a plan and a budget": (f"{HALF} --plan {{plan}}", 2, "--plan already says what to keep"),
     "no such plan": (f"{PRUNE} --plan {{folder}}/none.json", 2, "none.json cannot be read"),
     "not a plan": (f"{PRUNE} --plan {{text}}", 2, "is not JSON"),

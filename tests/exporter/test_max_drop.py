@@ -175,6 +175,12 @@ def test_limits(given, value, dense, rate, limit):
     assert found.for_accuracy(dense, rate) == pytest.approx(limit)
 
 
+def test_a_point_is_not_all_of_a_rate():
+    with pytest.raises(UsageError, match=r"--max-drop 1 is 100 points of a rate.* say 1%"):
+        parse_limit(1).for_accuracy(0.9, rate=True)
+    assert parse_limit(1).for_accuracy(8.0, rate=False) == 1
+
+
 @pytest.mark.parametrize("given", ["-1%", "100%", "nan", "inf", "", "1 %%"])
 def test_limits_out_of_range(given):
     with pytest.raises(UsageError, match="--max-drop"):

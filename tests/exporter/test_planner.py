@@ -243,8 +243,8 @@ ERRORS = {
     "align text": ({"ratio": 0.5, "align": "most"}, UsageError, "auto, sparse or a whole number"),
     "min width": ({"ratio": 0.5, "min_width": 0}, UsageError, "at least 1"),
     "kind": ({"ratio": 0.5, "granularity": ["layers"]}, UsageError, "choose from channels"),
-    "absent kind": ({"ratio": 0.5, "granularity": ["heads"]}, ModelError, "leave no group"),
-    "keep everything": ({"ratio": 0.5, "keep": ["w*"]}, ModelError, "leave no group"),
+    "absent kind": ({"ratio": 0.5, "granularity": ["heads"]}, ModelError, "leaves no group"),
+    "keep everything": ({"ratio": 0.5, "keep": ["w*"]}, ModelError, "leaves no group"),
     "unknown name": ({"ratio": 0.5, "keep": ["stem.*"]}, UsageError, "matches no node or tensor"),
 }
 

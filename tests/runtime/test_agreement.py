@@ -57,6 +57,18 @@ def test_whole_numbers_have_no_top1():
 
 
 @pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((2, 5), 1), ((2, 5, 32, 32), 1), ((2, 1, 32, 32), None), ((2, 7, 5), 2), ((2,), None), ((5,), 0), ((), None)],
+)
+def test_classes_are_where_the_metric_finds_them(shape, axis):
+    """A mask has its classes in the second axis, a score for each sample has none; both were taken along the last."""
+    x = np.arange(np.prod(shape, dtype=int), dtype=float).reshape(shape)
+    y = np.roll(x, 1, axis) if axis is not None else x
+    (found,) = output_differences(Fixed(y=x), Fixed(y=y), [{"x": np.zeros((2, 3))}], [{}])
+    assert found.top1 == (None if axis is None else 0)
+
+
+@pytest.mark.parametrize(
     ("first", "other", "problem"),
     [
         (Fixed(y=np.zeros((2, 3))), Fixed(y=np.zeros((2, 4))), "shapes differ: [2, 3] and [2, 4]"),

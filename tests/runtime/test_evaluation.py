@@ -123,6 +123,13 @@ def test_one_answer_for_all_is_not_right():
     assert evaluate(broken, numbered(CLASSES), "agreement", reference=broken).value == 0
 
 
+def test_a_score_for_each_sample_is_no_class():
+    """The largest of the scores of a run says nothing, whatever the run holds."""
+    scores = constant(np.arange(4.0, dtype=np.float32))
+    with pytest.raises(BadRequest, match="no classes"):
+        evaluate(scores, numbered(4), "agreement", reference=scores, batch=4)
+
+
 LABELLED = {
     "a column": (lambda y: y[:, None], LOGITS),
     "floats": (lambda y: y.astype(np.float64), LOGITS),

@@ -56,6 +56,15 @@ def test_escaping(text, escaped):
     assert tag("p", tag("b", text)) == f"<p><b>{escaped}</b></p>"
 
 
+def test_names_of_near_dots_do_not_lie_on_each_other():
+    axis = charts.Scale("x", lambda v: f"{v:g}")
+    drawn = charts.plane(
+        [charts.Dot(1, 1, "a", "a"), charts.Dot(1, 1.001, "b", "b"), charts.Dot(2, 3, "", "")], axis, axis, "p"
+    )
+    first, second = (float(y) for y in re.findall(r'<text x="[^"]*" y="([^"]*)" dx=', drawn))
+    assert abs(first - second) > 12
+
+
 # -- legible ----------------------------------------------------------------------------------------------------
 
 STYLE = resources.files("exporter.page").joinpath("style.css").read_text(encoding="utf-8")

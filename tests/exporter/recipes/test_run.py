@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +105,16 @@ def test_what_is_wrong(old, place, capsys):
     assert main(["run", "recipe.yaml"]) == 2
     assert WRONG[old][1] in capsys.readouterr().err
     assert place == []
+
+
+def test_a_recipe_and_a_sweep_are_told_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("model: m.onnx\nsteps: []\n")
+    Path("sweep.yaml").write_text("models: [m.onnx]\nmethods: {}\n")
+    assert [main(["sweep", "recipe.yaml"]), main(["run", "sweep.yaml"])] == [2, 2]
+    told = capsys.readouterr().err
+    assert "recipe.yaml:2: 'steps' is no key of a sweep. Carry this file out with: secateur run recipe.yaml" in told
+    assert "sweep.yaml:2: 'methods' is no key of a recipe. Carry this file out with: secateur sweep sweep.yaml" in told
 
 
 @pytest.mark.parametrize("key", ["macs", "ratio"])
