@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ def calibration_of(
             f"--calib {text} holds {len(samples)} samples; at least {fewest} are needed{why}; a few hundred do well."
         )
     samples = samples.shuffled(seed)  # what is sorted by class is no order to divide by
+    _check_numbers(samples.part(0, fewest), text)
     count = len(samples)
     spare = min(_runs(max(count - limit, count // _JUDGING), run, 1), count - 2 * run) if judged else 0
     more = _runs(min(spare // _JUDGING, _MORE_HELD), run) if count > limit else 0
@@ -107,6 +109,16 @@ def calibration_of(
     kept = count - spare + more
     fit, held, judges = samples.part(0, cut), samples.part(cut, kept), samples.part(kept, count)
     return Calibration(fit, held, _batch(graph), text, _made_up(source), judges if judged else None, metric)
+
+
+def _check_numbers(samples: Samples, text: str) -> None:
+    """Refuse inputs that are never numbers; here and there one that is not does no harm."""
+    bad: Counter[str] = Counter()
+    for feed in samples.batches(1):
+        bad.update(name for name, values in feed.items() if values.dtype.kind == "f" and np.isnan(values).any())
+    runs = len(samples.counts(1))
+    for name in (n for n, times in bad.items() if times == runs):
+        raise BadRequest(f"--calib {text}: every sample looked at holds NaN in input '{name}'.")
 
 
 def _runs(count: int, run: int, least: int = 0) -> int:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from exporter import UsageError, load, prune
+from exporter.calibration.data import calibration_of
 from exporter.cli import main
+from runtime.errors import BadRequest
 from runtime.evaluation import evaluate
 from runtime.samples import load_samples
 from tests.exporter.files import run, write
@@ -127,6 +129,18 @@ def test_whole_runs_are_held_out(tmp_path):
     assert 0 < found.error < found.plain
     with pytest.raises(UsageError, match="at least 16 are needed, because the model takes 8 at a time"):
         prune(model, tmp_path / "out.onnx", ratio=0.5, calib=[{"x": x}], calib_samples=8)
+
+
+def test_inputs_that_are_no_numbers(tmp_path):
+    """All of them: a sample here and there does no harm."""
+    with np.load(MODELS / "digits.npz") as data:
+        x = data["x_train"][:32].astype(np.float32)
+    name = load(MODELS / "digits_cnn.onnx").inputs[0]
+    few = x.copy()
+    few[3] = np.nan
+    assert len(calibration_of([{name: few}], load(MODELS / "digits_cnn.onnx")).fit)
+    with pytest.raises(BadRequest, match=f"NaN in input '{name}'"):
+        calibration_of([{name: np.full_like(x, np.nan)}], load(MODELS / "digits_cnn.onnx"))
 
 
 def test_synthetic_is_said(tmp_path, capsys):
