@@ -167,7 +167,7 @@ def test_the_table_has_all_options():
     [
         ("bench m.onnx --json - --csv -", "both write to stdout"),
         ("prune m.onnx -o f --ratio 0.5 --save-plan f", "-o and --save-plan both write to f"),
-        ("prune m.onnx -o f --ratio 0.5 --report ./f", "-o and --report both write to"),
+        ("prune m.onnx -o f.html --ratio 0.5 --report ./f.html", "-o and --report both write to"),
     ],
 )
 def test_one_file_for_two(line, text, tmp_path, monkeypatch, capsys):
