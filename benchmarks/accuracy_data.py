@@ -45,18 +45,18 @@ class Network:
         file: the ONNX file; below the data folder, or below this repository where it begins with ``models/``.
         data: what to test it on, a key of ``SPLITS``.
         budgets: MACs left -> largest drop of the accuracy to reach, in points; None: as small as can be.
-        steps: MACs left -> how many rounds of pruning and fitting to try; one where nothing is said.
         metric: of ``runtime.metrics``.
         torch: whether ``accuracy_peers`` can make a PyTorch module of it.
+        steps: MACs left -> how many rounds of pruning and fitting to try; one where nothing is said.
     """
 
     title: str
     file: str
     data: str
     budgets: dict[float, float | None] = field(default_factory=dict)
-    steps: dict[float, tuple[int, ...]] = field(default_factory=dict)
     metric: str = "top1"
     torch: bool = False
+    steps: dict[float, tuple[int, ...]] = field(default_factory=dict)
 
     def path(self, folder: Path) -> Path:
         """The ONNX file."""
