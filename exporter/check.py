@@ -134,14 +134,15 @@ def _check_tensor(tensor: TensorProto) -> None:
         raise ModelError(f"tensor '{tensor.name}' has element type {tensor.data_type}, unknown to onnx; {_DAMAGED}")
     if tensors.is_external(tensor) or tensor.data_type == TensorProto.STRING:
         return
-    declared, present = tensors.nbytes(tensor), tensor.ByteSize()
-    if declared > _PACKING * present + _SLACK:
-        raise ModelError(
-            f"tensor '{tensor.name}' declares {list(tensor.dims)}, {declared:,} bytes, but holds at most {present:,}; "
-            f"{_DAMAGED}"
-        )
-    if tensor.HasField("raw_data") and declared != len(tensor.raw_data):
+    declared = tensors.nbytes(tensor)
+    if tensor.HasField("raw_data"):  # protobuf copies what it is asked for: large weights once is enough
+        present = len(tensor.raw_data)
+        fits = declared == present
+    else:
+        present = tensor.ByteSize()
+        fits = declared <= _PACKING * present + _SLACK
+    if not fits:
         raise ModelError(
             f"tensor '{tensor.name}' declares {list(tensor.dims)}, {declared:,} bytes, but holds "
-            f"{len(tensor.raw_data):,}; {_DAMAGED}"
+            f"{present:,}; {_DAMAGED}"
         )
