@@ -69,7 +69,7 @@ NETWORKS = {
         "onnx/cifar10_resnet56_dynamo.onnx",
         "cifar10",
         {0.5: 0.6, 0.35: 3.5},
-        {0.35: (1, 2)},
+        steps={0.35: (1, 2)},
         torch=True,
     ),
     "resnet20": Network("ResNet-20, CIFAR-10", "onnx/cifar10_resnet20_dynamo.onnx", "cifar10", {0.5: 4}, torch=True),
