@@ -41,6 +41,16 @@ def commands_in(place):
     return found
 
 
+def heed_interrupts():
+    """In a child, before it starts: what a shell runs in the background is told to ignore them, and passes that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def jobs_done():
+    with opened(Path("out"), reading=True) as store:
+        return store._base.execute("SELECT kind, name, at FROM jobs WHERE code = 0").fetchall()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends children with their parent")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed(how, place):
@@ -48,9 +58,10 @@ def test_killed(how, place):
     Path("sweep.yaml").write_text(SWEEP)
     line = [sys.executable, "-m", "exporter", "sweep", "sweep.yaml", "--jobs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(line, env=environment, preexec_fn=heed_interrupts, **pipes)  # noqa: PLW1509
     log = Path("out/model/cut-0.5/make.log")  # of the second job; the first judges the model
-    while not (log.exists() and log.stat().st_size):
+    while not (log.exists() and log.stat().st_size and jobs_done()):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(how)
@@ -62,8 +73,7 @@ def test_killed(how, place):
     while commands_in(place) and time.monotonic() < until:
         time.sleep(0.05)
     assert not commands_in(place)
-    with opened(Path("out")) as store:
-        known = store._base.execute("SELECT kind, name, at FROM jobs WHERE code = 0").fetchall()
+    known = jobs_done()
     assert [job[:2] for job in known] == [("eval", "model")]
     if how == signal.SIGINT:
         return
