@@ -20,7 +20,7 @@ from exporter.latency_device import Device, device_for, discard, runnable
 from exporter.model_file import load
 from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
-from exporter.pruner import Result, prune
+from exporter.pruner import Result, check_inputs, prune
 from exporter.rewriter import rewrite
 from runtime.backends import need_backend
 from runtime.comparison import Comparison, compare_models
@@ -177,6 +177,7 @@ def prune_to_latency(
     """
     step = progress or (lambda _: None)
     need_backend(asked.backend)
+    check_inputs(calib, preprocess, compensate, labels, metric)
     step("reading and analysing the model")
     graph = load(model, dict(asked.shapes or {}))
     device = device_for(asked, graph)
@@ -318,8 +319,6 @@ def _calibration(
     metric: str | None,
 ) -> Calibration | None:
     if calib is None:
-        if labels is not None or metric is not None:
-            raise UsageError("--labels and --metric need calibration inputs: give --calib.")
         return None
     from exporter.calibration.data import calibration_of
 

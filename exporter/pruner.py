@@ -330,8 +330,7 @@ def _check(
         )
     if plan is not None and request.io:
         raise UsageError("--plan already says which inputs and outputs shrink; leave out --io.")
-    if calib is None and (preprocess is not None or not compensate or labels is not None or metric is not None):
-        raise UsageError("--preprocess, --no-compensate, --labels and --metric need calibration inputs: give --calib.")
+    check_inputs(calib, preprocess, compensate, labels, metric)
     if request.max_drop is None and (request.of != "macs" or request.sure):
         raise UsageError("--of and --sure say more of --max-drop: give it.")
     if request.max_drop is not None:
@@ -342,6 +341,14 @@ def _check(
         raise UsageError("--steps needs exactly one budget: --ratio, --macs or --params.")
     if request.steps > 1:
         budget_of(**request.budget)  # raises where it is out of range
+
+
+def check_inputs(
+    calib: Source | None, preprocess: Preprocess | None, compensate: bool, labels: str | None, metric: str | None
+) -> None:
+    """Refuse with a UsageError what says something of calibration inputs where there are none."""
+    if calib is None and (preprocess is not None or not compensate or labels is not None or metric is not None):
+        raise UsageError("--preprocess, --no-compensate, --labels and --metric need calibration inputs: give --calib.")
 
 
 def _check_search(request: Request, calib: Source | None) -> None:

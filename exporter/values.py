@@ -136,13 +136,18 @@ def _reshape(attributes: Attributes, x: Known, shape: Known | None = None) -> Kn
     return x.reshape([x.shape[i] if n == 0 and kept else n for i, n in enumerate(wanted)])
 
 
+def _bounds(attributes: Attributes, given: Sequence[Known | None]) -> tuple[Any, Any, Any, Any]:
+    """Starts, ends, axes and steps of a Slice, from its attributes or its inputs behind the first; None: not said."""
+    names = ("starts", "ends", "axes", "steps")
+    if "starts" in attributes:
+        found = [attributes.get(name) for name in names]
+    else:
+        found = [i.tolist() if i is not None else None for i in (*given, *(None for _ in names))]
+    return found[0], found[1], found[2], found[3]
+
+
 def _part(attributes: Attributes, x: Known, *given: Known | None) -> Known:
-    bounds: list[Any] = (
-        [attributes.get(n) for n in ("starts", "ends", "axes", "steps")]
-        if "starts" in attributes
-        else [i.tolist() if i is not None else None for i in (*given, None, None)[:4]]
-    )
-    starts, ends, axes, steps = bounds
+    starts, ends, axes, steps = _bounds(attributes, given)
     parts = [slice(None)] * x.ndim
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         parts[axes[i] if axes is not None else i] = slice(start, end, steps[i] if steps is not None else 1)
@@ -258,19 +263,11 @@ def _one_hot(
 
 
 def _slice(attributes: Attributes, first: Vector, known: Sequence[Known | None]) -> Vector | None:
-    if "starts" in attributes:
-        starts, ends, steps = attributes["starts"], attributes["ends"], [1]
-    else:
-        if len(known) < 3 or known[1] is None or known[2] is None:
-            return None
-        starts, ends = known[1].tolist(), known[2].tolist()
-        steps = known[4].tolist() if len(known) > 4 and known[4] is not None else [1]
-    if len(starts) != 1 or steps[0] == 0:
+    starts, ends, _, steps = _bounds(attributes, known[1:])
+    step = 1 if steps is None else steps[0]
+    if starts is None or ends is None or len(starts) != 1 or step == 0:
         return None
-    start, end, step = int(starts[0]), int(ends[0]), int(steps[0])
-    if step < 0 and end < -len(first):
-        return first[start::step]
-    return first[start:end:step]
+    return first[starts[0] : ends[0] : step]
 
 
 def _arithmetic(op: str) -> Callable[[Dim, Dim], _Element]:

@@ -169,7 +169,8 @@ def rows_at(
     drawn = places(reader, target.shape, rows, np.random.default_rng(batch))
     number = samples.start + drawn[0] * len(samples) // max(len(target), 1)
     apart = number % HELD_OUT == HELD_OUT - 1
-    at = tuple(place[np.argsort(apart, kind="stable")] for place in drawn)
+    order = np.argsort(apart, kind="stable")
+    at = tuple(place[order] for place in drawn)
     x = inputs_at(reader, source, at, tuple(dims[2:]) if reader.spatial else (), target.shape[2:])
     y = grouped_outputs_at(reader, target, at)
     return Sample(x, y, int(apart.sum()), at)

@@ -37,8 +37,7 @@ class Moments:
         """Add rows: inputs [groups, rows, K] and outputs [groups, rows, outputs]; those that hold NaN or infinity do
         not count."""
         x, y = _about_means(inputs, outputs)
-        count = x.rows.shape[1]
-        self.rows += count
+        self.rows += x.rows.shape[1]
         # one product of a matrix with itself, transposed, takes half the work; numpy sees that for two axes only
         self.xx = self.xx + np.stack([rows.T @ rows for rows in x.rows]) + _shift(x, x)
         self.x = self.x + x.total
@@ -48,7 +47,7 @@ class Moments:
         """Add what depends on the outputs, for rows whose inputs are in already."""
         self._add_outputs(*_about_means(inputs, outputs))
 
-    def _add_outputs(self, x: _Centred, y: _Centred) -> None:
+    def _add_outputs(self, x: _Deviations, y: _Deviations) -> None:
         self.xy = self.xy + x.rows.transpose(0, 2, 1) @ y.rows + _shift(x, y)
         squares = np.square(y.rows, dtype=np.float64).sum(1)
         self.yy = self.yy + squares + (2 * y.left + y.rows.shape[1] * y.mean) * y.mean
@@ -71,7 +70,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class _Centred:
+class _Deviations:
     """Rows less their mean: a product of 32-bit rows with large means would lose what varies.
 
     Attributes:
@@ -90,7 +89,7 @@ class _Centred:
         return np.asarray(self.rows.shape[1] * self.mean + self.left)
 
 
-def _about_means(inputs: Rows, outputs: Rows) -> tuple[_Centred, _Centred]:
+def _about_means(inputs: Rows, outputs: Rows) -> tuple[_Deviations, _Deviations]:
     """Inputs and outputs less their means, of the rows that hold numbers alone: a sample that overflows must not spoil
     what the others tell."""
     x, y = _about_mean(inputs), _about_mean(outputs)
@@ -100,15 +99,16 @@ def _about_means(inputs: Rows, outputs: Rows) -> tuple[_Centred, _Centred]:
     return _about_mean(inputs[:, good]), _about_mean(outputs[:, good])
 
 
-def _about_mean(rows: Rows) -> _Centred:
+def _about_mean(rows: Rows) -> _Deviations:
     count = rows.shape[1]
     with np.errstate(invalid="ignore"):
         total = rows.sum(1, dtype=np.float64)
-        mean = (total / max(count, 1)).astype(np.float32)
-        return _Centred(rows - mean[:, None], mean.astype(np.float64), np.asarray(total - count * mean.astype(float)))
+        near = (total / max(count, 1)).astype(np.float32)
+        mean = near.astype(np.float64)
+        return _Deviations(rows - near[:, None], mean, np.asarray(total - count * mean))
 
 
-def _shift(x: _Centred, y: _Centred) -> Matrix:
+def _shift(x: _Deviations, y: _Deviations) -> Matrix:
     """What to add to the product of centred rows to get that of the rows themselves."""
     return np.asarray(x.left[:, :, None] * y.mean[:, None] + x.mean[:, :, None] * y.total[:, None])
 

@@ -236,6 +236,7 @@ REFUSED = {
     "prune: latency of a plan": (f"prune {CNN} -o o.onnx --latency 0.5x --plan p.json", 2, "leave out --plan"),
     "prune: layers": (f"prune {CNN} -o o.onnx --latency 0.5x --granularity layers,channels", 2, "or --calib synthetic"),
     "prune: dry": (f"prune {CNN} -o o.onnx --latency 0.5x --dry-run", 2, "leave out --dry-run"),
+    "prune: nothing to fit to": (f"prune {CNN} -o o.onnx --latency .5x --no-compensate", 2, "give --calib"),
     "prune: no output": (f"prune {CNN} --latency 0.5x", 2, "-o OUT.onnx"),
     "prune: threads without": (f"prune {CNN} -o o.onnx --macs 0.5 --threads 2", 2, "give --latency too"),
     "prune: latency": (f"prune {CNN} -o o.onnx --latency 2x", 2, "must be below 1x"),
