@@ -1,10 +1,11 @@
-"""Everything that needs an NVIDIA GPU, in one command: engines of a model and its smaller variants, timed and compared.
+"""Everything that needs an NVIDIA GPU, in one command: a model and its smaller variants, timed and compared.
 
-For each model: dense twice (the second build is the control: two builds of one file differ, and no gain below that
-counts), pruned to half of the work, 2:4, both, each in fp32 and fp16; dense and pruned in int8 (``secateur quantize``
-with TensorRT's profile); the outputs against ONNX Runtime on the CPU; whether sparse kernels were chosen; ONNX
-Runtime's CUDA provider beside them where it is installed. With torch, its semi-structured matrix product: what 2:4 is
-worth to the hardware itself.
+Engines (``--backend tensorrt`` or ``tensorrt-rtx``), for each model: dense twice (the second build is the control: two
+builds of one file differ, and no gain below that counts), pruned to half of the work, 2:4, both, each in fp32 and fp16;
+dense and pruned in int8 (``secateur quantize`` with TensorRT's profile); the outputs against ONNX Runtime on the CPU;
+whether sparse kernels were chosen. ONNX Runtime's CUDA provider beside them where it is installed, and alone with
+``--backend ort-cuda``: dense twice and pruned, in fp32 and fp16, for each of ``--batch``, in turn in one session. With
+torch, its semi-structured matrix product: what 2:4 is worth to the hardware itself.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ import numpy as np
 import table
 
 _MODELS = Path(__file__).parents[1] / "models"
+CUDA = "ort-cuda"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path, help="fp32 ONNX files (default: those of models/)")
     parser.add_argument("--zoo", help="networks of zoo.py, separated by commas: resnet50,vit_b_16,bert")
-    parser.add_argument("--backend", default="tensorrt", help="tensorrt (default) or tensorrt-rtx")
+    parser.add_argument("--backend", default="tensorrt", help="tensorrt (default), tensorrt-rtx or ort-cuda")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (3)")
     parser.add_argument(
         "--calib", default="synthetic", metavar="DATA", help="inputs that ranges for int8 are found on (synthetic)"
     )
+    parser.add_argument("--batch", default="1,32", metavar="N,...", help="batches of ONNX Runtime's runs (1,32)")
     parser.add_argument("--capture", action="store_true", help="replay a recorded run (CUDA graph)")
     parser.add_argument("--cache", type=Path, default=table.CACHE)
     parser.add_argument("--results", type=Path, default=table.RESULTS)
@@ -49,19 +52,25 @@ def main() -> None:
             sources = [*sources, file]
     found = {source.stem: _model(source, folder, options) for source in sources}
     limit = _hardware_limit()
+    table.say(limit["text"])
     text = f"# On a GPU\n\n{device['name']}, {options.backend} {device['version']}\n\n{_page(found)}\n\n{limit['text']}"
     data = {"device": device, "models": found, "semi_structured": limit, "state": _state()}
     table.publish(f"gpu-{options.backend}", text, data, about, options.results)
 
 
 def _device(backend: str) -> dict[str, Any]:
-    """The GPU and TensorRT; without either the program ends with exit code 4 and the reason."""
+    """The GPU and what runs models on it; without either the program ends with exit code 4 and the reason."""
+    from runtime.backends import available
     from runtime.cuda import need_gpu
-    from runtime.engine.flavour import load_flavour
-    from runtime.errors import RunError
+    from runtime.errors import BackendMissing, RunError
 
+    if backend not in ("tensorrt", "tensorrt-rtx", CUDA):
+        sys.exit(f"gpu.py: --backend {backend}: choose from tensorrt, tensorrt-rtx, {CUDA}")
     try:
-        return {"version": load_flavour(backend).version, **vars(need_gpu())}
+        about = available()[backend]
+        if about.missing:
+            raise BackendMissing(about.missing)
+        return {"version": about.version, **vars(need_gpu())}
     except RunError as error:
         print(f"gpu.py: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -76,11 +85,24 @@ def _state() -> dict[str, Any]:
 
 
 def _model(source: Path, folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    from exporter import prune, sparsify
+    from exporter import prune
 
-    files = {"dense": source, "dense again": source}
-    files["pruned"] = folder / f"{source.stem}-pruned.onnx"
-    prune(source, files["pruned"], macs=0.5, align=16)
+    pruned = folder / f"{source.stem}-pruned.onnx"
+    prune(source, pruned, macs=0.5, align=16)
+    rows = {} if options.backend == CUDA else _engines(source, pruned, folder, options)
+    for batch in map(int, options.batch.split(",")):
+        found = _sessions(source, pruned, folder, batch, options)
+        for what, row in found.items():
+            table.say(f"{source.stem}, {what}: {row}")
+        rows |= found
+    return rows
+
+
+def _engines(source: Path, pruned: Path, folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every variant as an engine."""
+    from exporter import sparsify
+
+    files = {"dense": source, "dense again": source, "pruned": pruned}
     for what in ("dense", "pruned"):
         files[f"{what} 2:4"] = folder / f"{source.stem}-{what}-24.onnx"
         sparsify(files[what], files[f"{what} 2:4"], pattern="2:4")
@@ -92,7 +114,6 @@ def _model(source: Path, folder: Path, options: argparse.Namespace) -> dict[str,
     for what in ("dense", "pruned"):
         rows[f"{what}, int8"] = _int8(files[what], folder, options)
         table.say(f"{source.stem}, {what}, int8: {rows[f'{what}, int8']}")
-    rows["dense, ONNX Runtime CUDA"] = _cuda_provider(source, options.seconds)
     return rows
 
 
@@ -161,15 +182,52 @@ def _timed(
     }
 
 
-def _cuda_provider(file: Path, seconds: float) -> dict[str, Any]:
+def _sessions(
+    source: Path, pruned: Path, folder: Path, batch: int, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Dense twice and pruned, in fp32 and fp16, with ONNX Runtime's CUDA provider: in turn in one session, so that the
+    ratios are of pairs."""
+    from exporter.precision.converting import convert_precision
+    from runtime.backends import SessionOptions
     from runtime.errors import RunError
     from runtime.latency import bench
+    from runtime.robust import ratio_of
 
+    files = {"dense": source, "dense again": source, "pruned": pruned}
+    named = {f"{what}, fp32": file for what, file in files.items()}
+    for what in ("dense", "pruned"):
+        named[f"{what}, fp16"] = folder / f"{files[what].stem}-fp16.onnx"
+        if not named[f"{what}, fp16"].is_file():
+            convert_precision(files[what], named[f"{what}, fp16"], "fp16", keep_io=True)
+    suffix = f", {CUDA}, batch {batch}{', captured' if options.capture else ''}"
+    settings = SessionOptions(capture=options.capture)
     try:
-        (found,) = bench([file], "ort-cuda", seconds=seconds)
+        found = bench(list(named.values()), CUDA, seconds=options.seconds, batch=batch, options=settings)
     except RunError as error:
-        return {"error": str(error)}
-    return {"host_ms": 1e3 * found.median, "shapes": {n: list(s) for n, s in found.shapes.items()}}
+        return {suffix.removeprefix(", "): {"error": str(error)}}
+    rows = {}
+    for (what, file), latency in zip(named.items(), found, strict=True):
+        ratio = ratio_of([np.log(latency.samples / found[0].samples)])
+        rows[f"{what}{suffix}"] = {
+            "host_ms": 1e3 * latency.median,
+            "rate": latency.throughput,
+            "ratio": [ratio.value, ratio.low, ratio.high],
+            "shapes": {n: list(s) for n, s in latency.shapes.items()},
+            "error_of_outputs": _apart(file, files[what.partition(",")[0]], batch, settings),
+            "after": vars(latency.gpu.after) if latency.gpu and latency.gpu.after else None,
+        }
+    return rows
+
+
+def _apart(file: Path, reference: Path, batch: int, settings: Any) -> float:
+    """Largest difference of an output on the GPU from the reference on the CPU, in standard deviations of it."""
+    from runtime.backends import open_session
+    from runtime.runners import Asked, prepare
+
+    runner = prepare(file, Asked(CUDA, settings, batch=batch))
+    want = open_session(reference).run(runner.feeds[0])
+    got = runner.session.run(runner.feeds[0])
+    return max(float(np.abs(got[n] - w).max() / (w.std() or 1)) for n, w in want.items())
 
 
 def _hardware_limit() -> dict[str, Any]:
@@ -199,21 +257,21 @@ def _hardware_limit() -> dict[str, Any]:
     return {**times, "text": f"torch, 4096 x 4096 in fp16: dense {times['dense']:.3f} ms, 2:4 {times['2:4']:.3f} ms."}
 
 
+_NUMBERS = ("device_ms", "host_ms", "rate", "sparse_layers", "error_of_outputs")
+_COLUMNS = ("device_ms", "host_ms", "rate", "ratio", "sparse_layers", "error_of_outputs")
+
+
 def _page(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    rows = [["model", "variant", "device ms", "host ms", "runs/s", "sparse layers", "outputs differ by", "MHz, W, C"]]
+    head = ["device ms", "host ms", "per second", "of dense", "sparse layers", "outputs differ by", "MHz, W, C"]
+    rows = [["model", "variant", *head]]
     for name, variants in found.items():
         for what, row in variants.items():
             if "error" in row:
-                rows.append([name, what, row["error"].splitlines()[0][:80].replace("|", "/"), *[""] * 5])
+                rows.append([name, what, row["error"].splitlines()[0][:80].replace("|", "/"), *[""] * 6])
                 continue
-            numbers = [
-                row.get("device_ms"),
-                row["host_ms"],
-                row.get("rate"),
-                row.get("sparse_layers"),
-                row.get("error_of_outputs"),
-            ]
-            rows.append([name, what, *("" if v is None else f"{v:.3g}" for v in numbers), _shown(row.get("after"))])
+            shown = {k: "" if row.get(k) is None else f"{row[k]:.3g}" for k in _NUMBERS}
+            shown["ratio"] = "{:.3f} ({:.3f} .. {:.3f})".format(*row["ratio"]) if "ratio" in row else ""
+            rows.append([name, what, *(shown[k] for k in _COLUMNS), _shown(row.get("after"))])
     return table.markdown(rows, right=(2, 3, 4, 5, 6, 7))
 
 

@@ -3,6 +3,7 @@
     python benchmarks/tuning.py --data DIR                        # every cell; what was done before is kept
     python benchmarks/tuning.py --data DIR --only calibrated@0.5  # one cell
     python benchmarks/tuning.py --data DIR --page                 # the table of what there is, nothing is run
+    python benchmarks/tuning.py --data DIR --device cuda --jobs 12 --minutes 4 --batch 128 --lr 3e-4  # on a GPU
 
 A cell is pruned once and tuned once; both files stay in build/benchmarks/tuning, so a run that was stopped goes on.
 """
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ import table
 
 NETWORK = "resnet56"
 LIMIT = 20.0
+"""Most minutes of a tune."""
+
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"score": "l2"},
     "gradient": {"score": "gradient", "labels": True},
@@ -33,22 +37,19 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Scores of ``prune``; all but magnitude are given calibration inputs, which the layers that stay are fitted to."""
 
-BUDGETS = (0.5, 0.35)
 SAMPLES = 512
-FITTED = {"loss": "mse", "lr": 1e-4}
-UNFITTED = {"loss": "mse", "lr": 1e-3}
-"""How models that layers were fitted in are tuned, which a large step would undo, and how those of magnitude are."""
+FITTED, UNFITTED = 1e-4, 1e-3
+"""Learning rates of models that layers were fitted in, which a large step would undo, and of those of magnitude."""
 
-BATCH = 64
-_TIMED = 8
+_TIMED = {"cpu": 8, "cuda": 40}
+"""Steps that are timed to find out how many there is time for."""
 
-HEAD = f"""# Pruning, then training
+HEAD = """# Pruning, then training
 
 ResNet-56 on CIFAR-10 (`cifar10_resnet56_dynamo`, 92.60 % on the 932 test images), pruned to a share of its
-multiply-accumulates (`--align 1`) with {SAMPLES} training images (magnitude: none), then tuned on 7,728:
-`secateur tune --teacher ORIGINAL --loss mse --augment flip,shift`, lr {FITTED["lr"]:g} (magnitude, where no layer was
-fitted: {UNFITTED["lr"]:g}), for so many steps as about the CPU minutes shown allow on one core, never
-more than {LIMIT:.0f}.
+multiply-accumulates (`--align 1`) with {samples} training images (magnitude: none), then tuned on 7,728:
+`secateur tune --teacher ORIGINAL --loss mse --augment flip,shift --batch {batch}`, lr {fitted:g} (magnitude, where no
+layer was fitted: {unfitted:g}), for so many steps as the minutes shown allow{where}.
 Gradient and Taylor were given labels to choose by. The step that does best on 772 images held out is taken;
 the learning rate was chosen among three while test accuracies were seen.
 The standard error of an accuracy is 0.9 points; agreement with the original is steadier. "not
@@ -80,29 +81,33 @@ def source(data: Path) -> Path:
     return data / "onnx" / "cifar10_resnet56_dynamo.onnx"
 
 
-def tune(method: str, data: Path, pruned: Path, out: Path, minutes: float) -> dict[str, Any]:
-    """Tune for at most ``minutes`` of CPU time; how many steps that is, is found by timing a few."""
-    how = UNFITTED if method == "magnitude" else FITTED
+def tune(method: str, pruned: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Tune for so many minutes, of CPU time or on a GPU by the clock; how many steps that is, is found by timing a
+    few."""
+    data, rate = options.data, options.lr or (UNFITTED if method == "magnitude" else FITTED)
     common = ["tune", str(pruned), "--data", str(data / "cifar10_train.npz"), "--teacher", str(source(data))]
-    common += ["--loss", how["loss"], "--lr", str(how["lr"]), "--batch", str(BATCH), "--augment", "flip,shift"]
+    common += ["--loss", "mse", "--lr", str(rate), "--batch", str(options.batch), "--augment", "flip,shift"]
+    common += ["--device", options.device]
+    clock, timed = (cpu_of, wall_of)[options.device == "cuda"], _TIMED[options.device]
     steps_file, report = out.with_suffix(".steps"), out.with_suffix(".json")
     if not steps_file.is_file():  # the same number after a kill, or the checkpoint would be of another run
         scratch = out.with_suffix(".timing.onnx")
-        spent = [cpu_of(*common, "--steps", str(n), "-o", str(scratch)) for n in (1, 1 + _TIMED)]
+        spent = [clock(*common, "--steps", str(n), "-o", str(scratch)) for n in (1, 1 + timed)]
         scratch.unlink()
-        a_step = (spent[1] - spent[0]) / _TIMED
-        found = max(int((0.85 * 60 * minutes - spent[0]) / a_step / 1.05), 1)  # judging and noise take the rest
+        a_step = (spent[1] - spent[0]) / timed
+        found = max(int((0.85 * 60 * options.minutes - spent[0]) / a_step / 1.05), 1)  # judging and noise take the rest
         steps_file.write_text(str(found))
     steps = int(steps_file.read_text())
     checkpoint = out.with_suffix(".pt")
-    spent_now = cpu_of(
+    spent_now = clock(
         *common, "--steps", str(steps), "-o", str(out), "--checkpoint", str(checkpoint), "--json", str(report)
     )
     document = json.loads(report.read_text())
     return {
         "steps": steps,
         "best_step": document["best_step"],
-        "cpu_minutes": spent_now / 60,
+        "minutes": spent_now / 60,
+        "lr": rate,
         "resumed": document["resumed_from"],
     }
 
@@ -115,11 +120,18 @@ def cpu_of(*arguments: str) -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
-def page(cells: dict[str, dict[str, Any]]) -> list[list[str]]:
+def wall_of(*arguments: str) -> float:
+    """Seconds that a command took by the clock."""
+    started = time.perf_counter()
+    command(*arguments)
+    return time.perf_counter() - started
+
+
+def page(cells: dict[str, dict[str, Any]], budgets: tuple[float, ...]) -> list[list[str]]:
     """The table of what there is."""
-    rows = [["score", "MACs left", "before", "agreement", "tuned", "agreement", "CPU minutes", "steps"]]
+    rows = [["score", "MACs left", "before", "agreement", "tuned", "agreement", "minutes", "steps"]]
     for method in METHODS:
-        for macs in BUDGETS:
+        for macs in budgets:
             cell = cells.get(f"{method}@{macs:g}", {})
             before, after, how = (cell.get(k) for k in ("before", "after", "tuning"))
             rows.append(
@@ -128,7 +140,7 @@ def page(cells: dict[str, dict[str, Any]]) -> list[list[str]]:
                     table.share(before["macs_left"]) if before else f"{table.share(macs)} asked",
                     *_figures(before),
                     *_figures(after),
-                    f"{how['cpu_minutes']:.1f}" if how else "-",
+                    f"{how['minutes']:.1f}" if how else "-",
                     str(how["steps"]) if how else "-",
                 ]
             )
@@ -149,52 +161,81 @@ def macs_left(pruned: Path, data: Path) -> float:
     return float(work[0] / work[1])
 
 
+def run_cell(name: str, folder: Path, options: argparse.Namespace) -> None:
+    """Prune, judge, tune and judge again, as far as that is not done; what is known lies in a file after every step."""
+    method, _, macs = name.partition("@")
+    stem = folder / name.replace(" ", "-")
+    state = Path(f"{stem}.cell.json")
+    cell = json.loads(state.read_text()) if state.is_file() else {}
+    pruned, tuned = Path(f"{stem}.pruned.onnx"), Path(f"{stem}.tuned.onnx")
+    started = time.perf_counter()
+    if "before" not in cell:
+        if not pruned.is_file():
+            prune(method, float(macs), options.data, pruned)
+        cell["before"] = {
+            "macs_left": macs_left(pruned, options.data),
+            **accuracy_runs.judge(NETWORK, options.data, pruned),
+        }
+        state.write_text(json.dumps(cell))
+        table.say(f"{name}: {100 * cell['before']['score']:.2f} % before ({time.perf_counter() - started:.0f} s)")
+    if "after" not in cell and not options.without_tuning:
+        cell["tuning"] = tune(method, pruned, tuned, options)
+        cell["after"] = accuracy_runs.judge(NETWORK, options.data, tuned)
+        state.write_text(json.dumps(cell))
+        table.say(f"{name}: {100 * cell['after']['score']:.2f} % tuned ({time.perf_counter() - started:.0f} s)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--only", action="append", default=[], metavar="METHOD@MACS", help="cells; repeatable")
-    parser.add_argument("--minutes", type=float, default=LIMIT, metavar="N", help="CPU minutes of a tune (20)")
+    parser.add_argument("--budgets", default=".5,.35", metavar="S,...", help="shares of the work to leave (.5,.35)")
+    parser.add_argument(
+        "--minutes", type=float, default=LIMIT, metavar="N", help="of a tune: CPU time, by the clock on a GPU (20)"
+    )
+    parser.add_argument("--device", default="cpu", choices=sorted(_TIMED), help="to tune on (cpu)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images in a step (64)")
+    parser.add_argument("--lr", type=float, metavar="R", help=f"learning rate of all ({FITTED:g}, {UNFITTED:g})")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (1)")
     parser.add_argument("--without-tuning", action="store_true", help="prune and judge alone")
     parser.add_argument("--page", action="store_true", help="write the table of what there is")
     parser.add_argument("--results", type=Path, default=table.RESULTS, metavar="DIR")
     options = parser.parse_args()
     about = table.environment()
-    folder = table.CACHE / "tuning"
+    title = "tuning" if options.device == "cpu" else f"tuning-{options.device}"
+    folder = table.CACHE / title
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [f"{m}@{b:g}" for m in METHODS for b in BUDGETS]
+    budgets = tuple(map(float, options.budgets.split(",")))
+    wanted = [f"{m}@{b:g}" for m in METHODS for b in budgets]
     unknown = [name for name in options.only if name not in wanted]
     if unknown:
         parser.error(f"--only {unknown[0]}: choose from {', '.join(wanted)}")
     if not 0 < options.minutes <= LIMIT:
         parser.error(f"--minutes: above 0, at most {LIMIT:g}")
-    for name in () if options.page else options.only or wanted:
-        method, _, macs = name.partition("@")
-        stem = folder / name.replace(" ", "-")
-        state = Path(f"{stem}.cell.json")
-        cell = json.loads(state.read_text()) if state.is_file() else {}
-        pruned, tuned = Path(f"{stem}.pruned.onnx"), Path(f"{stem}.tuned.onnx")
-        started = time.perf_counter()
-        if "before" not in cell:
-            if not pruned.is_file():
-                prune(method, float(macs), options.data, pruned)
-            cell["before"] = {
-                "macs_left": macs_left(pruned, options.data),
-                **accuracy_runs.judge(NETWORK, options.data, pruned),
-            }
-            state.write_text(json.dumps(cell))
-            table.say(f"{name}: {100 * cell['before']['score']:.2f} % before ({time.perf_counter() - started:.0f} s)")
-        if "after" not in cell and not options.without_tuning:
-            cell["tuning"] = tune(method, options.data, pruned, tuned, options.minutes)
-            cell["after"] = accuracy_runs.judge(NETWORK, options.data, tuned)
-            state.write_text(json.dumps(cell))
-            table.say(f"{name}: {100 * cell['after']['score']:.2f} % tuned ({time.perf_counter() - started:.0f} s)")
+    with ThreadPoolExecutor(options.jobs) as pool:
+        names = () if options.page else options.only or wanted
+        for done in [pool.submit(run_cell, name, folder, options) for name in names]:
+            done.result()
     cells = {
         f.name.removesuffix(".cell.json").replace("-", " "): json.loads(f.read_text())
         for f in folder.glob("*.cell.json")
     }
-    rows = page(cells)
-    text = f"{HEAD}\n{table.markdown(rows, right=(1, 2, 3, 4, 5, 6, 7))}"
-    table.publish("tuning", text, {"cells": cells}, about, options.results)
+    rows = page(cells, budgets)
+    where = f" on one core, never more than {LIMIT:.0f}" if options.device == "cpu" else _device(options)
+    head = HEAD.format(
+        samples=SAMPLES, batch=options.batch, fitted=options.lr or FITTED, unfitted=options.lr or UNFITTED, where=where
+    )
+    text = f"{head}\n{table.markdown(rows, right=(1, 2, 3, 4, 5, 6, 7))}"
+    table.publish(title, text, {"cells": cells}, about, options.results)
+
+
+def _device(options: argparse.Namespace) -> str:
+    """The GPU's name, and how many shared it."""
+    from runtime.cuda import gpu
+
+    found = gpu()
+    name = found.name if found else "a GPU"
+    return f" on {name}" + (f", {options.jobs} at a time" if options.jobs > 1 else "")
 
 
 if __name__ == "__main__":

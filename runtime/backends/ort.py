@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,15 +53,16 @@ class Provider:
     capture: str = ""
 
 
+_INSTALL_CUDA = 'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda,cudnn]"'
+"""Both packages bring the module ``onnxruntime``: one has to go."""
+
 PROVIDERS = {
     "ort-cpu": Provider("CPUExecutionProvider", "CPU", "pip install onnxruntime"),
-    "ort-cuda": Provider(
-        "CUDAExecutionProvider", "NVIDIA GPU", "pip install onnxruntime-gpu", "cuda", "enable_cuda_graph"
-    ),
+    "ort-cuda": Provider("CUDAExecutionProvider", "NVIDIA GPU", _INSTALL_CUDA, "cuda", "enable_cuda_graph"),
     "ort-tensorrt": Provider(
         "TensorrtExecutionProvider",
         "NVIDIA GPU",
-        "pip install onnxruntime-gpu tensorrt",
+        f"{_INSTALL_CUDA} tensorrt",
         "cuda",
         "trt_cuda_graph_enable",
     ),
@@ -102,6 +104,7 @@ class OrtSession:
                 able = ", ".join(n for n, p in PROVIDERS.items() if p.capture)
                 raise BadRequest(f"--capture: {name} cannot record its runs; {able} can.")
             provider = (provider, {self._about.capture: "1"})
+        said = _load_cuda(ort) if self._about.memory == "cuda" else ""
         providers = [provider] if name == "ort-cpu" else [provider, "CPUExecutionProvider"]
         try:
             self._session = ort.InferenceSession(
@@ -114,7 +117,7 @@ class OrtSession:
         if self._about.provider not in self._session.get_providers():  # it falls back without a word
             raise BackendMissing(
                 f"backend {name}: ONNX Runtime offers {self._about.provider}, but it does not start on this machine "
-                f"(no {self._about.device}, or no driver or library for it)."
+                f"(no {self._about.device}, or no driver or library for it).{said}"
             )
         self.inputs = tuple(_spec(i) for i in self._session.get_inputs())
         self.outputs = tuple(_spec(o) for o in self._session.get_outputs())
@@ -125,7 +128,7 @@ class OrtSession:
         if not names:  # ONNX Runtime would return all
             return {}
         try:
-            with _stopped_after(self._options.seconds) as settings:
+            with _stopped_after(self._options.seconds, replay=not self._options.capture) as settings:
                 return dict(zip(names, self._session.run(names, dict(feeds), settings), strict=True))
         except Exception as error:
             raise RunError(f"ONNX Runtime failed to run the model: {_first_line(error)}") from error
@@ -182,15 +185,32 @@ class OrtSession:
         return call
 
 
+def _load_cuda(ort: Any) -> str:
+    """Load CUDA and cuDNN out of NVIDIA's packages, where the provider would not look; what of them is missing."""
+    load = getattr(ort, "preload_dlls", None)  # since ONNX Runtime 1.21
+    if load is None:
+        return ""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(OSError, RuntimeError):
+        load()
+    missing = [line.strip() for line in said.getvalue().splitlines() if line.startswith("Failed to load")]
+    return "".join(f"\n{line}" for line in missing) + (f"\nTo add them: {_INSTALL_CUDA}" if missing else "")
+
+
 @contextlib.contextmanager
-def _stopped_after(seconds: float) -> Iterator[Any]:
-    """Settings of a run that ends after so many seconds, if there is a limit."""
-    if not seconds:
+def _stopped_after(seconds: float, replay: bool) -> Iterator[Any]:
+    """Settings of a run that ends after so many seconds, if there is a limit; without ``replay`` nothing is recorded or
+    replayed: a recording reads where the inputs lay that it was made with."""
+    if not seconds and replay:
         yield None
         return
     import onnxruntime as ort
 
     settings = ort.RunOptions()
+    if not replay:
+        settings.add_run_config_entry("gpu_graph_id", "-1")
+    if not seconds:
+        yield settings
+        return
     timer = threading.Timer(seconds, setattr, (settings, "terminate", True))
     timer.daemon = True
     timer.start()

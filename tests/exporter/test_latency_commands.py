@@ -240,7 +240,7 @@ REFUSED = {
     "prune: no output": (f"prune {CNN} --latency 0.5x", 2, "-o OUT.onnx"),
     "prune: threads without": (f"prune {CNN} -o o.onnx --macs 0.5 --threads 2", 2, "give --latency too"),
     "prune: latency": (f"prune {CNN} -o o.onnx --latency 2x", 2, "must be below 1x"),
-    "prune: device": (f"prune {CNN} -o o.onnx --latency .5x --device ort-cuda", 4, "pip install onnxruntime-gpu"),
+    "prune: device": (f"prune {CNN} -o o.onnx --latency .5x --device ort-cuda", 4, "onnxruntime-gpu[cuda,cudnn]"),
 }
 
 
