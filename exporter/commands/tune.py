@@ -88,7 +88,8 @@ def run(options: argparse.Namespace) -> int:
     from runtime.images import parse_preprocess
     from runtime.samples import load_samples
 
-    torch = need_torch()
+    need_torch()
+    from exporter.training.devices import device_of
     from exporter.training.targets import make_target
     from exporter.training.team import team_of
     from exporter.training.tuning import TuneOptions, tune
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
     )
     team = team_of(options.device)
-    device = team.device or torch.device(_device(options.device, torch))
+    device = team.device or device_of(options.device)
     shapes = parse_shapes(options.shape)
     graph = load(options.model, shapes)
     samples = load_samples(
@@ -150,21 +151,6 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"--loss {options.loss} compares with the original: give it with --teacher.")
     if options.plan is not None and not options.match:
         raise UsageError("--plan is for --match: name the inner tensors to compare.")
-
-
-def _device(name: str, torch: Any) -> str:
-    from exporter.errors import UsageError
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(
-            f"--device {name}: torch {torch.__version__} finds no CUDA device here; leave it out, or use cpu."
-        )
-    try:
-        return str(torch.device(name))
-    except RuntimeError:
-        raise UsageError(f"--device {name}: torch knows no such device. Use auto, cpu or cuda.") from None
 
 
 def _text(options: argparse.Namespace, tuned: Tuned) -> str:
