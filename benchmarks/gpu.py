@@ -11,15 +11,21 @@ torch, its semi-structured matrix product: what 2:4 is worth to the hardware its
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import table
 
+from runtime.runners import Asked
+
 _MODELS = Path(__file__).parents[1] / "models"
 CUDA = "ort-cuda"
+_LENGTHS = {"bert": {"input_ids": (1, 128), "attention_mask": (1, 128)}}
+"""Input shapes of networks whose default sizes would be too small to mean anything."""
 
 
 def main() -> None:
@@ -35,8 +41,9 @@ def main() -> None:
     parser.add_argument("--capture", action="store_true", help="replay a recorded run (CUDA graph)")
     parser.add_argument("--cache", type=Path, default=table.CACHE)
     parser.add_argument("--results", type=Path, default=table.RESULTS)
+    parser.add_argument("--prepare", action="store_true", help="only make the files, which needs no GPU")
     options = parser.parse_args()
-    device = _device(options.backend)
+    device = _device(options.backend) if not options.prepare else {}
     about = table.environment()
     folder = options.cache / "gpu"
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,6 +58,8 @@ def main() -> None:
                 sys.exit(f"gpu.py: {name} cannot be exported: {outcome.error}")
             sources = [*sources, file]
     found = {source.stem: _model(source, folder, options) for source in sources}
+    if options.prepare:
+        return
     limit = _hardware_limit()
     table.say(limit["text"])
     text = f"# On a GPU\n\n{device['name']}, {options.backend} {device['version']}\n\n{_page(found)}\n\n{limit['text']}"
@@ -84,36 +93,62 @@ def _state() -> dict[str, Any]:
     return vars(state) if state is not None else {"missing": missing}
 
 
-def _model(source: Path, folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    from exporter import prune
+def variants(source: Path, folder: Path, engines: bool) -> dict[str, Path]:
+    """The smaller files of a model, made where they are not there yet; no GPU is needed.
 
-    pruned = folder / f"{source.stem}-pruned.onnx"
-    prune(source, pruned, macs=0.5, align=16)
-    rows = {} if options.backend == CUDA else _engines(source, pruned, folder, options)
+    Args:
+        source: the fp32 file.
+        folder: where to write; files are named after the source's content.
+        engines: those that engines are built from too, else what ONNX Runtime is to run.
+    """
+    from exporter import prune, sparsify
+    from exporter.precision.converting import convert_precision
+
+    stem = f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:8]}"
+
+    def made(what: str, make: Callable[[Path], object]) -> Path:
+        target = folder / f"{stem}-{what}.onnx"
+        if not target.is_file():
+            make(target)
+        return target
+
+    files = {"dense": source, "dense again": source}
+    files["pruned"] = made("pruned", lambda to: prune(source, to, macs=0.5, align=16))
+    for what in ("dense", "pruned"):
+        file = files[what]
+        if engines:
+            files[f"{what} 2:4"] = made(f"{what}-24", lambda to, file=file: sparsify(file, to, pattern="2:4"))
+        files[f"{what} fp16"] = made(
+            f"{what}-fp16", lambda to, file=file: convert_precision(file, to, "fp16", keep_io=True)
+        )
+    return files
+
+
+def _model(source: Path, folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    engines = options.backend != CUDA
+    files = variants(source, folder, engines)
+    if options.prepare:
+        return {}
+    rows = _engines(files, folder, options) if engines else {}
     for batch in map(int, options.batch.split(",")):
-        found = _sessions(source, pruned, folder, batch, options)
+        found = _sessions(files, batch, options)
         for what, row in found.items():
             table.say(f"{source.stem}, {what}: {row}")
         rows |= found
     return rows
 
 
-def _engines(source: Path, pruned: Path, folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def _engines(files: dict[str, Path], folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Every variant as an engine."""
-    from exporter import sparsify
-
-    files = {"dense": source, "dense again": source, "pruned": pruned}
-    for what in ("dense", "pruned"):
-        files[f"{what} 2:4"] = folder / f"{source.stem}-{what}-24.onnx"
-        sparsify(files[what], files[f"{what} 2:4"], pattern="2:4")
     rows: dict[str, dict[str, Any]] = {}
+    single = {what: file for what, file in files.items() if "fp16" not in what}
     for precision in ("fp32", "fp16"):
-        for what, file in files.items():
+        for what, file in single.items():
             rows[f"{what}, {precision}"] = _timed(file, folder, precision, "2:4" in what, options)
-            table.say(f"{source.stem}, {what}, {precision}: {rows[f'{what}, {precision}']}")
+            table.say(f"{file.stem}, {what}, {precision}: {rows[f'{what}, {precision}']}")
     for what in ("dense", "pruned"):
         rows[f"{what}, int8"] = _int8(files[what], folder, options)
-        table.say(f"{source.stem}, {what}, int8: {rows[f'{what}, int8']}")
+        table.say(f"{files[what].stem}, {what}, int8: {rows[f'{what}, int8']}")
     return rows
 
 
@@ -151,7 +186,7 @@ def _timed(
     from runtime.engine.options import BuildOptions
     from runtime.engine.timing import time_engine
     from runtime.errors import RunError
-    from runtime.runners import Asked, prepare
+    from runtime.runners import prepare
 
     target = folder / f"{file.stem}-{precision}.engine"
     before = _state()
@@ -182,49 +217,44 @@ def _timed(
     }
 
 
-def _sessions(
-    source: Path, pruned: Path, folder: Path, batch: int, options: argparse.Namespace
-) -> dict[str, dict[str, Any]]:
+def _sessions(files: dict[str, Path], batch: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Dense twice and pruned, in fp32 and fp16, with ONNX Runtime's CUDA provider: in turn in one session, so that the
     ratios are of pairs."""
-    from exporter.precision.converting import convert_precision
     from runtime.backends import SessionOptions
     from runtime.errors import RunError
     from runtime.latency import bench
     from runtime.robust import ratio_of
 
-    files = {"dense": source, "dense again": source, "pruned": pruned}
-    named = {f"{what}, fp32": file for what, file in files.items()}
-    for what in ("dense", "pruned"):
-        named[f"{what}, fp16"] = folder / f"{files[what].stem}-fp16.onnx"
-        if not named[f"{what}, fp16"].is_file():
-            convert_precision(files[what], named[f"{what}, fp16"], "fp16", keep_io=True)
-    suffix = f", {CUDA}, batch {batch}{', captured' if options.capture else ''}"
-    settings = SessionOptions(capture=options.capture)
+    named = {what: file for what, file in files.items() if "2:4" not in what}
+    shapes = _LENGTHS.get(files["dense"].stem)
+    asked = Asked(CUDA, SessionOptions(capture=options.capture), shapes, batch)
+    suffix = f"{CUDA}, batch {batch}{', captured' if options.capture else ''}"
     try:
-        found = bench(list(named.values()), CUDA, seconds=options.seconds, batch=batch, options=settings)
+        found = bench(
+            list(named.values()), CUDA, seconds=options.seconds, shapes=shapes, batch=batch, options=asked.options
+        )
     except RunError as error:
-        return {suffix.removeprefix(", "): {"error": str(error)}}
+        return {suffix: {"error": str(error)}}
     rows = {}
     for (what, file), latency in zip(named.items(), found, strict=True):
         ratio = ratio_of([np.log(latency.samples / found[0].samples)])
-        rows[f"{what}{suffix}"] = {
+        rows[f"{what}, {suffix}"] = {
             "host_ms": 1e3 * latency.median,
             "rate": latency.throughput,
             "ratio": [ratio.value, ratio.low, ratio.high],
             "shapes": {n: list(s) for n, s in latency.shapes.items()},
-            "error_of_outputs": _apart(file, files[what.partition(",")[0]], batch, settings),
+            "error_of_outputs": _apart(file, files[what.partition(" ")[0]], asked),
             "after": vars(latency.gpu.after) if latency.gpu and latency.gpu.after else None,
         }
     return rows
 
 
-def _apart(file: Path, reference: Path, batch: int, settings: Any) -> float:
+def _apart(file: Path, reference: Path, asked: Asked) -> float:
     """Largest difference of an output on the GPU from the reference on the CPU, in standard deviations of it."""
     from runtime.backends import open_session
-    from runtime.runners import Asked, prepare
+    from runtime.runners import prepare
 
-    runner = prepare(file, Asked(CUDA, settings, batch=batch))
+    runner = prepare(file, asked)
     want = open_session(reference).run(runner.feeds[0])
     got = runner.session.run(runner.feeds[0])
     return max(float(np.abs(got[n] - w).max() / (w.std() or 1)) for n, w in want.items())
