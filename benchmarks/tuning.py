@@ -37,6 +37,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Scores of ``prune``; all but magnitude are given calibration inputs, which the layers that stay are fitted to."""
 
+BUDGETS = (0.5, 0.35)
+"""Shares of the work whose rows are shown even where nothing was run."""
+
 SAMPLES = 512
 FITTED, UNFITTED = 1e-4, 1e-3
 """Learning rates of models that layers were fitted in, which a large step would undo, and of those of magnitude."""
@@ -48,18 +51,22 @@ HEAD = """# Pruning, then training
 
 ResNet-56 on CIFAR-10 (`cifar10_resnet56_dynamo`, 92.60 % on the 932 test images), pruned to a share of its
 multiply-accumulates (`--align 1`) with {samples} training images (magnitude: none), then tuned on 7,728:
-`secateur tune --teacher ORIGINAL --loss mse --augment flip,shift --batch {batch}`, lr {fitted:g} (magnitude, where no
-layer was fitted: {unfitted:g}), for so many steps as the minutes shown allow{where}.
-Gradient and Taylor were given labels to choose by. The step that does best on 772 images held out is taken;
-the learning rate was chosen among three while test accuracies were seen.
+`secateur tune --teacher ORIGINAL --loss mse --augment flip,shift --batch {batch}`, lr {rate}, for so many steps as
+the minutes shown allow (CPU time on a core, by the clock on a GPU), on {device}.
+Gradient and Taylor were given labels to choose by. The step that does best on 772 images held out is taken.{chosen}
 The standard error of an accuracy is 0.9 points; agreement with the original is steadier. "not
 run" means that there was no time for it, not that it fails.
 """
 
 
+_CHOSEN = f"""
+The learning rate {FITTED:g} was chosen among three while test accuracies were seen."""
+
+
 def command(*arguments: str) -> None:
     """Run ``secateur`` on one core."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(table.ROOT)}
+    path = os.pathsep.join([str(table.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     subprocess.run([sys.executable, "-m", "exporter", *arguments, "-q"], check=True, env=environment, cwd=table.ROOT)
 
 
@@ -108,6 +115,9 @@ def tune(method: str, pruned: Path, out: Path, options: argparse.Namespace) -> d
         "best_step": document["best_step"],
         "minutes": spent_now / 60,
         "lr": rate,
+        "batch": options.batch,
+        "device": _gpu_name() if options.device == "cuda" else "one core",
+        "beside": options.jobs - 1,
         "resumed": document["resumed_from"],
     }
 
@@ -133,6 +143,8 @@ def page(cells: dict[str, dict[str, Any]], budgets: tuple[float, ...]) -> list[l
     for method in METHODS:
         for macs in budgets:
             cell = cells.get(f"{method}@{macs:g}", {})
+            if not cell and macs not in BUDGETS:
+                continue
             before, after, how = (cell.get(k) for k in ("before", "after", "tuning"))
             rows.append(
                 [
@@ -189,7 +201,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--only", action="append", default=[], metavar="METHOD@MACS", help="cells; repeatable")
-    parser.add_argument("--budgets", default=".5,.35", metavar="S,...", help="shares of the work to leave (.5,.35)")
+    parser.add_argument(
+        "--budgets", default=",".join(map(str, BUDGETS)), metavar="S,...", help="shares of the work to leave (.5,.35)"
+    )
     parser.add_argument(
         "--minutes", type=float, default=LIMIT, metavar="N", help="of a tune: CPU time, by the clock on a GPU (20)"
     )
@@ -221,21 +235,33 @@ def main() -> None:
         for f in folder.glob("*.cell.json")
     }
     rows = page(cells, budgets)
-    where = f" on one core, never more than {LIMIT:.0f}" if options.device == "cpu" else _device(options)
-    head = HEAD.format(
-        samples=SAMPLES, batch=options.batch, fitted=options.lr or FITTED, unfitted=options.lr or UNFITTED, where=where
+    text = f"{_head([c['tuning'] for c in cells.values() if 'tuning' in c])}\n"
+    table.publish(
+        title, text + table.markdown(rows, right=(1, 2, 3, 4, 5, 6, 7)), {"cells": cells}, about, options.results
     )
-    text = f"{head}\n{table.markdown(rows, right=(1, 2, 3, 4, 5, 6, 7))}"
-    table.publish(title, text, {"cells": cells}, about, options.results)
 
 
-def _device(options: argparse.Namespace) -> str:
-    """The GPU's name, and how many shared it."""
+def _head(tunings: list[dict[str, Any]]) -> str:
+    """What was done, by what the cells say."""
+    devices, rates, batches = (
+        sorted({t.get(key, default) for t in tunings})
+        for key, default in (("device", "one core"), ("lr", FITTED), ("batch", 64))
+    )
+    beside = max((t.get("beside", 0) for t in tunings), default=0)
+    return HEAD.format(
+        samples=SAMPLES,
+        batch=" or ".join(map(str, batches)),
+        rate=" or ".join(f"{r:g}" for r in rates),
+        chosen=_CHOSEN if FITTED in rates else "",
+        device=" or ".join(devices) + (f", up to {beside + 1} cells at a time" if beside else ""),
+    )
+
+
+def _gpu_name() -> str:
     from runtime.cuda import gpu
 
     found = gpu()
-    name = found.name if found else "a GPU"
-    return f" on {name}" + (f", {options.jobs} at a time" if options.jobs > 1 else "")
+    return found.name if found else "a GPU"
 
 
 if __name__ == "__main__":

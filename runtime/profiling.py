@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,17 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
-from runtime import clocks
 from runtime.backends import SessionOptions
 from runtime.backends.ort import PROVIDERS, OrtSession
 from runtime.errors import BadRequest, RunError
 from runtime.feeds import Feeds
 from runtime.fusions import Kernel, all_nodes, main_node, name_nodes, trace
+from runtime.recording import record
 from runtime.robust import Times
-from runtime.runners import Asked, Runner, prepare
-from runtime.sampling import WARM_UPS, take
-from runtime.steps import Count
+from runtime.runners import Asked, prepare
 from runtime.work import Shape, macs_of
 
 _SUFFIX = "_kernel_time"
-_EVENTS = 12_000
-"""Most node events that are recorded; the file holds half a kilobyte of each."""
-_FEWEST_RUNS = 8
 _ROUNDS = 20
 _CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 
@@ -129,53 +124,24 @@ def profile(
     model = onnx.load(path, load_external_data=False)
     name_nodes(model)
     data = model.SerializeToString()
-    feed = plain.feeds[0]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
         step("finding the shapes of all nodes")
-        shapes = node_shapes(data, path.parent, folder, feed)
-        options = replace(
-            asked.options, profile=folder / "profile", save=folder / "optimised.onnx", folder=path.absolute().parent
-        )
-        recorder = OrtSession(data, options, asked.backend)
-        optimised = onnx.load(folder / "optimised.onnx", load_external_data=False)
-        step("recording runs")
-        runs = max(_EVENTS // max(len(optimised.graph.node), 1), _FEWEST_RUNS)
-        latency, busy, taken = _record(plain, recorder.bind(feed), seconds, runs, step)
-        events = json.loads(recorder.end_profiling().read_text(encoding="utf-8"))
-    kernels = trace(model, optimised)
+        shapes = node_shapes(data, path.parent, Path(scratch), plain.feeds[0])
+    found = record(plain, data, seconds, step)
+    kernels = trace(model, found.optimised)
     work = node_work(model, shapes)
-    recorded = _by_run(events)[-taken:]
+    recorded = _by_run(found.events)[-found.runs :]
     return Profile(
         path.name,
         asked.backend,
         asked.options.threads,
         plain.shapes,
         len(recorded),
-        latency,
-        busy,
-        _times(model, kernels, work, recorded, busy),
+        found.latency,
+        found.busy,
+        _times(model, kernels, work, recorded, found.busy),
         tuple(recorded[-1]) if recorded else (),
     )
-
-
-def _record(
-    plain: Runner, recorded: Callable[[], None], seconds: float, most: int, step: Callable[[str], None]
-) -> tuple[float, float, int]:
-    """Median wall time of the plain runs, the time they were busy, and how many profiled ones there were after warm-up,
-    about ``most`` at most."""
-    for _ in range(WARM_UPS):
-        recorded()
-    began = clocks.wall()
-
-    def tick(rows: int) -> None:
-        done = max((clocks.wall() - began) / seconds, rows / most)
-        step(Count("recording runs", min(done, 1.0) * seconds, seconds, "s", f"{rows} runs"))
-
-    taken = take([plain.call(), recorded], seconds, lambda wall, _: wall.shape[1] >= most, warm_ups=0, tick=tick)
-    wall, thread = (float(np.median(t[0])) for t in (taken.wall, taken.thread))
-    single = plain.asked.options.threads == 1 and plain.asked.backend == "ort-cpu" and thread > 0
-    return wall, thread if single else wall, taken.wall.shape[1]
 
 
 def node_shapes(data: bytes, home: Path, folder: Path, feed: Feeds) -> dict[str, tuple[list[Shape], list[Shape]]]:

@@ -358,7 +358,7 @@ def verified(graph: Graph, module: OnnxModule, held: Samples) -> float:
     """
     feeds: Mapping[str, Any] = next(iter(held.batches(8)))
     want = open_session(serialize_with_data(finished(graph), graph.folder)).run(feeds)
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which has ten bits
         got = module.run({n: to_tensor(v).to(module.device) for n, v in feeds.items()})
     worst = 0.0
     for name, value in want.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from runtime import recording
 from runtime.backends import SessionOptions
-from runtime.errors import BadRequest
+from runtime.backends.ort import PROVIDERS
+from runtime.errors import BadRequest, RunError
 from runtime.fusions import all_nodes, main_node, name_nodes, trace
 from runtime.layers import REORDERS, layer_differences
 from runtime.profiling import _own_times, profile, without_overhead
@@ -205,3 +209,32 @@ def test_events_of_one_run_are_kept_for_a_trace(found):
     names = {e["name"] for e in found.events}
     assert len(found.events) == len(found.nodes) == len(names)
     json.dumps(found.events)
+
+
+@pytest.fixture
+def like_a_gpu(tmp_path, monkeypatch):
+    """A file, and a CPU that is taken for a device whose work runs on when a node has returned."""
+    onnx.save(network(), tmp_path / "net.onnx")
+    monkeypatch.setattr(recording, "PROVIDERS", {"ort-cpu": replace(PROVIDERS["ort-cpu"], memory="cuda")})
+    return tmp_path / "net.onnx"
+
+
+def test_runs_on_a_device_are_recorded_where_kernels_are_waited_for(like_a_gpu, monkeypatch):
+    seen = []
+
+    def run(command, **how):
+        seen.append(how["env"])
+        return started(command, **how)
+
+    started = subprocess.run
+    monkeypatch.setattr(subprocess, "run", run)
+    found = profile(like_a_gpu, Asked(options=SessionOptions(threads=1, capture=False)), seconds=0.2)
+    assert sorted(key for n in found.nodes for key in n.keys) == ["c1", "c2", "f", "p", "r1", "r2", "s", "y"]
+    assert 0 < found.kernels <= found.latency
+    assert [(e["CUDA_LAUNCH_BLOCKING"], e["HIP_LAUNCH_BLOCKING"]) for e in seen] == [("1", "1")]
+
+
+def test_a_process_that_fails_to_record_says_why(like_a_gpu, monkeypatch):
+    monkeypatch.setattr(recording.np, "savez", lambda *_, **__: None)
+    with pytest.raises(RunError, match=r"process of their own: FileNotFoundError.*feeds"):
+        profile(like_a_gpu, ONE, seconds=0.1)
