@@ -16,6 +16,7 @@ from runtime.engine.flavour import PACKAGES
 from runtime.engine.metadata import describe, metadata_file, values_of, write_engine
 from runtime.engine.options import BuildOptions
 from runtime.engine.profiles import Range
+from runtime.gpu_state import BACKENDS
 from runtime.runners import Asked
 
 TENSOR_CORES = {"fp16": 8, "bf16": 8, "int8": 32, "fp8": 32}
@@ -54,9 +55,9 @@ def device_for(asked: Asked, graph: Graph) -> Device:
 
     Args:
         asked: backend, threads and shapes.
-        graph: the model that is pruned; its weights say in which precision engines compute.
+        graph: the model that is pruned; its weights say in which precision a GPU computes.
     """
-    if asked.backend not in PACKAGES:
+    if asked.backend not in BACKENDS:
         return Device(asked)
     sizes: dict[str, int] = {}
     for name in graph.trained:
@@ -64,8 +65,11 @@ def device_for(asked: Asked, graph: Graph) -> Device:
         kind = _KINDS.get(tensor.data_type, "fp32")
         sizes[kind] = sizes.get(kind, 0) + math.prod(tensor.dims)
     precision = max(sizes, key=lambda kind: sizes[kind], default="fp32")
+    half, least = precision in ("fp16", "bf16"), TENSOR_CORES.get(precision, _FP32)
+    if asked.backend not in PACKAGES:
+        return Device(asked, half=half, least=least)
     fixed = replace(asked, shapes=dict(graph.binding.shapes), options=replace(asked.options, threads=0))
-    return Device(fixed, "device", precision in ("fp16", "bf16"), TENSOR_CORES.get(precision, _FP32), True)
+    return Device(fixed, "device", half, least, engine=True)
 
 
 def runnable(file: Path, device: Device, step: Callable[[str], None]) -> Path:

@@ -12,8 +12,7 @@ from onnx import helper, numpy_helper
 
 from runtime.backends import SessionOptions, open_session
 from runtime.cache import keep, read_cached
-from runtime.cuda import need_gpu
-from runtime.engine.flavour import PACKAGES, load_flavour
+from runtime.engine.flavour import gpu_facts
 from runtime.environment import fingerprint
 from runtime.feeds import Feeds
 from runtime.fusions import BLOCKED
@@ -54,9 +53,9 @@ def peaks(backend: str = "ort-cpu", threads: int = 0) -> Peaks:
     Raises:
         BackendMissing: the backend is not installed.
     """
-    engine = backend in PACKAGES
-    matrix, stream = (_GPU_MATRIX, _GPU_STREAM) if engine else (_MATRIX, _STREAM)
-    more = (matrix, stream, need_gpu(), load_flavour(backend).version) if engine else ()
+    gpu = gpu_facts(backend)
+    matrix, stream = (_GPU_MATRIX, _GPU_STREAM) if gpu else (_MATRIX, _STREAM)
+    more = (matrix, stream, *gpu) if gpu else ()
     name = f"peaks-{fingerprint(backend, threads, *more)}"
     known = read_cached(name)
     if known is not None and {"flops", "bandwidth"} <= known.keys():

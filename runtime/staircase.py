@@ -15,8 +15,7 @@ from onnx import helper, numpy_helper
 from runtime import clocks
 from runtime.backends import SessionOptions, open_session
 from runtime.cache import keep, read_cached
-from runtime.cuda import need_gpu
-from runtime.engine.flavour import PACKAGES, load_flavour
+from runtime.engine.flavour import gpu_facts
 from runtime.environment import fingerprint
 from runtime.runners import bound
 from runtime.sampling import best_clock, take
@@ -27,8 +26,8 @@ WIDTHS: tuple[int, ...] = (
     *(72, 80, 88, 96, 112, 120, 124, 126, 127, 128),
 )
 KINDS = ("Conv", "depthwise Conv", "MatMul")
-ENGINE_WIDTHS: tuple[int, ...] = (512, 516, 520, 524, 528, 536, 544, 560, 576, 608, 640)
-"""Each takes an engine of its own, so there are fewer; and a GPU is busy with wide layers only."""
+GPU_WIDTHS: tuple[int, ...] = (512, 516, 520, 524, 528, 536, 544, 560, 576, 608, 640)
+"""A GPU is busy with wide layers only; and as each may take an engine of its own, there are fewer."""
 
 _STEPS = (1, 2, 4, 8, 16, 32)
 _SAVES = 0.5
@@ -116,16 +115,16 @@ def staircase(
     Args:
         backend: a name in ``runtime.backends.BACKENDS``.
         threads: threads inside one operator.
-        half: of layers in fp16; an engine's kernels differ.
+        half: of layers in fp16; a GPU's kernels differ.
         fresh: measure again, even if the cache has it.
         progress: called with a line before each step.
 
     Raises:
         BackendMissing: the backend is not installed.
     """
-    engine = backend in PACKAGES
-    widths, sizes = (ENGINE_WIDTHS, _ON_GPU) if engine else (WIDTHS, _ON_CPU)
-    more = (sizes, half, need_gpu(), load_flavour(backend).version) if engine else ()
+    gpu = gpu_facts(backend)
+    widths, sizes = (GPU_WIDTHS, _ON_GPU) if gpu else (WIDTHS, _ON_CPU)
+    more = (sizes, half, *gpu) if gpu else ()
     name = f"staircase-{fingerprint(backend, threads, widths, *more)}"
     known = read_cached(name) if not fresh else None
     curves = _read(known, widths) if known is not None else None

@@ -6,7 +6,9 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.cuda import need_gpu
 from runtime.errors import BackendMissing, BadRequest
+from runtime.gpu_state import BACKENDS
 
 OLDEST = 10
 """The first major version of TensorRT whose networks can be strongly typed throughout."""
@@ -117,3 +119,14 @@ def installed(name: str) -> tuple[str, str]:
         return f"{PACKAGES[name].module} {load_flavour(name).version}", ""
     except BackendMissing as error:
         return "", str(error).removeprefix(f"backend {name}: ").removeprefix(f"backend {name} ").splitlines()[0]
+
+
+def gpu_facts(backend: str) -> tuple[object, ...]:
+    """What tells measurements on one GPU from those on another; empty for backends that run on none of NVIDIA's.
+
+    Raises:
+        BackendMissing: there is no GPU, or TensorRT is not installed.
+    """
+    if backend not in BACKENDS:
+        return ()
+    return (need_gpu(), load_flavour(backend).version if backend in PACKAGES else "")

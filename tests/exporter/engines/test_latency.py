@@ -12,14 +12,14 @@ from exporter import latency_budget, load
 from exporter.cli import main
 from exporter.latency_device import device_for
 from runtime import roofline, staircase
-from runtime.backends import need_backend
+from runtime.backends import need_backend, open_session
 from runtime.errors import BackendMissing
 from runtime.runners import Asked
-from runtime.staircase import ENGINE_WIDTHS, KINDS, Staircase
+from runtime.staircase import GPU_WIDTHS, KINDS, Staircase
 from tests.onnx_builder import build, node, weights
 from tests.runtime.engine.fakes import install
 
-STAIRS = Staircase("tensorrt", 1, {kind: {w: -(-w // 8) * 1e-6 for w in ENGINE_WIDTHS} for kind in KINDS})
+STAIRS = Staircase("tensorrt", 1, {kind: {w: -(-w // 8) * 1e-6 for w in GPU_WIDTHS} for kind in KINDS})
 
 
 def network(dtype=np.float32):
@@ -90,6 +90,8 @@ def test_the_file_says_the_precision(tmp_path, dtype, half, least):
     assert (found.half, found.least, found.clock) == (half, least, "device")
     assert found.asked.shapes == graph.binding.shapes
     assert device_for(Asked(), graph).asked == Asked()
+    on_cuda = device_for(Asked("ort-cuda"), graph)
+    assert (on_cuda.half, on_cuda.least, on_cuda.engine) == (half, least, False)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -108,7 +110,22 @@ def test_the_staircase_of_engines(gpu, monkeypatch, half):
     assert {kind: found.step(kind) for kind in KINDS} == dict.fromkeys(KINDS, 16)
     assert found.penalty("Conv", 517) >= 1
     assert staircase.staircase("tensorrt", 1, half=half).cached
-    assert set(found.curves["Conv"]) == set(ENGINE_WIDTHS)
+    assert set(found.curves["Conv"]) == set(GPU_WIDTHS)
+
+
+def test_a_gpu_is_measured_with_wide_layers_also_without_engines(gpu, monkeypatch):
+    opened = []
+    monkeypatch.setattr(staircase, "_SECONDS", 0.01)
+    monkeypatch.setattr(staircase, "_ON_GPU", staircase._Sizes(1, 8, 4, 8, 16))
+    monkeypatch.setattr(
+        staircase, "open_session", lambda model, name, options: opened.append(name) or open_session(model, "ort-cpu")
+    )
+    found = staircase.staircase("ort-cuda", 1)
+    assert set(found.curves["MatMul"]) == set(GPU_WIDTHS)
+    assert set(opened) == {"ort-cuda"}
+    gpu.fail["cudaGetDeviceCount"] = 35
+    with pytest.raises(BackendMissing, match="there is no GPU here"):
+        staircase.staircase("ort-cuda", 1)
 
 
 def test_peaks_of_engines(gpu, monkeypatch):
