@@ -14,19 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.edits import constant_takes
-from exporter.errors import GoalError
+from exporter.errors import GoalError, ModelError
 from exporter.fits import fingerprint
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.plan import AxisTake, Plan
+from exporter.proof import Proof
 from exporter.rewriter import rewrite
 from exporter.slots import Axis, Fixed, Ids
+from exporter.solve import Solution
 from exporter.sparsity.choice import choose_weights
 from exporter.sparsity.codes import stored_values
 from exporter.sparsity.layers import Weight
 from exporter.sparsity.order import Scores, find_order, kept
 from exporter.sparsity.patterns import Pattern
-from exporter.verifier import verify
+from exporter.verifier import CannotRun, verify
 from runtime.steps import Count
 
 _ROWS = 2048
@@ -34,6 +36,7 @@ _ROWS = 2048
 _MIXES, _MOST_MIXES = 40_000, 400
 """Rounds of mixing: so many divided by the number of columns, because each takes longer the more there are."""
 _LEAST_GAIN = 1e-4
+_SEVERAL = "its inputs are not the units of one group, in their order"
 
 Order = NDArray[np.int64]
 
@@ -44,14 +47,22 @@ class Permuted:
 
     Attributes:
         groups: number of groups that were reordered.
+        weights: number of weights whose runs lie along these.
+        still: names of the weights whose runs stay as they are, by reason.
         before, after: share of the magnitude of all chosen weights that the pattern keeps.
         error: largest difference between the reordered dense model and the original, relative to the signal.
+        pieces: in how many pieces the models were compared.
+        notes: what the reader should know of the proof.
     """
 
     groups: int
+    weights: int
+    still: Mapping[str, tuple[str, ...]]
     before: float
     after: float
-    error: float
+    error: float = 0.0
+    pieces: int = 1
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,15 +99,17 @@ def permute_graph(
     step("finding what may be reordered")
     groups = find_groups(graph)
     taken, _ = choose_weights(graph, pattern, *names)
-    columns = _columns(groups, taken)
-    still = _held_still(groups)
+    columns, still = _columns(groups, taken)
+    counted = _held_still(groups)
     orders: dict[int, Order] = {}
     gained = 0.0
     total, before = _kept_of_all(graph, taken, pattern)
     for i, (number, found) in enumerate(sorted(columns.items()), 1):
         width = groups.groups[number].width
         whole = width // pattern.of * pattern.of
-        if number in still or whole < 2 * pattern.of:
+        if number in counted or whole < 2 * pattern.of:
+            why = "a selection or a shuffle counts on the order" if number in counted else "all inputs are in one run"
+            still |= {c.weight.name: why for c in found}
             continue
         step(Count("searching for an order of channels, groups", i - 1, len(columns)))
         scores = np.concatenate([c.scores for c in found])
@@ -113,41 +126,85 @@ def permute_graph(
         if gain > _LEAST_GAIN * now:
             orders[number] = order
             gained += gain
-    share = before / max(total, 1e-30)
+        else:
+            still |= {c.weight.name: "no order was found that keeps more" for c in found}
+    share, reasons = before / max(total, 1e-30), _by_reason(taken, still)
     if not orders:
-        return graph, Permuted(0, share, share, 0.0)
+        return graph, Permuted(0, 0, reasons, share, share)
     plan = _plan(groups, orders)
     reordered = rewrite(graph, plan)
     step("proving the reordered model equal to the original")
-    proof = verify(reordered, graph, plan)
-    return reordered, Permuted(len(orders), share, (before + gained) / max(total, 1e-30), proof.error)
+    proof = _proved(reordered, graph, plan, step)
+    after = (before + gained) / max(total, 1e-30)
+    moved = len(taken) - len(still)
+    return reordered, Permuted(len(orders), moved, reasons, share, after, proof.error, proof.pieces, proof.warnings)
 
 
-def _columns(groups: Groups, taken: Sequence[Weight]) -> dict[int, list[_Column]]:
-    """The weights that a group's order matters to, by number of the group."""
+def _proved(reordered: Graph, graph: Graph, plan: Plan, step: Callable[[str], None]) -> Proof:
+    """Prove the reordered graph; what stands against it, and that there is a way without."""
+    try:
+        return verify(reordered, graph, plan, progress=step)
+    except CannotRun as error:
+        why = str(error.__cause__ or error)
+        raise ModelError(
+            f"--permute cannot prove its order: {why}\n"
+            "Give sizes that the dynamic axes accept with --shape NAME:1x3x224x224, or leave out --permute."
+        ) from error
+    except GoalError as error:
+        why, _, _ = str(error).partition(" Nothing was written.")
+        raise GoalError(
+            f"the order of --permute failed its proof (below, pruned means reordered): {why} Nothing was written.\n"
+            "This is a defect of Secateur: leave out --permute, and please report it with the model."
+        ) from error
+
+
+def _by_reason(taken: Sequence[Weight], still: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    rows: dict[str, list[str]] = {}
+    for name in (w.name for w in taken if w.name in still):
+        rows.setdefault(still[name], []).append(name)
+    return {reason: tuple(found) for reason, found in rows.items()}
+
+
+def _columns(groups: Groups, taken: Sequence[Weight]) -> tuple[dict[int, list[_Column]], dict[str, str]]:
+    """The weights that a group's order matters to, by number of the group; why the others' runs stay, by name."""
     found: dict[int, list[_Column]] = {}
+    still: dict[str, str] = {}
     for weight in taken:
         use = weight.uses[0]
         axis = use.operand.axis
         key = groups.analysis.use.get((use.node.key, use.index), (use.node.inputs[use.index],))
         axes = groups.analysis.axes.get(key)
-        if axis is None or use.layout is None or axes is None or len(weight.uses) > 1:
+        if len(weight.uses) > 1:
+            still[weight.name] = "several layers read it"
+            continue
+        if axis is None or use.layout is None or axes is None:
+            still[weight.name] = "what stands before its layer is not followed"
             continue
         ids = axes[axis]
         if isinstance(ids, Fixed):
+            still[weight.name] = "its inputs are no channels"
             continue
         group, unit = groups.units(ids)
         number = int(group[0].max())
         if number < 0 or ids.size != groups.groups[number].width:
+            still[weight.name] = _why_fixed(groups, ids)
             continue
         mine = np.where(group == number, unit, -1).max(1)
         if not np.array_equal(mine, np.arange(ids.size)):
+            still[weight.name] = _SEVERAL
             continue
         sizes = stored_values(groups.graph, weight).magnitudes()
         strides = [sizes.itemsize * s for s in use.layout.strides]
         seen = np.lib.stride_tricks.as_strided(sizes, use.layout.dims, strides, writeable=False)
         found.setdefault(number, []).append(_Column(weight, np.moveaxis(seen, axis, -1).reshape(-1, ids.size)))
-    return found
+    return found, still
+
+
+def _why_fixed(groups: Groups, ids: Ids) -> str:
+    """Why a weight's inputs stay in order: the first reason that any of them has."""
+    why = groups.solution.why[groups.solution.root[ids]]
+    numbers = why[why != Solution.NOT_FROZEN]
+    return f"its inputs must stay: {groups.analysis.facts.reasons[int(numbers[0])].text}" if numbers.size else _SEVERAL
 
 
 def _held_still(groups: Groups) -> set[int]:
