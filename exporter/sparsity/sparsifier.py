@@ -156,7 +156,7 @@ def sparsify(
 
     Raises:
         UsageError: options that do not fit together, a name that matches nothing, or the file cannot be written.
-        ModelError: the model cannot be read, or has no weight the pattern can be put on.
+        ModelError: the model cannot be read, has no weight the pattern can be put on, or does not run for ``permute``.
         GoalError: ``max_drop`` cannot be met, or the check found a run that breaks the pattern.
     """
     started, step = time.perf_counter(), progress or (lambda _: None)
@@ -166,12 +166,7 @@ def sparsify(
     target = None if output is None else Path(output)
     _check_options(plan, target, storage, permute, calibrated, dry_run, labels or metric)
     step("reading the model")
-    source = load(model, shapes)
-    graph, permuted = source, None
-    if permute:
-        from exporter.sparsity.permuting import permute_graph
-
-        graph, permuted = permute_graph(source, wanted, (only, keep, also), seed=seed, step=step)
+    source, graph, permuted = _read(model, shapes, wanted, (only, keep, also), permute, seed, step)
     taken, left = choose_weights(graph, wanted, only, keep, also)
     if not taken:
         raise ModelError(_nothing(graph, wanted, left))
@@ -232,6 +227,25 @@ def sparsify(
         seconds=time.perf_counter() - started,
         notes=tuple(notes),
     )
+
+
+def _read(
+    model: str | os.PathLike[str],
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    pattern: Pattern,
+    names: tuple[Sequence[str], Sequence[str], Sequence[str]],
+    permute: bool,
+    seed: int,
+    step: Progress,
+) -> tuple[Graph, Graph, Permuted | None]:
+    """The graph as it was read, and in the order in which it gets the pattern."""
+    if not permute:
+        graph = load(model, shapes)
+        return graph, graph, None
+    from exporter.sparsity.permuting import load_running, permute_graph
+
+    graph = load_running(model, shapes)
+    return graph, *permute_graph(graph, pattern, names, seed=seed, step=step)
 
 
 def _check_options(
