@@ -340,14 +340,16 @@ def _zeros(graph: Graph, weight: Weight) -> int:
 def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> SparseLayer:
     stored, flat = stored_values(graph, weight), values.reshape(-1)
     total = left = 0.0
+    before = after = 0
     for start in range(0, flat.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        sizes = stored.magnitudes(part)
+        sizes, stays = stored.magnitudes(part), stored.stays(flat[part], part)
         total += float(sizes.sum(dtype=np.float64))
-        left += float(sizes.dot(stored.stays(flat[part])))
+        left += float(sizes.dot(stays))
+        before += int(np.count_nonzero(stored.stays(stored.values[part], part)))
+        after += int(np.count_nonzero(stays))
     kept = left / total if total > 0 and np.isfinite(total) else 1.0
-    before, after = (1 - stored.nonzero(v) / weight.size for v in (stored.values, flat))
-    return SparseLayer(weight, before, after, kept, fit)
+    return SparseLayer(weight, 1 - before / weight.size, 1 - after / weight.size, kept, fit)
 
 
 def _saved(graph: Graph, layers: Sequence[SparseLayer]) -> int:
