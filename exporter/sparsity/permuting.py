@@ -35,7 +35,7 @@ from exporter.verifier import verify
 from exporter.widened import is_narrow, widened
 from runtime import feeds
 from runtime.backends import SessionOptions, open_session
-from runtime.errors import RunError
+from runtime.errors import Refused, RunError
 from runtime.steps import Count
 
 _ROWS = 2048
@@ -90,25 +90,26 @@ def load_running(model: str | os.PathLike[str], shapes: Mapping[str, tuple[int, 
     Raises:
         ModelError: the model cannot be read, or does not run.
     """
-    why = ""
+    why: RunError | None = None
     for attempt in range(len(feeds.PROFILES)):
         graph = load(model, shapes, profile=attempt)
-        if why and beyond(graph.inferred):
+        if why is not None and beyond(graph.inferred):
             continue  # sizes that nobody asked for
-        failure = "" if is_large(graph.model) else _failure(graph)
-        if not failure:
+        failure = None if is_large(graph.model) else _failure(graph)
+        if failure is None:
             return graph
         why = why or failure
-        if shapes or not graph.binding.symbols:
+        if shapes or not graph.binding.symbols or isinstance(failure, Refused):
             break
+    sizes = "Give sizes that it accepts with --shape NAME:1x3x224x224, or leave out --permute."
     raise ModelError(
         f"--permute proves that an order changes nothing, and the model does not run: {why}\n"
-        "Give sizes that its dynamic axes accept with --shape NAME:1x3x224x224, or leave out --permute."
-    )
+        + ("Leave out --permute." if isinstance(why, Refused) else sizes)
+    ) from why
 
 
-def _failure(graph: Graph) -> str:
-    """Why a model does not run as it is proved; "" where it does."""
+def _failure(graph: Graph) -> RunError | None:
+    """Why a model does not run as it is proved; None where it does."""
     own = widened(graph) if is_narrow(graph) else graph
     try:
         session = open_session(
@@ -116,8 +117,8 @@ def _failure(graph: Graph) -> str:
         )
         session.run(feeds.seeded(session.inputs, own.binding.shapes, 0, feeds.constraints(own.model.graph)))
     except RunError as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
 def permute_graph(

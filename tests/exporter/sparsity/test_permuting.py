@@ -153,8 +153,13 @@ def test_sizes_are_tried_until_the_model_runs(tmp_path):
     source = write(padded(100), tmp_path)
     assert load_running(source).binding.shapes["x"][2] > 100
     assert load_running(source, {"x": (1, 4, 128)}).binding.shapes["x"] == (1, 4, 128)
-    with pytest.raises(ModelError, match=r"does not run: .*\n.*--shape .* or leave out --permute"):
+    with pytest.raises(ModelError, match=r"does not run: .*\n.*--shape .*, or leave out --permute"):
         load_running(source, {"x": (1, 4, 16)})
+    unknown = padded(2)
+    unknown.graph.node[0].domain = "nobody"
+    unknown.opset_import.add(domain="nobody", version=1)
+    with pytest.raises(ModelError, match=r"refuses the model: .*\nLeave out --permute"):
+        load_running(write(unknown, tmp_path))
 
 
 def test_a_wrong_order_is_a_defect_that_is_named(monkeypatch):
