@@ -25,3 +25,9 @@ def masked_original(graph: Graph, plan: Plan) -> onnx.ModelProto:
         A model with the inputs and outputs of the dense one.
     """
     return Masker(graph, plan).build()
+
+
+def hides(plan: Plan) -> bool:
+    """Say whether a plan hides anything: one that only reorders takes all of every axis."""
+    takes = (take for axes in plan.hide.values() for take in axes.values())
+    return bool(plan.drop) or any(len(take.keep) < take.size for take in takes)

@@ -24,6 +24,7 @@ from exporter.errors import GoalError, ModelError
 from exporter.excerpts import FLOATS, NARROW, Excerpt, excerpt, in_32_bits, run_excerpt
 from exporter.graph import Graph, Node
 from exporter.masked import masked_original
+from exporter.noise import NOISE_FACTOR
 from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.protos import reads
@@ -38,7 +39,6 @@ PIECE_BYTES = 200_000_000
 """Weights of a piece; a node that reads more is a piece of its own."""
 
 _INNER_ELEMENTS = 1 << 25
-_NOISE_FACTOR = 10.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def prove_pieces(
                     continue  # what it is computed from decides
                 if error > tolerance:
                     noise = walk.noise(made) if noise is None else noise
-                    if error > _NOISE_FACTOR * noise[run][name]:
+                    if error > NOISE_FACTOR * noise[run][name]:
                         raise GoalError(failure(name, error))
                     continue
                 worst = max(worst, error)

@@ -153,10 +153,16 @@ def _left(left: Sequence[Document]) -> list[Content]:
 def _order(found: Document | None) -> list[Content]:
     if not found:
         return []
+    rows: list[list[Content]] = [[name_of(name), why] for why, names in found["still"].items() for name in names]
+    still = [folded("Weights that no order was chosen for", table(["weight", "why"], rows, "weights in order"))]
+    if not found["groups"]:
+        return [paragraph("--permute left the order of channels as it is."), *still]
     return [
         paragraph(
-            f"{found['groups']} groups of channels were reordered: {percent(found['after'])} of the magnitude stays "
-            f"instead of {percent(found['before'])}. Outputs of the reordered dense model equal the original's "
-            f"(relative error {found['error']:.1e})."
-        )
+            f"{found['groups']} groups of channels were reordered, for {found['weights']} weights: "
+            f"{percent(found['after'])} of the magnitude stays instead of {percent(found['before'])}. The reordered "
+            f"dense model was proved equal to the original (relative error {found['error']:.1e})."
+        ),
+        *map(paragraph, found["notes"]),
+        *(still if rows else []),
     ]

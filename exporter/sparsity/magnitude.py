@@ -35,16 +35,19 @@ def strongest(scores: NDArray[np.floating | np.signedinteger], keep: int) -> Mas
         mask = np.zeros(scores.shape, bool)
         np.put_along_axis(mask, order[:, :keep], True, axis=1)
         return mask
-    rows = np.ascontiguousarray(scores.transpose(1, 0, 2))
-    ahead = np.empty(rows.shape, np.int8)  # how many of its run come before an element
-    for i in range(length):
-        ahead[i] = length - 1 - i
-    for i in range(length):
-        for j in range(i + 1, length):
-            first = (rows[i] >= rows[j]).view(np.int8)
-            ahead[j] += first
-            ahead[i] -= first
-    return np.ascontiguousarray((ahead < keep).transpose(1, 0, 2))
+    flat, step = scores.reshape(-1), scores.shape[2]
+    ahead = np.zeros(flat.size, np.uint8)  # how many of its run come before an element
+    for apart in range(1, length):  # neighbours so far apart, where both are of one run
+        period = b"\1" * ((length - apart) * step) + b"\0" * (apart * step)
+        inside = np.frombuffer(period * len(scores), np.uint8)
+        near = slice(None, flat.size - apart * step)
+        far = slice(apart * step, None)
+        first = (flat[near] >= flat[far]).view(np.uint8)
+        first &= inside[near]
+        ahead += inside
+        ahead[near] -= first
+        ahead[far] += first
+    return (ahead < keep).reshape(scores.shape)
 
 
 def thin_runs(weight: Stored, step: int, keep: int, of: int, scores: Magnitudes | None = None) -> Array:
@@ -61,7 +64,7 @@ def thin_runs(weight: Stored, step: int, keep: int, of: int, scores: Magnitudes 
     for part in _chunks(weight.values.size, step * of):
         judged = weight.ranks(part) if scores is None else scores[part]
         mask = strongest(judged.reshape(-1, of, step), keep)
-        result[part] = weight.where(mask.reshape(-1), part)
+        weight.put(mask.reshape(-1), part, result)
     return result
 
 

@@ -26,6 +26,9 @@ _OUTPUT, _OP_TYPE, _ATTRIBUTE = 2, 4, 5  # of NodeProto
 _TENSOR = 5  # of AttributeProto
 _NAME, _RAW_DATA = 8, 9  # of TensorProto
 
+_COMPARED = 1 << 18
+"""Bytes compared at a time."""
+
 
 @dataclass(frozen=True)
 class _Field:
@@ -132,13 +135,21 @@ def patch(graph: Graph, values: Mapping[str, Array], target: Path) -> int | None
             place = where.get(name)
             if place is None or place[1] - place[0] != array.nbytes or old.dtype != array.dtype:
                 return None
-            if data[place[0] : place[1]] != old.tobytes():  # another constant of that name, or packed codes
+            if not _same(data, place[0], old):  # another constant of that name, or packed codes
                 return None
             edits.append((*place, np.asarray(array, order="C")))
         edits.sort(key=lambda e: e[0])
         with replacing(target) as temporary, temporary.open("wb") as out:
             _write(out.fileno(), data, edits)
             return len(data)
+
+
+def _same(data: mmap.mmap, start: int, values: Array) -> bool:
+    """Say whether values lie in a file as they are, looking at both where they are."""
+    here = np.frombuffer(data, np.uint8, values.nbytes, start)
+    mine = values.reshape(-1).view(np.uint8)
+    parts = (slice(k, k + _COMPARED) for k in range(0, mine.size, _COMPARED))
+    return all(np.array_equal(here[part], mine[part]) for part in parts)
 
 
 def _write(out: int, data: mmap.mmap, edits: list[tuple[int, int, Array]]) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnx import TensorProto
 
@@ -20,6 +20,9 @@ from exporter.sparsity.layers import Weight, benefit
 from exporter.sparsity.patterns import Pattern
 from exporter.sparsity.sparsifier import SparseLayer, Sparsified
 from exporter.tables import quantity, short, table
+
+if TYPE_CHECKING:
+    from exporter.sparsity.permuting import Permuted
 
 JSON_VERSION = 1
 _NAMED = 4
@@ -81,8 +84,7 @@ def _left_lines(left: Sequence[LeftOut]) -> list[str]:
         by_reason.setdefault(row.reason, []).append(row)
     lines = ["stay as they are, by reason:"]
     for reason, rows in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        more = f", and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-        lines.append(f"  {reason}: {', '.join(short(r.weight.name) for r in rows[:_NAMED])}{more}")
+        lines.append(f"  {reason}: {_named([r.weight.name for r in rows])}")
         if rows[0].free:
             lines.append(f"    to take it all the same: {rows[0].free}")
     return [*lines, ""]
@@ -92,11 +94,21 @@ def _permuted_lines(result: Sparsified) -> list[str]:
     found = result.permuted
     if found is None:
         return []
-    return [
-        f"reordered {found.groups} groups of channels: {_percent(found.after)} of the magnitude stays instead of "
-        f"{_percent(found.before)}; outputs of the reordered dense model equal the original's "
-        f"(relative error {found.error:.1e})"
-    ]
+    whole = found.weights + sum(map(len, found.still.values()))
+    head = "--permute left the order of channels as it is"
+    if found.groups:
+        equal = f"the reordered dense model was proved equal to the original (relative error {found.error:.1e})"
+        head = (
+            f"reordered {found.groups} groups of channels, for {found.weights} of {whole} weights: "
+            f"{_percent(found.after)} of the magnitude stays instead of {_percent(found.before)}; {equal}"
+        )
+    rows = [f"  no order chosen for {_named(names)}: {reason}" for reason, names in found.still.items()]
+    return [head, *rows, *(f"  note: {n}" for n in found.notes)]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(map(short, names[:_NAMED])) + more
 
 
 def _held_lines(result: Sparsified) -> list[str]:
@@ -160,10 +172,18 @@ def sparsify_json(result: Sparsified) -> dict[str, Any]:
             "accuracy": accuracy_json(held.accuracy),
             "synthetic": held.synthetic,
         },
-        "permutation": None if permuted is None else vars(permuted),
+        "permutation": None if permuted is None else _permuted_json(permuted),
         "all_else_unchanged": result.unchanged,
         "seconds": result.seconds,
         "notes": list(result.notes),
+    }
+
+
+def _permuted_json(found: Permuted) -> dict[str, Any]:
+    return {
+        **vars(found),
+        "still": {reason: list(names) for reason, names in found.still.items()},
+        "notes": [*found.notes],
     }
 
 

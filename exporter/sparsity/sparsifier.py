@@ -156,7 +156,7 @@ def sparsify(
 
     Raises:
         UsageError: options that do not fit together, a name that matches nothing, or the file cannot be written.
-        ModelError: the model cannot be read, or has no weight the pattern can be put on.
+        ModelError: the model cannot be read, has no weight the pattern can be put on, or does not run for ``permute``.
         GoalError: ``max_drop`` cannot be met, or the check found a run that breaks the pattern.
     """
     started, step = time.perf_counter(), progress or (lambda _: None)
@@ -166,12 +166,7 @@ def sparsify(
     target = None if output is None else Path(output)
     _check_options(plan, target, storage, permute, calibrated, dry_run, labels or metric)
     step("reading the model")
-    source = load(model, shapes)
-    graph, permuted = source, None
-    if permute:
-        from exporter.sparsity.permuting import permute_graph
-
-        graph, permuted = permute_graph(source, wanted, (only, keep, also), seed=seed, step=step)
+    source, graph, permuted = _read(model, shapes, wanted, (only, keep, also), permute, seed, step)
     taken, left = choose_weights(graph, wanted, only, keep, also)
     if not taken:
         raise ModelError(_nothing(graph, wanted, left))
@@ -232,6 +227,25 @@ def sparsify(
         seconds=time.perf_counter() - started,
         notes=tuple(notes),
     )
+
+
+def _read(
+    model: str | os.PathLike[str],
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    pattern: Pattern,
+    names: tuple[Sequence[str], Sequence[str], Sequence[str]],
+    permute: bool,
+    seed: int,
+    step: Progress,
+) -> tuple[Graph, Graph, Permuted | None]:
+    """The graph as it was read, and in the order in which it gets the pattern."""
+    if not permute:
+        graph = load(model, shapes)
+        return graph, graph, None
+    from exporter.sparsity.permuting import load_running, permute_graph
+
+    graph = load_running(model, shapes)
+    return graph, *permute_graph(graph, pattern, names, seed=seed, step=step)
 
 
 def _check_options(
@@ -326,14 +340,16 @@ def _zeros(graph: Graph, weight: Weight) -> int:
 def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> SparseLayer:
     stored, flat = stored_values(graph, weight), values.reshape(-1)
     total = left = 0.0
+    before = after = 0
     for start in range(0, flat.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        sizes = stored.magnitudes(part)
+        sizes, stays = stored.magnitudes(part), stored.stays(flat[part], part)
         total += float(sizes.sum(dtype=np.float64))
-        left += float(sizes.dot(stored.stays(flat[part])))
+        left += float(sizes.dot(stays))
+        before += int(np.count_nonzero(stored.stays(stored.values[part], part)))
+        after += int(np.count_nonzero(stays))
     kept = left / total if total > 0 and np.isfinite(total) else 1.0
-    before, after = (1 - stored.nonzero(v) / weight.size for v in (stored.values, flat))
-    return SparseLayer(weight, before, after, kept, fit)
+    return SparseLayer(weight, 1 - before / weight.size, 1 - after / weight.size, kept, fit)
 
 
 def _saved(graph: Graph, layers: Sequence[SparseLayer]) -> int:

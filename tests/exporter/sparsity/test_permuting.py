@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
+from exporter import GoalError, ModelError, rewrite
 from exporter.model_file import from_model
 from exporter.sparsity.patterns import parse_pattern
-from exporter.sparsity.permuting import permute_graph
+from exporter.sparsity.permuting import load_running, permute_graph
 from tests.exporter.calibration import networks
-from tests.exporter.files import run
+from tests.exporter.files import run, write
 from tests.onnx_builder import build, ints, node, weights
 
 TWO_FOUR = parse_pattern("2:4")
@@ -38,7 +40,16 @@ def quantized():
     return build(nodes, {"x": ["N", 6]}, ["y"], constants)
 
 
+def joined():
+    """One layer reads two groups, one after the other."""
+    constants = networks.scaled(w1=(16, 3, 1, 1), w2=(8, 3, 1, 1), w3=(8, 24, 1, 1))
+    nodes = [node("Conv", "x w1", "h"), node("Conv", "x w2", "i"), node("Concat", "h i", "j", axis=1),
+             node("Conv", "j w3", "y")]  # fmt: skip
+    return build(nodes, {"x": ["N", 3, 5, 5]}, ["y"], constants)
+
+
 REORDERED = {
+    "joined": (joined(), 2),
     "convs": (two_convs(), 1),
     "residual": (networks.residual_mlp(), 3),
     "transformer": (networks.transformer(), 2),
@@ -78,20 +89,91 @@ def shuffled():
     return build(nodes, {"x": ["N", 3, 5, 5]}, ["y"], constants | shapes)
 
 
+def twice():
+    """Two layers read one weight, in one run each."""
+    nodes = [node("MatMul", "x w", "h"), node("Relu", "h", "a"), node("MatMul", "a w", "y")]
+    return build(nodes, {"x": ["N", 16]}, ["y"], weights(w=(16, 16)))
+
+
+def selected():
+    """One reader takes the channels backwards."""
+    constants = networks.scaled(w1=(16, 3, 1, 1), w2=(8, 16, 1, 1)) | {"back": ints(*range(15, -1, -1)), "one": ints(1)}
+    nodes = [node("Conv", "x w1", "h"), node("Gather", "h back", "g", axis=1), node("ReduceSum", "g one", "z"),
+             node("Conv", "h w2", "y")]  # fmt: skip
+    return build(nodes, {"x": ["N", 3, 5, 5]}, ["y", "z"], constants)
+
+
+def narrow():
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "a"), node("MatMul", "a w2", "y")]
+    return build(nodes, {"x": ["N", 3]}, ["y"], weights(w1=(3, 4), w2=(4, 8)))
+
+
 STILL = {
-    "shuffle": shuffled(),
-    "one-layer": build([node("MatMul", "x w", "y")], {"x": ["N", 16]}, ["y"], weights(w=(16, 8))),
-    "one-run": two_convs((8, 4, 3, 3), group=4),
+    "shuffle": (shuffled(), {"the runs do not lie along the units of one group": ("w2",)}),
+    "selection": (selected(), {"a selection or a shuffle counts on the order": ("w2",)}),
+    "one-layer": (
+        build([node("MatMul", "x w", "y")], {"x": ["N", 16]}, ["y"], weights(w=(16, 8))),
+        {"the inputs must stay: graph input": ("w",)},
+    ),
+    "grouped": (two_convs((8, 4, 3, 3), group=4), {}),
+    "one-run": (narrow(), {"all inputs are in one run": ("w2",)}),
+    "shared": (twice(), {"several layers read the weight": ("w",)}),
 }
 
 
-@pytest.mark.parametrize("model", STILL.values(), ids=STILL)
-def test_what_may_not_move_stays(model):
+@pytest.mark.parametrize(("model", "still"), STILL.values(), ids=STILL)
+def test_what_may_not_move_stays_and_why_is_said(model, still):
     graph = from_model(model)
     same, found = permute_graph(graph, TWO_FOUR, EVERYTHING)
     assert same is graph
-    assert found.groups == 0
+    assert found.groups == found.weights == 0
     assert found.after == found.before
+    assert found.still == still
+
+
+def test_what_is_kept_is_counted_in_the_reordered_model():
+    """Also of weights that no order was chosen for, although it moves their inputs."""
+    graph = from_model(networks.transformer())
+    reordered, found = permute_graph(graph, TWO_FOUR, EVERYTHING)
+    again, same = permute_graph(reordered, TWO_FOUR, EVERYTHING)
+    assert same.before == pytest.approx(found.after, rel=1e-9)
+    assert same.after >= found.after
+    assert again.outputs == graph.outputs
+
+
+def padded(width):
+    """A sequence that has to be longer than what it is padded by; nothing in the file says so."""
+    constants = networks.scaled(w1=(8, 4, 1), w2=(8, 8, 1)) | {"pads": ints(0, 0, width, 0, 0, width)}
+    nodes = [node("Pad", "x pads", "p", mode="reflect"), node("Conv", "p w1", "h"), node("Relu", "h", "a"),
+             node("Conv", "a w2", "y")]  # fmt: skip
+    return build(nodes, {"x": ["N", 4, "T"]}, ["y"], constants)
+
+
+def test_sizes_are_tried_until_the_model_runs(tmp_path):
+    source = write(padded(100), tmp_path)
+    assert load_running(source).binding.shapes["x"][2] > 100
+    assert load_running(source, {"x": (1, 4, 128)}).binding.shapes["x"] == (1, 4, 128)
+    with pytest.raises(ModelError, match=r"does not run: .*\n.*--shape .*, or leave out --permute"):
+        load_running(source, {"x": (1, 4, 16)})
+    unknown = padded(2)
+    unknown.graph.node[0].domain = "nobody"
+    unknown.opset_import.add(domain="nobody", version=1)
+    with pytest.raises(ModelError, match=r"refuses the model: .*\nLeave out --permute"):
+        load_running(write(unknown, tmp_path))
+
+
+def test_a_wrong_order_is_a_defect_that_is_named(monkeypatch):
+    """A bias in another order than its layer's weight: nothing comes of it, and what to do is said."""
+
+    def wrong(graph, plan):
+        found = rewrite(graph, plan)
+        bias = next(t for t in found.model.graph.initializer if t.name == "b1")
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias)[::-1].copy(), "b1"))
+        return from_model(found.model)
+
+    monkeypatch.setattr("exporter.sparsity.permuting.rewrite", wrong)
+    with pytest.raises(GoalError, match="leave out --permute, and please report"):
+        permute_graph(from_model(two_convs()), TWO_FOUR, EVERYTHING)
 
 
 def test_codes_are_reordered_too():

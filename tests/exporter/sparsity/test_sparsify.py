@@ -228,6 +228,22 @@ def test_all_at_once(tmp_path, cli):
     assert cli("verify", target, "--pattern", "2:4", "--only", "blocks.0.[ud]*")[0] == 0
 
 
+def test_codes_of_many_elements(tmp_path):
+    """A zero point for each column, and more elements than are looked at in one piece."""
+    rng = np.random.default_rng(0)
+    zeros = rng.integers(100, 150, 640).astype(np.uint8)
+    codes = np.where(rng.random((512, 640)) < 0.9, rng.integers(151, 255, (512, 640)), zeros).astype(np.uint8)
+    nodes = [node("DequantizeLinear", "q s z", "w", axis=1), node("MatMul", "x w", "y")]
+    constants = {"q": codes, "s": np.full(640, 0.01, np.float32), "z": zeros}
+    found = sparsify(write(build(nodes, {"x": ["N", 512]}, ["y"], constants), tmp_path), tmp_path / "out.onnx")
+    (layer,) = found.layers
+    after = load(found.output).array("q")
+    assert ((after == codes) | (after == zeros)).all()
+    assert layer.before == pytest.approx((codes == zeros).mean())
+    assert layer.after == pytest.approx((after == zeros).mean())
+    assert layer.kept == pytest.approx((after - zeros.astype(float)).sum() / (codes - zeros.astype(float)).sum())
+
+
 # -- unstructured -----------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,63 @@
+"""How far tensors of a model move when its weights are rounded otherwise: nothing finer can be told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from exporter.agreement import Array, difference
+from exporter.graph import Graph
+from exporter.masked import masked_original
+from exporter.plan import Plan
+from exporter.protos import all_nodes
+from exporter.rounding import given, hand_over
+from exporter.sessions import open_own, run_own, with_outputs
+from runtime import feeds
+
+NOISE_FACTOR = 10.0
+"""Differences up to so many times the noise may be rounding: sums have more of it than one for each weight."""
+
+_LAST_PLACE = 2.0**-23
+_SCALED = ("Resize", "Upsample")
+"""Operators whose floating-point constants decide sizes."""
+
+
+def rounding_noise(
+    graph: Graph,
+    plan: Plan,
+    codes: Sequence[str],
+    scales: Mapping[str, float],
+    want: Mapping[str, Array],
+    feed: feeds.Feeds,
+) -> dict[str, float]:
+    """How far tensors of the masked original move when its weights change by one in the last place.
+
+    Some tensors are so ill-conditioned (a softmax over large scores, the outputs of a deep network) that the order of a
+    sum changes them by more than a proof's tolerance.
+
+    Args:
+        graph: the dense graph.
+        plan: what was carried out.
+        codes: tensors that are handed over, see ``exporter.rounding``.
+        scales: the signal of each tensor that is asked for.
+        want: values of these, and of the codes, in the masked original.
+        feed: its inputs.
+
+    Returns:
+        The largest difference of each tensor of ``scales``, relative to its signal.
+    """
+    model = masked_original(graph, plan)
+    rng = np.random.default_rng(0)
+    sizes = {n for node in all_nodes(model.graph) if node.op_type in _SCALED for n in node.input[1:]}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name not in sizes:
+            values = onnx.numpy_helper.to_array(tensor)
+            moved = values * (1 + rng.choice([-1, 1], values.shape) * _LAST_PLACE)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(moved, np.float32), tensor.name))
+    hand_over(model, codes, graph)
+    session = open_own(with_outputs(model, list(scales)), "the masked original")
+    fed = dict(feed) | given({name: want[name] for name in codes})
+    other = run_own(session, fed, "the masked original", list(scales))
+    return {name: difference(other[name], want[name], scale) for name, scale in scales.items()}

@@ -1,0 +1,80 @@
+"""Outputs that rounding moves further than a proof accepts: equal models are proved all the same, wrong ones never."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from exporter import GoalError, find_groups, make_plan, rewrite, score, verify
+from exporter.model_file import from_model
+from exporter.sparsity.patterns import parse_pattern
+from exporter.sparsity.permuting import permute_graph
+from tests.onnx_builder import build, node, weights
+
+CHAOS = 1e6
+"""The sine of so many times a number differs by more than 1e-3 where the number differs in the last place."""
+
+
+def chaotic(width=1024, quantized=False):
+    shapes = {"w1": (12, width), "b1": (width,), "w2": (width, 8)}
+    constants = weights(**shapes) | {"chaos": np.array([CHAOS], np.float32)}
+    nodes = [node("MatMul", "x w1", "h"), node("Add", "h b1", "i"), node("Relu", "i", "a"), node("MatMul", "a w2", "o"),
+             node("Mul", "o chaos", "m"), node("Sin", "m", "y")]  # fmt: skip
+    if quantized:
+        constants |= {"s": np.float32(0.05), "z": np.int8(0)}
+        nodes[0] = node("MatMul", "d w1", "h")
+        nodes[:0] = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "d")]
+    return from_model(build(nodes, {"x": ["N", 12]}, ["y"], constants))
+
+
+def halved(graph):
+    groups = find_groups(graph)
+    plan = make_plan(groups, score(groups), ratio=0.5, align=1)
+    return plan, rewrite(graph, plan)
+
+
+def off(graph, name, by):
+    """The graph with one weight off by a share of the largest."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    found = next(t for t in model.graph.initializer if t.name == name)
+    values = onnx.numpy_helper.to_array(found).copy()
+    values.flat[-1] += by * np.abs(values).max()
+    found.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    return from_model(model)
+
+
+def test_a_cut_behind_which_rounding_grows_is_proved_piece_by_piece():
+    graph = chaotic()
+    plan, pruned = halved(graph)
+    proof = verify(pruned, graph, plan)
+    assert proof.outputs["y"] > proof.tolerance
+    assert proof.pieces > 1
+    assert proof.error < 1e-4
+    assert any("output 'y' differs by" in w and f"in {proof.pieces} pieces" in w for w in proof.warnings)
+
+
+def test_so_is_another_order():
+    reordered, found = permute_graph(chaotic(64), parse_pattern("2:4"), ((), (), ()))
+    assert found.groups == 1
+    assert found.pieces > 1
+    assert found.error < 1e-4
+    assert "output 'y' differs by" in found.notes[0]
+    assert not np.array_equal(reordered.array("w2"), chaotic(64).array("w2"))
+
+
+@pytest.mark.parametrize(("name", "by"), [("w1", 5e-4), ("b1", 5e-4), ("w2", 1e-3), ("chaos", 2e-4)])
+def test_what_noise_would_hide_is_found_in_its_piece(name, by):
+    """Errors that inner tensors of whole models are allowed, and that the output turns into nonsense in any case."""
+    graph = chaotic()
+    plan, pruned = halved(graph)
+    with pytest.raises(GoalError, match=r"accepted: 0\.0001"):
+        verify(off(pruned, name, by), graph, plan)
+
+
+def test_codes_go_in_no_pieces():
+    graph = chaotic(quantized=True)
+    plan, pruned = halved(graph)
+    with pytest.raises(GoalError, match="output 'y'"):
+        verify(pruned, graph, plan)
