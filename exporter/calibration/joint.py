@@ -187,7 +187,7 @@ class Joint:
                 if k == 0:
                     self._read[number] = sample
                 if solvers[k] is None:
-                    sums[k].add(sample.x, sample.y)
+                    sums[k].add((sample.x, sample.y))
                 else:
                     sums[k].rows += sample.x.shape[1]
                     sums[k].add_outputs(sample.x, sample.y)
