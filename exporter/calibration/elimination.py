@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from exporter.calibration.moments import Centred
 from exporter.calibration.readers import Matrix
+from exporter.calibration.systems import inverse
 
 _AT_ONCE, _ALONE = 24, 96
 """One of so many units may go in a step; one at a time where no more than some are left."""
@@ -72,7 +73,7 @@ class Layer:
             width: number of units, where not all have columns here.
         """
         ridge = moments.ridge(damping)
-        self.inverse: Matrix = np.asarray(np.linalg.inv(moments.xx + ridge * np.eye(moments.xx.shape[1])))
+        self.inverse: Matrix = inverse(moments.xx + ridge * np.eye(moments.xx.shape[1]))
         self.weights: Matrix = self.inverse @ (moments.xy if present is None else moments.xy + ridge * present)
         self.energy = float(moments.yy.sum()) or 1.0
         self.error = moments.error(self.weights)

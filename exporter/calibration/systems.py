@@ -13,7 +13,7 @@ from exporter.calibration.readers import Matrix, Rows
 WIDE = 1024
 """Columns from which on that pays."""
 
-_BLOCK = 192
+_BLOCK, _HALF = 192, 64
 
 
 def product(system: Matrix, weights: Matrix) -> Matrix:
@@ -38,6 +38,23 @@ def solve(system: Matrix, wanted: Matrix) -> Matrix:
         return np.asarray(np.linalg.solve(system, wanted))
     pairs = zip(system.astype(np.float32), wanted.astype(np.float32), strict=True)
     return np.stack([_eliminated(*pair) for pair in pairs]).astype(np.float64)
+
+
+def inverse(system: Matrix) -> Matrix:
+    """The inverse of a system as ``solve`` takes it, shape [groups, K, K]."""
+    return np.stack([_inverse(one) for one in system.astype(np.float32)]).astype(np.float64)
+
+
+def _inverse(system: Rows) -> Rows:
+    """By the inverse of the upper left half, and of what that leaves of the lower right."""
+    half = len(system) // 2
+    if half < _HALF:
+        return np.asarray(np.linalg.inv(system))
+    upper, beside = _inverse(system[:half, :half]), system[:half, half:]
+    carried = upper @ beside
+    lower = _inverse(system[half:, half:] - beside.T @ carried)
+    across = -carried @ lower
+    return np.block([[upper - across @ carried.T, across], [across.T, lower]])
 
 
 def _eliminated(left: Rows, right: Rows) -> Rows:
