@@ -91,21 +91,10 @@ def predict(
         factor = _SHARED if len(known.readers) > 1 else 1.0
         measured = [
             (float(known.curve.damage[width - 1]), value)
-            for (width, _), value in zip(known.levels, _pooled(reactions[n]), strict=True)
+            for (width, _), value in zip(known.levels, reactions[n], strict=True)
         ]
         damage[name] = factor * predicted(known.curve.damage, measured)
     return Prediction(scores, damage, later)
-
-
-def _pooled(values: Sequence[Sequence[float]]) -> list[float]:
-    """The deviation at every width over all samples, also where a width was measured on the first of them alone: what
-    differs between samples is the same for all widths.
-
-    Args:
-        values: what ``deviations`` gives for a group.
-    """
-    first = values[0] if values else []
-    return [one[-1] * first[-1] / max(first[len(one) - 1], 1e-30) for one in values]
 
 
 def macs_per_sample(groups: Groups) -> float:

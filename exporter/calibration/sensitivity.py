@@ -82,7 +82,7 @@ def deviation(
 
 def deviations(
     known: Mapping[int, Evidence], runner: Runner, batches: Sequence[int], step: Callable[[str], None]
-) -> dict[int, list[list[float]]]:
+) -> dict[int, list[float]]:
     """Deviation of the outputs, by group, where each group alone is cut to the widths of its evidence.
 
     Args:
@@ -90,9 +90,6 @@ def deviations(
         runner: at the start of the dense graph, over a few samples.
         batches: how many of its first batches tell, for each of the widths.
         step: called with a line before each group.
-
-    Returns:
-        For each width the deviation over the first batch, the first two and so on.
     """
     outputs = float_outputs(runner.graph)
     kept: Stretches = {}
@@ -104,10 +101,9 @@ def deviations(
         result[n] = []
         for count, (_, weights) in zip(batches, known[n].levels, strict=False):
             reaction = Deviation()
-            result[n].append([])
             for got, dense in islice(zip(runner.branch(outputs, weights, kept), want, strict=True), count):
                 reaction.add(got, dense)
-                result[n][-1].append(reaction.value)
+            result[n].append(reaction.value)
     return result
 
 
