@@ -232,7 +232,8 @@ class _Solver:
         centre = known.centred(intercept=True)
         damping = _DAMPING * max(1.0, 10 * centre.xx.shape[1] / max(known.rows, 1))
         self.mean = centre.x
-        self.inverse: Matrix = inverse(centre.xx + centre.ridge(damping) * np.eye(centre.xx.shape[1]))
+        system = centre.xx + centre.ridge(damping) * np.eye(centre.xx.shape[1])
+        self.inverse: Matrix = inverse(system.astype(np.float32))  # a direction needs no more digits
 
     def direction(self, sums: Moments) -> tuple[Matrix, Vector]:
         """Weights and bias that fit what the sums' outputs ask for."""

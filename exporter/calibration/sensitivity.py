@@ -94,7 +94,7 @@ def deviations(
     outputs = float_outputs(runner.graph)
     kept: Stretches = {}
     want = list(runner.branch(outputs, {}, kept))
-    result = {}
+    result: dict[int, list[float]] = {}
     for i, n in enumerate(sorted(known, key=lambda n: known[n].readers[0].node.index), 1):
         step(Count("measuring how the outputs react, groups", i - 1, len(known)))
         runner.advance([known[n].readers[0].source])

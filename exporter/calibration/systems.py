@@ -1,4 +1,4 @@
-"""Systems of linear equations with the second moments of a wide layer: in 32 bits, by blocks.
+"""Systems of linear equations with the second moments of a layer: of a wide one in 32 bits, by blocks.
 
 NumPy solves in 64 bits whatever it is given. The moments come from products of 32-bit rows and have no more digits, and
 nothing is faster on a processor than products of 32-bit matrices: eliminating blocks by them takes half the time.
@@ -13,7 +13,7 @@ from exporter.calibration.readers import Matrix, Rows
 WIDE = 1024
 """Columns from which on that pays."""
 
-_BLOCK, _HALF = 192, 64
+_BLOCK, _HALF = 256, 64
 
 
 def product(system: Matrix, weights: Matrix) -> Matrix:
@@ -40,12 +40,12 @@ def solve(system: Matrix, wanted: Matrix) -> Matrix:
     return np.stack([_eliminated(*pair) for pair in pairs]).astype(np.float64)
 
 
-def inverse(system: Matrix) -> Matrix:
-    """The inverse of a system as ``solve`` takes it, shape [groups, K, K]."""
-    return np.stack([_inverse(one) for one in system.astype(np.float32)]).astype(np.float64)
+def inverse(system: Matrix | Rows) -> Matrix:
+    """The inverse of symmetric and positive definite systems, with the digits given; shape [groups, K, K]."""
+    return np.stack([_inverse(one) for one in system]).astype(np.float64)
 
 
-def _inverse(system: Rows) -> Rows:
+def _inverse(system: Matrix | Rows) -> Matrix | Rows:
     """By the inverse of the upper left half, and of what that leaves of the lower right."""
     half = len(system) // 2
     if half < _HALF:
@@ -58,16 +58,18 @@ def _inverse(system: Rows) -> Rows:
 
 
 def _eliminated(left: Rows, right: Rows) -> Rows:
-    """The solution for one group; what is given is overwritten. Without pivots, which such systems do not need."""
+    """The solution for one group; what is given is overwritten. Without pivots, which such systems do not need; of what
+    is symmetric only the upper right is kept up."""
     starts = range(0, len(left), _BLOCK)
     inverses = []
     for i in starts:
-        here, below = slice(i, i + _BLOCK), slice(i + _BLOCK, None)
-        inverses.append(np.linalg.inv(left[here, here]))
-        factor = left[below, here] @ inverses[-1]
-        left[below, below] -= factor @ left[here, below]
-        right[below] -= factor @ right[here]
-    for i, inverse in zip(reversed(starts), reversed(inverses), strict=True):
-        here, below = slice(i, i + _BLOCK), slice(i + _BLOCK, None)
-        right[here] = inverse @ (right[here] - left[here, below] @ right[below])
+        here, end = slice(i, i + _BLOCK), i + _BLOCK
+        inverses.append(_inverse(left[here, here]))
+        factor = left[here, end:].T @ inverses[-1]
+        for j in range(end, len(left), _BLOCK):
+            left[j : j + _BLOCK, j:] -= factor[j - end : j - end + _BLOCK] @ left[here, j:]
+        right[end:] -= factor @ right[here]
+    for i, inverted in zip(reversed(starts), reversed(inverses), strict=True):
+        here, end = slice(i, i + _BLOCK), i + _BLOCK
+        right[here] = inverted @ (right[here] - left[here, end:] @ right[end:])
     return right

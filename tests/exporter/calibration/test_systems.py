@@ -41,3 +41,13 @@ def test_what_is_given_stays():
     systems.solve(system, wanted)
     assert np.array_equal(before[0], system)
     assert np.array_equal(before[1], wanted)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-4)])
+@pytest.mark.parametrize("columns", [40, 150, 333])
+def test_an_inverse_has_the_digits_given(columns, kind, tolerance):
+    system, _ = _system(2, columns, 1, columns)
+    expected = np.linalg.inv(system)
+    found = systems.inverse(system.astype(kind))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
