@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from exporter.calibration.moments import Centred
 from exporter.calibration.readers import Matrix
-from exporter.calibration.systems import inverse
+from exporter.calibration.systems import damped, inverse
 
 _AT_ONCE, _ALONE = 24, 96
 """One of so many units may go in a step; one at a time where no more than some are left."""
@@ -76,7 +76,7 @@ class Layer:
             width: number of units, where not all have columns here.
         """
         ridge = moments.ridge(damping)
-        self.inverse: Matrix = inverse(moments.xx + ridge * np.eye(moments.xx.shape[1]))
+        self.inverse: Matrix = inverse(damped(moments.xx, ridge))
         self.weights: Matrix = self.inverse @ (moments.xy if present is None else moments.xy + ridge * present)
         self.energy = float(moments.yy.sum()) or 1.0
         self.error = moments.error(self.weights)
@@ -162,7 +162,7 @@ class Layer:
     def turned(self) -> Layer:
         """Turn the outputs, in place, into no more than there are columns; every loss stays as it is."""
         if self.weights.shape[2] > self.weights.shape[1]:
-            self.weights = np.linalg.qr(self.weights.swapaxes(1, 2), mode="r").swapaxes(1, 2)
+            self.weights = np.asarray(np.linalg.qr(self.weights.swapaxes(1, 2), mode="r")).swapaxes(1, 2)
         return self
 
 

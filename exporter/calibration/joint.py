@@ -18,7 +18,7 @@ from onnx import NodeProto, helper, numpy_helper
 from exporter.calibration.evidence import HELD_OUT, Sample, rows_at
 from exporter.calibration.moments import Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, grouped_outputs_at, plain, weight_of
-from exporter.calibration.systems import inverse
+from exporter.calibration.systems import damped, inverse
 from exporter.calibration.targets import Limits
 from exporter.graph import Graph, Node
 from exporter.tensors import Array
@@ -232,7 +232,7 @@ class _Solver:
         centre = known.centred(intercept=True)
         damping = _DAMPING * max(1.0, 10 * centre.xx.shape[1] / max(known.rows, 1))
         self.mean = centre.x
-        system = centre.xx + centre.ridge(damping) * np.eye(centre.xx.shape[1])
+        system = damped(centre.xx, centre.ridge(damping))
         self.inverse: Matrix = inverse(system.astype(np.float32))  # a direction needs no more digits
 
     def direction(self, sums: Moments) -> tuple[Matrix, Vector]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.readers import Matrix, Rows
-from exporter.calibration.systems import product, solve
+from exporter.calibration.systems import damped, product, solve
 
 Vector = NDArray[np.float64]
 
@@ -44,7 +44,9 @@ class Moments:
             x, y = (_about_mean(side) for side in zip(*(_numbers(*part) for part in parts), strict=True))
         self.rows += x.rows.shape[1]
         # one product of a matrix with itself, transposed, takes half the work; numpy sees that for two axes only
-        self.xx = self.xx + np.stack([rows.T @ rows for rows in x.rows]) + _shift(x, x)
+        self.xx = self.xx + _shift(x, x)
+        for total, rows in zip(self.xx, x.rows, strict=True):
+            total += rows.T @ rows
         self.xy = self.xy + x.rows.transpose(0, 2, 1) @ y.rows + _shift(x, y)
         squares = np.square(y.rows, dtype=np.float64).sum(1)
         self.yy = self.yy + squares + (2 * y.left + y.rows.shape[1] * y.mean) * y.mean
@@ -67,13 +69,10 @@ class Moments:
         """Means per row, about their mean where a bias takes up the mean."""
         n = max(self.rows, 1)
         x, y = (self.x / n, self.y / n) if intercept else (np.zeros_like(self.x), np.zeros_like(self.y))
-        return Centred(
-            self.xx / n - x[:, :, None] * x[:, None],
-            self.xy / n - x[:, :, None] * y[:, None],
-            self.yy / n - y**2,
-            x,
-            y,
-        )
+        xx, xy = self.xx / n, self.xy / n
+        xx -= x[:, :, None] * x[:, None]
+        xy -= x[:, :, None] * y[:, None]
+        return Centred(xx, xy, self.yy / n - y**2, x, y)
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _numbers(inputs: Rows, outputs: Rows) -> tuple[Rows, Rows]:
 
 def _shift(x: _Deviations, y: _Deviations) -> Matrix:
     """What to add to the product of centred rows to get that of the rows themselves."""
-    return np.asarray(x.left[:, :, None] * y.mean[:, None] + x.mean[:, :, None] * y.total[:, None])
+    return np.asarray(np.stack((x.left, x.mean), 2) @ np.stack((y.mean, y.total), 1))
 
 
 @dataclass(frozen=True)
@@ -169,4 +168,4 @@ class Centred:
     def fit(self, present: Matrix, damping: float) -> Matrix:
         """Least squares, held to the present weights by a ridge: argmin |Y - X W|^2 + ridge |W - present|^2."""
         ridge = self.ridge(damping)
-        return solve(self.xx + ridge * np.eye(self.xx.shape[1]), self.xy + ridge * present)
+        return solve(damped(self.xx, ridge), self.xy + ridge * present)

@@ -16,6 +16,13 @@ WIDE = 1024
 _BLOCK, _HALF = 256, 64
 
 
+def damped(system: Matrix, ridge: float) -> Matrix:
+    """The system with a ridge on its diagonal, shape [groups, K, K]."""
+    result = system.copy()
+    np.einsum("gkk->gk", result)[...] += ridge
+    return result
+
+
 def product(system: Matrix, weights: Matrix) -> Matrix:
     """The product of moments [groups, K, K] with weights [groups, K, outputs]."""
     if system.shape[1] < WIDE:
