@@ -29,7 +29,7 @@ Stretches = dict[tuple[tuple[int, ...], tuple[str, ...]], Stretch]
 _STRETCHES = 8
 """In how many a graph is cut at most."""
 
-MEMORY = 1 << 30
+MEMORY = 3 << 28
 """Bytes of activations a runner holds in memory; beyond, they go to temporary files."""
 
 _PLAIN = "fiub"

@@ -43,40 +43,56 @@ def solve(system: Matrix, wanted: Matrix) -> Matrix:
     """
     if system.shape[1] < WIDE:
         return np.asarray(np.linalg.solve(system, wanted))
-    pairs = zip(system.astype(np.float32), wanted.astype(np.float32), strict=True)
-    return np.stack([_eliminated(*pair) for pair in pairs]).astype(np.float64)
+    return np.stack([_solution(*pair) for pair in zip(system, wanted, strict=True)])
 
 
 def inverse(system: Matrix | Rows) -> Matrix:
-    """The inverse of symmetric and positive definite systems, with the digits given; shape [groups, K, K]."""
+    """The inverse of systems as ``solve`` takes them, found with the digits given; shape [groups, K, K]."""
     return np.stack([_inverse(one) for one in system]).astype(np.float64)
 
 
-def _inverse(system: Matrix | Rows) -> Matrix | Rows:
-    """By the inverse of the upper left half, and of what that leaves of the lower right."""
-    half = len(system) // 2
-    if half < _HALF:
-        return np.asarray(np.linalg.inv(system))
-    upper, beside = _inverse(system[:half, :half]), system[:half, half:]
-    carried = upper @ beside
-    lower = _inverse(system[half:, half:] - beside.T @ carried)
-    across = -carried @ lower
-    return np.block([[upper - across @ carried.T, across], [across.T, lower]])
+def _solution(system: Matrix, wanted: Matrix) -> Matrix:
+    try:
+        return _eliminated(system.astype(np.float32), wanted.astype(np.float32)).astype(np.float64)
+    except np.linalg.LinAlgError:  # what 32 bits left of it is no longer positive
+        return np.asarray(np.linalg.solve(system, wanted))
 
 
 def _eliminated(left: Rows, right: Rows) -> Rows:
-    """The solution for one group; what is given is overwritten. Without pivots, which such systems do not need; of what
-    is symmetric only the upper right is kept up."""
+    """The solution for one group by Cholesky's factor, block by block; what is given is overwritten.
+
+    Explicit inverses of the blocks would take as long, but lose half of the digits where one direction dominates.
+    """
     starts = range(0, len(left), _BLOCK)
-    inverses = []
+    factors = []
     for i in starts:
         here, end = slice(i, i + _BLOCK), i + _BLOCK
-        inverses.append(_inverse(left[here, here]))
-        factor = left[here, end:].T @ inverses[-1]
-        for j in range(end, len(left), _BLOCK):
-            left[j : j + _BLOCK, j:] -= factor[j - end : j - end + _BLOCK] @ left[here, j:]
-        right[end:] -= factor @ right[here]
-    for i, inverted in zip(reversed(starts), reversed(inverses), strict=True):
+        factors.append(_factor(left[here, here].astype(np.float64)).astype(np.float32))
+        left[here, end:] = factors[-1] @ left[here, end:]
+        right[here] = factors[-1] @ right[here]
+        for j in range(end, len(left), _BLOCK):  # of what is symmetric the upper right is enough
+            left[j : j + _BLOCK, j:] -= left[here, j : j + _BLOCK].T @ left[here, j:]
+        right[end:] -= left[here, end:].T @ right[here]
+    for i, factor in zip(reversed(starts), reversed(factors), strict=True):
         here, end = slice(i, i + _BLOCK), i + _BLOCK
-        right[here] = inverted @ (right[here] - left[here, end:] @ right[end:])
+        right[here] = factor.T @ (right[here] - left[here, end:] @ right[end:])
     return right
+
+
+def _inverse(system: Matrix | Rows) -> Matrix | Rows:
+    try:
+        factor = _factor(system)
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.inv(system))
+    return np.asarray(factor.T @ factor)
+
+
+def _factor(system: Matrix | Rows) -> Matrix | Rows:
+    """The inverse of Cholesky's factor, lower left, by halves."""
+    half = len(system) // 2
+    if half < _HALF:
+        return np.asarray(np.linalg.inv(np.linalg.cholesky(system)))
+    upper = _factor(system[:half, :half])
+    across = system[half:, :half] @ upper.T
+    lower = _factor(system[half:, half:] - across @ across.T)
+    return np.block([[upper, np.zeros_like(across.T)], [-lower @ (across @ upper), lower]])
