@@ -87,8 +87,8 @@ def _sparsegpt(source: Path, out: Path, pattern: str, feeds: list[dict[str, Any]
         runner.advance([reader.source, reader.result])
         fit, held = moments_of(sampled(runner, reader, runner.values(reader.result)))
         dense = matrix(reader, graph.array(reader.weight))
-        step = int(np.prod(graph.array(reader.weight).shape[2:])) if reader.spatial else 1
-        order = runs_of(dense.shape[1], wanted.of, step).reshape(-1)
+        positions = int(np.prod(graph.array(reader.weight).shape[2:])) if reader.spatial else 1
+        order = runs_of(dense.shape[1], wanted.of, positions).reshape(-1)
         sparse = np.empty_like(dense)
         for g, moments in enumerate((fit + held).xx):
             h = moments[np.ix_(order, order)]

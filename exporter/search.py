@@ -163,7 +163,7 @@ class _Searcher:
         self.calibration: Calibration = means.calibration
         self.judges: Samples = means.calibration.judges
         self.given = parse_limit(request.max_drop)
-        metric = self.calibration.metric or usual_metric(graph, self.judges, self.calibration.batch)
+        metric = self.calibration.metric or usual_metric(graph, self.judges)
         if metric is None:
             raise UsageError(
                 "--max-drop: there are no labels, and no output is one of classes. Say how outputs are judged: "

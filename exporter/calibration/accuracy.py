@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
-from runtime.backends import Session, open_session
+from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import BadRequest
 from runtime.feeds import Array, Feeds
 from runtime.metrics import Batch, Metric, Scores, default_output
@@ -49,7 +49,7 @@ class Accuracy:
     rate: bool
 
 
-def usual_metric(graph: Graph, samples: Samples, batch: int) -> str | None:
+def usual_metric(graph: Graph, samples: Samples) -> str | None:
     """``top1`` where labels fit the outputs, else ``agreement`` where an output is one of classes, else None."""
     session = _session(graph)
     for name in ("top1", "agreement"):
@@ -58,7 +58,7 @@ def usual_metric(graph: Graph, samples: Samples, batch: int) -> str | None:
         judged = find_metric(name)
         try:
             chosen = default_output(session.outputs, None).name
-            feeds, labels = next(iter(samples.labelled(batch)))
+            feeds, labels = next(iter(samples.labelled(1)))
             values = session.run(feeds, [chosen])
             judged.observe(Batch(values[chosen], values, values[chosen], labels, feeds, _count(samples, feeds)))
         except BadRequest:
@@ -97,7 +97,8 @@ def compare_sessions(other: Session, original: Session, samples: Samples, batch:
 
 
 def _session(graph: Graph) -> Session:
-    return open_session(serialize_with_data(graph.model, graph.folder))
+    options = SessionOptions(spinning=False)  # between the runs others work
+    return open_session(serialize_with_data(graph.model, graph.folder), options=options)
 
 
 def _count(samples: Samples, feeds: Feeds) -> int:

@@ -144,13 +144,16 @@ class _Problem:
         for _ in range(_ROUNDS):
             marginal = {n: self._marginal(counts, n) for n in self.allowed}
             low, high = 1e-18, 1e6
+            wide, fresh = self._at(low, marginal), self._at(high, marginal)
             for _ in range(_BISECTIONS):
+                if (wide == fresh).all():
+                    break
                 price = float(np.sqrt(low * high))
-                if self.measure(self._at(price, marginal)) > self.target:
-                    low = price
+                found = self._at(price, marginal)
+                if self.measure(found) > self.target:
+                    low, wide = price, found
                 else:
-                    high = price
-            fresh = self._at(high, marginal)
+                    high, fresh = price, found
             if self.measure(fresh) <= self.target and (best is None or self.total(fresh) < self.total(best)):
                 best = fresh
             if (fresh == counts).all():

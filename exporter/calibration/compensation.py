@@ -283,8 +283,9 @@ class _Fit:
         """
         low, high = self.target.limits
         best = (np.inf, weights, bias)
+        middle = fit.y / fit.rows
         for last in range(_LIMITED_ROUNDS + 1):
-            again = Moments(fit.rows, fit.xx, np.zeros(()), np.zeros(()), fit.x, np.zeros(()))
+            again = Moments(fit.rows, fit.xx, fit.x[:, :, None] * middle[:, None], np.zeros(()), fit.x, fit.y)
             error = 0.0
             for sample, added in rows:
                 for apart in (True, False) if last < _LIMITED_ROUNDS else (True,):
@@ -298,7 +299,7 @@ class _Fit:
                     wanted = np.where(y + more > low, y, np.minimum(own, low - more))
                     if high < math.inf:
                         wanted = np.where(y + more < high, wanted, np.maximum(own, high - more))
-                    again.add_outputs(x, wanted)
+                    again.add_outputs(x, wanted - middle[:, None].astype(np.float32))
             if error < best[0]:
                 best = error, weights, bias
             if last < _LIMITED_ROUNDS:

@@ -75,14 +75,12 @@ def predict(
     graph, cost = groups.graph, macs_per_sample(groups)
     seen = calibration.fit.part(0, affordable(_SEEN, cost, len(calibration.fit)))
     found = evidence(groups, numbers, Runner(graph, seen, calibration.batch), step)
-    measured: dict[int, list[tuple[float, float]]] = {n: [] for n in found}
-    for level, most in enumerate(_FEW):
-        each = cost * len(found) / 2  # half of the network, for each group
-        count = affordable(_REACTED[level], each, most, _FEWEST[level])
-        few = Runner(graph, _held_first(calibration.fit, count), calibration.batch)
-        for n, value in deviations(found, few, level, step).items():
-            width = found[n].levels[level][0]
-            measured[n].append((float(found[n].curve.damage[width - 1]), value))
+    each = cost * len(found) / 2  # half of the network, for each group
+    counts = [affordable(_REACTED[level], each, most, _FEWEST[level]) for level, most in enumerate(_FEW)]
+    few = Runner(graph, _held_first(calibration.fit, max(counts)), min(calibration.batch, *counts))
+    sums = np.cumsum(few.counts)
+    batches = [int(np.searchsorted(sums, count)) + 1 for count in counts]
+    reactions = deviations(found, few, batches, step)
     scores = score(groups, "l2")
     damage, later = {}, {}
     places = np.array([r.node.index for r in find_readers(graph)])
@@ -91,7 +89,11 @@ def predict(
         scores[name] = known.curve.importance()
         later[name] = float((places > known.readers[-1].node.index).mean())
         factor = _SHARED if len(known.readers) > 1 else 1.0
-        damage[name] = factor * predicted(known.curve.damage, measured[n])
+        measured = [
+            (float(known.curve.damage[width - 1]), value)
+            for (width, _), value in zip(known.levels, reactions[n], strict=True)
+        ]
+        damage[name] = factor * predicted(known.curve.damage, measured)
     return Prediction(scores, damage, later)
 
 

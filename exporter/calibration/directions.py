@@ -34,30 +34,32 @@ class Directions:
         return int(self.basis.shape[1] * self.basis.shape[3])
 
     def rows(self, inputs: Rows) -> Rows:
-        """Rows [groups, rows, channels * P] along the directions, shape [groups, rows, ``columns``]."""
-        groups, channels, positions, _ = self.basis.shape
-        whole = inputs.reshape(groups, -1, channels, positions).transpose(0, 2, 1, 3)
-        along = (whole @ self.basis.astype(np.float32)).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(along).reshape(groups, -1, self.columns)
+        """Rows [groups, rows, P * channels] along the directions, shape [groups, rows, ``columns``]."""
+        groups, channels, positions, count = self.basis.shape
+        whole = inputs.reshape(groups, -1, positions, channels)
+        basis = np.ascontiguousarray(self.basis.transpose(3, 0, 2, 1), np.float32)
+        along = [np.einsum("grpc,gpc->grc", whole, basis[k]) for k in range(count)]
+        return np.stack(along, 2).reshape(groups, -1, self.columns)
 
     def weights(self, whole: Matrix) -> Matrix:
-        """Weights [groups, channels * P, outputs] along the directions, shape [groups, ``columns``, outputs]."""
+        """Weights [groups, P * channels, outputs] along the directions, shape [groups, ``columns``, outputs]."""
         groups, channels, positions, _ = self.basis.shape
-        split = whole.reshape(groups, channels, positions, -1)
-        return np.asarray(self.basis.swapaxes(2, 3) @ split).reshape(groups, self.columns, -1)
+        split = whole.reshape(groups, positions, channels, -1).swapaxes(1, 2)
+        along = self.basis.swapaxes(2, 3) @ split
+        return np.asarray(along.swapaxes(1, 2)).reshape(groups, self.columns, -1)
 
     def back(self, weights: Matrix) -> Matrix:
-        """The weights [groups, channels * P, outputs] that act as these along the directions do."""
+        """The weights [groups, P * channels, outputs] that act as these along the directions do."""
         groups, channels, positions, count = self.basis.shape
-        split = weights.reshape(groups, channels, count, -1)
-        return np.asarray(self.basis @ split).reshape(groups, channels * positions, -1)
+        split = weights.reshape(groups, count, channels, -1).swapaxes(1, 2)
+        return np.asarray((self.basis @ split).swapaxes(1, 2)).reshape(groups, positions * channels, -1)
 
 
 def find_directions(weights: Matrix, positions: int) -> Directions | None:
     """The strongest directions of a kernel's weights; None where all columns are to be kept.
 
     Args:
-        weights: shape [groups, channels * P, outputs].
+        weights: shape [groups, P * channels, outputs].
         positions: P.
     """
     groups, columns, outputs = weights.shape
@@ -65,6 +67,6 @@ def find_directions(weights: Matrix, positions: int) -> Directions | None:
     count = max(1, WIDE // channels)
     if columns <= WIDE or count >= positions:
         return None
-    split = weights.reshape(groups, channels, positions, outputs)
+    split = weights.reshape(groups, positions, channels, outputs).swapaxes(1, 2)
     left, _, _ = np.linalg.svd(split @ split.swapaxes(2, 3))  # the square has the same directions
     return Directions(left[..., :count])

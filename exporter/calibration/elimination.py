@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 
 from exporter.calibration.moments import Centred
 from exporter.calibration.readers import Matrix
+from exporter.calibration.systems import damped, inverse
 
 _AT_ONCE, _ALONE = 24, 96
 """One of so many units may go in a step; one at a time where no more than some are left."""
+
+_NARROWED = 0.85
+"""Share of the units left after which the columns of the others are dropped."""
 
 _JUDGED = 0.9
 """Share of the units left since the last time after which layers with a judge are judged again."""
@@ -72,7 +76,7 @@ class Layer:
             width: number of units, where not all have columns here.
         """
         ridge = moments.ridge(damping)
-        self.inverse: Matrix = np.asarray(np.linalg.inv(moments.xx + ridge * np.eye(moments.xx.shape[1])))
+        self.inverse: Matrix = inverse(damped(moments.xx, ridge))
         self.weights: Matrix = self.inverse @ (moments.xy if present is None else moments.xy + ridge * present)
         self.energy = float(moments.yy.sum()) or 1.0
         self.error = moments.error(self.weights)
@@ -107,28 +111,27 @@ class Layer:
         if self._place is not None:
             columns = self._place[units]
             there, columns = columns >= 0, columns[columns >= 0]
-            squares = np.square(self.weights[0][columns]).sum(1)
+            squares = np.einsum("ko,ko->k", self.weights[0], self.weights[0])[columns]
             found[there] = squares / np.maximum(self.inverse[0][columns, columns], 1e-300) / self.energy
             return found
         place = {u: i for i, u in enumerate(units)}
         for g, names, columns in blocks_of(self.units, units):
             blocks = self.inverse[g][columns[:, :, None], columns[:, None, :]]
             weights = self.weights[g][columns]
-            found[[place[int(n)] for n in names]] += (weights * np.linalg.solve(blocks, weights)).sum((1, 2))
+            found[[place[int(n)] for n in names]] += (weights * (np.linalg.inv(blocks) @ weights)).sum((1, 2))
         return found / self.energy
 
     def remove(self, units: Sequence[int]) -> None:
         """Take units away and fit the weights that stay."""
-        for g in range(len(self.units)):
-            columns = np.flatnonzero(np.isin(self.units[g], units))
+        for g, columns in enumerate(_columns_of(self.units, units)):
             if not columns.size:
                 continue
-            block = self.inverse[g][np.ix_(columns, columns)]
-            weights = np.linalg.solve(block, self.weights[g][columns])
-            self.error += float((self.weights[g][columns] * weights).sum())
-            left = self.inverse[g][:, columns]
-            self.weights[g] -= left @ weights
-            self.inverse[g] -= left @ np.linalg.solve(block, self.inverse[g][columns])
+            weights, across = self.weights[g][columns], self.inverse[g][:, columns]
+            block = np.linalg.inv(across[columns])
+            self.error += float((weights * (block @ weights)).sum())
+            factor = across @ block
+            self.weights[g] -= factor @ weights
+            self.inverse[g] -= factor @ across.T
             self.weights[g][columns] = 0
             self.inverse[g][columns] = 0
             self.inverse[g][:, columns] = 0
@@ -138,7 +141,7 @@ class Layer:
 
         Taking units from it leaves this layer as it is.
         """
-        members = [np.flatnonzero(np.isin(row, units)) for row in self.units]
+        members = _columns_of(self.units, units)
         size = max(len(columns) for columns in members)
         part = copy(self)
         part.inverse = np.zeros((len(members), size, size))
@@ -155,6 +158,19 @@ class Layer:
         part._columns = [self._columns[g][columns] for g, columns in enumerate(members)]
         part._means = Centred.take(self._means[0], members), self._means[1]
         return part
+
+    def turned(self) -> Layer:
+        """Turn the outputs, in place, into no more than there are columns; every loss stays as it is."""
+        if self.weights.shape[2] > self.weights.shape[1]:
+            self.weights = np.asarray(np.linalg.qr(self.weights.swapaxes(1, 2), mode="r")).swapaxes(1, 2)
+        return self
+
+
+def _columns_of(units: NDArray[np.int64], wanted: Sequence[int]) -> list[NDArray[np.int64]]:
+    """Where the columns of units lie, for each group of the reader; arguments as for ``blocks_of``."""
+    chosen = np.zeros(max(int(units.max(initial=-1)), *wanted, 0) + 2, bool)  # the last stands for -1
+    chosen[wanted] = True
+    return [np.flatnonzero(chosen[row]) for row in units]
 
 
 def _places(units: NDArray[np.int64], width: int) -> NDArray[np.int64] | None:
@@ -176,8 +192,7 @@ def blocks_of(
         units: unit of each column, -1 for none; shape [groups, K].
         wanted: the units looked for.
     """
-    for g, row in enumerate(units):
-        present = np.flatnonzero(np.isin(row, wanted))
+    for g, (row, present) in enumerate(zip(units, _columns_of(units, wanted), strict=True)):
         order = present[np.argsort(row[present], kind="stable")]
         names, counts = np.unique(row[order], return_counts=True)
         starts = np.cumsum(counts) - counts
@@ -202,7 +217,7 @@ def eliminate(layers: Sequence[Layer], width: int, pauses: Sequence[int] = (), l
     order: list[int] = []
     known = [(width, sum(layer.damage() for layer in layers))]
     apart = any(layer.judge is not None for layer in layers)
-    narrow, waiting = width // 2, list(pauses)
+    narrow, waiting = _NARROWED * width, list(pauses)
     while len(alive) > 1:
         losses = np.asarray(sum(layer.losses(alive) for layer in layers))
         count = max(1, len(alive) // _AT_ONCE) if len(alive) > _ALONE else 1
@@ -214,7 +229,7 @@ def eliminate(layers: Sequence[Layer], width: int, pauses: Sequence[int] = (), l
         while look is not None and waiting and len(alive) <= waiting[0]:
             look(waiting.pop(0), layers)
         if len(alive) <= narrow:  # what went needs no more work
-            layers, narrow = [layer.part(alive) for layer in layers], len(alive) // 2
+            layers, narrow = [layer.part(alive) for layer in layers], _NARROWED * len(alive)
         if not apart or len(alive) <= _JUDGED * known[-1][0] or len(alive) == 1:
             known.append((len(alive), sum(layer.damage() for layer in layers)))
     kept, total = np.array(known[::-1], np.float64).T
@@ -227,7 +242,7 @@ def _cheapest(layers: Sequence[Layer], candidates: list[int], count: int) -> lis
     """Some of the candidates, one after another: of two that can stand in for each other only one is cheap."""
     if count == 1:
         return candidates[:1]
-    parts = [layer.part(candidates) for layer in layers]
+    parts = [layer.part(candidates).turned() for layer in layers]
     going: list[int] = []
     for _ in range(count):
         left = [u for u in candidates if u not in going]

@@ -193,8 +193,7 @@ def moments_of(samples: Iterable[Sample]) -> tuple[Moments, Moments]:
 
     def add(apart: bool) -> None:
         if waiting[apart]:
-            x, y = (np.concatenate(part, 1) for part in zip(*waiting[apart], strict=True))
-            (held if apart else fit).add(x, y)
+            (held if apart else fit).add(*waiting[apart])
             waiting[apart].clear()
 
     for sample in samples:

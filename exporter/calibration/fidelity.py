@@ -138,7 +138,7 @@ def judged(after: Graph, graph: Graph, calibration: Calibration) -> tuple[Accura
         BadRequest: the metric that was asked for does not fit the outputs or the labels.
     """
     held, batch = calibration.held, calibration.batch
-    metric = calibration.metric or usual_metric(graph, held, batch)
+    metric = calibration.metric or usual_metric(graph, held)
     accuracy = agreement = None
     try:
         accuracy = compare_accuracy(after, graph, held, batch, metric) if metric is not None else None

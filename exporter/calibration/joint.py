@@ -18,6 +18,7 @@ from onnx import NodeProto, helper, numpy_helper
 from exporter.calibration.evidence import HELD_OUT, Sample, rows_at
 from exporter.calibration.moments import Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, grouped_outputs_at, plain, weight_of
+from exporter.calibration.systems import damped, inverse
 from exporter.calibration.targets import Limits
 from exporter.graph import Graph, Node
 from exporter.tensors import Array
@@ -31,6 +32,9 @@ _STEP = 1e-2
 
 _DAMPING = 1e-3
 _ROUNDS = 3
+
+_STEPPED = 4
+"""One of so many samples tells how far to go: two numbers ask for fewer rows than all weights."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ class Batch:
     target: Array
     added: Array | None
 
+    def part(self, of: int) -> Batch:
+        """One of so many samples."""
+        added = self.added[::of] if self.added is not None else None
+        return Batch(self.source[::of], self.target[::of], added)
+
 
 Weights = tuple[Array, Array, Array, Array]
 
@@ -147,7 +156,7 @@ class Joint:
         solvers = [_Solver(m) if m is not None else None for m in known]
         for _ in range(_ROUNDS):
             directions = self._directions(seen, present, solvers)
-            step = self._step(seen, present, directions)
+            step = self._step([b.part(_STEPPED) for b in seen], present, directions)
             if step is None:
                 break
             moved = [
@@ -187,7 +196,7 @@ class Joint:
                 if k == 0:
                     self._read[number] = sample
                 if solvers[k] is None:
-                    sums[k].add(sample.x, sample.y)
+                    sums[k].add((sample.x, sample.y))
                 else:
                     sums[k].rows += sample.x.shape[1]
                     sums[k].add_outputs(sample.x, sample.y)
@@ -223,7 +232,8 @@ class _Solver:
         centre = known.centred(intercept=True)
         damping = _DAMPING * max(1.0, 10 * centre.xx.shape[1] / max(known.rows, 1))
         self.mean = centre.x
-        self.inverse: Matrix = np.asarray(np.linalg.inv(centre.xx + centre.ridge(damping) * np.eye(centre.xx.shape[1])))
+        system = damped(centre.xx, centre.ridge(damping))
+        self.inverse: Matrix = inverse(system.astype(np.float32))  # a direction needs no more digits
 
     def direction(self, sums: Moments) -> tuple[Matrix, Vector]:
         """Weights and bias that fit what the sums' outputs ask for."""

@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.readers import Matrix, Rows
-from exporter.calibration.systems import product, solve
+from exporter.calibration.systems import damped, product, solve
 
 Vector = NDArray[np.float64]
+
+_NEAR = 256
+"""Rows that tell about where a mean is."""
 
 
 @dataclass
@@ -33,25 +36,31 @@ class Moments:
     x: Matrix = field(default_factory=lambda: np.zeros(()))
     y: Matrix = field(default_factory=lambda: np.zeros(()))
 
-    def add(self, inputs: Rows, outputs: Rows) -> None:
-        """Add rows: inputs [groups, rows, K] and outputs [groups, rows, outputs]; those that hold NaN or infinity do
-        not count."""
-        x, y = _about_means(inputs, outputs)
+    def add(self, *parts: tuple[Rows, Rows]) -> None:
+        """Add rows: of each part inputs [groups, rows, K] and outputs [groups, rows, outputs]; those that hold NaN or
+        infinity do not count."""
+        x, y = (_about_mean(side) for side in zip(*parts, strict=True))
+        if not (np.isfinite(x.left).all() and np.isfinite(y.left).all()):
+            x, y = (_about_mean(side) for side in zip(*(_numbers(*part) for part in parts), strict=True))
         self.rows += x.rows.shape[1]
         # one product of a matrix with itself, transposed, takes half the work; numpy sees that for two axes only
-        self.xx = self.xx + np.stack([rows.T @ rows for rows in x.rows]) + _shift(x, x)
-        self.x = self.x + x.total
-        self._add_outputs(x, y)
-
-    def add_outputs(self, inputs: Rows, outputs: Rows) -> None:
-        """Add what depends on the outputs, for rows whose inputs are in already."""
-        self._add_outputs(*_about_means(inputs, outputs))
-
-    def _add_outputs(self, x: _Deviations, y: _Deviations) -> None:
+        self.xx = self.xx + _shift(x, x)
+        for total, rows in zip(self.xx, x.rows, strict=True):
+            total += rows.T @ rows
         self.xy = self.xy + x.rows.transpose(0, 2, 1) @ y.rows + _shift(x, y)
         squares = np.square(y.rows, dtype=np.float64).sum(1)
         self.yy = self.yy + squares + (2 * y.left + y.rows.shape[1] * y.mean) * y.mean
-        self.y = self.y + y.total
+        self.x, self.y = self.x + x.total, self.y + y.total
+
+    def add_outputs(self, inputs: Rows, outputs: Rows) -> None:
+        """Add to ``xy`` and ``y`` what rows bring whose inputs are in already; the mean of the outputs should be small
+        against how much they vary."""
+        with np.errstate(invalid="ignore"):
+            product = inputs.transpose(0, 2, 1) @ outputs
+        if not np.isfinite(product).all():
+            inputs, outputs = _numbers(inputs, outputs)
+            product = inputs.transpose(0, 2, 1) @ outputs
+        self.xy, self.y = self.xy + product, self.y + outputs.sum(1, dtype=np.float64)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -60,23 +69,20 @@ class Moments:
         """Means per row, about their mean where a bias takes up the mean."""
         n = max(self.rows, 1)
         x, y = (self.x / n, self.y / n) if intercept else (np.zeros_like(self.x), np.zeros_like(self.y))
-        return Centred(
-            self.xx / n - x[:, :, None] * x[:, None],
-            self.xy / n - x[:, :, None] * y[:, None],
-            self.yy / n - y**2,
-            x,
-            y,
-        )
+        xx, xy = self.xx / n, self.xy / n
+        xx -= x[:, :, None] * x[:, None]
+        xy -= x[:, :, None] * y[:, None]
+        return Centred(xx, xy, self.yy / n - y**2, x, y)
 
 
 @dataclass(frozen=True)
 class _Deviations:
-    """Rows less their mean: a product of 32-bit rows with large means would lose what varies.
+    """Rows less about their mean: a product of 32-bit rows with large means would lose what varies.
 
     Attributes:
         rows: shape [groups, rows, columns].
         mean: what was taken off, shape [groups, columns].
-        left: the sum of what is left, not quite zero, shape [groups, columns].
+        left: the sum of what is left, shape [groups, columns].
     """
 
     rows: Rows
@@ -89,28 +95,29 @@ class _Deviations:
         return np.asarray(self.rows.shape[1] * self.mean + self.left)
 
 
-def _about_means(inputs: Rows, outputs: Rows) -> tuple[_Deviations, _Deviations]:
-    """Inputs and outputs less their means, of the rows that hold numbers alone: a sample that overflows must not spoil
-    what the others tell."""
-    x, y = _about_mean(inputs), _about_mean(outputs)
-    if np.isfinite(x.left).all() and np.isfinite(y.left).all():
-        return x, y
-    good = np.isfinite(inputs).all((0, 2)) & np.isfinite(outputs).all((0, 2))
-    return _about_mean(inputs[:, good]), _about_mean(outputs[:, good])
-
-
-def _about_mean(rows: Rows) -> _Deviations:
-    count = rows.shape[1]
+def _about_mean(parts: Sequence[Rows]) -> _Deviations:
+    """All parts in one, less the mean of some rows of the longest."""
+    longest = max(parts, key=lambda part: part.shape[1])
+    some = longest[:, :: max(1, longest.shape[1] // _NEAR)]
+    ends = np.cumsum([part.shape[1] for part in parts])
+    rows = np.empty((len(longest), ends[-1], longest.shape[2]), np.float32)
     with np.errstate(invalid="ignore"):
-        total = rows.sum(1, dtype=np.float64)
-        near = (total / max(count, 1)).astype(np.float32)
-        mean = near.astype(np.float64)
-        return _Deviations(rows - near[:, None], mean, np.asarray(total - count * mean))
+        near = (some.sum(1, dtype=np.float64) / max(some.shape[1], 1)).astype(np.float32)
+        for part, end in zip(parts, ends, strict=True):
+            np.subtract(part, near[:, None], out=rows[:, end - part.shape[1] : end])
+        left = np.ones(ends[-1], np.float32) @ rows
+    return _Deviations(rows, near.astype(np.float64), left.astype(np.float64))
+
+
+def _numbers(inputs: Rows, outputs: Rows) -> tuple[Rows, Rows]:
+    """The rows that hold numbers alone: a sample that overflows must not spoil what the others tell."""
+    good = np.isfinite(inputs).all((0, 2)) & np.isfinite(outputs).all((0, 2))
+    return inputs[:, good], outputs[:, good]
 
 
 def _shift(x: _Deviations, y: _Deviations) -> Matrix:
     """What to add to the product of centred rows to get that of the rows themselves."""
-    return np.asarray(x.left[:, :, None] * y.mean[:, None] + x.mean[:, :, None] * y.total[:, None])
+    return np.asarray(np.stack((x.left, x.mean), 2) @ np.stack((y.mean, y.total), 1))
 
 
 @dataclass(frozen=True)
@@ -161,4 +168,4 @@ class Centred:
     def fit(self, present: Matrix, damping: float) -> Matrix:
         """Least squares, held to the present weights by a ridge: argmin |Y - X W|^2 + ridge |W - present|^2."""
         ridge = self.ridge(damping)
-        return solve(self.xx + ridge * np.eye(self.xx.shape[1]), self.xy + ridge * present)
+        return solve(damped(self.xx, ridge), self.xy + ridge * present)

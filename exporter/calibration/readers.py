@@ -1,12 +1,13 @@
 """Readers: the nodes whose output is a linear function of an activation and of weights in the file.
 
 For a reader ``Y = X W + b``: each row of X [rows, K] holds what one position of the output sees of the input (for a
-convolution the window under the kernel), W [K, outputs] the weights, b the bias. Where the operator works in groups
-there is one such product for each.
+convolution the window under the kernel: all channels of its first position, then all of the next), W [K, outputs] the
+weights, b the bias. Where the operator works in groups there is one such product for each.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -211,10 +212,10 @@ def matrix(reader: Reader, weight: Array) -> Matrix:
     w = np.asarray(weight, np.float64)
     g = reader.groups
     if reader.node.op == "Conv":
-        found = w.reshape(g, w.shape[0] // g, -1).transpose(0, 2, 1)
+        found = w.reshape(g, w.shape[0] // g, w.shape[1], -1).transpose(0, 3, 2, 1).reshape(g, -1, w.shape[0] // g)
     elif reader.node.op == "ConvTranspose":
         blocks = w.reshape(g, w.shape[0] // g, w.shape[1], -1)
-        found = blocks.transpose(0, 1, 3, 2).reshape(g, -1, w.shape[1])
+        found = blocks.transpose(0, 3, 1, 2).reshape(g, -1, w.shape[1])
     else:
         transposed = reader.node.op == "Gemm" and reader.node.attributes.get("transB", 0)
         found = (w.T if transposed else w)[None] * reader.scale
@@ -235,11 +236,9 @@ def weight_of(reader: Reader, matrices: Matrix, like: Array) -> Array:
         dead = (factor <= _DEAD * factor.max()).reshape(g, 1, -1)
         divided = matrices / np.where(dead, 1.0, reader.norm.factor.reshape(g, 1, -1))
         matrices = np.where(dead, matrix(plain(reader), like), divided)
-    if reader.node.op == "Conv":
-        values = matrices.transpose(0, 2, 1)
-    elif reader.node.op == "ConvTranspose":
-        kernel = int(np.prod(like.shape[2:]))
-        values = matrices.reshape(g, -1, kernel, outputs).transpose(0, 1, 3, 2)
+    if reader.spatial:
+        split = matrices.reshape(g, int(np.prod(like.shape[2:])), -1, outputs)
+        values = split.transpose((0, 3, 2, 1) if reader.node.op == "Conv" else (0, 2, 3, 1))
     else:
         values = matrices[0] / reader.scale
         if reader.node.op == "Gemm" and reader.node.attributes.get("transB", 0):
@@ -298,18 +297,16 @@ def inputs_at(reader: Reader, source: Array, at: Places, kernel: tuple[int, ...]
     moved = np.moveaxis(np.asarray(source), reader.axis, -1)
     if not reader.spatial:
         return np.asarray(moved[at], np.float32)[None]
-    if len(at[0]) * int(np.prod(kernel)) > _FEW_ROWS * moved[..., 0].size:  # rows read in order are read faster
-        moved = np.ascontiguousarray(moved, np.float32)
+    shape, channels = moved.shape[:-1], moved.shape[-1]
     attributes = reader.node.attributes
     rank = len(kernel)
     stride = list(attributes.get("strides", [1] * rank))
     dilation = list(attributes.get("dilations", [1] * rank))
-    before = _pads(reader, moved.shape[1:-1], kernel, spatial)
+    before = _pads(reader, shape[1:], kernel, spatial)
     batch, *where = at
-    channels = moved.shape[-1]
     offsets = np.array(list(np.ndindex(*kernel)))
     valid = np.ones((len(batch), len(offsets)), bool)
-    index = []
+    index = batch[:, None]
     for k in range(rank):
         if reader.node.op == "Conv":
             place = where[k][:, None] * stride[k] + offsets[:, k] * dilation[k] - before[k]
@@ -317,13 +314,16 @@ def inputs_at(reader: Reader, source: Array, at: Places, kernel: tuple[int, ...]
             whole = where[k][:, None] + before[k] - offsets[:, k] * dilation[k]
             valid &= whole % stride[k] == 0
             place = whole // stride[k]
-        valid &= (place >= 0) & (place < moved.shape[1 + k])
-        index.append(np.clip(place, 0, moved.shape[1 + k] - 1))
-    rows = np.asarray(moved[(batch[:, None], *index)], np.float32)
+        valid &= (place >= 0) & (place < shape[1 + k])
+        index = index * shape[1 + k] + place
+    index[~valid] = 0
+    if index.size > _FEW_ROWS * math.prod(shape):  # rows read in order are read faster
+        rows = np.ascontiguousarray(moved, np.float32).reshape(-1, channels).take(index, 0)
+    else:
+        rows = np.asarray(moved[np.unravel_index(index, shape)], np.float32)
     rows[~valid] = 0
-    groups = reader.groups
-    split = rows.reshape(len(batch), rows.shape[1], groups, channels // groups)
-    return np.ascontiguousarray(split.transpose(2, 0, 3, 1)).reshape(groups, len(batch), -1)
+    split = rows.reshape(len(batch), len(offsets), reader.groups, -1)
+    return np.ascontiguousarray(split.transpose(2, 0, 1, 3)).reshape(reader.groups, len(batch), -1)
 
 
 def _pads(reader: Reader, source: tuple[int, ...], kernel: tuple[int, ...], result: tuple[int, ...]) -> list[int]:
@@ -352,5 +352,5 @@ def _pads(reader: Reader, source: tuple[int, ...], kernel: tuple[int, ...], resu
 def channel_of_column(reader: Reader, channels: int, columns: int) -> NDArray[np.int64]:
     """Index along the contracted axis of every column, shape [groups, K]."""
     inside = channels // reader.groups
-    each = np.arange(inside).repeat(columns // inside)
+    each = np.tile(np.arange(inside), columns // inside)
     return np.asarray(np.arange(reader.groups)[:, None] * inside + each[None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,16 @@ from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.samples import Samples
 
-MEMORY = 1 << 29
+Stretch = tuple[Session, list[str], list[str]]
+"""A session of some nodes, and the names of its inputs and outputs."""
+
+Stretches = dict[tuple[tuple[int, ...], tuple[str, ...]], Stretch]
+"""By the nodes and outputs."""
+
+_STRETCHES = 8
+"""In how many a graph is cut at most."""
+
+MEMORY = 3 << 28
 """Bytes of activations a runner holds in memory; beyond, they go to temporary files."""
 
 _PLAIN = "fiub"
@@ -76,14 +86,48 @@ class Runner:
         """A tensor that is there, batch by batch."""
         return (self._store.array(name, b) for b in range(self.batches))
 
-    def branch(self, names: Sequence[str], weights: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
-        """What these tensors would be if constants had other values, batch by batch; the runner stays where it is."""
-        there = [n for n in names if n in self._store.arrays]
+    def branch(
+        self, names: Sequence[str], weights: Mapping[str, Array], kept: Stretches | None = None
+    ) -> Iterator[dict[str, Array]]:
+        """What these tensors would be if constants had other values, batch by batch; the runner stays where it is.
+
+        Args:
+            names: of the tensors.
+            weights: the other values.
+            kept: what other calls have opened and may be used again; the nodes then run in stretches, and those that
+                no other value concerns are put there.
+        """
         rest = [n for n in names if n not in self._store.arrays]
-        piece_of = self._session(self._needed(rest), rest, {**self.weights, **weights}) if rest else None
+        values = {**self.weights, **weights}
+        stretches = self._stretches(
+            self._needed(rest), set(rest), values, {} if kept is None else kept, kept is not None
+        )
         for b in range(self.batches):
-            found = self._feed(*piece_of, rest, b) if piece_of is not None else {}
-            yield found | {n: self._store.array(n, b) for n in there}
+            found: dict[str, Array] = {}
+            for session, inputs, outputs in stretches:
+                found |= self._feed(session, inputs, outputs, b, found)
+            yield {n: found[n] if n in found else self._store.array(n, b) for n in names}
+
+    def _stretches(
+        self, nodes: list[Node], wanted: set[str], weights: Mapping[str, Array], kept: Stretches, several: bool
+    ) -> list[Stretch]:
+        """Sessions that run some nodes one after another, with what each is fed and gives."""
+        length = -(-len(self.graph.nodes) // _STRETCHES) if several else len(self.graph.nodes)
+        result: list[Stretch] = []
+        for _, part in groupby(reversed(nodes), lambda node: node.index // length):
+            run = list(part)[::-1]
+            outputs = sorted({o for node in run for o in node.outputs} & wanted)
+            read = set().union(*(self._reads[node.index] for node in run))
+            wanted = wanted | read
+            key = (tuple(node.index for node in run), tuple(outputs))
+            changed = bool(read & weights.keys())
+            stretch = None if changed else kept.get(key)
+            if stretch is None:
+                stretch = (*self._session(run, outputs, weights), outputs)
+            if not changed:
+                kept[key] = stretch
+            result.insert(0, stretch)
+        return result
 
     def _needed(self, names: Iterable[str]) -> list[Node]:
         """Waiting nodes that these tensors depend on, in order."""
@@ -98,13 +142,15 @@ class Runner:
     def _run(self, nodes: Sequence[Node], names: Sequence[str]) -> None:
         session, inputs = self._session(nodes, names, self.weights)
         for b in range(self.batches):
-            found = self._feed(session, inputs, names, b)
+            found = self._feed(session, inputs, names, b, {})
             for name in names:
                 self._store.add(name, found[name])
 
-    def _feed(self, session: Session, inputs: Sequence[str], names: Sequence[str], b: int) -> dict[str, Array]:
+    def _feed(
+        self, session: Session, inputs: Sequence[str], names: Sequence[str], b: int, own: Mapping[str, Array]
+    ) -> dict[str, Array]:
         try:
-            return session.run({n: self._store.array(n, b) for n in inputs}, names)
+            return session.run({n: own[n] if n in own else self._store.array(n, b) for n in inputs}, names)
         except RunError as error:
             raise ModelError(f"the model does not run on the calibration inputs: {error}") from error
 

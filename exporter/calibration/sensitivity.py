@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from exporter.calibration.evidence import Evidence
-from exporter.calibration.runner import Runner
+from exporter.calibration.runner import Runner, Stretches
 from exporter.graph import Graph
 from exporter.tensors import Array
 from runtime.samples import Samples
@@ -80,27 +81,29 @@ def deviation(
 
 
 def deviations(
-    known: Mapping[int, Evidence], runner: Runner, level: int, step: Callable[[str], None]
-) -> dict[int, float]:
-    """Deviation of the outputs, by group, where each group alone is cut to a width of its evidence.
+    known: Mapping[int, Evidence], runner: Runner, batches: Sequence[int], step: Callable[[str], None]
+) -> dict[int, list[float]]:
+    """Deviation of the outputs, by group, where each group alone is cut to the widths of its evidence.
 
     Args:
         known: evidence by number of the group.
         runner: at the start of the dense graph, over a few samples.
-        level: which of the widths: its place in ``Evidence.levels``; groups that have fewer are left out.
+        batches: how many of its first batches tell, for each of the widths.
         step: called with a line before each group.
     """
     outputs = float_outputs(runner.graph)
-    want = list(runner.branch(outputs, {}))
-    result = {}
-    chosen = [n for n in known if len(known[n].levels) > level]
-    for i, n in enumerate(sorted(chosen, key=lambda n: known[n].readers[0].node.index), 1):
-        step(Count("measuring how the outputs react, groups", i - 1, len(chosen)))
+    kept: Stretches = {}
+    want = list(runner.branch(outputs, {}, kept))
+    result: dict[int, list[float]] = {}
+    for i, n in enumerate(sorted(known, key=lambda n: known[n].readers[0].node.index), 1):
+        step(Count("measuring how the outputs react, groups", i - 1, len(known)))
         runner.advance([known[n].readers[0].source])
-        reaction = Deviation()
-        for got, dense in zip(runner.branch(outputs, known[n].levels[level][1]), want, strict=True):
-            reaction.add(got, dense)
-        result[n] = reaction.value
+        result[n] = []
+        for count, (_, weights) in zip(batches, known[n].levels, strict=False):
+            reaction = Deviation()
+            for got, dense in islice(zip(runner.branch(outputs, weights, kept), want, strict=True), count):
+                reaction.add(got, dense)
+            result[n].append(reaction.value)
     return result
 
 

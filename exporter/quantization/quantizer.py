@@ -312,7 +312,7 @@ def _maker(
 def _metric(calibration: Calibration | None, graph: Graph) -> str | None:
     if calibration is None:
         return None
-    return calibration.metric or usual_metric(graph, calibration.held, calibration.batch) or "cosine"
+    return calibration.metric or usual_metric(graph, calibration.held) or "cosine"
 
 
 def _zeros_kept(plain: ModelProto, made: ModelProto) -> tuple[int, int]:

@@ -140,7 +140,7 @@ class _Layer:
         self.like = graph.array(reader.weight)
         self.dense: Matrix = matrix(reader, self.like)
         dims = self.like.shape
-        self.step = int(np.prod(dims[2:])) if reader.spatial else 1
+        self.positions = int(np.prod(dims[2:])) if reader.spatial else 1
 
     def best(self, given: Array, refit: bool) -> tuple[Fit, dict[str, Array]]:
         """What does best on held-out inputs, and the values it stands for."""
@@ -184,7 +184,7 @@ class _Layer:
             inverse = np.linalg.inv(a)
             best = inverse @ b
             if self.pattern.grouped:
-                runs = solver.runs_of(len(present), self.pattern.of, self.step)
+                runs = solver.runs_of(len(present), self.pattern.of, self.positions)
                 mask = solver.surgeon(inverse, best, runs, self.pattern.keep)
                 start = solver.refit(a, b, mask, best)
                 moved = solver.descend(a, b, start, runs, self.pattern.keep, _SWEEPS)
@@ -205,7 +205,7 @@ class _Layer:
                 a = self.fit.xx[g] + self.fit.ridge(damping) * np.eye(len(w))
                 scores = np.square(w) / np.diagonal(np.linalg.inv(a))[:, None]
             if self.pattern.grouped:
-                runs = solver.runs_of(len(w), self.pattern.of, self.step)
+                runs = solver.runs_of(len(w), self.pattern.of, self.positions)
                 masks[g] = solver.mask_by_score(scores, runs, self.pattern.keep)
             else:
                 gone = round(self.count / len(weights))

@@ -33,9 +33,10 @@ _MOST_EXCHANGED = 0.1
 _TOLERANCE = 1e-5
 
 
-def runs_of(columns: int, of: int, step: int) -> Runs:
-    """Columns of every run, shape [columns / of, of]: ``of`` neighbours along the inputs, ``step`` columns apart."""
-    return np.arange(columns).reshape(-1, of, step).transpose(0, 2, 1).reshape(-1, of)
+def runs_of(columns: int, of: int, positions: int) -> Runs:
+    """Columns of every run, shape [columns / of, of]: ``of`` neighbours along the inputs, at one of the kernel's
+    positions."""
+    return np.arange(columns).reshape(positions, -1, of).swapaxes(0, 1).reshape(-1, of)
 
 
 def mask_by_score(scores: Matrix, runs: Runs, keep: int) -> Mask:

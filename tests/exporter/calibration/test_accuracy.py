@@ -97,17 +97,17 @@ def test_paired_covers():
 
 def test_the_usual_metric(two, tmp_path):
     graph, _, samples, _, _ = two
-    assert usual_metric(graph, samples, 32) == "top1"
+    assert usual_metric(graph, samples) == "top1"
     model, data = files(tmp_path, count=40, labels="")
-    assert usual_metric(load(model), calibration_of(data, load(model)).held, 32) == "agreement"
+    assert usual_metric(load(model), calibration_of(data, load(model)).held) == "agreement"
     # what is called y, but is none of the classes
     x, _ = drawn(40, 0)
     np.savez(tmp_path / "other.npz", x=x, y=np.full(40, 17))
-    assert usual_metric(graph, calibration_of(tmp_path / "other.npz", graph).held, 32) == "agreement"
+    assert usual_metric(graph, calibration_of(tmp_path / "other.npz", graph).held) == "agreement"
     images = from_model(conv_net())
     specs = input_specs(images.model)
     feeds = [{"x": np.zeros((2, 3, 12, 12), np.float32)}] * 8
-    assert usual_metric(images, samples_of(feeds, specs), 4) == "agreement"
+    assert usual_metric(images, samples_of(feeds, specs)) == "agreement"
 
 
 def test_labels_are_needed(two):

@@ -19,7 +19,8 @@ def weights_of_rank(rank, groups=2, seed=0):
     """Weights of which every channel takes so many directions."""
     rng = np.random.default_rng(seed)
     left = rng.standard_normal((groups, CHANNELS, POSITIONS, rank))
-    return (left @ rng.standard_normal((groups, CHANNELS, rank, OUTPUTS))).reshape(groups, -1, OUTPUTS)
+    whole = left @ rng.standard_normal((groups, CHANNELS, rank, OUTPUTS))
+    return whole.swapaxes(1, 2).reshape(groups, -1, OUTPUTS)
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ class Problem:
         noise = 0.1 * rng.standard_normal((groups, rows, weights.shape[2]))
         self.y = np.asarray(self.x @ weights + noise + offset, np.float32)
         moments = Moments()
-        moments.add(self.x[:, : rows // 3], self.y[:, : rows // 3])
-        moments.add(self.x[:, rows // 3 :], self.y[:, rows // 3 :])
+        moments.add((self.x[:, : rows // 3], self.y[:, : rows // 3]))
+        moments.add((self.x[:, rows // 3 :], self.y[:, rows // 3 :]))
         self.moments = moments.centred(intercept=True)
 
     def layer(self):
@@ -184,7 +184,7 @@ def test_where_rows_are_few_others_judge():
     for rows in (20, 4000):
         x = rng.standard_normal((1, rows, 60)).astype(np.float32)
         moments.append(Moments())
-        moments[-1].add(x, np.asarray(x @ w, np.float32))
+        moments[-1].add((x, np.asarray(x @ w, np.float32)))
     few, many = (m.centred(intercept=False) for m in moments)
     blind = eliminate([Layer(few, units, DAMPING, w)], 60)
     seen = eliminate([Layer(few, units, DAMPING, w, many)], 60)

@@ -220,6 +220,31 @@ def test_a_branch_leaves_the_runner_as_it_was(name):
         close(branched[output], expected)
 
 
+@pytest.mark.parametrize("name", ["conv", "residual", "transformer", "own-weights", "two-inputs"])
+def test_stretches_that_are_kept_change_nothing(name, monkeypatch):
+    """Every weight changed in turn, on the way through the graph, with one collection of sessions."""
+    model = MODELS.get(name) or next(r.model for r in CONTROL)
+    graph = networks.loaded(model)
+    runner, kept = Runner(graph, networks.samples(graph, 10), 4), {}
+    opened = []
+    whole_session = Runner._session
+    monkeypatch.setattr(Runner, "_session", lambda self, *rest: opened.append(rest) or whole_session(self, *rest))
+    again = 0
+    for place in [None, *dense(graph)[:2]]:
+        if place is not None:
+            runner.advance([place])
+        for weight in [None, *(n for n, t in graph.constants.items() if len(t.dims) >= 2)]:
+            values = {} if weight is None else {weight: 2 * graph.array(weight)}
+            want = list(runner.branch(graph.outputs, values))
+            before = len(opened)
+            for got, expected in zip(runner.branch(graph.outputs, values, kept), want, strict=True):
+                for output in graph.outputs:
+                    close(got[output], expected[output])
+            again += len(opened) == before
+    assert again  # what no change concerns is opened once
+    assert kept
+
+
 def test_weights_may_change_until_their_node_runs():
     graph = networks.loaded(networks.residual_mlp())
     samples = networks.samples(graph, 10)

@@ -24,13 +24,13 @@ def loss(a, b, w):
     return float(np.einsum("ko,ko", w, a @ w - 2 * b))
 
 
-@pytest.mark.parametrize(("columns", "of", "step"), [(8, 4, 1), (24, 4, 3), (18, 2, 9)])
-def test_runs_are_neighbours_along_the_inputs(columns, of, step):
-    runs = solver.runs_of(columns, of, step)
+@pytest.mark.parametrize(("columns", "of", "positions"), [(8, 4, 1), (24, 4, 3), (18, 2, 9)])
+def test_runs_are_neighbours_along_the_inputs(columns, of, positions):
+    runs = solver.runs_of(columns, of, positions)
     assert sorted(runs.reshape(-1)) == list(range(columns))
     for run in runs:
-        assert (np.diff(run) == step).all()
-        assert run[0] // step % of == 0
+        assert (np.diff(run) == 1).all()
+        assert run[0] % (columns // positions) % of == 0
 
 
 def test_the_surgeon_finds_the_best_set_of_one_run():
@@ -46,11 +46,11 @@ def test_the_surgeon_finds_the_best_set_of_one_run():
         assert tuple(np.flatnonzero(mask[:, k])) == min(sets, key=sets.get)
 
 
-@pytest.mark.parametrize(("keep", "of", "step"), [(2, 4, 1), (1, 4, 2), (4, 8, 1), (1, 12, 2)])
-def test_each_step_costs_less(keep, of, step):
+@pytest.mark.parametrize(("keep", "of", "positions"), [(2, 4, 1), (1, 4, 2), (4, 8, 1), (1, 12, 2)])
+def test_each_step_costs_less(keep, of, positions):
     """Largest weights as they are, fitted, chosen by the surgeon and fitted, chosen anew run by run."""
     a, b, w = problem(48)
-    runs = solver.runs_of(48, of, step)
+    runs = solver.runs_of(48, of, positions)
     largest = solver.mask_by_score(np.abs(w), runs, keep)
     chosen = solver.surgeon(np.linalg.inv(a), w, runs, keep)
     fitted = solver.refit(a, b, chosen, w)
