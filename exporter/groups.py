@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from exporter.analysis import analyse
 from exporter.axis_table import AxisTable, distinct, frozen_axes, table_of
 from exporter.graph import Graph
 from exporter.interface import free_axes
-from exporter.naming import kind_of, names_of, place_of
+from exporter.naming import first_of, kind_of, names_of
 from exporter.pauses import no_collection
 from exporter.rules.site import Analysis
 from exporter.slots import ONE, Axis, Fixed, Ids, Reason
@@ -73,6 +73,7 @@ class Groups:
         group_of: group of every unit class by slot id, -1 for none; shape (slots,).
         unit_of: number of every unit class within its group; shape (slots,).
         io: axes of graph inputs and outputs that may shrink, by name.
+        places: position in the graph of the layer that produces the units of each group first.
     """
 
     graph: Graph
@@ -83,6 +84,7 @@ class Groups:
     group_of: Ids
     unit_of: Ids
     io: Mapping[str, tuple[int, ...]]
+    places: list[int] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -253,30 +255,37 @@ def _describe(groups: Groups, table: AxisTable, sizes: Ids) -> list[Group]:
     group, unit = groups.units(table.slots)
     unit = np.asfortranarray(unit)
     alike = table.uniform(group)
-    spans: list[list[Span]] = [[] for _ in sizes]
     contracted = np.zeros(analysis.facts.count, bool)
     if analysis.contracted:
         contracted[np.concatenate(analysis.contracted)] = True
-    summed = table.all(contracted[table.slots])
-    uses: dict[tuple[Any, ...], tuple[str, int]] = {k: u for u, k in analysis.use.items() if len(k) == 3}
-    codes = distinct(np.where(group >= 0, group * len(table.arrays) + table.owner[:, None], -1))
-    for number, place in zip(*(c.tolist() for c in np.divmod(codes, len(table.arrays))), strict=True):
-        (key, axis), rows = table.keys[place], slice(table.starts[place], table.starts[place + 1])
-        constant = key[0] in graph.constants
-        at = group[rows.start].tolist() if alike[place] else []
+    summed = table.all(contracted[table.slots]).tolist()
+    held: list[list[tuple[int, Ids, bool]]] = [[] for _ in table.arrays]
+    """Of every array the groups it is of: the number, their units, and whether a node sums over these."""
+    codes = distinct(np.where(group >= 0, table.owner[:, None] * len(sizes) + group, -1))
+    starts, same = table.starts.tolist(), alike.tolist()
+    for place, number in zip(*(c.tolist() for c in np.divmod(codes, len(sizes))), strict=True):
+        rows = slice(starts[place], starts[place + 1])
+        at = group[starts[place]].tolist() if same[place] else []
         if at.count(number) == 1:
-            here = unit[rows, at.index(number)]
-            side = constant and bool(summed[place])
+            here, side = unit[rows, at.index(number)], summed[place]
         else:
             here = np.where(group[rows] == number, unit[rows], -1).max(1)
-            side = constant and bool(contracted[table.arrays[place][here >= 0]].all())
-        spans[number].append(Span(key[0], axis, uses.get(key), here, constant, side))
+            side = bool(contracted[table.arrays[place][here >= 0]].all())
+        held[place].append((number, here, side))
+    spans: list[list[Span]] = [[] for _ in sizes]
+    uses: dict[tuple[Any, ...], tuple[str, int]] = {k: u for u, k in analysis.use.items() if len(k) == 3}
+    for key, axis, place in table.keys:
+        constant, use = key[0] in graph.constants, uses.get(key)
+        for number, here, side in held[place]:
+            spans[number].append(Span(key[0], axis, use, here, constant, constant and side))
     once = alike[table.owner]
     once[table.starts[:-1][np.diff(table.starts) > 0]] = False
     partners = _partners(group[~once], len(sizes))
     roles = {role: _groups_at(groups, ids) for role, ids in analysis.roles.items()}
     kinds = [kind_of(graph, n, spans[n], partners[n], roles) for n in range(len(sizes))]
-    names = names_of(graph, spans, kinds)
+    firsts = [first_of(graph, mine) for mine in spans]
+    names = names_of(graph, spans, kinds, firsts)
+    groups.places = [place for _, place in firsts]
     return [
         Group(names[n], kinds[n], int(sizes[n]), tuple(spans[n]), tuple(names[m] for m in sorted(partners[n])))
         for n in range(len(sizes))
@@ -304,14 +313,20 @@ def _finish(groups: Groups) -> None:
     What no node reads (the rest of a constant that is sliced) spans one axis only and is no group either.
     """
     kept = [n for n, g in enumerate(groups.groups) if g.width > 1 and len(g.spans) > 1 and (g.parameters or g.partners)]
-    kept.sort(key=lambda n: place_of(groups.graph, groups.groups[n].spans))
+    kept.sort(key=groups.places.__getitem__)
     renumber = np.full(len(groups.groups) + 1, -1, np.int64)
     renumber[kept] = np.arange(len(kept))
     groups.group_of[:] = renumber[groups.group_of]
     present = {groups.groups[n].name for n in kept}
-    groups.groups = [
-        replace(groups.groups[n], partners=tuple(p for p in groups.groups[n].partners if p in present)) for n in kept
-    ]
+    groups.groups = [_among(groups.groups[n], present) for n in kept]
+    groups.places = [groups.places[n] for n in kept]
+
+
+def _among(group: Group, present: set[str]) -> Group:
+    """A group without the partners that are no group themselves."""
+    if present.issuperset(group.partners):
+        return group
+    return replace(group, partners=tuple(p for p in group.partners if p in present))
 
 
 def _frozen(groups: Groups, somewhere: set[tuple[tuple[Any, ...], int]]) -> list[Frozen]:
