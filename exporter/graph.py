@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
 from exporter.functions import Calls
-from exporter.inferred import Inferred
+from exporter.inferred import Inferred, are_numbers
 from exporter.node_shapes import Schemas
 from exporter.plan import Drop
 from exporter.tensors import Array
@@ -178,8 +178,9 @@ class Graph:
             for i, name in enumerate(node.inputs):
                 if name:
                     self.users.setdefault(name, []).append((node, i))
-            for name in (name for body in node.bodies for name in body.outputs):
-                self.users.setdefault(name, []).append((node, RETURNED))
+            for body in node.bodies:
+                for name in body.outputs:
+                    self.users.setdefault(name, []).append((node, RETURNED))
         self.producer = {name: node for node in self.nodes for name in node.outputs if name}
         self.given = {name for node in self.nodes for body in node.bodies for name in body.inputs}
         self._cache: dict[str, Array] = {}
@@ -189,8 +190,7 @@ class Graph:
         """Shape under the binding, or None where it is not known."""
         if name not in self._shapes:
             dims = self.inferred.dims.get(name)
-            numbers = tuple(d for d in dims or () if isinstance(d, int))
-            self._shapes[name] = None if dims is None or len(numbers) < len(dims) else numbers
+            self._shapes[name] = cast(tuple[int, ...], dims) if dims is not None and are_numbers(dims) else None
         return self._shapes[name]
 
     def array(self, name: str) -> Array:

@@ -16,7 +16,7 @@ import onnx
 from onnx import NodeProto, TensorProto, TypeProto
 
 from exporter.control_shapes import CONTROL, Run, infer_control
-from exporter.inferred import INTEGERS, Dims, Inferred
+from exporter.inferred import INTEGERS, Dims, Inferred, are_numbers
 from exporter.node_shapes import Schemas, View, record
 from exporter.symbols import Dim, is_computed, product, quotient
 from exporter.values import LIMIT, Known, evaluate, evaluate_vector
@@ -80,7 +80,7 @@ def _types(view: View, rules: Schemas, found: Inferred, measured: Mapping[str, D
         if dims is not None and dtype is not None:
             name = view.outputs[0]
             found.set_tensor(name, dtype, dims)
-            if not found.is_fixed(name) and _numbers(measured.get(name, ("?",))):
+            if not found.is_fixed(name) and are_numbers(measured.get(name, ("?",))):
                 found.set_tensor(name, dtype, measured[name])
             return
     control = view.op in CONTROL and infer_control(view.proto, view.attributes, found, rules.opsets.get("", 1), run)
@@ -94,15 +94,11 @@ def _types(view: View, rules: Schemas, found: Inferred, measured: Mapping[str, D
         if name in found.known and name not in found.dims:
             value = found.known[name]
             found.set_tensor(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-        if name in measured and (name not in found.dims or (not found.is_fixed(name) and _numbers(measured[name]))):
+        if name in measured and (name not in found.dims or (not found.is_fixed(name) and are_numbers(measured[name]))):
             found.set_tensor(name, found.dtype.get(name, TensorProto.FLOAT), measured[name])
         missing |= name not in found.dims or (control and not found.is_fixed(name))
     if missing:
         found.failed.append(view.proto)
-
-
-def _numbers(dims: Dims) -> bool:
-    return all(isinstance(d, int) for d in dims)
 
 
 def _known_values(view: View, found: Inferred) -> None:
@@ -171,7 +167,7 @@ def _reshape(attributes: dict[str, Any], names: Sequence[str], found: Inferred) 
     """Output shape of Reshape where symbols are involved (None: onnx handles it)."""
     target = found.vector(names[1]) if len(names) > 1 else None
     source = found.dims.get(names[0])
-    if target is None or source is None or all(isinstance(d, int) for d in (*target, *source)):
+    if target is None or source is None or (are_numbers(target) and are_numbers(source)):
         return None
     out: list[Dim] = []
     rest = None

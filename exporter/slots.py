@@ -284,7 +284,7 @@ class Facts:
 
 def _varies(grid: Ids, axis: int) -> bool:
     """Say whether a grid of slots changes along an axis."""
-    lines = np.moveaxis(grid, axis, 0)
+    lines = grid.swapaxes(0, axis)
     return bool(lines[0].flat[0] != lines[1].flat[0] or (lines[0] != lines[1:]).any())
 
 

@@ -13,6 +13,7 @@ from exporter.shuffles import Shuffle
 from exporter.slots import ONE, Axis, Facts, Fixed, Ids, Reason, Resize, Slot, SlotError, Take
 
 _MOST_REPEATS = 1 << 40
+_LONGEST_CHAIN = 8
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Analysis:
         routed: axes whose positions select from tables (the experts of a router).
         compared: axes along which a softmax compares slots, and why they stay unless they are routed.
         roles: remarks on slots, by role: ``batch`` and ``inner`` axes of products of two activations.
+        from_constants: whether a tensor is computed from constants alone, of those that a rule has asked about.
         visit: applies the rules to a node of a subgraph.
         repeats: how often the node at hand runs, where it is inside a loop.
     """
@@ -60,6 +62,7 @@ class Analysis:
     routed: list[Ids] = field(default_factory=list)
     compared: list[tuple[Ids, Reason]] = field(default_factory=list)
     roles: dict[str, list[Ids]] = field(default_factory=dict)
+    from_constants: dict[str, bool] = field(default_factory=dict)
     visit: Callable[[Node], None] = lambda _: None
     repeats: int = 1
 
@@ -159,8 +162,9 @@ class Site:
 
     def axes(self, i: int) -> list[Axis]:
         """Slots of every axis of input ``i``. Constants get theirs on first use."""
-        if i in self._read:
-            return self._read[i]
+        read = self._read.get(i)
+        if read is not None:
+            return read
         name = self.node.inputs[i]
         if name not in self.graph.constants:
             axes = self.analysis.axes.get((name,))
@@ -202,17 +206,19 @@ class Site:
     def _name(self, name: str, axes: Sequence[Axis]) -> None:
         """Give a tensor its slots."""
         shape = self._shape_of(name)
-        if tuple(a.size for a in axes) != shape:
+        if tuple([a.size for a in axes]) != shape:
             raise SlotError(
                 f"the rule for {self.node.op} expects {[a.size for a in axes]}, the graph has {list(shape)}"
             )
         given = []
         for axis in axes:
-            self.mention(axis)
-            if axis.size == 1 and not isinstance(axis, Fixed):
-                self.facts.freeze(axis, ONE)  # an axis of one slot may be squeezed or broadcast; it cannot lose it
-                axis = Fixed(1, ONE)
-            self.facts.name(axis)
+            if not isinstance(axis, Fixed):
+                self._touched.append(axis)
+                if axis.size == 1:
+                    self.facts.freeze(axis, ONE)  # an axis of one slot may be squeezed or broadcast; it cannot lose it
+                    axis = Fixed(1, ONE)
+                else:
+                    self.facts.name(axis)
             given.append(axis)
         self.analysis.axes[name,] = given
 
@@ -300,17 +306,22 @@ class Site:
 
     def from_constant(self, i: int) -> bool:
         """Say whether input ``i`` is computed from constants alone (a weight behind a Transpose or a Cast)."""
-        name = self.node.inputs[i]
-        for _ in range(8):
-            if name in self.graph.constants:
-                return True
+        first = name = self.node.inputs[i]
+        known = self.analysis.from_constants.get(first)
+        if known is not None:
+            return known
+        constants, found = self.graph.constants, False
+        for _ in range(_LONGEST_CHAIN):
+            if found := name in constants:
+                break
             producer = self.graph.producer.get(name)
             if producer is None or not producer.inputs or producer.bodies:
-                return False
-            if any(n and n not in self.graph.constants for n in producer.inputs[1:]):
-                return False
+                break
+            if any([n and n not in constants for n in producer.inputs[1:]]):
+                break
             name = producer.inputs[0]
-        return False
+        self.analysis.from_constants[first] = found
+        return found
 
     def role(self, role: str, axis: Axis) -> None:
         """Remark on slots, for naming the groups."""
