@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.partitions import different
 from exporter.slots import Axis, Fixed, Ids
 from exporter.solve import Solution
 
@@ -90,5 +91,5 @@ def distinct(rows: Ids) -> Ids:
         first = np.ones(len(column), np.bool_)
         first[1:] = column[1:] != column[:-1]
         found.append(column[first])
-    numbers = np.unique(np.concatenate(found))
+    numbers = different(np.concatenate(found))
     return numbers[numbers >= 0]

@@ -16,6 +16,7 @@ from exporter.axis_table import AxisTable, distinct, frozen_axes, table_of
 from exporter.graph import Graph
 from exporter.interface import free_axes
 from exporter.naming import first_of, kind_of, names_of
+from exporter.partitions import different
 from exporter.pauses import no_collection
 from exporter.rules.site import Analysis
 from exporter.slots import ONE, Axis, Fixed, Ids, Reason
@@ -359,7 +360,7 @@ def _frozen_axis(groups: Groups, name: str, k: int, axis: Axis, why: NDArray[np.
         return
     reasons = why[root[axis]]
     frozen = reasons[reasons != Solution.NOT_FROZEN]
-    for number in np.unique(frozen) if frozen.size else ():
+    for number in different(frozen).tolist():
         reason = groups.analysis.facts.reasons[number]
         if reason.text != KERNEL and reason != ONE:
             yield Frozen(name, k, int((reasons == number).sum()), axis.size, reason)
