@@ -137,9 +137,12 @@ def _find(graph: Graph, free: Mapping[str, tuple[int, ...]]) -> Groups:
     analysis = analyse(graph, free)
     table = table_of(analysis.axes.items())
     while True:
-        groups = _collect(graph, analysis, solve(analysis.facts), free, table)
-        exposed, unrouted = _could_be_emptied(groups, table), _unrouted(analysis, groups.solution)
+        groups, widths = _collect(graph, analysis, solve(analysis.facts), free, table)
+        units = _units_of(groups, table)
+        exposed, unrouted = _could_be_emptied(units, groups.solution, widths), _unrouted(analysis, groups.solution)
         if not exposed and not unrouted:
+            groups.frozen = _frozen(groups, frozen_axes(table, groups.solution))
+            groups.groups = _describe(groups, units, widths)
             _finish(groups)
             return groups
         why = Reason("a selection of slots that a cut could empty")
@@ -147,6 +150,28 @@ def _find(graph: Graph, free: Mapping[str, tuple[int, ...]]) -> Groups:
             analysis.facts.freeze(slot, why)
         for slots, reason in unrouted:
             analysis.facts.freeze(slots, reason)
+
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """What sits at every position of a table of axes.
+
+    Attributes:
+        table: the axes.
+        group: groups, shape (positions, k), padded with -1.
+        unit: unit within each of these, of the same shape.
+        alike: whether all positions of an array are of the same groups, shape (arrays,).
+    """
+
+    table: AxisTable
+    group: Ids
+    unit: Ids
+    alike: NDArray[np.bool_]
+
+
+def _units_of(groups: Groups, table: AxisTable) -> _Units:
+    group, unit = groups.units(table.slots)
+    return _Units(table, group, np.asfortranarray(unit), table.uniform(group))
 
 
 def _unrouted(analysis: Analysis, solution: Solution) -> list[tuple[Ids, Reason]]:
@@ -165,43 +190,42 @@ def _unrouted(analysis: Analysis, solution: Solution) -> list[tuple[Ids, Reason]
     return found
 
 
-def _could_be_emptied(groups: Groups, table: AxisTable) -> list[Ids]:
+def _could_be_emptied(units: _Units, solution: Solution, widths: Sequence[int]) -> list[Ids]:
     """One slot of every axis of which no unit of each group need be left.
 
     Every group keeps a unit, so an axis that holds the whole grid of some groups keeps a slot. One that holds a part
     of a grid, as a constant selection from it may, need not.
     """
     exposed: list[Ids] = []
-    if groups.solution.parts.shape[1] < 2:
+    if units.group.shape[1] < 2:
         return exposed
-    seen: set[bytes] = set()
-    group, unit = groups.units(table.slots)
-    several = (groups.solution.parts_of(table.slots) >= 0).sum(1) > 1
-    alike, full = table.uniform(group), cache(_is_full)
-    for n in np.flatnonzero(table.all(several) & (np.diff(table.starts) > 0)):
+    table, full, seen = units.table, cache(_is_full), set[bytes]()
+    starts, alike = table.starts.tolist(), units.alike.tolist()
+    several = table.all(units.group[:, 1] >= 0) & (np.diff(table.starts) > 0)
+    for n in np.flatnonzero(several).tolist():
         axis = table.arrays[n]
-        if (content := groups.solution.root[axis].tobytes()) in seen:  # tied to one looked at, position by position
+        if (content := solution.root[axis].tobytes()) in seen:  # tied to one looked at, position by position
             continue
         seen.add(content)
-        rows = slice(table.starts[n], table.starts[n + 1])
-        if not _holds_a_grid(group[rows], unit[rows], groups.groups, bool(alike[n]), full):
+        rows = slice(starts[n], starts[n + 1])
+        if not _holds_a_grid(units.group[rows], units.unit[rows], widths, alike[n], full):
             exposed.append(axis[:1])
     return exposed
 
 
 def _holds_a_grid(
-    group: Ids, unit: Ids, groups: list[Group], alike: bool, full: Callable[[bytes, tuple[int, ...]], bool]
+    group: Ids, unit: Ids, sizes: Sequence[int], alike: bool, full: Callable[[bytes, tuple[int, ...]], bool]
 ) -> bool:
     """Say whether the slots of an axis hold a whole grid of some groups; ``alike``: all are of the same groups."""
     if alike:
         row = group[0].tolist()
         columns = [k for k, g in enumerate(row) if g >= 0]
-        return full(unit[:, columns].tobytes(), tuple([groups[row[k]].width for k in columns]))
+        return full(unit[:, columns].tobytes(), tuple([sizes[row[k]] for k in columns]))
     order = np.argsort(-group, axis=1, kind="stable")
     group, unit = np.take_along_axis(group, order, 1), np.take_along_axis(unit, order, 1)
-    for different in np.unique(group, axis=0):
-        widths = tuple(groups[g].width for g in different if g >= 0)
-        if full(unit[(group == different).all(1)][:, : len(widths)].tobytes(), widths):
+    for members in np.unique(group, axis=0):
+        widths = tuple(sizes[g] for g in members if g >= 0)
+        if full(unit[(group == members).all(1)][:, : len(widths)].tobytes(), widths):
             return True
     return False
 
@@ -221,17 +245,16 @@ def _is_full(content: bytes, widths: tuple[int, ...]) -> bool:
 
 def _collect(
     graph: Graph, analysis: Analysis, solution: Solution, io: Mapping[str, tuple[int, ...]], table: AxisTable
-) -> Groups:
-    """Group units by the axes they span, counting how often."""
+) -> tuple[Groups, list[int]]:
+    """Number the groups, of units that span the same axes equally often, and their units; returns their widths too."""
     count = analysis.facts.count
     group_of, unit_of = np.full(count, -1, np.int64), np.full(count, -1, np.int64)
     groups = Groups(graph, [], [], analysis, solution, group_of, unit_of, io)
-    groups.frozen = _frozen(groups, frozen_axes(table, solution))
     parts = solution.parts_of(table.slots)
     rows, columns = np.nonzero(parts >= 0)  # every place at which a class takes part in a slot, in order
     classes, owner = parts[rows, columns], table.owner[rows]
     if not classes.size:
-        return groups
+        return groups, []
     signature = np.zeros(count, np.uint64)
     weight = np.random.default_rng(0).integers(1, 1 << 63, len(table.arrays), dtype=np.uint64)
     np.add.at(signature, classes, weight[owner])
@@ -247,15 +270,15 @@ def _collect(
     begins = np.r_[0, np.flatnonzero(np.diff(sorted_groups)) + 1]
     sizes = np.diff(np.r_[begins, sorted_groups.size])
     unit_of[units[order]] = np.arange(sorted_groups.size) - np.repeat(begins, sizes)
-    groups.groups = _describe(groups, table, sizes)
-    return groups
+    return groups, sizes.tolist()
 
 
-def _describe(groups: Groups, table: AxisTable, sizes: Ids) -> list[Group]:
+def _describe(groups: Groups, units: _Units, sizes: Sequence[int]) -> list[Group]:
+    """Give the groups their spans, kinds and names."""
+    if not sizes:
+        return []
     graph, analysis = groups.graph, groups.analysis
-    group, unit = groups.units(table.slots)
-    unit = np.asfortranarray(unit)
-    alike = table.uniform(group)
+    table, group, unit = units.table, units.group, units.unit
     contracted = np.zeros(analysis.facts.count, bool)
     if analysis.contracted:
         contracted[np.concatenate(analysis.contracted)] = True
@@ -263,10 +286,10 @@ def _describe(groups: Groups, table: AxisTable, sizes: Ids) -> list[Group]:
     held: list[list[tuple[int, Ids, bool]]] = [[] for _ in table.arrays]
     """Of every array the groups it is of: the number, their units, and whether a node sums over these."""
     codes = distinct(np.where(group >= 0, table.owner[:, None] * len(sizes) + group, -1))
-    starts, same = table.starts.tolist(), alike.tolist()
+    starts, alike = table.starts.tolist(), units.alike.tolist()
     for place, number in zip(*(c.tolist() for c in np.divmod(codes, len(sizes))), strict=True):
         rows = slice(starts[place], starts[place + 1])
-        at = group[starts[place]].tolist() if same[place] else []
+        at = group[starts[place]].tolist() if alike[place] else []
         if at.count(number) == 1:
             here, side = unit[rows, at.index(number)], summed[place]
         else:
@@ -279,7 +302,7 @@ def _describe(groups: Groups, table: AxisTable, sizes: Ids) -> list[Group]:
         constant, use = key[0] in graph.constants, uses.get(key)
         for number, here, side in held[place]:
             spans[number].append(Span(key[0], axis, use, here, constant, constant and side))
-    once = alike[table.owner]
+    once = units.alike[table.owner]
     once[table.starts[:-1][np.diff(table.starts) > 0]] = False
     partners = _partners(group[~once], len(sizes))
     roles = {role: _groups_at(groups, ids) for role, ids in analysis.roles.items()}
@@ -288,7 +311,7 @@ def _describe(groups: Groups, table: AxisTable, sizes: Ids) -> list[Group]:
     names = names_of(graph, spans, kinds, firsts)
     groups.places = [place for _, place in firsts]
     return [
-        Group(names[n], kinds[n], int(sizes[n]), tuple(spans[n]), tuple(names[m] for m in sorted(partners[n])))
+        Group(names[n], kinds[n], sizes[n], tuple(spans[n]), tuple(names[m] for m in sorted(partners[n])))
         for n in range(len(sizes))
     ]
 
