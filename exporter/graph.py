@@ -257,8 +257,7 @@ def make_nodes(graph: GraphProto, opsets: dict[str, int], schemas: Schemas | Non
 def _wrap(graph: GraphProto, schemas: Schemas, depth: int, nodes: list[Node]) -> tuple[Node, ...]:
     """Append the nodes of a graph, each after those of its subgraphs; returns the graph's own."""
     own = []
-    for proto in graph.node:
-        view = schemas.view(proto)
+    for view in schemas.views(graph):
         bodies = tuple(
             Body(
                 attribute.name if attribute.HasField("g") else f"{attribute.name}[]",
@@ -266,12 +265,12 @@ def _wrap(graph: GraphProto, schemas: Schemas, depth: int, nodes: list[Node]) ->
                 tuple(v.name for v in inner.output),
                 _wrap(inner, schemas, depth + 1, nodes),
             )
-            for attribute in (proto.attribute if view.attributes else ())
+            for attribute in (view.proto.attribute if view.graphs else ())
             for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
         )
         node = Node(
-            proto=proto,
-            op=f"{view.domain}::{view.op}" if view.domain else view.op,
+            proto=view.proto,
+            op=view.name,
             inputs=view.inputs,
             outputs=view.outputs,
             attributes=view.attributes,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import onnx
 import onnx.shape_inference
 from onnx import GraphProto, NodeProto, TypeProto
 
 from exporter.contrib_shapes import SHAPED_LIKE, contrib_types
-from exporter.inferred import Dims, Inferred
-from exporter.protos import attributes_of, subgraphs
+from exporter.inferred import Inferred
+from exporter.protos import attributes_of, constant_of, subgraphs
 from exporter.symbols import Dim
 from exporter.values import LIMIT
 
@@ -33,6 +33,7 @@ class View:
         inputs: names of tensors, "" for an omitted one.
         outputs: names of tensors, "" for an omitted one.
         attributes: by name, as Python values.
+        graphs: the subgraphs it runs.
         kind: number of what onnx is asked, but for the inputs; None before it was asked.
     """
 
@@ -42,14 +43,13 @@ class View:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
+    graphs: Sequence[GraphProto]
     kind: int | None = None
 
     @property
-    def graphs(self) -> bool:
-        """Whether it may run subgraphs."""
-        return any(isinstance(value, (GraphProto, list)) for value in self.attributes.values()) and bool(
-            subgraphs(self.proto)
-        )
+    def name(self) -> str:
+        """The operator, with its domain unless standard, as ``op_of`` gives it."""
+        return f"{self.domain}::{self.op}" if self.domain else self.op
 
 
 def record(name: str, result: Result, found: Inferred) -> None:
@@ -58,9 +58,7 @@ def record(name: str, result: Result, found: Inferred) -> None:
         found.set_type(name, result)
         return
     dtype, dims = result
-    if None in dims:
-        dims = tuple([f"{name}:{axis}" if d is None else d for axis, d in enumerate(dims)])
-    found.set_tensor(name, dtype, cast(Dims, dims))
+    found.set_tensor(name, dtype, [f"{name}:{axis}" if d is None else d for axis, d in enumerate(dims)])
 
 
 class Schemas:
@@ -82,10 +80,24 @@ class Schemas:
         """A node as it was when it was first looked at; ``forget`` follows every change of nodes in place."""
         view = self._views.get(id(node))  # the view holds the node, so the number stays its own
         if view is None:
-            domain = "" if node.domain == "ai.onnx" else node.domain
-            view = View(node, node.op_type, domain, tuple(node.input), tuple(node.output), attributes_of(node))
-            self._views[id(node)] = view
+            op, domain = node.op_type, node.domain
+            if op == "Constant":
+                constant_of(node)  # puts its value into the one form that is read later
+            attributes = attributes_of(node)
+            view = self._views[id(node)] = View(
+                node,
+                op,
+                "" if domain == "ai.onnx" else domain,
+                tuple(node.input),
+                tuple(node.output),
+                attributes,
+                subgraphs(node) if attributes else (),
+            )
         return view
+
+    def views(self, graph: GraphProto) -> list[View]:
+        """The nodes of a graph; those of its subgraphs are in the ``graphs`` of these."""
+        return [self.view(node) for node in graph.node]
 
     def forget(self) -> None:
         """Look at all nodes anew: some were changed."""

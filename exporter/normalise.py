@@ -23,7 +23,7 @@ from exporter.fold import fold, needs_folding
 from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.inferred import Dims, Inferred
 from exporter.node_shapes import Schemas
-from exporter.ordering import sort_nodes
+from exporter.ordering import in_order, sort_nodes
 from exporter.protos import add_outputs, constant_of, graphs_of, reads, set_nodes
 from exporter.shapes import infer
 from exporter.sparse_tensors import densify
@@ -74,12 +74,17 @@ def normalise(
     calls = functions.inline(model)
     opsets = opsets_of(model)
     check_model(model)
-    flatten_scopes(model)
-    sort_nodes(model)
-    signature, schemas = input_specs(model), Schemas(opsets)
-    constants = _constants(model, folder)
+    schemas = Schemas(opsets)
+    views = schemas.views(model.graph)
+    nested = any([view.graphs for view in views])
+    if nested:
+        flatten_scopes(model)
+    if nested or not in_order(views):
+        sort_nodes(model)
+        schemas.forget()
+    signature, constants = input_specs(model), _constants(model, folder)
     static = infer(model.graph.node, opsets, _inputs(signature, None), constants, schemas=schemas)
-    while take_known_branches(model, static):
+    while nested and take_known_branches(model, static):
         schemas.forget()
         constants = _constants(model, folder)
         static = infer(model.graph.node, opsets, _inputs(signature, None), constants, schemas=schemas)
@@ -89,7 +94,7 @@ def normalise(
         schemas.forget()
         constants = _constants(model, folder)
     sizes = {name: dims for name, (_, dims, _) in constants.items()}
-    if has_steps(model.graph.node) and part_uses(model, sizes, fresh_names(model)):
+    if has_steps(schemas.views(model.graph)) and part_uses(model, sizes, fresh_names(model)):
         schemas.forget()
         stands = False
     binding, bound, measured, unmeasured = _bind(model, folder, signature, constants, shapes or {}, profile, schemas)
@@ -110,13 +115,13 @@ def normalise(
         again = True
         while again:
             static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks, schemas)
-            again = take_known_branches(model, static)
+            again = nested and take_known_branches(model, static)
             _fold(model, static)
             schemas.forget()
             constants = _constants(model, folder)
         bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured, schemas)
         static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks, schemas)
-    if write_out(model, static):
+    if write_out(model.graph, schemas, static):
         schemas.forget()
     return Graph(
         model=model,
@@ -276,7 +281,7 @@ def _longer(signature: list[TensorSpec], binding: feeds.Binding) -> dict[str, tu
 
 
 def _has_empty(found: Inferred) -> bool:
-    return any(isinstance(d, int) and d <= 0 for dims in found.dims.values() for d in dims)
+    return any(isinstance(d, int) and d <= 0 for d in set().union(*found.dims.values()))
 
 
 def _all_fixed(found: Inferred) -> bool:

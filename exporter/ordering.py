@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onnx import GraphProto, ModelProto, NodeProto
 
 from exporter.errors import ModelError
+from exporter.node_shapes import View
 from exporter.protos import graphs_of, reads, set_nodes
+
+
+def in_order(views: Sequence[View]) -> bool:
+    """Say whether the nodes of a graph, none of which runs a subgraph, make every value before it is read."""
+    later = {name for view in views for name in view.outputs if name}
+    for view in views:
+        if not later.isdisjoint(view.inputs):
+            return False
+        later.difference_update(view.outputs)
+    return True
 
 
 def sort_nodes(model: ModelProto) -> None:

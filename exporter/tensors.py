@@ -51,7 +51,6 @@ def external_file(
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    where = f"initializer '{tensor.name}' keeps its data in '{location}'"
     found = seen.get(location) if seen is not None else None
     if found is None:
         found = _inside(location, folder)
@@ -60,25 +59,29 @@ def external_file(
     path, status = found
     if path is None:
         raise ModelError(
-            f"{where}, which is outside the model's folder {folder.resolve()}.\n"
+            f"{_outside(tensor, location)}, which is outside the model's folder {folder.resolve()}.\n"
             "Such a path could read any file of this machine, so it is refused. Put the data file itself beside the "
             "model (where it is a link into a download cache, copy both with cp -L)."
         )
     if status is None or not stat.S_ISREG(status.st_mode):
         raise ModelError(
-            f"{where}, but there is no such file in {folder.resolve()}.\nCopy the data file beside the model."
+            f"{_outside(tensor, location)}, but there is no such file in {folder.resolve()}.\nCopy the data file beside the model."
         )
     try:
         offset, length = int(entries.get("offset", 0)), int(entries["length"]) if "length" in entries else None
     except ValueError:
-        raise ModelError(f"{where} with an offset or length that is not a number.") from None
+        raise ModelError(f"{_outside(tensor, location)} with an offset or length that is not a number.") from None
     size = status.st_size
     if offset < 0 or offset + max(length or 0, 0) > size or (length is not None and length < 0):
         raise ModelError(
-            f"{where} at bytes {offset}..{offset + (length or 0)}, but the file has {size} bytes.\n"
+            f"{_outside(tensor, location)} at bytes {offset}..{offset + (length or 0)}, but the file has {size} bytes.\n"
             "The data file is truncated or belongs to another model; copy it again."
         )
     return path, offset, length
+
+
+def _outside(tensor: TensorProto, location: str) -> str:
+    return f"initializer '{tensor.name}' keeps its data in '{location}'"
 
 
 def _inside(location: str, folder: Path) -> Found:
