@@ -188,7 +188,9 @@ class Graph:
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape under the binding, or None where it is not known."""
-        if name not in self._shapes:
+        try:
+            return self._shapes[name]
+        except KeyError:
             dims = self.inferred.dims.get(name)
             self._shapes[name] = cast(tuple[int, ...], dims) if dims is not None and are_numbers(dims) else None
         return self._shapes[name]
@@ -214,17 +216,22 @@ class Graph:
     @cached_property
     def trained(self) -> frozenset[str]:
         """Constants that count as parameters: used, floating point or quantized codes; no indices, no masks."""
-        return frozenset(n for n, t in self.constants.items() if n in self.users and _trains(t) and not self._masks(n))
+        files: dict[str, tensors.Found] = {}
+        return frozenset(
+            n for n, t in self.constants.items() if n in self.users and _trains(t) and not self._masks(n, files)
+        )
 
-    def _masks(self, name: str) -> bool:
+    def _masks(self, name: str, files: dict[str, tensors.Found]) -> bool:
         """Say whether a constant hides positions, of a causal attention say: it holds minus infinity, or nothing but
         zero and one very negative number. No training ends there."""
         tensor = self.constants[name]
-        if tensor.data_type not in _FLOATS or not 2 <= math.prod(tensor.dims) <= _LARGEST_MASK:
+        if tensor.data_type not in _FLOATS:
             return False
         if any(node.op in _WEIGHTED and i > 0 for node, i in self.users[name]):
             return False  # a weight; reading all of them would take as long as reading the file
-        values = self.array(name)
+        if not 2 <= math.prod(tensor.dims) <= _LARGEST_MASK:
+            return False
+        values = tensors.read(tensor, self.folder, files)
         lowest = values.min()
         if lowest > _HIDES:
             return False
@@ -258,16 +265,6 @@ def _wrap(graph: GraphProto, schemas: Schemas, depth: int, nodes: list[Node]) ->
     """Append the nodes of a graph, each after those of its subgraphs; returns the graph's own."""
     own = []
     for view in schemas.views(graph):
-        bodies = tuple(
-            Body(
-                attribute.name if attribute.HasField("g") else f"{attribute.name}[]",
-                tuple(v.name for v in inner.input),
-                tuple(v.name for v in inner.output),
-                _wrap(inner, schemas, depth + 1, nodes),
-            )
-            for attribute in (view.proto.attribute if view.graphs else ())
-            for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
-        )
         node = Node(
             proto=view.proto,
             op=view.name,
@@ -275,10 +272,23 @@ def _wrap(graph: GraphProto, schemas: Schemas, depth: int, nodes: list[Node]) ->
             outputs=view.outputs,
             attributes=view.attributes,
             opset=schemas.opsets.get(view.domain, 1),
+            bodies=_bodies(view.proto, schemas, depth + 1, nodes) if view.graphs else (),
             index=len(nodes),
             depth=depth,
-            bodies=bodies,
         )
         nodes.append(node)
         own.append(node)
     return tuple(own)
+
+
+def _bodies(proto: NodeProto, schemas: Schemas, depth: int, nodes: list[Node]) -> tuple[Body, ...]:
+    return tuple(
+        Body(
+            attribute.name if attribute.HasField("g") else f"{attribute.name}[]",
+            tuple(v.name for v in inner.input),
+            tuple(v.name for v in inner.output),
+            _wrap(inner, schemas, depth, nodes),
+        )
+        for attribute in proto.attribute
+        for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
+    )

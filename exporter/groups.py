@@ -15,7 +15,7 @@ from exporter.analysis import analyse
 from exporter.axis_table import AxisTable, distinct, frozen_axes, table_of
 from exporter.graph import Graph
 from exporter.interface import free_axes
-from exporter.naming import first_of, kind_of, names_of
+from exporter.naming import first_of, joints_of, kind_of, names_of
 from exporter.partitions import different
 from exporter.pauses import no_collection
 from exporter.rules.site import Analysis
@@ -251,8 +251,9 @@ def _collect(
     group_of, unit_of = np.full(count, -1, np.int64), np.full(count, -1, np.int64)
     groups = Groups(graph, [], [], analysis, solution, group_of, unit_of, io)
     parts = solution.parts_of(table.slots)
-    rows, columns = np.nonzero(parts >= 0)  # every place at which a class takes part in a slot, in order
-    classes, owner = parts[rows, columns], table.owner[rows]
+    live = parts >= 0
+    # every place at which a class takes part in a slot, in order
+    classes, owner = parts[live], np.repeat(table.owner, live.sum(1))
     if not classes.size:
         return groups, []
     signature = np.zeros(count, np.uint64)
@@ -260,8 +261,9 @@ def _collect(
     np.add.at(signature, classes, weight[owner])
     first = np.full(count, classes.size, np.int64)
     first[classes[::-1]] = np.arange(classes.size)[::-1]
-    units = np.flatnonzero(first < classes.size)
-    units = units[np.argsort(first[units], kind="stable")]
+    begins = np.zeros(classes.size, np.bool_)
+    begins[first[first < classes.size]] = True
+    units = classes[begins]
     _, start, inverse = np.unique(signature[units], return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(start))
     group_of[units] = rank[inverse]
@@ -306,7 +308,8 @@ def _describe(groups: Groups, units: _Units, sizes: Sequence[int]) -> list[Group
     once[table.starts[:-1][np.diff(table.starts) > 0]] = False
     partners = _partners(group[~once], len(sizes))
     roles = {role: _groups_at(groups, ids) for role, ids in analysis.roles.items()}
-    kinds = [kind_of(graph, n, spans[n], partners[n], roles) for n in range(len(sizes))]
+    joints = joints_of(graph)
+    kinds = [kind_of(graph, n, spans[n], partners[n], roles, joints) for n in range(len(sizes))]
     firsts = [first_of(graph, mine) for mine in spans]
     names = names_of(graph, spans, kinds, firsts)
     groups.places = [place for _, place in firsts]

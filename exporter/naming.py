@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from itertools import takewhile
 
 from exporter.graph import Graph, Node
@@ -24,7 +24,19 @@ _JOINING = {
 _SUFFIX = re.compile(r"[./_](weight|kernel|bias|in_proj_bias|w|b|ReadVariableOp|quantized)$|(_weight_quantized|:0)$")
 
 
-def kind_of(graph: Graph, number: int, spans: Sequence[Span], partners: set[int], roles: Mapping[str, set[int]]) -> str:
+def joints_of(graph: Graph) -> frozenset[str]:
+    """Tensors that are the sum of two activations: a residual stream runs through them."""
+    return frozenset(name for node in graph.nodes if _joins(node, graph) for name in node.outputs)
+
+
+def kind_of(
+    graph: Graph,
+    number: int,
+    spans: Sequence[Span],
+    partners: set[int],
+    roles: Mapping[str, set[int]],
+    joints: Set[str],
+) -> str:
     """What the field calls the units of a group, from what the nodes around them do.
 
     Args:
@@ -33,6 +45,7 @@ def kind_of(graph: Graph, number: int, spans: Sequence[Span], partners: set[int]
         spans: what the group touches.
         partners: groups it forms product axes with.
         roles: remarks the rules made, as sets of group numbers.
+        joints: as ``joints_of`` found them.
     """
     if number in roles.get("token", ()):
         return "tokens"
@@ -46,17 +59,17 @@ def kind_of(graph: Graph, number: int, spans: Sequence[Span], partners: set[int]
         return "conv_groups"
     if partners and number in roles.get("norm_group", ()):
         return "norm_groups"
-    matrices = {s.tensor for s in spans if s.constant and len(graph.shape(s.tensor) or ()) > 1}
+    constants = {s.tensor for s in spans if s.constant}
+    matrices = [name for name in constants if len(graph.shape(name) or ()) > 1]
     users = [{u.op.rpartition("::")[2] for u, _ in graph.users.get(name, ())} for name in matrices]
     convolutions = sum(not ops.isdisjoint(_CONVOLUTIONS) for ops in users)
     if 2 * convolutions >= max(len(users), 1):  # the residual stream of a vision transformer starts at one convolution
         return "channels"
-    makers = {s.tensor: graph.producer.get(s.tensor) for s in spans}
-    return "hidden" if any(node is not None and _joins(node, graph) for node in makers.values()) else "neurons"
+    return "hidden" if not joints.isdisjoint([s.tensor for s in spans]) else "neurons"
 
 
 def _joins(node: Node, graph: Graph) -> bool:
-    """Say whether a node adds two activations: a residual stream runs through it."""
+    """Say whether a node adds two activations."""
     operands = _JOINING.get(node.op.rpartition("::")[2])
     taken = [node.inputs[i] for i in operands if i < len(node.inputs)] if operands is not None else []
     return bool(taken) and not any(name in graph.constants for name in taken)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import onnx.shape_inference
 from onnx import GraphProto, NodeProto, TypeProto
 
 from exporter.contrib_shapes import SHAPED_LIKE, contrib_types
-from exporter.inferred import Inferred
+from exporter.inferred import Dims, Inferred
 from exporter.protos import attributes_of, constant_of, subgraphs
 from exporter.symbols import Dim
 from exporter.values import LIMIT
@@ -58,7 +58,9 @@ def record(name: str, result: Result, found: Inferred) -> None:
         found.set_type(name, result)
         return
     dtype, dims = result
-    found.set_tensor(name, dtype, [f"{name}:{axis}" if d is None else d for axis, d in enumerate(dims)])
+    if None in dims:
+        dims = tuple([f"{name}:{axis}" if d is None else d for axis, d in enumerate(dims)])
+    found.set_tensor(name, dtype, cast(Dims, dims))
 
 
 class Schemas:

@@ -76,10 +76,10 @@ def normalise(
     check_model(model)
     schemas = Schemas(opsets)
     views = schemas.views(model.graph)
-    nested = any([view.graphs for view in views])
+    nested = any(view.graphs for view in views)
     if nested:
         flatten_scopes(model)
-    if nested or not in_order(views):
+    if nested or not in_order([(view.inputs, view.outputs) for view in views]):
         sort_nodes(model)
         schemas.forget()
     signature, constants = input_specs(model), _constants(model, folder)

@@ -39,7 +39,7 @@ def common_part(a: Ids, b: Ids) -> Ids:
 
 
 def different(numbers: Ids) -> Ids:
-    """The different numbers of an array, sorted. (``np.unique`` hashes them first, which takes several times as long.)"""
+    """The different numbers of an array, sorted. ``np.unique`` hashes them first, which takes several times as long."""
     if not numbers.size:
         return numbers.reshape(-1)
     ordered = np.sort(numbers, axis=None)

@@ -29,7 +29,7 @@ def broadcast(site: Site, operands: Sequence[Sequence[Axis]], sizes: Sequence[in
         # an operand with ids of its own carries on; a Fixed one would hide the ids behind it
         lead = next((a for a in wide if not isinstance(a, Fixed)), wide[0])
         for axis in wide:
-            site.tie(lead, axis)
+            site.facts.tie(lead, axis)
         result.append(lead)
     return result
 

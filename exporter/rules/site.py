@@ -88,6 +88,8 @@ def find_slot(graph: Graph, node: Node, i: int, element: int) -> Slot | None:
 class Site:
     """One node while its rule runs: what is known of it, and the facts the rule may state."""
 
+    __slots__ = ("_given", "_read", "_touched", "analysis", "facts", "graph", "node", "opset")
+
     def __init__(self, analysis: Analysis, node: Node) -> None:
         self.analysis = analysis
         self.graph = analysis.graph
@@ -317,7 +319,7 @@ class Site:
             producer = self.graph.producer.get(name)
             if producer is None or not producer.inputs or producer.bodies:
                 break
-            if any([n and n not in constants for n in producer.inputs[1:]]):
+            if any(n and n not in constants for n in producer.inputs[1:]):
                 break
             name = producer.inputs[0]
         self.analysis.from_constants[first] = found
@@ -371,7 +373,9 @@ class Site:
         """Freeze what the rule did not mention, and fix the outputs it did not give."""
         whole = {id(ids) for ids in self._touched}
         for i, name in enumerate(self.node.inputs):
-            read = self._read.get(i) or ([] if name in self.graph.constants else self.analysis.axes.get((name,), []))
+            read = self._read.get(i)
+            if read is None:
+                read = [] if name in self.graph.constants else self.analysis.axes.get((name,), [])
             for k, axis in enumerate(read):
                 if not isinstance(axis, Fixed) and id(axis) not in whole:
                     missed = self._missed(axis)
