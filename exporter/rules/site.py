@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,7 @@ _MOST_REPEATS = 1 << 40
 _LONGEST_CHAIN = 8
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """Multiply-accumulates of one node: ``factor`` times the product of the sizes of ``axes``."""
 
     node: str
@@ -96,7 +95,7 @@ class Site:
         self.facts = analysis.facts
         self.node = node
         self.opset = node.opset
-        self._touched: list[Ids] = []
+        self._touched: dict[int, Ids] = {}
         self._read: dict[int, list[Axis]] = {}
         self._given: set[int] = set()
 
@@ -215,7 +214,7 @@ class Site:
         given = []
         for axis in axes:
             if not isinstance(axis, Fixed):
-                self._touched.append(axis)
+                self._touched[id(axis)] = axis
                 if axis.size == 1:
                     self.facts.freeze(axis, ONE)  # an axis of one slot may be squeezed or broadcast; it cannot lose it
                     axis = Fixed(1, ONE)
@@ -262,7 +261,7 @@ class Site:
     def mention(self, axis: Axis) -> None:
         """State that the rule covers this axis; it may be cut without changing what the node does for the rest."""
         if not isinstance(axis, Fixed):
-            self._touched.append(axis)
+            self._touched[id(axis)] = axis
 
     def fixed(self, size: int, why: str) -> Fixed:
         """An output axis of which nothing can be removed."""
@@ -371,13 +370,12 @@ class Site:
 
     def close(self) -> None:
         """Freeze what the rule did not mention, and fix the outputs it did not give."""
-        whole = {id(ids) for ids in self._touched}
         for i, name in enumerate(self.node.inputs):
             read = self._read.get(i)
             if read is None:
                 read = [] if name in self.graph.constants else self.analysis.axes.get((name,), [])
             for k, axis in enumerate(read):
-                if not isinstance(axis, Fixed) and id(axis) not in whole:
+                if not isinstance(axis, Fixed) and id(axis) not in self._touched:
                     missed = self._missed(axis)
                     if missed.size:
                         why = f"{self.node.op} does not cover axis {k} of input {i}"
@@ -390,7 +388,7 @@ class Site:
         """Slots of an axis that the rule mentions in no axis."""
         if not self._touched:
             return axis
-        return axis[~np.isin(axis, np.concatenate(self._touched))]
+        return axis[~np.isin(axis, np.concatenate(list(self._touched.values())))]
 
     def _unknown(self, name: str) -> SlotError:
         more = self.graph.unmeasured and f": {self.graph.unmeasured}"
