@@ -184,6 +184,8 @@ class Graph:
         self.producer = {name: node for node in self.nodes for name in node.outputs if name}
         self.given = {name for node in self.nodes for body in node.bodies for name in body.inputs}
         self._cache: dict[str, Array] = {}
+        self._files: dict[str, tensors.Found] = {}
+        self._trains: dict[str, bool] = {}
         self._shapes: dict[str, tuple[int, ...] | None] = {}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -216,12 +218,17 @@ class Graph:
     @cached_property
     def trained(self) -> frozenset[str]:
         """Constants that count as parameters: used, floating point or quantized codes; no indices, no masks."""
-        files: dict[str, tensors.Found] = {}
-        return frozenset(
-            n for n, t in self.constants.items() if n in self.users and _trains(t) and not self._masks(n, files)
-        )
+        return frozenset(filter(self.trains, self.constants))
 
-    def _masks(self, name: str, files: dict[str, tensors.Found]) -> bool:
+    def trains(self, name: str) -> bool:
+        """Say whether a tensor is one of ``trained``; what there is to read is read when it is asked for."""
+        if name not in self._trains:
+            tensor = self.constants.get(name)
+            able = tensor is not None and name in self.users and _trains(tensor)
+            self._trains[name] = able and not self._masks(name)
+        return self._trains[name]
+
+    def _masks(self, name: str) -> bool:
         """Say whether a constant hides positions, of a causal attention say: it holds minus infinity, or nothing but
         zero and one very negative number. No training ends there."""
         tensor = self.constants[name]
@@ -231,7 +238,7 @@ class Graph:
             return False  # a weight; reading all of them would take as long as reading the file
         if not 2 <= math.prod(tensor.dims) <= _LARGEST_MASK:
             return False
-        values = tensors.read(tensor, self.folder, files)
+        values = tensors.read(tensor, self.folder, self._files)
         lowest = values.min()
         if lowest > _HIDES:
             return False

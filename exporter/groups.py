@@ -365,10 +365,10 @@ def _frozen(groups: Groups, somewhere: set[tuple[tuple[Any, ...], int]]) -> list
     why, root = groups.solution.why, groups.solution.root
     for key, axes in groups.analysis.axes.items():
         name = key[0]
-        if name not in groups.graph.trained:
+        if name not in groups.graph.constants:
             continue
         for k, axis in enumerate(axes):
-            if isinstance(axis, Fixed) or (key, k) in somewhere:
+            if (isinstance(axis, Fixed) or (key, k) in somewhere) and groups.graph.trains(name):
                 rows.extend(_frozen_axis(groups, name, k, axis, why, root))
     for name, freed in groups.io.items():
         for k in freed:

@@ -83,11 +83,11 @@ def normalise(
         sort_nodes(model)
         schemas.forget()
     signature, constants = input_specs(model), _constants(model, folder)
-    static = infer(model.graph.node, opsets, _inputs(signature, None), constants, schemas=schemas)
+    static = infer(model.graph, schemas, _inputs(signature, None), constants)
     while nested and take_known_branches(model, static):
         schemas.forget()
         constants = _constants(model, folder)
-        static = infer(model.graph.node, opsets, _inputs(signature, None), constants, schemas=schemas)
+        static = infer(model.graph, schemas, _inputs(signature, None), constants)
     stands = not needs_folding(model, set(constants), static, schemas)
     if not stands:
         _fold(model, static)
@@ -100,27 +100,27 @@ def normalise(
     binding, bound, measured, unmeasured = _bind(model, folder, signature, constants, shapes or {}, profile, schemas)
     if binding.symbols and candidates(model.graph.node, static):
         longer = feeds.bind([s for s in signature if s.dtype is not None], _longer(signature, binding))
-        other = infer(model.graph.node, opsets, _inputs(signature, longer.shapes), constants, schemas=schemas)
+        other = infer(model.graph, schemas, _inputs(signature, longer.shapes), constants)
         if replace_copies(model, static, (bound, other)):
             _fold(model, static)
             schemas.forget()
             constants = _constants(model, folder)
-            bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured, schemas)
+            bound = infer(model.graph, schemas, _inputs(signature, binding.shapes), constants, measured)
             stands = False
     if not stands:
-        static = infer(model.graph.node, opsets, _inputs(signature, None), constants, schemas=schemas)
+        static = infer(model.graph, schemas, _inputs(signature, None), constants)
     varying = of_varying_rank(model.graph, static) if measured else set()
     ranks = {n: tuple(f"{n}:{axis}" for axis in range(len(d))) for n, d in measured.items() if n not in varying}
     if ranks:  # where every rank is known, more targets can be put together anew
         again = True
         while again:
-            static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks, schemas)
+            static = infer(model.graph, schemas, _inputs(signature, None), constants, ranks)
             again = nested and take_known_branches(model, static)
             _fold(model, static)
             schemas.forget()
             constants = _constants(model, folder)
-        bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured, schemas)
-        static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks, schemas)
+        bound = infer(model.graph, schemas, _inputs(signature, binding.shapes), constants, measured)
+        static = infer(model.graph, schemas, _inputs(signature, None), constants, ranks)
     if write_out(model.graph, schemas, static):
         schemas.forget()
     return Graph(
@@ -253,14 +253,14 @@ def _bind(
         if best is not None and binding.shapes == best[1].shapes:
             continue
         inputs = _inputs(signature, binding.shapes)
-        found = infer(model.graph.node, opsets, inputs, constants, schemas=schemas)
+        found = infer(model.graph, schemas, inputs, constants)
         if (found.failed or not _all_fixed(found)) and not _has_empty(found):
             varying = of_varying_rank(model.graph, found)
             shown, limit = _measure(model, folder, binding, found, end)
             why = why or limit
             measured = {n: d for n, d in shown.items() if n not in varying}
             if measured:
-                again = infer(model.graph.node, opsets, inputs, constants, measured, schemas)
+                again = infer(model.graph, schemas, inputs, constants, measured)
                 return binding, again, measured, ""
         failures = len(found.failed) + _has_empty(found)
         if best is None or failures < best[0]:

@@ -8,12 +8,12 @@ tell gets a symbol of its own, so that it can still be recognised where it turns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, TypeProto
+from onnx import GraphProto, TensorProto, TypeProto
 
 from exporter.control_shapes import CONTROL, Run, infer_control
 from exporter.inferred import INTEGERS, Dims, Inferred, are_numbers
@@ -23,22 +23,20 @@ from exporter.values import LIMIT, Known, evaluate, evaluate_vector
 
 
 def infer(
-    nodes: Iterable[NodeProto],
-    opsets: Mapping[str, int],
+    graph: GraphProto,
+    schemas: Schemas,
     inputs: Mapping[str, tuple[int, Dims] | TypeProto],
     constants: Mapping[str, tuple[int, Dims, Known | None]],
     measured: Mapping[str, Dims] | None = None,
-    schemas: Schemas | None = None,
 ) -> Inferred:
     """Infer every tensor of a graph.
 
     Args:
-        nodes: in topological order.
-        opsets: operator-set version by domain ("" for the standard one).
+        graph: its nodes are in topological order.
+        schemas: those of the operator sets; they remember nodes and answers from pass to pass.
         inputs: graph inputs, (dtype, dims) or a non-tensor type.
         constants: (dtype, dims, values or None if large) of initializers and Constant nodes.
         measured: shapes taken from a real run, used for tensors that onnx cannot infer.
-        schemas: those of ``opsets``; they remember nodes and answers from pass to pass.
 
     Returns:
         Everything found; failures are recorded, never raised.
@@ -55,21 +53,19 @@ def infer(
             found.known[name] = value
             if dtype in INTEGERS:
                 found.arithmetic.add(name)
-    rules = schemas if schemas is not None else Schemas(opsets)
 
-    def run(inner: Iterable[NodeProto]) -> None:
-        for node in inner:
-            if node.op_type == "Constant":
+    def run(inner: GraphProto) -> None:
+        for view in schemas.views(inner):
+            if view.op == "Constant":
                 continue
             try:
-                view = rules.view(node)
                 _known_values(view, found)
-                _types(view, rules, found, measured or {}, run)
+                _types(view, schemas, found, measured or {}, run)
                 _vector_values(view, found)
             except (LookupError, TypeError, ValueError, AttributeError):  # it lacks what its operator needs
-                found.failed.append(node)
+                found.failed.append(view.proto)
 
-    run(nodes)
+    run(graph)
     return found
 
 
