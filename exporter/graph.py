@@ -21,6 +21,7 @@ from exporter.tensors import Array
 from runtime.feeds import Binding
 
 _CACHED_BYTES = 1 << 16
+_LONGEST_CHAIN = 8
 _LARGEST_MASK = 1 << 26
 _HIDES = -1000.0
 _WEIGHTED = frozenset(
@@ -186,6 +187,7 @@ class Graph:
         self._cache: dict[str, Array] = {}
         self._files: dict[str, tensors.Found] = {}
         self._trains: dict[str, bool] = {}
+        self._from_constants: dict[str, bool] = {}
         self._shapes: dict[str, tuple[int, ...] | None] = {}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -209,6 +211,25 @@ class Graph:
         if values.nbytes <= _CACHED_BYTES:
             self._cache[name] = values
         return values
+
+    def from_constants(self, name: str) -> bool:
+        """Say whether a tensor is computed from constants alone (a weight behind a Transpose or a Cast)."""
+        known = self._from_constants.get(name)
+        if known is None:
+            known = self._from_constants[name] = self._ends_in_constants(name)
+        return known
+
+    def _ends_in_constants(self, name: str) -> bool:
+        for _ in range(_LONGEST_CHAIN):
+            if name in self.constants:
+                return True
+            producer = self.producer.get(name)
+            if producer is None or not producer.inputs or producer.bodies:
+                return False
+            if any(n and n not in self.constants for n in producer.inputs[1:]):
+                return False
+            name = producer.inputs[0]
+        return False
 
     @property
     def parameters(self) -> int:

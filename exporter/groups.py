@@ -322,8 +322,11 @@ def _describe(groups: Groups, units: _Units, sizes: Sequence[int]) -> list[Group
 def _partners(together: Ids, number: int) -> list[set[int]]:
     """Groups that take part in one slot with each of ``number`` groups, given the groups of slots, padded with -1."""
     partners: list[set[int]] = [set() for _ in range(number)]
-    for row in np.unique(together[(together >= 0).sum(1) > 1], axis=0):
-        members = {int(m) for m in row if m >= 0}
+    rows = together[(together >= 0).sum(1) > 1]
+    changes = np.ones(len(rows), np.bool_)
+    changes[1:] = (rows[1:] != rows[:-1]).any(1)
+    for row in set(map(tuple, rows[changes].tolist())):
+        members = {m for m in row if m >= 0}
         for m in members:
             partners[m] |= members - {m}
     return partners

@@ -99,7 +99,11 @@ class Schemas:
             view.kind = self._kind(view)
         if view.kind == _UNDEFINED:
             return _numbered(view, contrib_types(view.proto, found))
-        question = (view.kind, *[_described(n, found) for n in view.inputs])
+        dims, dtype, known = found.dims, found.dtype, found.known
+        question = (
+            view.kind,
+            *[(dtype[n], dims[n]) if n in dims and n not in known else _described(n, found) for n in view.inputs],
+        )
         answer = self._answers.get(question)
         if answer is None:
             answer = self._answers[question] = _numbered(view, self._ask(view, found))

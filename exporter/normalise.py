@@ -21,7 +21,7 @@ from exporter.errors import ModelError
 from exporter.explicit import write_out
 from exporter.fold import fold, needs_folding
 from exporter.graph import Graph, Source, make_nodes, opsets_of
-from exporter.inferred import Dims, Inferred
+from exporter.inferred import INTEGERS, Dims, Inferred
 from exporter.node_shapes import Schemas
 from exporter.ordering import in_order, sort_nodes
 from exporter.protos import add_outputs, constant_of, graphs_of, reads, set_nodes
@@ -75,13 +75,7 @@ def normalise(
     opsets = opsets_of(model)
     check_model(model)
     schemas = Schemas(opsets)
-    views = schemas.views(model.graph)
-    nested = any(view.graphs for view in views)
-    if nested:
-        flatten_scopes(model)
-    if nested or not in_order([(view.inputs, view.outputs) for view in views]):
-        sort_nodes(model)
-        schemas.forget()
+    nested = _put_in_order(model, schemas)
     signature, constants = input_specs(model), _constants(model, folder)
     static = infer(model.graph, schemas, _inputs(signature, None), constants)
     while nested and take_known_branches(model, static):
@@ -137,6 +131,18 @@ def normalise(
     )
 
 
+def _put_in_order(model: ModelProto, schemas: Schemas) -> bool:
+    """Flatten scopes and sort nodes, in place, where that changes anything; returns whether there are subgraphs."""
+    views = schemas.views(model.graph)
+    nested = any(view.graphs for view in views)
+    if nested:
+        flatten_scopes(model)
+    if nested or not in_order([(view.inputs, view.outputs) for view in views]):
+        sort_nodes(model)
+        schemas.forget()
+    return nested
+
+
 def input_specs(model: ModelProto) -> list[TensorSpec]:
     """Signature of the inputs a caller must feed (those without a default among the initializers)."""
     defaults = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
@@ -187,13 +193,10 @@ def constant_tensors(model: ModelProto) -> dict[str, TensorProto]:
 def _constants(model: ModelProto, folder: Path) -> Constants:
     found: dict[str, tuple[int, Dims, Known | None]] = {}
     for name, tensor in constant_tensors(model).items():
-        size = 1
-        for d in tensor.dims:
-            size *= d
-        integer = tensor.data_type in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-        small = size <= (LIMIT if integer else _SMALL_FLOATS)
-        values = tensors.read(tensor, folder) if small and tensor.data_type != TensorProto.STRING else None
-        found[name] = (tensor.data_type, tuple(tensor.dims), values)
+        dtype, dims = tensor.data_type, tuple(tensor.dims)
+        small = math.prod(dims) <= (LIMIT if dtype in INTEGERS else _SMALL_FLOATS)
+        values = tensors.read(tensor, folder) if small and dtype != TensorProto.STRING else None
+        found[name] = (dtype, dims, values)
     return found
 
 
@@ -246,7 +249,6 @@ def _bind(
     """
     why, end = "", time.monotonic() + _MEASURE_SECONDS
     best: tuple[int, feeds.Binding, Inferred] | None = None
-    opsets = opsets_of(model)
     tensor_inputs = [s for s in signature if s.dtype is not None]
     for profile in feeds.PROFILES[first:]:
         binding = feeds.bind(tensor_inputs, shapes, profile)

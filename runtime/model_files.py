@@ -33,8 +33,9 @@ def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for inner in graphs_in(attribute):
-                yield from all_tensors(inner)
+            if attribute.HasField("g") or attribute.graphs:
+                for inner in graphs_in(attribute):
+                    yield from all_tensors(inner)
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -25,7 +25,8 @@ def broadcast(site: Site, operands: Sequence[Sequence[Axis]], sizes: Sequence[in
             if axis.size == 1:
                 continue
             if axis.size != size:
-                raise SlotError(f"operands of sizes {[a.size for a in present if a.size != 1]} do not broadcast to {size}")
+                own = [a.size for a in present if a.size != 1]
+                raise SlotError(f"operands of sizes {own} do not broadcast to {size}")
             # an operand with ids of its own carries on; a Fixed one would hide the ids behind it
             if not wide or (isinstance(lead, Fixed) and not isinstance(axis, Fixed)):
                 lead = axis

@@ -13,7 +13,6 @@ from exporter.shuffles import Shuffle
 from exporter.slots import ONE, Axis, Facts, Fixed, Ids, Reason, Resize, Slot, SlotError, Take
 
 _MOST_REPEATS = 1 << 40
-_LONGEST_CHAIN = 8
 
 
 class Work(NamedTuple):
@@ -43,7 +42,6 @@ class Analysis:
         routed: axes whose positions select from tables (the experts of a router).
         compared: axes along which a softmax compares slots, and why they stay unless they are routed.
         roles: remarks on slots, by role: ``batch`` and ``inner`` axes of products of two activations.
-        from_constants: whether a tensor is computed from constants alone, of those that a rule has asked about.
         visit: applies the rules to a node of a subgraph.
         repeats: how often the node at hand runs, where it is inside a loop.
     """
@@ -61,7 +59,6 @@ class Analysis:
     routed: list[Ids] = field(default_factory=list)
     compared: list[tuple[Ids, Reason]] = field(default_factory=list)
     roles: dict[str, list[Ids]] = field(default_factory=dict)
-    from_constants: dict[str, bool] = field(default_factory=dict)
     visit: Callable[[Node], None] = lambda _: None
     repeats: int = 1
 
@@ -307,22 +304,7 @@ class Site:
 
     def from_constant(self, i: int) -> bool:
         """Say whether input ``i`` is computed from constants alone (a weight behind a Transpose or a Cast)."""
-        first = name = self.node.inputs[i]
-        known = self.analysis.from_constants.get(first)
-        if known is not None:
-            return known
-        constants, found = self.graph.constants, False
-        for _ in range(_LONGEST_CHAIN):
-            if found := name in constants:
-                break
-            producer = self.graph.producer.get(name)
-            if producer is None or not producer.inputs or producer.bodies:
-                break
-            if any(n and n not in constants for n in producer.inputs[1:]):
-                break
-            name = producer.inputs[0]
-        self.analysis.from_constants[first] = found
-        return found
+        return self.graph.from_constants(self.node.inputs[i])
 
     def role(self, role: str, axis: Axis) -> None:
         """Remark on slots, for naming the groups."""
