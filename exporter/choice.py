@@ -299,7 +299,7 @@ def _check(request: Request) -> None:
     """Refuse a request for blocks that does not say how many."""
     unknown = [k for k in request.kinds or () if k not in KINDS]
     if unknown:
-        raise UsageError(f"--granularity {unknown[0]}: no such kind. {instead(unknown[0], (KIND, *KINDS))}")
+        raise UsageError(f"--granularity {unknown[0]}: {instead(unknown[0], (KIND, *KINDS))}")
     if request.layers is not None and request.layers < 1:
         raise UsageError(f"--layers {request.layers}: must be at least 1.")
     if len(request.budget) > 1 or (not request.budget and request.layers is None):

@@ -202,7 +202,7 @@ def _check(request: Request, calibration: Calibration | None) -> None:
     """Refuse what the competition would ignore."""
     unknown = [k for k in request.kinds or () if k not in KINDS]
     if unknown:
-        raise UsageError(f"--granularity {unknown[0]}: no such kind. {instead(unknown[0], ('layers', *KINDS))}")
+        raise UsageError(f"--granularity {unknown[0]}: {instead(unknown[0], ('layers', *KINDS))}")
     check(request.scope or "local", budget_of(macs=request.macs), request.align, request.min_width)
     if calibration is None and request.kinds:
         raise UsageError(

@@ -283,7 +283,7 @@ def eligible(
     else:
         unknown = [k for k in granularity if k not in KINDS]
         if unknown:
-            raise UsageError(f"--granularity {unknown[0]}: no such kind. {instead(unknown[0], KINDS)}")
+            raise UsageError(f"--granularity {unknown[0]}: {instead(unknown[0], KINDS)}")
         chosen = [n for n, g in enumerate(groups) if g.kind in granularity]
     kept, wanted = touched(groups, keep, "--keep"), touched(groups, only, "--only")
     chosen = [n for n in chosen if n not in kept and (not only or n in wanted)]

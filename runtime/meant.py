@@ -12,7 +12,7 @@ def closest(given: str, names: Iterable[str]) -> str:
 
 
 def instead(given: str, names: Iterable[str]) -> str:
-    """A sentence to be put behind one that says that there is no ``given``: what is near, and all there is."""
+    """To be put behind what says that there is no ``given``: all there is, and what is near."""
     known = list(names)
     near = closest(given, known)
-    return (f"Did you mean {near}? " if near else "") + f"Choose from {', '.join(known)}."
+    return f"choose from {', '.join(known)}" + (f"; did you mean {near}?" if near else ".")

@@ -80,8 +80,8 @@ def find(
         )
     if isinstance(labels, str) and found.labels is None:
         held = _arrays_in(source)
-        meant = instead(labels, held) if held else "It holds no arrays."
-        raise BadRequest(f"--labels {labels}: {source} has no such array. {meant}")
+        meant = instead(labels, held) if held else "it holds none."
+        raise BadRequest(f"--labels {labels}: {source} has no such array; {meant}")
     found.notes += [f"pixels of '{name}': {how}" for name, how in found.recipes.items()]
     return found
 
