@@ -13,10 +13,9 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from exporter import functions, tensors
-from exporter.branches import take_known_branches
-from exporter.check import check_model
 from exporter.control_shapes import of_varying_rank
 from exporter.copies import candidates, replace_copies
+from exporter.decided_ifs import take_known_branches
 from exporter.errors import ModelError
 from exporter.explicit import write_out
 from exporter.fold import fold, needs_folding
@@ -30,6 +29,7 @@ from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
 from exporter.symbols import named
 from exporter.unshare import has_steps, part_uses
+from exporter.validity import check_model
 from exporter.values import LIMIT, Known
 from runtime import bounds, feeds
 from runtime.backends import SessionOptions, TensorSpec, open_session
