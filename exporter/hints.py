@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 
 from exporter.slots import Reason
 
@@ -37,9 +38,15 @@ def interface_hint(name: str, axis: int, dynamic: bool) -> str:
     return f"export with a fixed size for axis {axis} of '{name}'; then {option}" if dynamic else option
 
 
-def kind_of_hint(reason: Reason) -> str:
+def kind_of_hint(hint: str) -> str:
     """What is the same in the hints for many axes of the interface; else the hint."""
-    return _INTERFACE if reason.hint.endswith(_INTERFACE) else hint_for(reason)
+    return _INTERFACE if hint.endswith(_INTERFACE) else hint
+
+
+def together(hints: Iterable[str]) -> str:
+    """Hints of one kind in a line: the first, and how many more there are."""
+    first, *others = dict.fromkeys(hints)
+    return f"{first} (and {len(others)} more like it)" if others else first
 
 
 def hint_for(reason: Reason) -> str:

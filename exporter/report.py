@@ -12,7 +12,7 @@ from exporter.blocks import KIND, Block, Blocks, find_blocks
 from exporter.calibration.fidelity import Fidelity
 from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
-from exporter.hints import hint_for, kind_of_hint
+from exporter.hints import hint_for, kind_of_hint, together
 from exporter.interface import shrunk
 from exporter.latency_report import cautions
 from exporter.plan import PlannedGroup
@@ -98,18 +98,16 @@ def frozen_text(frozen: Sequence[Frozen]) -> str:
         return "nothing is frozen"
     by_reason: dict[tuple[str, str], list[Frozen]] = {}
     for row in frozen:
-        by_reason.setdefault((row.reason.text, kind_of_hint(row.reason)), []).append(row)
+        by_reason.setdefault((row.reason.text, kind_of_hint(hint_for(row.reason))), []).append(row)
     lines = ["frozen, by reason:"]
-    for (text, _), rows in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        hints = list(dict.fromkeys(hint_for(row.reason) for row in rows))
+    for (text, kind), rows in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         shown = [_frozen_axis(r) for r in rows[:_NAMED_TENSORS]]
         more = f", and {len(rows) - _NAMED_TENSORS} more" if len(rows) > _NAMED_TENSORS else ""
         where = rows[0].reason.where
         lines.append(f"  {text} ({short(where)})" if where else f"  {text}")
         lines.append(f"    {', '.join(shown)}{more}")
-        if hints[0]:
-            others = f" (and {len(hints) - 1} more like it)" if len(hints) > 1 else ""
-            lines.append(f"    to free it: {hints[0]}{others}")
+        if kind:
+            lines.append(f"    to free it: {together(hint_for(row.reason) for row in rows)}")
     return "\n".join(lines)
 
 
