@@ -189,7 +189,7 @@ def test_inspect_says_what_can_go_and_why_not(models, ok):
     lines = told.out.splitlines()
     assert lines[0].startswith("cnn.onnx: 23 k parameters, 1.43 M MACs, ")
     assert lines[0].endswith("8 nodes")
-    assert lines[1] == "dynamic axes, sizes taken: N=2, H=8, W=8"
+    assert lines[1] == "dynamic axes, sizes taken: N=2, H=8, W=8; MACs are counted for one sample"
     for name, width in WIDTHS.items():
         row = next(line.split() for line in lines if line.startswith(f"{name} "))
         assert row[1:3] == ["channels", str(width)]
