@@ -300,7 +300,7 @@ def _wrap(graph: GraphProto, schemas: Schemas, depth: int, nodes: list[Node]) ->
             outputs=view.outputs,
             attributes=view.attributes,
             opset=schemas.opsets.get(view.domain, 1),
-            bodies=_bodies(view.proto, schemas, depth + 1, nodes) if view.graphs else (),
+            bodies=_bodies(view.proto, schemas, depth + 1, nodes) if view.graphs else (),  # they come before it
             index=len(nodes),
             depth=depth,
         )
