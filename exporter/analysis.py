@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph, Node
+from exporter.hints import interface_hint
 from exporter.interface import rows_selected
 from exporter.rules import FROZEN, RULES, positions
 from exporter.rules.site import Analysis, Site
@@ -58,13 +59,13 @@ def _state(analysis: Analysis, graph: Graph, free: Mapping[str, Sequence[int]]) 
     for name in graph.inputs:
         shape = graph.shape(name)
         if shape is not None:
-            why = Reason("graph input", f"input '{name}'")
+            whys = _interface(graph, "input", name, len(shape))
             own = free.get(name, ())
             analysis.axes[name,] = [
-                analysis.facts.axis(s, why.where) if k in own else Fixed(s, why) for k, s in enumerate(shape)
+                analysis.facts.axis(s, whys[k].where) if k in own else Fixed(s, whys[k]) for k, s in enumerate(shape)
             ]
             if len(shape) in own:
-                _free_ids(analysis, name, why)
+                _free_ids(analysis, name, whys)
     shuffles = find_shuffles(graph)
     inside = {n.index for s in shuffles for n in s.nodes}
     ends: dict[int, list[Shuffle]] = {}
@@ -85,18 +86,32 @@ def _state(analysis: Analysis, graph: Graph, free: Mapping[str, Sequence[int]]) 
         if node.depth == 0:
             visit(node)
     for name in graph.outputs:
-        _freeze_all(analysis, name, Reason("graph output", f"output '{name}'"), free.get(name, ()))
+        axes, own = analysis.axes.get((name,), ()), free.get(name, ())
+        whys = _interface(graph, "output", name, len(axes))
+        if name in graph.constants:
+            _freeze_all(analysis, name, Reason("graph output", f"output '{name}'"))
+            continue
+        for k, (axis, why) in enumerate(zip(axes, whys, strict=True)):
+            if k not in own:
+                analysis.facts.freeze(axis, why)
     positions.settle(analysis)
 
 
-def _free_ids(analysis: Analysis, name: str, why: Reason) -> None:
+def _interface(graph: Graph, kind: str, name: str, rank: int) -> list[Reason]:
+    """Why each axis of a graph input or output stays, and what to type to free it."""
+    dims = graph.static.dims.get(name, ())
+    dynamic = [k >= len(dims) or isinstance(dims[k], str) for k in range(rank)]
+    return [Reason(f"graph {kind}", f"{kind} '{name}'", interface_hint(name, k, dynamic[k])) for k in range(rank)]
+
+
+def _free_ids(analysis: Analysis, name: str, whys: Sequence[Reason]) -> None:
     """The ids an input may hold, as an axis after its last: they may go where they only select rows of tables."""
     rows = rows_selected(analysis.graph, name) or 1
     if rows > FLAT_LIMIT:
         raise UsageError(f"--io {name}:ids: the table has {rows:,} rows; up to {FLAT_LIMIT:,} can be looked at.")
     ids = analysis.facts.fresh(rows)
     shape = analysis.graph.shape(name) or ()
-    analysis.axes[name, "ids"] = [*(Fixed(s, why) for s in shape), ids]
+    analysis.axes[name, "ids"] = [*(Fixed(s, why) for s, why in zip(shape, whys, strict=True)), ids]
     analysis.positions[name] = ids
     analysis.roles.setdefault("token", []).append(ids)
 
@@ -153,7 +168,7 @@ def _apply_shuffle(analysis: Analysis, shuffle: Shuffle) -> None:
     analysis.axes[shuffle.result,] = axes
 
 
-def _freeze_all(analysis: Analysis, name: str, why: Reason, but: Sequence[int] = ()) -> None:
+def _freeze_all(analysis: Analysis, name: str, why: Reason) -> None:
     if name in analysis.graph.constants:
         # a constant that is read whole: every use of it stays as it is
         shape = analysis.graph.shape(name)
@@ -163,6 +178,5 @@ def _freeze_all(analysis: Analysis, name: str, why: Reason, but: Sequence[int] =
         if shape is not None and (name,) not in analysis.axes:
             analysis.axes[name,] = [Fixed(s, why if s > 1 else ONE) for s in shape]
         return
-    for k, axis in enumerate(analysis.axes.get((name,), ())):
-        if k not in but:
-            analysis.facts.freeze(axis, why)
+    for axis in analysis.axes.get((name,), ()):
+        analysis.facts.freeze(axis, why)

@@ -1,4 +1,7 @@
-"""All axes of an analysis side by side: what is asked of every axis is asked once of one long array."""
+"""All axes of an analysis side by side: what is asked of every axis is asked once of one long array.
+
+Tensors that hand on their slots share one array of them, so most arrays are the axes of several tensors.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.partitions import different
 from exporter.slots import Axis, Fixed, Ids
 from exporter.solve import Solution
 
@@ -17,28 +21,28 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class AxisTable:
-    """Axes that have slots, one after the other.
+    """Axes that have slots, and the different arrays of these one after the other.
 
     Attributes:
-        keys: (key of the tensor, axis) of each.
-        arrays: its slots.
-        starts: where each begins in ``slots``, shape (axes + 1,); the last is the end.
+        keys: (key of the tensor, axis) of each axis, and the number of its array.
+        arrays: slots, every array once.
+        starts: where each array begins in ``slots``, shape (arrays + 1,); the last is the end.
         slots: the arrays one after the other, shape (positions,).
-        owner: number of the axis of every position, shape (positions,).
+        owner: number of the array of every position, shape (positions,).
     """
 
-    keys: list[tuple[tuple[Any, ...], int]]
+    keys: list[tuple[tuple[Any, ...], int, int]]
     arrays: list[Ids]
     starts: Ids
     slots: Ids
     owner: Ids
 
     def all(self, flags: Mask) -> Mask:
-        """Say for every axis whether a flag is set at all of its positions; shape (axes,)."""
+        """Say for every array whether a flag is set at all of its positions; shape (arrays,)."""
         return ~self.any(~flags)
 
     def any(self, flags: Mask) -> Mask:
-        """Say for every axis whether a flag is set at one of its positions; shape (axes,)."""
+        """Say for every array whether a flag is set at one of its positions; shape (arrays,)."""
         found = np.zeros(len(self.arrays), np.bool_)
         filled = np.flatnonzero(np.diff(self.starts))
         if filled.size:
@@ -46,7 +50,7 @@ class AxisTable:
         return found
 
     def uniform(self, rows: Ids) -> Mask:
-        """Say for every axis whether the rows of all its positions are the same, shape (axes,); ``rows`` is of shape
+        """Say for every array whether the rows of all its positions are the same, shape (arrays,); ``rows`` is of shape
         (positions, columns)."""
         if not len(rows):
             return np.ones(len(self.arrays), np.bool_)
@@ -57,13 +61,16 @@ class AxisTable:
 
 def table_of(axes: Iterable[tuple[tuple[Any, ...], list[Axis]]]) -> AxisTable:
     """Put the axes of tensors, given by their keys, side by side; those that are ``Fixed`` are left out."""
-    keys: list[tuple[tuple[Any, ...], int]] = []
+    keys: list[tuple[tuple[Any, ...], int, int]] = []
     arrays: list[Ids] = []
+    numbers: dict[int, int] = {}
     for key, mine in axes:
         for k, axis in enumerate(mine):
             if not isinstance(axis, Fixed):
-                keys.append((key, k))
-                arrays.append(axis)
+                number = numbers.setdefault(id(axis), len(arrays))
+                if number == len(arrays):
+                    arrays.append(axis)
+                keys.append((key, k, number))
     lengths = np.array([a.size for a in arrays], np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     slots = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
@@ -72,8 +79,8 @@ def table_of(axes: Iterable[tuple[tuple[Any, ...], list[Axis]]]) -> AxisTable:
 
 def frozen_axes(table: AxisTable, solution: Solution) -> set[tuple[tuple[Any, ...], int]]:
     """Keys of the axes of which some slot must stay."""
-    frozen = table.any(solution.why[solution.root[table.slots]] != Solution.NOT_FROZEN)
-    return {table.keys[n] for n in np.flatnonzero(frozen)}
+    frozen = table.any(solution.why[solution.root[table.slots]] != Solution.NOT_FROZEN).tolist()
+    return {(key, axis) for key, axis, number in table.keys if frozen[number]}
 
 
 def distinct(rows: Ids) -> Ids:
@@ -84,5 +91,5 @@ def distinct(rows: Ids) -> Ids:
         first = np.ones(len(column), np.bool_)
         first[1:] = column[1:] != column[:-1]
         found.append(column[first])
-    numbers = np.unique(np.concatenate(found))
+    numbers = different(np.concatenate(found))
     return numbers[numbers >= 0]

@@ -39,6 +39,7 @@ from exporter.plan import Plan
 from exporter.planner import KINDS, NO_BUDGET, budget_of, check, eligible, plan_within, touched
 from exporter.score_names import LEARNED, MASKS, RECONSTRUCTION
 from runtime import feeds
+from runtime.meant import instead
 
 if TYPE_CHECKING:
     from exporter.calibration.cache import Cache
@@ -298,7 +299,7 @@ def _check(request: Request) -> None:
     """Refuse a request for blocks that does not say how many."""
     unknown = [k for k in request.kinds or () if k not in KINDS]
     if unknown:
-        raise UsageError(f"--granularity {unknown[0]}: choose from {', '.join((KIND, *KINDS))}.")
+        raise UsageError(f"--granularity {unknown[0]}: {instead(unknown[0], (KIND, *KINDS))}")
     if request.layers is not None and request.layers < 1:
         raise UsageError(f"--layers {request.layers}: must be at least 1.")
     if len(request.budget) > 1 or (not request.budget and request.layers is None):

@@ -6,7 +6,7 @@ before it gets a symbol of its own, and the body is looked at again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from exporter.protos import graphs_of, reads, subgraphs
 from exporter.symbols import Dim
 from exporter.values import is_standard
 
-Run = Callable[[Iterable[NodeProto]], None]
+Run = Callable[[GraphProto], None]
 
 CONTROL = frozenset({"If", "Loop", "Scan"})
 """Standard operators that run subgraphs."""
@@ -34,7 +34,7 @@ def infer_control(node: NodeProto, attributes: Mapping[str, Any], found: Inferre
         attributes: its attributes.
         found: what is known so far, by names that are unique in the whole model.
         opset: version of its operator.
-        run: infers a list of nodes into ``found``.
+        run: infers the nodes of a graph into ``found``.
 
     Returns:
         Whether it is control flow. The outputs of which nothing is known are left out of ``found``.
@@ -81,7 +81,7 @@ def _if(node: NodeProto, attributes: Mapping[str, Any], found: Inferred, run: Ru
     taken = _taken(node, attributes, found)
     for branch in branches:
         failures = len(found.failed)
-        run(branch.node)
+        run(branch)
         inside |= _names(branch)
         if taken and branch is not taken[0]:  # what is not taken at these sizes need not work out
             del found.failed[failures:]
@@ -216,7 +216,7 @@ def _settle(
                 found.opaque[inner] = known
             else:
                 found.set_tensor(inner, *known)
-        run(body.node)
+        run(body)
         changed = False
         for _, inner, after in carried:
             start = given.get(inner)

@@ -166,7 +166,7 @@ def size_edits(
     changed: set[Slot] = set()
     counted = [(r.slot, count(r.ids), r.ids.size) for r in groups.analysis.facts.resizes]
     for slot, left, dense in [*counted, *((slot, left, -1) for slot, left in more)]:
-        place = replace(slot, element=None)
+        place = slot._replace(element=None)
         wanted.setdefault(place, {})[slot.element] = left
         if left != dense:
             changed.add(place)

@@ -32,17 +32,18 @@ def expand(products: Sequence[Product], root: Ids, frozen: NDArray[np.bool_]) ->
     derived[classes] = True
     parts = np.arange(n, dtype=np.int64)[:, None]
     parts[frozen] = -1
+    open_ = np.flatnonzero(derived[parts[:, 0]])
     for _ in range(_MAX_DEPTH):
-        open_ = np.flatnonzero(derived[parts].any(1))
         if not open_.size:
-            return parts, open_
+            break
         old = parts[open_]
         here = derived[old]
-        wide = np.where(here[:, :, None], factors[old], -1)
+        wide = np.where(here[:, :, None], factors[old], -1).reshape(len(old), -1)
         wide[frozen[wide]] = -1
-        kept = np.where(here, -1, old)
-        parts = with_rows(parts, open_, unique_rows(np.concatenate([kept, wide.reshape(len(old), -1)], 1)))
-    return parts, np.flatnonzero(derived[parts].any(1))
+        rows = unique_rows(wide if here.all() else np.concatenate([np.where(here, -1, old), wide], 1))
+        parts = with_rows(parts, open_, rows)
+        open_ = open_[derived[rows].any(1)]
+    return parts, open_
 
 
 def _factor_rows(products: Sequence[Product], root: Ids) -> tuple[Ids, Ids]:

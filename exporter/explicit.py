@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from onnx import ModelProto, NodeProto, helper
+from onnx import GraphProto, NodeProto, helper
 
-from exporter.graph import op_of
 from exporter.inferred import Inferred
-from exporter.protos import all_nodes
+from exporter.node_shapes import Schemas
 from exporter.registry import enter
 
 Step = Callable[[NodeProto, Inferred], None]
@@ -28,18 +27,20 @@ def explicit(*operators: str) -> Callable[[Step], Step]:
     return enter(STEPS, "steps", *operators)
 
 
-def write_out(model: ModelProto, inferred: Inferred) -> bool:
+def write_out(graph: GraphProto, schemas: Schemas, inferred: Inferred) -> bool:
     """Write out, in place, the attributes that depend on sizes, where those hold for every input (``inferred``).
 
     Returns:
-        Whether there was a node that may have some.
+        Whether there was a node that may have some, in the graph or its subgraphs; ``schemas`` know it as it was.
     """
     found = False
-    for node in all_nodes(model.graph):
-        step = STEPS.get(op_of(node))
+    for view in schemas.views(graph):
+        step = STEPS.get(view.name)
         if step is not None:
-            step(node, inferred)
+            step(view.proto, inferred)
             found = True
+        for inner in view.graphs:
+            found |= write_out(inner, schemas, inferred)
     return found
 
 

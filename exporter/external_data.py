@@ -34,24 +34,31 @@ def files(model: ModelProto, folder: Path) -> set[Path]:
     Raises:
         ModelError: one of them is missing, too short, or outside the folder.
     """
-    seen: dict[str, tensors.Found] = {}
-    found = {tensors.external_file(t, folder, seen)[0] for t in all_tensors(model.graph) if tensors.is_external(t)}
-    return {path.resolve() for path in found}
+    return _files(all_tensors(model.graph), folder)
 
 
-def check_keys(model: ModelProto) -> None:
-    """Refuse entries that only this program makes, and only in memory.
+def files_read(model: ModelProto, folder: Path) -> set[Path]:
+    """Data files a model reads that comes from a file: like ``files``, but entries that only this program makes, and
+    only in memory, are refused.
 
     Raises:
-        ModelError: a tensor has one.
+        ModelError: a tensor has one, or ``files`` raises it.
     """
-    for tensor in all_tensors(model.graph):
+    kept = [t for t in all_tensors(model.graph) if t.external_data or tensors.is_external(t)]
+    for tensor in kept:
         for entry in tensor.external_data:
             if entry.key.startswith(parts.PREFIX):
                 raise ModelError(
                     f"initializer '{tensor.name}' has an entry '{entry.key}' in its external data, which no file has "
                     "and no other program knows. Export the model again."
                 )
+    return _files(kept, folder)
+
+
+def _files(given: Iterable[TensorProto], folder: Path) -> set[Path]:
+    seen: dict[str, tensors.Found] = {}
+    found = {tensors.external_file(t, folder, seen)[0] for t in given if tensors.is_external(t)}
+    return {path.resolve() for path in found}
 
 
 def write(

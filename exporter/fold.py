@@ -49,11 +49,11 @@ def needs_folding(model: ModelProto, constants: Set[str], found: Inferred, schem
     """
     outputs = {v.name for v in model.graph.output}
     wanted = set(outputs)
-    for node in reversed(model.graph.node):
-        view = schemas.view(node)
+    for view in reversed(schemas.views(model.graph)):
         if view.graphs or wanted.isdisjoint(view.outputs):
             return True
-        if view.op != "Constant" and found.arithmetic.issuperset(filter(None, view.outputs)):
+        known = view.op != "Constant" and not found.arithmetic.isdisjoint(view.outputs)
+        if known and found.arithmetic.issuperset(filter(None, view.outputs)):
             return True
         at = _TARGETS.get(view.op) if not view.domain else None
         if at is not None and len(view.inputs) > at:

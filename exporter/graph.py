@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
 from exporter.functions import Calls
-from exporter.inferred import Inferred
+from exporter.inferred import Inferred, are_numbers
 from exporter.node_shapes import Schemas
 from exporter.plan import Drop
 from exporter.tensors import Array
 from runtime.feeds import Binding
 
 _CACHED_BYTES = 1 << 16
+_LONGEST_CHAIN = 8
 _LARGEST_MASK = 1 << 26
 _HIDES = -1000.0
 _WEIGHTED = frozenset(
@@ -178,19 +179,24 @@ class Graph:
             for i, name in enumerate(node.inputs):
                 if name:
                     self.users.setdefault(name, []).append((node, i))
-            for name in (name for body in node.bodies for name in body.outputs):
-                self.users.setdefault(name, []).append((node, RETURNED))
+            for body in node.bodies:
+                for name in body.outputs:
+                    self.users.setdefault(name, []).append((node, RETURNED))
         self.producer = {name: node for node in self.nodes for name in node.outputs if name}
         self.given = {name for node in self.nodes for body in node.bodies for name in body.inputs}
         self._cache: dict[str, Array] = {}
+        self._files: dict[str, tensors.Found] = {}
+        self._trains: dict[str, bool] = {}
+        self._from_constants: dict[str, bool] = {}
         self._shapes: dict[str, tuple[int, ...] | None] = {}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape under the binding, or None where it is not known."""
-        if name not in self._shapes:
+        try:
+            return self._shapes[name]
+        except KeyError:
             dims = self.inferred.dims.get(name)
-            numbers = tuple(d for d in dims or () if isinstance(d, int))
-            self._shapes[name] = None if dims is None or len(numbers) < len(dims) else numbers
+            self._shapes[name] = cast(tuple[int, ...], dims) if dims is not None and are_numbers(dims) else None
         return self._shapes[name]
 
     def array(self, name: str) -> Array:
@@ -206,6 +212,25 @@ class Graph:
             self._cache[name] = values
         return values
 
+    def from_constants(self, name: str) -> bool:
+        """Say whether a tensor is computed from constants alone (a weight behind a Transpose or a Cast)."""
+        known = self._from_constants.get(name)
+        if known is None:
+            known = self._from_constants[name] = self._ends_in_constants(name)
+        return known
+
+    def _ends_in_constants(self, name: str) -> bool:
+        for _ in range(_LONGEST_CHAIN):
+            if name in self.constants:
+                return True
+            producer = self.producer.get(name)
+            if producer is None or not producer.inputs or producer.bodies:
+                return False
+            if any(n and n not in self.constants for n in producer.inputs[1:]):
+                return False
+            name = producer.inputs[0]
+        return False
+
     @property
     def parameters(self) -> int:
         """Number of elements in all constants that count as parameters, each counted once."""
@@ -214,17 +239,27 @@ class Graph:
     @cached_property
     def trained(self) -> frozenset[str]:
         """Constants that count as parameters: used, floating point or quantized codes; no indices, no masks."""
-        return frozenset(n for n, t in self.constants.items() if n in self.users and _trains(t) and not self._masks(n))
+        return frozenset(filter(self.trains, self.constants))
+
+    def trains(self, name: str) -> bool:
+        """Say whether a tensor is one of ``trained``; what there is to read is read when it is asked for."""
+        if name not in self._trains:
+            tensor = self.constants.get(name)
+            able = tensor is not None and name in self.users and _trains(tensor)
+            self._trains[name] = able and not self._masks(name)
+        return self._trains[name]
 
     def _masks(self, name: str) -> bool:
         """Say whether a constant hides positions, of a causal attention say: it holds minus infinity, or nothing but
         zero and one very negative number. No training ends there."""
         tensor = self.constants[name]
-        if tensor.data_type not in _FLOATS or not 2 <= math.prod(tensor.dims) <= _LARGEST_MASK:
+        if tensor.data_type not in _FLOATS:
             return False
         if any(node.op in _WEIGHTED and i > 0 for node, i in self.users[name]):
             return False  # a weight; reading all of them would take as long as reading the file
-        values = self.array(name)
+        if not 2 <= math.prod(tensor.dims) <= _LARGEST_MASK:
+            return False
+        values = tensors.read(tensor, self.folder, self._files)
         lowest = values.min()
         if lowest > _HIDES:
             return False
@@ -257,29 +292,31 @@ def make_nodes(graph: GraphProto, opsets: dict[str, int], schemas: Schemas | Non
 def _wrap(graph: GraphProto, schemas: Schemas, depth: int, nodes: list[Node]) -> tuple[Node, ...]:
     """Append the nodes of a graph, each after those of its subgraphs; returns the graph's own."""
     own = []
-    for proto in graph.node:
-        view = schemas.view(proto)
-        bodies = tuple(
-            Body(
-                attribute.name if attribute.HasField("g") else f"{attribute.name}[]",
-                tuple(v.name for v in inner.input),
-                tuple(v.name for v in inner.output),
-                _wrap(inner, schemas, depth + 1, nodes),
-            )
-            for attribute in (proto.attribute if view.attributes else ())
-            for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
-        )
+    for view in schemas.views(graph):
         node = Node(
-            proto=proto,
-            op=f"{view.domain}::{view.op}" if view.domain else view.op,
+            proto=view.proto,
+            op=view.name,
             inputs=view.inputs,
             outputs=view.outputs,
             attributes=view.attributes,
             opset=schemas.opsets.get(view.domain, 1),
+            bodies=_bodies(view.proto, schemas, depth + 1, nodes) if view.graphs else (),  # they come before it
             index=len(nodes),
             depth=depth,
-            bodies=bodies,
         )
         nodes.append(node)
         own.append(node)
     return tuple(own)
+
+
+def _bodies(proto: NodeProto, schemas: Schemas, depth: int, nodes: list[Node]) -> tuple[Body, ...]:
+    return tuple(
+        Body(
+            attribute.name if attribute.HasField("g") else f"{attribute.name}[]",
+            tuple(v.name for v in inner.input),
+            tuple(v.name for v in inner.output),
+            _wrap(inner, schemas, depth, nodes),
+        )
+        for attribute in proto.attribute
+        for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
+    )

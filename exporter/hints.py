@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
+
 from exporter.slots import Reason
 
-_INTERFACE = "--io NAME:AXIS lets it shrink, if whoever calls the model can follow"
+_INTERFACE = "lets it shrink, if whoever calls the model can follow"
 _STATIC = "export with a static size for this axis"
 _TRACE = "export without control flow (trace the model instead of scripting it)"
 
 _HINTS = {
-    "graph input": _INTERFACE,
-    "graph output": _INTERFACE,
     "spatial axis": "nothing: it follows the size of the input",
     "axis of": "nothing: every result depends on the whole axis",
     "order along": "nothing: the result depends on positions",
@@ -29,6 +30,23 @@ _HINTS = {
     "indices of": "drop the output that holds the indices",
     "two reshapes": "use sizes that divide each other",
 }
+
+
+def interface_hint(name: str, axis: int, dynamic: bool) -> str:
+    """What would free an axis of a graph input or output."""
+    option = f"--io {shlex.quote(f'{name}:{axis}')} {_INTERFACE}"
+    return f"export with a fixed size for axis {axis} of '{name}'; then {option}" if dynamic else option
+
+
+def kind_of_hint(hint: str) -> str:
+    """What is the same in the hints for many axes of the interface; else the hint."""
+    return _INTERFACE if hint.endswith(_INTERFACE) else hint
+
+
+def together(hints: Iterable[str]) -> str:
+    """Hints of one kind in a line: the first, and how many more there are."""
+    first, *others = dict.fromkeys(hints)
+    return f"{first} (and {len(others)} more like it)" if others else first
 
 
 def hint_for(reason: Reason) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import onnx
@@ -15,6 +15,12 @@ Dims = tuple[Dim, ...]
 
 INTEGERS = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
 _LONGEST_VECTOR = 64
+_NUMBERS = frozenset({int})
+
+
+def are_numbers(dims: Iterable[Dim]) -> bool:
+    """Say whether there is no symbol among the sizes."""
+    return _NUMBERS.issuperset(map(type, dims))
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,15 @@ class Inferred:
         """Record a tensor's type and shape."""
         self.dtype[name] = dtype
         self.dims[name] = dims = tuple(dims)
+        if are_numbers(dims):
+            return
         for axis, dim in enumerate(dims):
             if isinstance(dim, str) and dim not in self.origins:
                 self.origins[dim] = Origin(name, axis=axis)
 
     def is_fixed(self, name: str) -> bool:
         """Say whether the size of every axis is a number."""
-        return name in self.dims and all(isinstance(d, int) for d in self.dims[name])
+        return name in self.dims and are_numbers(self.dims[name])
 
     def vector(self, name: str) -> Vector | None:
         """Elements of an integer vector or scalar: numbers and symbols; None where it is not one."""
@@ -86,7 +94,7 @@ class Inferred:
             return self.vectors[name]
         value = self.known.get(name)
         if value is not None and value.ndim <= 1 and value.dtype.kind in "iub":
-            return tuple(int(v) for v in value.ravel())
+            return tuple(map(int, value.ravel().tolist()))
         dims = self.dims.get(name)
         if value is not None or dims is None or len(dims) > 1 or self.dtype.get(name) not in INTEGERS:
             return None

@@ -25,6 +25,7 @@ from exporter.plan import Plan
 from exporter.planner import KINDS, budget_of, check, eligible, plan_within
 from exporter.score_names import MASKS, RECONSTRUCTION
 from runtime import feeds
+from runtime.meant import instead
 
 if TYPE_CHECKING:
     from exporter.calibration.data import Calibration
@@ -201,7 +202,7 @@ def _check(request: Request, calibration: Calibration | None) -> None:
     """Refuse what the competition would ignore."""
     unknown = [k for k in request.kinds or () if k not in KINDS]
     if unknown:
-        raise UsageError(f"--granularity {unknown[0]}: choose from {', '.join(('layers', *KINDS))}.")
+        raise UsageError(f"--granularity {unknown[0]}: {instead(unknown[0], ('layers', *KINDS))}")
     check(request.scope or "local", budget_of(macs=request.macs), request.align, request.min_width)
     if calibration is None and request.kinds:
         raise UsageError(

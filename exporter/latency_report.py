@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from exporter.aligning import Aligned
 from exporter.latency_budget import LatencyOutcome
-from exporter.tables import milliseconds, quantity, shapes_text, short, table
+from exporter.tables import milliseconds, quantity, shapes_text, short, table, threads_text
 from runtime.agreement import OutputDifference
 from runtime.backends import Availability
 from runtime.comparison import Comparison
@@ -49,11 +49,10 @@ def bench_text(results: Sequence[Latency], ratios: Sequence[Ratio | None]) -> st
     for result, ratio in zip(results, ratios, strict=True):
         rows.append(_bench_row(result, batches, cold) + ([_ratio(ratio) if ratio else ""] if paired else []))
     shapes = shapes_text(results[0].shapes)
-    threads = f"{results[0].threads} threads" if results[0].threads else "default threads"
+    threads = threads_text(results[0].threads)
     lines = [f"{results[0].backend}, {threads}, inputs: {shapes or 'none'}", "", table(rows, right=range(1, 13))]
     lines += [*_streams(results), *_gpu(results[-1].gpu)]
-    flags = {f.kind: f for r in results for f in r.flags}
-    return "\n".join([*lines, *_flags(list(flags.values()))])
+    return "\n".join([*lines, *cautions(f for r in results for f in r.flags)])
 
 
 def _bench_row(result: Latency, batches: bool, cold: bool) -> list[str]:
@@ -116,8 +115,10 @@ def _ratio(ratio: Ratio) -> str:
     return f"{ratio.value:.3f} ({ratio.low:.3f} .. {ratio.high:.3f})"
 
 
-def _flags(flags: Sequence[Flag]) -> list[str]:
-    return ["", *(f"caution: {f.text}" for f in flags)] if flags else []
+def cautions(flags: Iterable[Flag]) -> list[str]:
+    """Lines on what disturbed a measurement, each sign once; none where nothing did."""
+    texts = {f.kind: f.text for f in flags}
+    return ["", *(f"caution: {text}" for text in texts.values())] if texts else []
 
 
 def comparison_text(found: Comparison, top: int) -> str:
@@ -137,7 +138,7 @@ def comparison_text(found: Comparison, top: int) -> str:
         lines += ["", outputs_text(found.outputs)]
     if found.layers and top:
         lines += ["", layers_text(found.layers, top), *held_back_text(found.savings, top)]
-    return "\n".join([*lines, *_flags(found.flags), "", verdict_text(found)])
+    return "\n".join([*lines, *cautions(found.flags), "", verdict_text(found)])
 
 
 def verdict_text(found: Comparison) -> str:
@@ -197,7 +198,7 @@ def profile_text(found: Profile, machine: Peaks, top: int) -> str:
         ]
         for node in ordered[:top]
     ]
-    threads = f"{found.threads} threads" if found.threads else "default threads"
+    threads = threads_text(found.threads)
     rest = ordered[top:]
     lines = [
         f"{found.model}: {milliseconds(found.latency)} a run, {milliseconds(found.kernels)} of it in "
@@ -251,7 +252,7 @@ def staircase_text(found: Staircase) -> str:
     widths = sorted({w for curve in found.curves.values() for w in curve})
     rows = [["width", *kinds]]
     rows += [[str(width), *(_step(found, kind, width) for kind in kinds)] for width in widths]
-    threads = f"{found.threads} threads" if found.threads else "default threads"
+    threads = threads_text(found.threads)
     best = "; ".join(f"{kind} {found.step(kind)}" for kind in kinds)
     return "\n".join(
         [
@@ -339,7 +340,7 @@ def _before_and_after(comparison: Comparison) -> str:
         return f"  {milliseconds(took[0])} -> {milliseconds(took[1])} on the device; {other.backend}"
     return (
         f"  {milliseconds(first.median)} -> {milliseconds(other.median)} wall time; "
-        f"{other.backend}, {other.threads or 'default'} threads"
+        f"{other.backend}, {threads_text(other.threads)}"
     )
 
 

@@ -56,8 +56,7 @@ def _load(file: Path, shapes: Mapping[str, tuple[int, ...]] | None, profile: int
     digest = hashlib.sha256(data)
     size = len(data)
     del data
-    external_data.check_keys(model)
-    outside = external_data.files(model, file.parent)
+    outside = external_data.files_read(model, file.parent)
     size += sum(f.stat().st_size for f in outside)
     source = Source(file, size, digest.hexdigest(), file, external=bool(outside))
     return normalise(model, file.parent, source, shapes, profile)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from itertools import takewhile
 
 from exporter.graph import Graph, Node
@@ -24,7 +24,19 @@ _JOINING = {
 _SUFFIX = re.compile(r"[./_](weight|kernel|bias|in_proj_bias|w|b|ReadVariableOp|quantized)$|(_weight_quantized|:0)$")
 
 
-def kind_of(graph: Graph, number: int, spans: Sequence[Span], partners: set[int], roles: Mapping[str, set[int]]) -> str:
+def joints_of(graph: Graph) -> frozenset[str]:
+    """Tensors that are the sum of two activations: a residual stream runs through them."""
+    return frozenset(name for node in graph.nodes if _joins(node, graph) for name in node.outputs)
+
+
+def kind_of(
+    graph: Graph,
+    number: int,
+    spans: Sequence[Span],
+    partners: set[int],
+    roles: Mapping[str, set[int]],
+    joints: Set[str],
+) -> str:
     """What the field calls the units of a group, from what the nodes around them do.
 
     Args:
@@ -33,6 +45,7 @@ def kind_of(graph: Graph, number: int, spans: Sequence[Span], partners: set[int]
         spans: what the group touches.
         partners: groups it forms product axes with.
         roles: remarks the rules made, as sets of group numbers.
+        joints: as ``joints_of`` found them.
     """
     if number in roles.get("token", ()):
         return "tokens"
@@ -46,27 +59,30 @@ def kind_of(graph: Graph, number: int, spans: Sequence[Span], partners: set[int]
         return "conv_groups"
     if partners and number in roles.get("norm_group", ()):
         return "norm_groups"
-    matrices = {s.tensor for s in spans if s.constant and len(graph.shape(s.tensor) or ()) > 1}
+    constants = {s.tensor for s in spans if s.constant}
+    matrices = [name for name in constants if len(graph.shape(name) or ()) > 1]
     users = [{u.op.rpartition("::")[2] for u, _ in graph.users.get(name, ())} for name in matrices]
-    convolutions = sum(bool(ops & _CONVOLUTIONS) for ops in users)
+    convolutions = sum(not ops.isdisjoint(_CONVOLUTIONS) for ops in users)
     if 2 * convolutions >= max(len(users), 1):  # the residual stream of a vision transformer starts at one convolution
         return "channels"
-    return "hidden" if any(_joins(graph.producer.get(s.tensor), graph) for s in spans) else "neurons"
+    return "hidden" if not joints.isdisjoint([s.tensor for s in spans]) else "neurons"
 
 
-def _joins(node: Node | None, graph: Graph) -> bool:
-    """Say whether a node adds two activations: a residual stream runs through it."""
-    operands = _JOINING.get(node.op.rpartition("::")[2], ()) if node is not None else ()
-    taken = [node.inputs[i] for i in operands if i < len(node.inputs)] if node is not None else []
+def _joins(node: Node, graph: Graph) -> bool:
+    """Say whether a node adds two activations."""
+    operands = _JOINING.get(node.op.rpartition("::")[2])
+    taken = [node.inputs[i] for i in operands if i < len(node.inputs)] if operands is not None else []
     return bool(taken) and not any(name in graph.constants for name in taken)
 
 
-def names_of(graph: Graph, spans: Sequence[Sequence[Span]], kinds: Sequence[str]) -> list[str]:
-    """A unique name for each group, after the layer that produces its units first."""
+def names_of(
+    graph: Graph, spans: Sequence[Sequence[Span]], kinds: Sequence[str], firsts: Sequence[tuple[Span, int]]
+) -> list[str]:
+    """A unique name for each group, after the layer that produces its units first, as ``first_of`` found it."""
     names: list[str] = []
     taken: set[str] = set()
-    for mine, kind in zip(spans, kinds, strict=True):
-        base = wish = _name(graph, mine)
+    for mine, kind, first in zip(spans, kinds, firsts, strict=True):
+        base = wish = _name(graph, mine, *first)
         if kind in _FACTORS or wish in taken:
             wish = f"{base}:{kind}"
         number = 2
@@ -115,39 +131,34 @@ def _common(names: Sequence[str]) -> str:
     return "".join(same)
 
 
-def place_of(graph: Graph, spans: Sequence[Span]) -> int:
-    """Position in the graph of the layer that produces the units of a group first."""
-    return _first_use(graph, _first(graph, _producing(spans)))
+def first_of(graph: Graph, spans: Sequence[Span]) -> tuple[Span, int]:
+    """The layer that produces the units of a group first: its span, and its position in the graph."""
+    producing = _producing(spans)
+    matrices = [s for s in producing if len(graph.shape(s.tensor) or ()) > 1]
+    places = [_first_use(graph, span) for span in matrices or producing]
+    place = min(places)
+    return (matrices or producing)[places.index(place)], place
 
 
 def _producing(spans: Sequence[Span]) -> list[Span]:
     return [s for s in spans if s.constant and not s.contracted] or list(spans)
 
 
-def _first(graph: Graph, spans: Sequence[Span]) -> Span:
-    matrices = [s for s in spans if len(graph.shape(s.tensor) or ()) > 1]
-    return min(matrices or spans, key=lambda s: _first_use(graph, s))
-
-
-def _name(graph: Graph, spans: Sequence[Span]) -> str:
-    producing = _producing(spans)
-    first = _first(graph, producing)
-    place = _first_use(graph, first)
+def _name(graph: Graph, spans: Sequence[Span], first: Span, place: int) -> str:
     if not _MADE_UP.match(first.tensor):
         return _short(first.tensor)
     node = graph.nodes[place] if place < len(graph.nodes) else None
     if node is not None and node.proto.name and not _MADE_UP.match(node.proto.name):
         return _short(node.proto.name.strip("/").removesuffix(f"/{node.proto.op_type}"))
     # a bias keeps the name its weight lost
-    near = [s for s in producing if place <= _first_use(graph, s) <= place + 2 and not _MADE_UP.match(s.tensor)]
+    near = [s for s in _producing(spans) if place <= _first_use(graph, s) <= place + 2 and not _MADE_UP.match(s.tensor)]
     return _short(near[0].tensor) if near else first.tensor
 
 
 def _first_use(graph: Graph, span: Span) -> int:
     if span.use is not None:
         return _reader(graph, graph.producer[span.use[0]])
-    users = graph.users.get(span.tensor, ())
-    return min((_reader(graph, u) for u, _ in users), default=len(graph.nodes))
+    return min([_reader(graph, user) for user, _ in graph.users.get(span.tensor, ())], default=len(graph.nodes))
 
 
 def _reader(graph: Graph, node: Node) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import onnx
 import onnx.shape_inference
@@ -12,12 +12,11 @@ from onnx import GraphProto, NodeProto, TypeProto
 
 from exporter.contrib_shapes import SHAPED_LIKE, contrib_types
 from exporter.inferred import Dims, Inferred
-from exporter.protos import attributes_of, subgraphs
-from exporter.symbols import Dim
+from exporter.protos import attributes_of, constant_of, subgraphs
 from exporter.values import LIMIT
 
-Result = tuple[int, tuple[Dim | None, ...]] | TypeProto
-"""Element type and shape of an output, None for an axis of which nothing is known; or the type of what has no shape."""
+Result = tuple[int, Dims] | TypeProto
+"""Element type and shape of an output, "" for an axis of which nothing is known; or the type of what has no shape."""
 
 _UNDEFINED = -1
 
@@ -33,6 +32,7 @@ class View:
         inputs: names of tensors, "" for an omitted one.
         outputs: names of tensors, "" for an omitted one.
         attributes: by name, as Python values.
+        graphs: the subgraphs it runs.
         kind: number of what onnx is asked, but for the inputs; None before it was asked.
     """
 
@@ -42,14 +42,13 @@ class View:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
+    graphs: Sequence[GraphProto]
     kind: int | None = None
 
     @property
-    def graphs(self) -> bool:
-        """Whether it may run subgraphs."""
-        return any(isinstance(value, (GraphProto, list)) for value in self.attributes.values()) and bool(
-            subgraphs(self.proto)
-        )
+    def name(self) -> str:
+        """The operator, with its domain unless standard, as ``op_of`` gives it."""
+        return f"{self.domain}::{self.op}" if self.domain else self.op
 
 
 def record(name: str, result: Result, found: Inferred) -> None:
@@ -58,9 +57,9 @@ def record(name: str, result: Result, found: Inferred) -> None:
         found.set_type(name, result)
         return
     dtype, dims = result
-    if None in dims:
-        dims = tuple([f"{name}:{axis}" if d is None else d for axis, d in enumerate(dims)])
-    found.set_tensor(name, dtype, cast(Dims, dims))
+    if "" in dims:
+        dims = tuple([f"{name}:{axis}" if d == "" else d for axis, d in enumerate(dims)])
+    found.set_tensor(name, dtype, dims)
 
 
 class Schemas:
@@ -76,16 +75,17 @@ class Schemas:
         self._known: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
         self._answers: dict[tuple[object, ...], dict[int, Result]] = {}
         self._kinds: dict[tuple[object, ...], int] = {}
-        self._views: dict[int, View] = {}
+        self._views: dict[int, tuple[GraphProto, list[View]]] = {}
 
-    def view(self, node: NodeProto) -> View:
-        """A node as it was when it was first looked at; ``forget`` follows every change of nodes in place."""
-        view = self._views.get(id(node))  # the view holds the node, so the number stays its own
-        if view is None:
-            domain = "" if node.domain == "ai.onnx" else node.domain
-            view = View(node, node.op_type, domain, tuple(node.input), tuple(node.output), attributes_of(node))
-            self._views[id(node)] = view
-        return view
+    def views(self, graph: GraphProto) -> list[View]:
+        """The nodes of a graph as they were when they were first looked at, those of its subgraphs in their ``graphs``.
+
+        ``forget`` follows every change of nodes in place.
+        """
+        known = self._views.get(id(graph))
+        if known is None:  # the entry holds the graph, so the number stays its own
+            known = self._views[id(graph)] = graph, [_view(node) for node in graph.node]
+        return known[1]
 
     def forget(self) -> None:
         """Look at all nodes anew: some were changed."""
@@ -99,7 +99,11 @@ class Schemas:
             view.kind = self._kind(view)
         if view.kind == _UNDEFINED:
             return _numbered(view, contrib_types(view.proto, found))
-        question = (view.kind, *[_described(n, found) for n in view.inputs])
+        dims, dtype, known = found.dims, found.dtype, found.known
+        question = (
+            view.kind,
+            *[(dtype[n], dims[n]) if n in dims and n not in known else _described(n, found) for n in view.inputs],
+        )
         answer = self._answers.get(question)
         if answer is None:
             answer = self._answers[question] = _numbered(view, self._ask(view, found))
@@ -110,7 +114,7 @@ class Schemas:
         if self._schema_of(view) is None:
             return _UNDEFINED
         attributes = tuple([a.SerializeToString(deterministic=True) for a in view.proto.attribute])
-        kind = (view.op, view.domain, attributes, tuple([bool(n) for n in view.outputs]), len(view.inputs))
+        kind = (view.op, view.domain, attributes, tuple(map(bool, view.outputs)), len(view.inputs))
         return self._kinds.setdefault(kind, len(self._kinds))
 
     def _schema_of(self, view: View) -> onnx.defs.OpSchema | None:
@@ -139,6 +143,16 @@ class Schemas:
         return dict(outputs)
 
 
+def _view(node: NodeProto) -> View:
+    op, domain = node.op_type, node.domain
+    if op == "Constant":
+        constant_of(node)  # puts its value into the one form that is read later
+    attributes = attributes_of(node)
+    graphs = subgraphs(node) if attributes else ()
+    standard = "" if domain == "ai.onnx" else domain
+    return View(node, op, standard, tuple(node.input), tuple(node.output), attributes, graphs)
+
+
 def _numbered(view: View, types: Mapping[str, TypeProto]) -> dict[int, Result]:
     return {o: _plain(types[name]) for o, name in enumerate(view.outputs) if name in types}
 
@@ -158,5 +172,5 @@ def _described(name: str, found: Inferred) -> object:
 def _plain(kind: TypeProto) -> Result:
     if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
         return kind
-    dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.tensor_type.shape.dim]
+    dims = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.tensor_type.shape.dim]
     return kind.tensor_type.elem_type, tuple(dims)

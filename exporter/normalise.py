@@ -13,23 +13,23 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from exporter import functions, tensors
-from exporter.branches import take_known_branches
-from exporter.check import check_model
 from exporter.control_shapes import of_varying_rank
 from exporter.copies import candidates, replace_copies
+from exporter.decided_ifs import take_known_branches
 from exporter.errors import ModelError
 from exporter.explicit import write_out
 from exporter.fold import fold, needs_folding
 from exporter.graph import Graph, Source, make_nodes, opsets_of
-from exporter.inferred import Dims, Inferred
+from exporter.inferred import INTEGERS, Dims, Inferred
 from exporter.node_shapes import Schemas
-from exporter.ordering import sort_nodes
+from exporter.ordering import in_order, sort_nodes
 from exporter.protos import add_outputs, constant_of, graphs_of, reads, set_nodes
 from exporter.shapes import infer
 from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
 from exporter.symbols import named
 from exporter.unshare import has_steps, part_uses
+from exporter.validity import check_model
 from exporter.values import LIMIT, Known
 from runtime import bounds, feeds
 from runtime.backends import SessionOptions, TensorSpec, open_session
@@ -74,49 +74,48 @@ def normalise(
     calls = functions.inline(model)
     opsets = opsets_of(model)
     check_model(model)
-    flatten_scopes(model)
-    sort_nodes(model)
-    signature, schemas = input_specs(model), Schemas(opsets)
-    constants = _constants(model, folder)
-    static = infer(model.graph.node, opsets, _inputs(signature, None), constants, schemas=schemas)
-    while take_known_branches(model, static):
+    schemas = Schemas(opsets)
+    nested = _put_in_order(model, schemas)
+    signature, constants = input_specs(model), _constants(model, folder)
+    static = infer(model.graph, schemas, _inputs(signature, None), constants)
+    while nested and take_known_branches(model, static):
         schemas.forget()
         constants = _constants(model, folder)
-        static = infer(model.graph.node, opsets, _inputs(signature, None), constants, schemas=schemas)
+        static = infer(model.graph, schemas, _inputs(signature, None), constants)
     stands = not needs_folding(model, set(constants), static, schemas)
     if not stands:
         _fold(model, static)
         schemas.forget()
         constants = _constants(model, folder)
     sizes = {name: dims for name, (_, dims, _) in constants.items()}
-    if has_steps(model.graph.node) and part_uses(model, sizes, fresh_names(model)):
+    if has_steps(schemas.views(model.graph)) and part_uses(model, sizes, fresh_names(model)):
         schemas.forget()
         stands = False
     binding, bound, measured, unmeasured = _bind(model, folder, signature, constants, shapes or {}, profile, schemas)
     if binding.symbols and candidates(model.graph.node, static):
         longer = feeds.bind([s for s in signature if s.dtype is not None], _longer(signature, binding))
-        other = infer(model.graph.node, opsets, _inputs(signature, longer.shapes), constants, schemas=schemas)
+        other = infer(model.graph, schemas, _inputs(signature, longer.shapes), constants)
         if replace_copies(model, static, (bound, other)):
             _fold(model, static)
             schemas.forget()
             constants = _constants(model, folder)
-            bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured, schemas)
+            bound = infer(model.graph, schemas, _inputs(signature, binding.shapes), constants, measured)
             stands = False
     if not stands:
-        static = infer(model.graph.node, opsets, _inputs(signature, None), constants, schemas=schemas)
+        static = infer(model.graph, schemas, _inputs(signature, None), constants)
     varying = of_varying_rank(model.graph, static) if measured else set()
     ranks = {n: tuple(f"{n}:{axis}" for axis in range(len(d))) for n, d in measured.items() if n not in varying}
     if ranks:  # where every rank is known, more targets can be put together anew
         again = True
         while again:
-            static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks, schemas)
-            again = take_known_branches(model, static)
+            static = infer(model.graph, schemas, _inputs(signature, None), constants, ranks)
+            again = nested and take_known_branches(model, static)
             _fold(model, static)
             schemas.forget()
             constants = _constants(model, folder)
-        bound = infer(model.graph.node, opsets, _inputs(signature, binding.shapes), constants, measured, schemas)
-        static = infer(model.graph.node, opsets, _inputs(signature, None), constants, ranks, schemas)
-    if write_out(model, static):
+        bound = infer(model.graph, schemas, _inputs(signature, binding.shapes), constants, measured)
+        static = infer(model.graph, schemas, _inputs(signature, None), constants, ranks)
+    if write_out(model.graph, schemas, static):
         schemas.forget()
     return Graph(
         model=model,
@@ -130,6 +129,18 @@ def normalise(
         calls=calls,
         unmeasured=unmeasured,
     )
+
+
+def _put_in_order(model: ModelProto, schemas: Schemas) -> bool:
+    """Flatten scopes and sort nodes, in place, where that changes anything; returns whether there are subgraphs."""
+    views = schemas.views(model.graph)
+    nested = any(view.graphs for view in views)
+    if nested:
+        flatten_scopes(model)
+    if nested or not in_order([(view.inputs, view.outputs) for view in views]):
+        sort_nodes(model)
+        schemas.forget()
+    return nested
 
 
 def input_specs(model: ModelProto) -> list[TensorSpec]:
@@ -182,13 +193,10 @@ def constant_tensors(model: ModelProto) -> dict[str, TensorProto]:
 def _constants(model: ModelProto, folder: Path) -> Constants:
     found: dict[str, tuple[int, Dims, Known | None]] = {}
     for name, tensor in constant_tensors(model).items():
-        size = 1
-        for d in tensor.dims:
-            size *= d
-        integer = tensor.data_type in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-        small = size <= (LIMIT if integer else _SMALL_FLOATS)
-        values = tensors.read(tensor, folder) if small and tensor.data_type != TensorProto.STRING else None
-        found[name] = (tensor.data_type, tuple(tensor.dims), values)
+        dtype, dims = tensor.data_type, tuple(tensor.dims)
+        small = math.prod(dims) <= (LIMIT if dtype in INTEGERS else _SMALL_FLOATS)
+        values = tensors.read(tensor, folder) if small and dtype != TensorProto.STRING else None
+        found[name] = (dtype, dims, values)
     return found
 
 
@@ -241,21 +249,20 @@ def _bind(
     """
     why, end = "", time.monotonic() + _MEASURE_SECONDS
     best: tuple[int, feeds.Binding, Inferred] | None = None
-    opsets = opsets_of(model)
     tensor_inputs = [s for s in signature if s.dtype is not None]
     for profile in feeds.PROFILES[first:]:
         binding = feeds.bind(tensor_inputs, shapes, profile)
         if best is not None and binding.shapes == best[1].shapes:
             continue
         inputs = _inputs(signature, binding.shapes)
-        found = infer(model.graph.node, opsets, inputs, constants, schemas=schemas)
+        found = infer(model.graph, schemas, inputs, constants)
         if (found.failed or not _all_fixed(found)) and not _has_empty(found):
             varying = of_varying_rank(model.graph, found)
             shown, limit = _measure(model, folder, binding, found, end)
             why = why or limit
             measured = {n: d for n, d in shown.items() if n not in varying}
             if measured:
-                again = infer(model.graph.node, opsets, inputs, constants, measured, schemas)
+                again = infer(model.graph, schemas, inputs, constants, measured)
                 return binding, again, measured, ""
         failures = len(found.failed) + _has_empty(found)
         if best is None or failures < best[0]:
@@ -276,7 +283,7 @@ def _longer(signature: list[TensorSpec], binding: feeds.Binding) -> dict[str, tu
 
 
 def _has_empty(found: Inferred) -> bool:
-    return any(isinstance(d, int) and d <= 0 for dims in found.dims.values() for d in dims)
+    return any(isinstance(d, int) and d <= 0 for d in set().union(*found.dims.values()))
 
 
 def _all_fixed(found: Inferred) -> bool:

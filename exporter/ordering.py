@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from onnx import GraphProto, ModelProto, NodeProto
 
 from exporter.errors import ModelError
 from exporter.protos import graphs_of, reads, set_nodes
+
+
+def in_order(nodes: Sequence[tuple[Collection[str], Collection[str]]]) -> bool:
+    """Say whether nodes, given by the names each reads and makes, make every value before it is read."""
+    later = {name for _, made in nodes for name in made if name}
+    for read, made in nodes:
+        if not later.isdisjoint(read):
+            return False
+        later.difference_update(made)
+    return True
 
 
 def sort_nodes(model: ModelProto) -> None:
@@ -16,15 +28,11 @@ def sort_nodes(model: ModelProto) -> None:
 
 def _sort(graph: GraphProto) -> None:
     nodes = list(graph.node)
-    made = {name for node in nodes for name in node.output if name}
-    later = set(made)
-    for node in nodes:
-        if not later.isdisjoint(reads(node)):
-            break
-        later.difference_update(node.output)
-    else:
+    read = [reads(node) for node in nodes]
+    if in_order([(names, node.output) for names, node in zip(read, nodes, strict=True)]):
         return
-    needs = [reads(node) & made for node in nodes]
+    made = {name for node in nodes for name in node.output if name}
+    needs = [names & made for names in read]
     order: list[NodeProto] = []
     waiting = dict(enumerate(needs))
     blocked_by: dict[str, list[int]] = {}

@@ -38,6 +38,14 @@ def common_part(a: Ids, b: Ids) -> Ids:
     return np.unique(roots[u], return_inverse=True)[1].astype(np.int64)
 
 
+def different(numbers: Ids) -> Ids:
+    """The different numbers of an array, sorted. ``np.unique`` hashes them first, which takes several times as long."""
+    if not numbers.size:
+        return numbers.reshape(-1)
+    ordered = np.sort(numbers, axis=None)
+    return ordered[np.r_[True, ordered[1:] != ordered[:-1]]]
+
+
 def cells_of(labels: Sequence[Ids]) -> tuple[Ids, bool]:
     """Number every row's combination of labels, 0..k-1, and say whether every combination occurs."""
     stacked = np.stack(labels, 1)
@@ -88,12 +96,14 @@ def unique_rows(rows: Ids) -> Ids:
 
 
 def with_rows(table: Ids, at: Ids, rows: Ids) -> Ids:
-    """A padded table with other rows in some places, its columns trimmed as by ``unique_rows``."""
+    """A padded table with other rows, trimmed by ``unique_rows``, in some places; its columns are trimmed too."""
     width = max(table.shape[1], rows.shape[1])
     result = np.full((len(table), width), -1, np.int64)
     result[:, : table.shape[1]] = table
     result[at] = -1
     result[at, : rows.shape[1]] = rows
+    if width == rows.shape[1]:
+        return result
     filled = max(1, int((result >= 0).any(0).sum()))
     return np.ascontiguousarray(result[:, :filled])
 

@@ -2,7 +2,7 @@
 
 A cut model of 7 billion parameters would fill the memory. So what is cut from external data stays a description of it:
 the tensor points at the bytes it was cut from and says which indices stay, and whoever reads it gets these. No file
-holds such an entry; one that does is refused (``external_data.check_keys``).
+holds such an entry; one that does is refused (``external_data.files_read``).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 
 from exporter.atomic import write_text
 from exporter.errors import UsageError
+from runtime.model_files import near
 
 FORMAT = "secateur-plan"
 VERSION = 1
@@ -220,7 +221,8 @@ class Plan:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"the plan {path} cannot be read: {error.strerror or error}.") from error
+            meant = near(Path(path)) if isinstance(error, FileNotFoundError) else ""
+            raise UsageError(f"the plan {path} cannot be read: {error.strerror or error}.{meant}") from error
         except UnicodeDecodeError as error:
             raise UsageError(f"{path} is not a Secateur plan. {_MAKE}") from error
         return Plan.from_json(text, str(path))

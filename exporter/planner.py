@@ -19,6 +19,7 @@ from exporter.importance import Scores
 from exporter.plan import Plan
 from exporter.products import one_per_product
 from exporter.widths import AUTOMATIC, Budget, Widths
+from runtime.meant import instead
 
 KINDS = ("channels", "neurons", "hidden", "heads", "head_dims", "conv_groups", "norm_groups", "experts", "tokens")
 OPT_IN = ("experts",)
@@ -282,7 +283,7 @@ def eligible(
     else:
         unknown = [k for k in granularity if k not in KINDS]
         if unknown:
-            raise UsageError(f"--granularity {unknown[0]}: choose from {', '.join(KINDS)}.")
+            raise UsageError(f"--granularity {unknown[0]}: {instead(unknown[0], KINDS)}")
         chosen = [n for n, g in enumerate(groups) if g.kind in granularity]
     kept, wanted = touched(groups, keep, "--keep"), touched(groups, only, "--only")
     chosen = [n for n in chosen if n not in kept and (not only or n in wanted)]

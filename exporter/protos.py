@@ -27,7 +27,7 @@ def reads(node: NodeProto) -> set[str]:
 
 def attributes_of(node: NodeProto) -> dict[str, Any]:
     """Attributes of a node as Python values; strings decoded."""
-    result = {}
+    result: dict[str, Any] = {}
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
         result[attribute.name] = value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -12,8 +12,9 @@ from exporter.blocks import KIND, Block, Blocks, find_blocks
 from exporter.calibration.fidelity import Fidelity
 from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
-from exporter.hints import hint_for
+from exporter.hints import hint_for, kind_of_hint, together
 from exporter.interface import shrunk
+from exporter.latency_report import cautions
 from exporter.plan import PlannedGroup
 from exporter.proof import Proof
 from exporter.pruner import Result, Totals
@@ -97,16 +98,16 @@ def frozen_text(frozen: Sequence[Frozen]) -> str:
         return "nothing is frozen"
     by_reason: dict[tuple[str, str], list[Frozen]] = {}
     for row in frozen:
-        by_reason.setdefault((row.reason.text, hint_for(row.reason)), []).append(row)
+        by_reason.setdefault((row.reason.text, kind_of_hint(hint_for(row.reason))), []).append(row)
     lines = ["frozen, by reason:"]
-    for (text, hint), rows in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+    for (text, kind), rows in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         shown = [_frozen_axis(r) for r in rows[:_NAMED_TENSORS]]
         more = f", and {len(rows) - _NAMED_TENSORS} more" if len(rows) > _NAMED_TENSORS else ""
         where = rows[0].reason.where
         lines.append(f"  {text} ({short(where)})" if where else f"  {text}")
         lines.append(f"    {', '.join(shown)}{more}")
-        if hint:
-            lines.append(f"    to free it: {hint}")
+        if kind:
+            lines.append(f"    to free it: {together(hint_for(row.reason) for row in rows)}")
     return "\n".join(lines)
 
 
@@ -121,10 +122,11 @@ def inspect_text(graph: Graph, groups: Groups, before: Totals) -> str:
     name = graph.source.path.name if graph.source.path is not None else "model"
     size = f", {quantity(before.file_bytes)}B" if before.file_bytes else ""
     binding = ", ".join(f"{k}={v}" for k, v in graph.binding.symbols.items())
+    counted = "; MACs are counted for one sample" if graph.binding.batch > 1 else ""
     lines = [
         f"{name}: {quantity(before.parameters)} parameters, {quantity(before.macs)} MACs{size}, "
         f"{len(graph.nodes)} nodes",
-        *([f"dynamic axes, sizes taken: {binding}"] if binding else []),
+        *([f"dynamic axes, sizes taken: {binding}{counted}"] if binding else []),
         "",
         groups_table(groups, blocks=blocks) if len(groups) or len(blocks) else "no group of units can be removed",
         "",
@@ -176,6 +178,7 @@ def prune_text(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
         *(f"note: {w}" for w in result.warnings),
         *([""] if result.warnings else []),
         totals_table(result.before, result.after, latency, result.fidelity),
+        *(cautions(f for side in latency[:2] for f in side.flags) if latency is not None else ()),
         *_achieved(result),
         verdict(result),
     ]

@@ -48,7 +48,7 @@ def code_tensors(graph: Graph, pruned: Graph, limit: int) -> list[str]:
 
 
 def is_quantized(graph: Graph) -> bool:
-    """Say whether a graph quantizes activations, or computes with codes; weights that are dequantized are as good as others."""
+    """Say whether a graph quantizes activations or computes with codes; weights that are dequantized do not count."""
     return any(part in node.op for node in graph.nodes for part in _QUANTIZED)
 
 

@@ -8,37 +8,35 @@ tell gets a symbol of its own, so that it can still be recognised where it turns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, TypeProto
+from onnx import GraphProto, TensorProto, TypeProto
 
 from exporter.control_shapes import CONTROL, Run, infer_control
-from exporter.inferred import INTEGERS, Dims, Inferred
+from exporter.inferred import INTEGERS, Dims, Inferred, are_numbers
 from exporter.node_shapes import Schemas, View, record
 from exporter.symbols import Dim, is_computed, product, quotient
 from exporter.values import LIMIT, Known, evaluate, evaluate_vector
 
 
 def infer(
-    nodes: Iterable[NodeProto],
-    opsets: Mapping[str, int],
+    graph: GraphProto,
+    schemas: Schemas,
     inputs: Mapping[str, tuple[int, Dims] | TypeProto],
     constants: Mapping[str, tuple[int, Dims, Known | None]],
     measured: Mapping[str, Dims] | None = None,
-    schemas: Schemas | None = None,
 ) -> Inferred:
     """Infer every tensor of a graph.
 
     Args:
-        nodes: in topological order.
-        opsets: operator-set version by domain ("" for the standard one).
+        graph: its nodes are in topological order.
+        schemas: those of the operator sets; they remember nodes and answers from pass to pass.
         inputs: graph inputs, (dtype, dims) or a non-tensor type.
         constants: (dtype, dims, values or None if large) of initializers and Constant nodes.
         measured: shapes taken from a real run, used for tensors that onnx cannot infer.
-        schemas: those of ``opsets``; they remember nodes and answers from pass to pass.
 
     Returns:
         Everything found; failures are recorded, never raised.
@@ -55,21 +53,19 @@ def infer(
             found.known[name] = value
             if dtype in INTEGERS:
                 found.arithmetic.add(name)
-    rules = schemas if schemas is not None else Schemas(opsets)
 
-    def run(inner: Iterable[NodeProto]) -> None:
-        for node in inner:
-            if node.op_type == "Constant":
+    def run(inner: GraphProto) -> None:
+        for view in schemas.views(inner):
+            if view.op == "Constant":
                 continue
             try:
-                view = rules.view(node)
                 _known_values(view, found)
-                _types(view, rules, found, measured or {}, run)
+                _types(view, schemas, found, measured or {}, run)
                 _vector_values(view, found)
             except (LookupError, TypeError, ValueError, AttributeError):  # it lacks what its operator needs
-                found.failed.append(node)
+                found.failed.append(view.proto)
 
-    run(nodes)
+    run(graph)
     return found
 
 
@@ -80,7 +76,7 @@ def _types(view: View, rules: Schemas, found: Inferred, measured: Mapping[str, D
         if dims is not None and dtype is not None:
             name = view.outputs[0]
             found.set_tensor(name, dtype, dims)
-            if not found.is_fixed(name) and _numbers(measured.get(name, ("?",))):
+            if not found.is_fixed(name) and are_numbers(measured.get(name, ("?",))):
                 found.set_tensor(name, dtype, measured[name])
             return
     control = view.op in CONTROL and infer_control(view.proto, view.attributes, found, rules.opsets.get("", 1), run)
@@ -94,15 +90,11 @@ def _types(view: View, rules: Schemas, found: Inferred, measured: Mapping[str, D
         if name in found.known and name not in found.dims:
             value = found.known[name]
             found.set_tensor(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-        if name in measured and (name not in found.dims or (not found.is_fixed(name) and _numbers(measured[name]))):
+        if name in measured and (name not in found.dims or (not found.is_fixed(name) and are_numbers(measured[name]))):
             found.set_tensor(name, found.dtype.get(name, TensorProto.FLOAT), measured[name])
         missing |= name not in found.dims or (control and not found.is_fixed(name))
     if missing:
         found.failed.append(view.proto)
-
-
-def _numbers(dims: Dims) -> bool:
-    return all(isinstance(d, int) for d in dims)
 
 
 def _known_values(view: View, found: Inferred) -> None:
@@ -171,7 +163,7 @@ def _reshape(attributes: dict[str, Any], names: Sequence[str], found: Inferred) 
     """Output shape of Reshape where symbols are involved (None: onnx handles it)."""
     target = found.vector(names[1]) if len(names) > 1 else None
     source = found.dims.get(names[0])
-    if target is None or source is None or all(isinstance(d, int) for d in (*target, *source)):
+    if target is None or source is None or (are_numbers(target) and are_numbers(source)):
         return None
     out: list[Dim] = []
     rest = None

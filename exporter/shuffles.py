@@ -7,6 +7,7 @@ stay, with new sizes; after any other they become one Gather.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -53,7 +54,7 @@ def find_shuffles(graph: Graph) -> list[Shuffle]:
 
 def _splits(graph: Graph, node: Node) -> bool:
     before, after = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])
-    return before is not None and after is not None and len(after) > 1 and int(np.prod(before)) <= _MOST_ELEMENTS
+    return before is not None and after is not None and len(after) > 1 and math.prod(before) <= _MOST_ELEMENTS
 
 
 def _leaves(graph: Graph, start: Node) -> list[Shuffle]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,7 @@ class TooManySlots(Exception):
     """The facts of a graph are about more slots than they may be."""
 
 
-@dataclass(frozen=True)
-class Reason:
+class Reason(NamedTuple):
     """Why slots must stay.
 
     Attributes:
@@ -58,8 +58,7 @@ class Reason:
     hint: str = ""
 
 
-@dataclass(frozen=True)
-class Fixed:
+class Fixed(NamedTuple):
     """An axis of ``size`` slots, all of which stay."""
 
     size: int
@@ -71,8 +70,7 @@ Axis = Ids | Fixed
 ONE = Reason("axis of size one")
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """``flat[i, j, ...]`` (row-major) exists exactly when ``factors[0][i]``, ``factors[1][j]``, ... all do."""
 
     flat: Ids
@@ -80,8 +78,7 @@ class Product:
     where: str
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """A place in the file that holds a number of slots.
 
     Attributes:
@@ -99,16 +96,14 @@ class Slot:
     default: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Resize:
+class Resize(NamedTuple):
     """The number at ``slot`` must be the count of surviving ``ids``."""
 
     slot: Slot
     ids: Ids
 
 
-@dataclass(frozen=True)
-class Take:
+class Take(NamedTuple):
     """``result`` is ``source`` with ``indices`` taken along ``axis`` (slots ``ids``) by one node; a cut renews them."""
 
     node: str
@@ -276,6 +271,9 @@ class Facts:
                     right.append(after[j])
                     want *= sizes[after[j]]
             i, j = i + 1, j + 1
+            if len(left) == len(right) == 1:
+                result[right[0]] = source[left[0]][1]
+                continue
             flat = self.merge([source[k][1] for k in left], where)
             for k, part in zip(right, self.split(flat, [sizes[k] for k in right], where), strict=True):
                 result[k] = part
@@ -284,7 +282,7 @@ class Facts:
 
 def _varies(grid: Ids, axis: int) -> bool:
     """Say whether a grid of slots changes along an axis."""
-    lines = np.moveaxis(grid, axis, 0)
+    lines = grid.swapaxes(0, axis)
     return bool(lines[0].flat[0] != lines[1].flat[0] or (lines[0] != lines[1:]).any())
 
 

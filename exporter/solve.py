@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.expansion import expand
-from exporter.partitions import common_part, connected, equal_rows, grid_of, is_grid, unique_rows
+from exporter.partitions import common_part, connected, different, equal_rows, grid_of, is_grid, unique_rows
 from exporter.slots import ONE, Facts, Ids, Product, Reason
 
 _NONE = np.iinfo(np.int32).max
@@ -61,7 +61,8 @@ class _Solver:
         self.pending: list[tuple[Ids, Ids]] = []
         self.settled: set[tuple[int, int]] = set()
         self.expanded: tuple[Ids, Ids] | None = None
-        """What ``expand`` found, as long as nothing has changed since."""
+        self.overlapping: list[tuple[int, int]] | None = None
+        """What ``expand`` and ``_overlapping`` found, as long as nothing has changed since."""
 
     # -- merging ------------------------------------------------------------------------------------------------
 
@@ -69,7 +70,7 @@ class _Solver:
         """Merge pending ties and carry the reasons over to the merged classes."""
         grown = self.facts.count - len(self.root)
         if grown or self.pending:
-            self.expanded = None
+            self._forget()
         if grown:
             self.root = np.concatenate([self.root, np.arange(len(self.root), self.facts.count, dtype=np.int64)])
             self.why = np.concatenate([self.why, np.full(grown, _NONE, np.int32)])
@@ -97,8 +98,11 @@ class _Solver:
         if not free.any():
             return False
         self.why[classes[free]] = reason
-        self.expanded = None
+        self._forget()
         return True
+
+    def _forget(self) -> None:
+        self.expanded = self.overlapping = None
 
     def frozen(self, ids: Ids) -> NDArray[np.bool_]:
         return np.asarray(self.why[self.root[ids]] != _NONE)
@@ -218,15 +222,18 @@ class _Solver:
 
     def _overlapping(self) -> list[tuple[int, int]]:
         """Pairs of products that share a flat class."""
-        if len(self.products) < 2:
-            return []
-        owner = np.repeat(np.arange(len(self.products)), [p.flat.size for p in self.products])
-        classes = self.root[np.concatenate([p.flat for p in self.products])]
-        cls, own = np.divmod(np.unique(classes * len(self.products) + owner), len(self.products))
-        starts = np.flatnonzero(np.r_[True, cls[1:] != cls[:-1]])
-        first = np.repeat(own[starts], np.diff(np.r_[starts, cls.size]))
-        pairs = np.unique(np.stack([first, own], 1)[first != own], axis=0)
-        return [(int(a), int(b)) for a, b in pairs]
+        number = len(self.products)
+        if self.overlapping is None and number < 2:
+            self.overlapping = []
+        if self.overlapping is None:
+            owner = np.repeat(np.arange(number), [p.flat.size for p in self.products])
+            classes = self.root[np.concatenate([p.flat for p in self.products])]
+            cls, own = np.divmod(different(classes * number + owner), number)
+            starts = np.flatnonzero(np.r_[True, cls[1:] != cls[:-1]])
+            first = np.repeat(own[starts], np.diff(np.r_[starts, cls.size]))
+            pairs = different((first * number + own)[first != own]).tolist()
+            self.overlapping = [divmod(pair, number) for pair in pairs]
+        return self.overlapping
 
     def _shared_rows(self, one: Product, other: Product) -> tuple[Ids, Ids]:
         """Positions in both flat arrays of the classes they share, in the same order."""
@@ -315,7 +322,7 @@ class _Solver:
         flat = np.full(int(np.prod(sizes)), -1, np.int64)
         flat[np.ravel_multi_index(tuple(labels for labels, _ in digits), sizes)] = values
         self.products.append(Product(flat, tuple(axis for _, axis in digits), where))
-        self.expanded = None
+        self._forget()
 
     # -- what derived classes are made of -----------------------------------------------------------------------
 
@@ -343,7 +350,8 @@ class _Solver:
                 if rest is not None:
                     kept.append(rest)
             if len(kept) != len(self.products) or any(a is not b for a, b in zip(kept, self.products, strict=True)):
-                self.products, self.settled, self.expanded = kept, set(), None
+                self.products, self.settled = kept, set()
+                self._forget()
             self.flush()
             if changed:
                 continue

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from exporter.slots import Ids
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """One axis that a group spans.
 
     Attributes:

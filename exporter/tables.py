@@ -46,6 +46,11 @@ def error_text(error: float) -> str:
     return f"{error:.1e}" if error else "0"
 
 
+def threads_text(threads: int | None, default: str = "default") -> str:
+    """How many threads: ``1 thread``, ``4 threads``; where nobody said, ``default threads``."""
+    return f"{threads or default} thread{'' if threads == 1 else 's'}"
+
+
 def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
     """Input shapes in a line: ``image 1x3x224x224; mask 1x16``."""
     return "; ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())

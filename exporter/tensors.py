@@ -51,7 +51,6 @@ def external_file(
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    where = f"initializer '{tensor.name}' keeps its data in '{location}'"
     found = seen.get(location) if seen is not None else None
     if found is None:
         found = _inside(location, folder)
@@ -60,25 +59,30 @@ def external_file(
     path, status = found
     if path is None:
         raise ModelError(
-            f"{where}, which is outside the model's folder {folder.resolve()}.\n"
+            f"{_outside(tensor, location)}, which is outside the model's folder {folder.resolve()}.\n"
             "Such a path could read any file of this machine, so it is refused. Put the data file itself beside the "
             "model (where it is a link into a download cache, copy both with cp -L)."
         )
     if status is None or not stat.S_ISREG(status.st_mode):
         raise ModelError(
-            f"{where}, but there is no such file in {folder.resolve()}.\nCopy the data file beside the model."
+            f"{_outside(tensor, location)}, but there is no such file in {folder.resolve()}.\n"
+            "Copy the data file beside the model."
         )
     try:
         offset, length = int(entries.get("offset", 0)), int(entries["length"]) if "length" in entries else None
     except ValueError:
-        raise ModelError(f"{where} with an offset or length that is not a number.") from None
+        raise ModelError(f"{_outside(tensor, location)} with an offset or length that is not a number.") from None
     size = status.st_size
     if offset < 0 or offset + max(length or 0, 0) > size or (length is not None and length < 0):
         raise ModelError(
-            f"{where} at bytes {offset}..{offset + (length or 0)}, but the file has {size} bytes.\n"
-            "The data file is truncated or belongs to another model; copy it again."
+            f"{_outside(tensor, location)} at bytes {offset}..{offset + (length or 0)}, but the file has {size} "
+            "bytes.\nThe data file is truncated or belongs to another model; copy it again."
         )
     return path, offset, length
+
+
+def _outside(tensor: TensorProto, location: str) -> str:
+    return f"initializer '{tensor.name}' keeps its data in '{location}'"
 
 
 def _inside(location: str, folder: Path) -> Found:
@@ -101,8 +105,9 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def read(tensor: TensorProto, folder: Path) -> Array:
-    """Return the tensor's values, shape ``tensor.dims``; external data is mapped, not read.
+def read(tensor: TensorProto, folder: Path, seen: dict[str, Found] | None = None) -> Array:
+    """Return the tensor's values, shape ``tensor.dims``; external data is mapped, not read. ``seen`` as for
+    ``external_file``.
 
     Raises:
         ModelError: the bytes are missing, or their number does not fit the declared shape.
@@ -111,7 +116,7 @@ def read(tensor: TensorProto, folder: Path) -> Array:
         if not is_external(tensor):
             return numpy_helper.to_array(tensor)
         part = part_of(tensor)
-        whole = _mapped(tensor, folder, part.dims if part is not None else tuple(tensor.dims))
+        whole = _mapped(tensor, folder, part.dims if part is not None else tuple(tensor.dims), seen)
         return part.of(whole) if part is not None else whole
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
@@ -120,9 +125,9 @@ def read(tensor: TensorProto, folder: Path) -> Array:
         ) from error
 
 
-def _mapped(tensor: TensorProto, folder: Path, dims: tuple[int, ...]) -> Array:
+def _mapped(tensor: TensorProto, folder: Path, dims: tuple[int, ...], seen: dict[str, Found] | None) -> Array:
     """What lies in the data file, in that shape."""
-    path, offset, length = external_file(tensor, folder)
+    path, offset, length = external_file(tensor, folder, seen)
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     count = math.prod(dims)
     if tensor.data_type in _PACKED:

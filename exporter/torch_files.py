@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelError, UsageError
 from exporter.torch_source import MissingPackage, load_module, need_torch, said
+from runtime.model_files import near
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ def load_source(source: str) -> Any:
 def _load_program(path: Path) -> Any:
     torch = need_torch()
     if not path.is_file():
-        raise UsageError(f"{path}: no such file.")
+        raise UsageError(f"{path}: no such file.{near(path)}")
     try:
         with zipfile.ZipFile(path) as archive:
             names = [Path(n).name for n in archive.namelist()]
@@ -97,7 +98,7 @@ def _tensors_only() -> Iterator[None]:
 def _load_script(path: Path) -> Any:
     torch = need_torch()
     if not path.is_file():
-        raise UsageError(f"{path}: no such file.")
+        raise UsageError(f"{path}: no such file.{near(path)}")
     parts: list[str] = []
     with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         parts = archive.namelist()

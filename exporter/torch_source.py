@@ -17,6 +17,7 @@ import numpy as np
 
 from exporter.errors import SecateurError, UsageError
 from runtime.importing import import_place
+from runtime.model_files import near
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +82,7 @@ def load_module(source: str) -> Module:
 
 def _import(place: str) -> Any:
     if place.endswith(".py") and not Path(place).is_file():
-        raise UsageError(f"{place}: no such file.")
+        raise UsageError(f"{place}: no such file.{near(Path(place))}")
     try:
         return import_place(place, "secateur_source")
     except Exception as error:
@@ -98,7 +99,7 @@ def load_weights(module: Module, path: str | os.PathLike[str]) -> None:
     torch = need_torch()
     file = Path(path)
     if not file.is_file():
-        raise UsageError(f"--weights {file}: no such file.")
+        raise UsageError(f"--weights {file}: no such file.{near(file)}")
     try:
         state = _safetensors(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except MissingPackage:

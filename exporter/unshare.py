@@ -14,15 +14,16 @@ from onnx import ModelProto, NodeProto
 from exporter.fold import FreshName
 from exporter.graph import op_of
 from exporter.inferred import Dims
+from exporter.node_shapes import View
 from exporter.protos import reads, set_nodes
 
 _STEPS = frozenset({"DequantizeLinear", "com.microsoft::DequantizeLinear", "Cast"})
 _OPERATORS = frozenset(op.rpartition("::")[2] for op in _STEPS)
 
 
-def has_steps(nodes: Iterable[NodeProto]) -> bool:
+def has_steps(views: Iterable[View]) -> bool:
     """Say whether there is a node that ``part_uses`` may clone."""
-    return any(node.op_type in _OPERATORS and op_of(node) in _STEPS for node in nodes)
+    return any(view.op in _OPERATORS and view.name in _STEPS for view in views)
 
 
 def part_uses(model: ModelProto, sizes: Mapping[str, Dims], fresh: FreshName) -> bool:

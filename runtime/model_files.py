@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from runtime.meant import closest
 
 _BLOCK = 1 << 20
 
@@ -33,8 +34,9 @@ def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for inner in graphs_in(attribute):
-                yield from all_tensors(inner)
+            if attribute.HasField("g") or attribute.graphs:
+                for inner in graphs_in(attribute):
+                    yield from all_tensors(inner)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -80,8 +82,8 @@ def near(path: Path) -> str:
         names = [f.name for f in path.absolute().parent.iterdir() if f.is_file()]
     except OSError:
         return f" There is no folder {path.parent} either."
-    found = difflib.get_close_matches(path.name, names, 1)
-    return f" Did you mean {path.parent / found[0]}?" if found else ""
+    found = closest(path.name, names)
+    return f" Did you mean {path.parent / found}?" if found else ""
 
 
 def in_folder(folder: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from runtime.errors import BadRequest
 from runtime.importing import import_place
 from runtime.metrics import METRICS, Batch, Metric, Scores
+from runtime.model_files import near
 
 _HELP = "expected plugin:package.module:callable or plugin:path/to/file.py:callable"
 
@@ -84,7 +85,7 @@ def _observer(name: str, function: Callable[..., Any]) -> Callable[[Batch], Scor
 
 def _import(place: str, option: str) -> Any:
     if place.endswith(".py") and not Path(place).is_file():
-        raise BadRequest(f"{option}: {place}: no such file.")
+        raise BadRequest(f"{option}: {place}: no such file.{near(Path(place))}")
     try:
         return import_place(place, "secateur_plugin")
     except Exception as error:

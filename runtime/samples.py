@@ -202,7 +202,7 @@ def load_samples(
     preprocess: Preprocess | None = None,
     limit: int | None = None,
     seed: int = 0,
-    labels: Sequence[str] = (),
+    labels: str | Sequence[str] = (),
 ) -> Samples:
     """Samples from a file or folder.
 
@@ -220,11 +220,11 @@ def load_samples(
         preprocess: what is done to pixels; None is the usual ImageNet recipe.
         limit: most samples to take: a random subset in random order. None takes all, in their order.
         seed: of the subset.
-        labels: names under which labels may be stored, the likeliest first; none are read by default. In a folder they
-            are ``NAME.npy``.
+        labels: the name under which labels are stored, or names under which they may be, the likeliest first; none are
+            read by default. In a folder they are ``NAME.npy``.
 
     Raises:
-        BadRequest: not such a source, or it does not fit the signature.
+        BadRequest: not such a source, it does not fit the signature, or the one name of labels is not there.
         BackendMissing: there are images to decode or resize, and Pillow is not installed.
     """
     found = sources.find(source, inputs, preprocess, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from runtime.archives import headers, map_npy, read_npz
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
 from runtime.feeds import Array
+from runtime.meant import instead
 from runtime.model_files import near
 from runtime.store import Part, Shapes, check_part, part_of, show
 
@@ -52,20 +53,20 @@ class _Wanted:
 
 
 def find(
-    source: Path, inputs: Sequence[TensorSpec], preprocess: images.Preprocess | None, labels: Sequence[str]
+    source: Path, inputs: Sequence[TensorSpec], preprocess: images.Preprocess | None, labels: str | Sequence[str]
 ) -> Found:
     """Look through a file or folder; see ``samples.load_samples``.
 
     Raises:
-        BadRequest: not such a source, or it does not fit the signature.
+        BadRequest: not such a source, it does not fit the signature, or the one name of labels is not there.
         BackendMissing: there are images, and Pillow is not installed.
     """
     if not inputs:
         raise BadRequest(f"the model has no inputs, so {source} cannot be fed to it.")
     base, colon, name = str(source).rpartition(":")
-    wanted = _Wanted(inputs, preprocess, labels)
+    wanted = _Wanted(inputs, preprocess, (labels,) if isinstance(labels, str) else labels)
     if colon and not source.exists() and Path(base).exists():
-        source, wanted = Path(base), _Wanted(inputs, preprocess, labels, f"_{name}")
+        source, wanted = Path(base), replace(wanted, suffix=f"_{name}")
     if source.is_dir():
         found = _folder(source, wanted)
     elif not source.is_file():
@@ -77,8 +78,20 @@ def find(
             f"--preprocess is for image files, and for uint8 arrays that a floating-point image input takes; {source} "
             "holds neither."
         )
+    if isinstance(labels, str) and found.labels is None:
+        held = _arrays_in(source)
+        meant = instead(labels, held) if held else "it holds none."
+        raise BadRequest(f"--labels {labels}: {source} has no such array; {meant}")
     found.notes += [f"pixels of '{name}': {how}" for name, how in found.recipes.items()]
     return found
+
+
+def _arrays_in(source: Path) -> list[str]:
+    """Names of the arrays in a file or folder that could be labels."""
+    if source.is_file():
+        return list(headers(source))
+    archive = next(iter(sorted(source.glob("*.npz"))), None)
+    return [*sorted(f.stem for f in source.glob("*.npy")), *(headers(archive) if archive is not None else ())]
 
 
 def _folder(folder: Path, wanted: _Wanted) -> Found:

@@ -145,7 +145,7 @@ def _read(
         return samples_of(source, inputs, labels=labels, limit=limit, seed=seed), "feeds"
     path = Path(source)
     usual = tuple(name for name in USUAL_LABELS if name not in {spec.name for spec in inputs})
-    names = usual if labels is None else (labels,)
+    names = usual if labels is None else labels
     try:
         samples = load_samples(path, inputs, preprocess=preprocess, limit=limit, seed=seed, labels=names)
     except BadRequest:
@@ -153,8 +153,6 @@ def _read(
             raise
         # what is called y may be something else
         samples = load_samples(path, inputs, preprocess=preprocess, limit=limit, seed=seed)
-    if labels is not None and samples.answers is None:
-        raise BadRequest(f"--labels {labels}: {source} has no such array.")
     return samples, str(source)
 
 

@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
     from runtime.errors import BadRequest
     from runtime.evaluation import evaluate
     from runtime.images import parse_preprocess
+    from runtime.model_files import near
     from runtime.plugins import find_metric
     from runtime.samples import load_samples
     from runtime.sources import USUAL_LABELS
@@ -56,12 +57,10 @@ def run(options: argparse.Namespace) -> int:
     if needs == "reference" and options.labels:
         raise BadRequest(f"--metric {options.metric} compares two models; leave out --labels.")
     if not options.model.is_file():
-        raise BadRequest(f"{options.model}: no such file.")
+        raise BadRequest(f"{options.model}: no such file.{near(options.model)}")
     session = open_session(options.model)
-    names = (options.labels,) if options.labels else () if needs == "reference" else USUAL_LABELS
+    names = options.labels or (() if needs == "reference" else USUAL_LABELS)
     samples = load_samples(options.data, session.inputs, preprocess=preprocess, limit=options.limit, labels=names)
-    if options.labels and samples.answers is None:
-        raise BadRequest(f"--labels {options.labels}: {options.data} has no such array.")
     result = evaluate(
         session,
         samples,

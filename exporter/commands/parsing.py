@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Iterable
 from typing import NoReturn
+
+from runtime.meant import closest
 
 _USAGE = 2
 _CHOICE = re.compile(r"(argument .*: )?invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)", re.DOTALL)
@@ -37,7 +38,5 @@ class Parser(argparse.ArgumentParser):
 def _meant(given: str, known: Iterable[str]) -> str:
     """What was meant where something is near, else all there is."""
     names = list(known)
-    near = difflib.get_close_matches(given, names, 1)
-    return (
-        f"; did you mean {near[0]}?" if near else "" if given.startswith("-") else f"; choose from {', '.join(names)}"
-    )
+    near = closest(given, names)
+    return f"; did you mean {near}?" if near else "" if given.startswith("-") else f"; choose from {', '.join(names)}"

@@ -79,7 +79,6 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter.errors import UsageError
     from exporter.model_file import load, save
     from exporter.normalise import input_specs
     from exporter.plan import Plan
@@ -118,10 +117,8 @@ def run(options: argparse.Namespace) -> int:
         preprocess=parse_preprocess(options.preprocess) if options.preprocess else None,
         limit=options.limit,
         seed=options.seed,
-        labels=(options.labels,) if options.labels else (),
+        labels=options.labels or (),
     )
-    if options.labels and samples.answers is None:
-        raise UsageError(f"--labels {options.labels}: {options.data} has no such array.")
     target = make_target(
         graph,
         labelled=samples.answers is not None,

@@ -24,6 +24,7 @@ from runtime.engine.metadata import describe, values_of, write_engine
 from runtime.engine.options import BuildOptions
 from runtime.engine.quantized import quantized_types
 from runtime.images import Preprocess
+from runtime.model_files import near
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 _TYPES = re.compile(r"\btypes?\b|\bhalf\b|float16|fp16|bf16|bfloat|implementation", re.IGNORECASE)
@@ -152,7 +153,7 @@ def _check_codes(precision: str, source: Path) -> None:
     if precision not in _CODES:
         return
     if not source.is_file():
-        raise UsageError(f"{source}: no such file.")
+        raise UsageError(f"{source}: no such file.{near(source)}")
     try:
         held = quantized_types(onnx.load(source, load_external_data=False))
     except google.protobuf.message.DecodeError:

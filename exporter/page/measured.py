@@ -19,7 +19,7 @@ from exporter.page.sections import (
     samples_part,
     savings_part,
 )
-from exporter.tables import milliseconds, quantity, shapes_text
+from exporter.tables import milliseconds, quantity, shapes_text, threads_text
 
 _CLOCKS = {"cpu": "CPU time of one thread", "wall": "wall time", "device": "time on the device"}
 _TONES = {"faster": "good", "slower": "bad", "same": "warn", "inconclusive": "warn"}
@@ -73,8 +73,7 @@ def _told_apart(first: Document, other: Document) -> tuple[str, str]:
 
 
 def _how(side: Document) -> str:
-    threads = f"{side['threads']} threads" if side["threads"] else "default threads"
-    return f"{side['backend']}, {threads}, {shapes_text(side['shapes']) or 'no inputs'}"
+    return f"{side['backend']}, {threads_text(side['threads'])}, {shapes_text(side['shapes']) or 'no inputs'}"
 
 
 def _median(side: Document) -> float:
@@ -145,7 +144,7 @@ def profile_page(document: Document, verdict: str) -> Page:
     macs = sum(n["macs"] for n in nodes)
     peak = document["peaks"]
     rate = 2 * macs / document["latency_s"] if document["latency_s"] else 0.0
-    threads = f"{document['threads']} threads" if document["threads"] else "default threads"
+    threads = threads_text(document["threads"])
     cards = (
         Card("A run takes", milliseconds(document["latency_s"]), f"{document['backend']}, {threads}"),
         Card("In kernels", milliseconds(document["kernels_s"]), f"{len(nodes)} of them"),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from exporter.hints import kind_of_hint, together
 from exporter.page import charts
 from exporter.page.document import Card, Section
 from exporter.page.markup import Content, Markup, bullets, folded, name_of, paragraph, table
@@ -87,14 +88,15 @@ def frozen_section(rows: Sequence[Document]) -> Section:
     """
     by_reason: dict[tuple[str, str], list[Document]] = {}
     for row in rows:
-        by_reason.setdefault((row["reason"], row.get("hint") or ""), []).append(row)
+        by_reason.setdefault((row["reason"], kind_of_hint(row.get("hint") or "")), []).append(row)
     items: list[Content] = []
-    for (reason, hint), found in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+    for (reason, kind), found in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         axes = [f"{r['tensor']}[{r['axis']}]" for r in found]
         where = next((r["where"] for r in found if r["where"]), "")
         count = "1 axis" if len(axes) == 1 else f"{len(axes)} axes"
         at: Content = [" (at ", name_of(where), ")"] if where else ""
-        items.append([f"{reason}", at, f": {count}, ", names(axes), f". To free it: {hint}" if hint else ""])
+        hint = f". To free it: {together(row['hint'] for row in found)}" if kind else ""
+        items.append([f"{reason}", at, f": {count}, ", names(axes), hint])
     body = [
         [name_of(r["tensor"]), str(r["axis"]), f"{r['count']} of {r['size']}", r["reason"], name_of(r["where"] or "")]
         for r in rows

@@ -9,7 +9,7 @@ from exporter.quantization.quantizer import Quantized
 from exporter.report_calibration import before_after
 from exporter.report_json import accuracy_json
 from exporter.search import shown
-from exporter.tables import milliseconds, quantity, short
+from exporter.tables import milliseconds, quantity, short, threads_text
 
 _NAMED = 8
 
@@ -63,7 +63,8 @@ def _speed(found: Quantized) -> list[str]:
     return [
         f"latency {milliseconds(compared.first.median)} -> {milliseconds(compared.other.median)}: "
         f"{ratio.value:.3f} times as long ({ratio.low:.3f} .. {ratio.high:.3f}), {compared.first.wall.size} pairs, "
-        f"{compared.first.threads or 'all'} threads: {compared.verdict}"
+        f"{threads_text(compared.first.threads, 'all')}: {compared.verdict}",
+        *(f"caution: {flag.text}" for flag in compared.flags),
     ]
 
 

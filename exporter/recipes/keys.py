@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from runtime.meant import closest
 
 HIDDEN = ("help", "quiet", "as_step")
 """Options that say nothing of a step."""
@@ -95,8 +96,8 @@ def fault(keys: Mapping[str, Key], name: str, value: Any) -> str:
     """What is wrong with a key or the kind of its value; "" where nothing is."""
     key = keys.get(name)
     if key is None:
-        near = difflib.get_close_matches(name, keys, 1)
-        meant = f" Did you mean '{near[0]}'?" if near else ""
+        near = closest(name, keys)
+        meant = f" Did you mean '{near}'?" if near else ""
         return f"there is no key '{name}'.{meant} Allowed: {', '.join(keys)}"
     if key.kind == "flag" and not isinstance(value, bool):
         return f"'{name}' is true or false, not {value!r}"

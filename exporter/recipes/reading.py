@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import UsageError
+from runtime.model_files import near
 
 LONGEST = 1_000_000
 """Bytes of a recipe; more is a mistake."""
@@ -73,7 +74,8 @@ def folder_of(file: Path, what: str) -> Path:
     """
     place = file.absolute()
     if not place.is_file():
-        raise UsageError(f"{file} is a folder; name {what}." if place.is_dir() else f"{file}: no such file.")
+        fault = f"{file} is a folder; name {what}." if place.is_dir() else f"{file}: no such file.{near(file)}"
+        raise UsageError(fault)
     return place.parent
 
 

@@ -17,19 +17,23 @@ def broadcast(site: Site, operands: Sequence[Sequence[Axis]], sizes: Sequence[in
     result: list[Axis] = []
     rank = len(sizes)
     for k, size in enumerate(sizes):
-        present = [o[k - rank + len(o)] for o in operands if k - rank + len(o) >= 0]
-        wide = [a for a in present if a.size != 1]
+        present = [o[k - rank] for o in operands if len(o) >= rank - k]
+        wide: list[Axis] = []
+        lead: Axis = Fixed(size, ONE)
         for axis in present:
             site.mention(axis)
-        if any(a.size != size for a in wide):
-            raise SlotError(f"operands of sizes {[a.size for a in wide]} do not broadcast to {size}")
-        if not wide:
-            result.append(Fixed(size, ONE))
-            continue
-        # an operand with ids of its own carries on; a Fixed one would hide the ids behind it
-        lead = next((a for a in wide if not isinstance(a, Fixed)), wide[0])
+            if axis.size == 1:
+                continue
+            if axis.size != size:
+                own = [a.size for a in present if a.size != 1]
+                raise SlotError(f"operands of sizes {own} do not broadcast to {size}")
+            # an operand with ids of its own carries on; a Fixed one would hide the ids behind it
+            if not wide or (isinstance(lead, Fixed) and not isinstance(axis, Fixed)):
+                lead = axis
+            wide.append(axis)
         for axis in wide:
-            site.tie(lead, axis)
+            if axis is not lead:
+                site.facts.tie(lead, axis)
         result.append(lead)
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,7 @@ from exporter.slots import ONE, Axis, Facts, Fixed, Ids, Reason, Resize, Slot, S
 _MOST_REPEATS = 1 << 40
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """Multiply-accumulates of one node: ``factor`` times the product of the sizes of ``axes``."""
 
     node: str
@@ -85,13 +84,15 @@ def find_slot(graph: Graph, node: Node, i: int, element: int) -> Slot | None:
 class Site:
     """One node while its rule runs: what is known of it, and the facts the rule may state."""
 
+    __slots__ = ("_given", "_read", "_touched", "analysis", "facts", "graph", "node", "opset")
+
     def __init__(self, analysis: Analysis, node: Node) -> None:
         self.analysis = analysis
         self.graph = analysis.graph
         self.facts = analysis.facts
         self.node = node
         self.opset = node.opset
-        self._touched: list[Ids] = []
+        self._touched: dict[int, Ids] = {}
         self._read: dict[int, list[Axis]] = {}
         self._given: set[int] = set()
 
@@ -159,8 +160,9 @@ class Site:
 
     def axes(self, i: int) -> list[Axis]:
         """Slots of every axis of input ``i``. Constants get theirs on first use."""
-        if i in self._read:
-            return self._read[i]
+        read = self._read.get(i)
+        if read is not None:
+            return read
         name = self.node.inputs[i]
         if name not in self.graph.constants:
             axes = self.analysis.axes.get((name,))
@@ -202,17 +204,19 @@ class Site:
     def _name(self, name: str, axes: Sequence[Axis]) -> None:
         """Give a tensor its slots."""
         shape = self._shape_of(name)
-        if tuple(a.size for a in axes) != shape:
+        if tuple([a.size for a in axes]) != shape:
             raise SlotError(
                 f"the rule for {self.node.op} expects {[a.size for a in axes]}, the graph has {list(shape)}"
             )
         given = []
         for axis in axes:
-            self.mention(axis)
-            if axis.size == 1 and not isinstance(axis, Fixed):
-                self.facts.freeze(axis, ONE)  # an axis of one slot may be squeezed or broadcast; it cannot lose it
-                axis = Fixed(1, ONE)
-            self.facts.name(axis)
+            if not isinstance(axis, Fixed):
+                self._touched[id(axis)] = axis
+                if axis.size == 1:
+                    self.facts.freeze(axis, ONE)  # an axis of one slot may be squeezed or broadcast; it cannot lose it
+                    axis = Fixed(1, ONE)
+                else:
+                    self.facts.name(axis)
             given.append(axis)
         self.analysis.axes[name,] = given
 
@@ -254,7 +258,7 @@ class Site:
     def mention(self, axis: Axis) -> None:
         """State that the rule covers this axis; it may be cut without changing what the node does for the rest."""
         if not isinstance(axis, Fixed):
-            self._touched.append(axis)
+            self._touched[id(axis)] = axis
 
     def fixed(self, size: int, why: str) -> Fixed:
         """An output axis of which nothing can be removed."""
@@ -300,17 +304,7 @@ class Site:
 
     def from_constant(self, i: int) -> bool:
         """Say whether input ``i`` is computed from constants alone (a weight behind a Transpose or a Cast)."""
-        name = self.node.inputs[i]
-        for _ in range(8):
-            if name in self.graph.constants:
-                return True
-            producer = self.graph.producer.get(name)
-            if producer is None or not producer.inputs or producer.bodies:
-                return False
-            if any(n and n not in self.graph.constants for n in producer.inputs[1:]):
-                return False
-            name = producer.inputs[0]
-        return False
+        return self.graph.from_constants(self.node.inputs[i])
 
     def role(self, role: str, axis: Axis) -> None:
         """Remark on slots, for naming the groups."""
@@ -358,11 +352,12 @@ class Site:
 
     def close(self) -> None:
         """Freeze what the rule did not mention, and fix the outputs it did not give."""
-        whole = {id(ids) for ids in self._touched}
         for i, name in enumerate(self.node.inputs):
-            read = self._read.get(i) or ([] if name in self.graph.constants else self.analysis.axes.get((name,), []))
+            read = self._read.get(i)
+            if read is None:
+                read = [] if name in self.graph.constants else self.analysis.axes.get((name,), [])
             for k, axis in enumerate(read):
-                if not isinstance(axis, Fixed) and id(axis) not in whole:
+                if not isinstance(axis, Fixed) and id(axis) not in self._touched:
                     missed = self._missed(axis)
                     if missed.size:
                         why = f"{self.node.op} does not cover axis {k} of input {i}"
@@ -375,7 +370,7 @@ class Site:
         """Slots of an axis that the rule mentions in no axis."""
         if not self._touched:
             return axis
-        return axis[~np.isin(axis, np.concatenate(self._touched))]
+        return axis[~np.isin(axis, np.concatenate(list(self._touched.values())))]
 
     def _unknown(self, name: str) -> SlotError:
         more = self.graph.unmeasured and f": {self.graph.unmeasured}"

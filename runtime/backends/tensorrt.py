@@ -20,7 +20,7 @@ from runtime.engine.flavour import PACKAGES, installed, load_flavour
 from runtime.engine.loading import Loaded, deserialize, profile_recorder
 from runtime.engine.metadata import check_engine, describe, write_engine
 from runtime.errors import BackendMissing, BadRequest, RunError
-from runtime.model_files import digest_of
+from runtime.model_files import digest_of, near
 
 ENGINES = tuple(PACKAGES)
 SUFFIXES = frozenset({".engine", ".plan", ".trt"})
@@ -243,7 +243,7 @@ def _open(name: str, model: Path | bytes, options: SessionOptions) -> Session:
     if isinstance(model, bytes):
         return EngineSession(deserialize(flavour, _built(name, model), "the engine"), options)
     if not model.is_file():
-        raise BadRequest(f"{model}: no such file.")
+        raise BadRequest(f"{model}: no such file.{near(model)}")
     file = model if model.suffix.lower() in SUFFIXES else _engine_of(name, model, flavour.version, device)
     data = file.read_bytes()
     description = check_engine(file, data, name, flavour.version, device)

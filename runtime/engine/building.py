@@ -21,6 +21,7 @@ from runtime.engine.options import BuildOptions
 from runtime.engine.profiles import Ranges, profiles_for
 from runtime.engine.quantized import Fallback, float_layers, quantized_types
 from runtime.errors import BackendMissing, BadRequest, RunError
+from runtime.model_files import near
 
 _SIZES = re.compile(r"profile|reshape|broadcast|dimension|shape", re.IGNORECASE)
 """Failures that other sizes for the dynamic axes may mend."""
@@ -183,7 +184,7 @@ def without_log(built: Built) -> Built:
 
 def _read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
-        raise BadRequest(f"{path}: no such file.")
+        raise BadRequest(f"{path}: no such file.{near(path)}")
     try:
         return onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own classes

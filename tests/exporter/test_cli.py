@@ -22,6 +22,7 @@ import exporter.pruner
 import runtime.latency
 from exporter import Plan, __version__
 from exporter.cli import main
+from runtime.contention import Flag
 from tests.onnx_builder import build, node, weights
 from tests.rows.all import ROWS
 
@@ -188,7 +189,7 @@ def test_inspect_says_what_can_go_and_why_not(models, ok):
     lines = told.out.splitlines()
     assert lines[0].startswith("cnn.onnx: 23 k parameters, 1.43 M MACs, ")
     assert lines[0].endswith("8 nodes")
-    assert lines[1] == "dynamic axes, sizes taken: N=2, H=8, W=8"
+    assert lines[1] == "dynamic axes, sizes taken: N=2, H=8, W=8; MACs are counted for one sample"
     for name, width in WIDTHS.items():
         row = next(line.split() for line in lines if line.startswith(f"{name} "))
         assert row[1:3] == ["channels", str(width)]
@@ -522,6 +523,14 @@ def test_measure_times_both(pruned, models, ok, tmp_path):
     assert any(line.startswith("latency ") and " .. " in line for line in told.out.splitlines())
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_loaded_machine_is_said_behind_what_was_measured_there(models, ok, monkeypatch, tmp_path):
+    monkeypatch.setattr("runtime.latency.find_contention", lambda *_: (Flag("load", "other work kept it busy"),))
+    arguments = ["prune", models / "cnn.onnx", "-o", tmp_path / "out.onnx", "--ratio", "0.5", *SMALL]
+    assert ok(*arguments, "--measure").out.count("caution: other work kept it busy") == 1
+    assert "caution" not in ok(*arguments).out
+
+
 # -- verify -----------------------------------------------------------------------------------------------------
 
 
@@ -608,7 +617,7 @@ BRIEF = ("--seconds", "0.2", "--threads", "1")
 def test_bench_one_model(models, ok):
     told = ok("bench", models / "cnn.onnx", *BRIEF, *SMALL)
     lines = told.out.splitlines()
-    assert lines[0] == "ort-cpu, 1 threads, inputs: image 2x3x8x8"
+    assert lines[0] == "ort-cpu, 1 thread, inputs: image 2x3x8x8"
     assert lines[2].split()[:2] == ["model", "median"]
     assert lines[4].startswith("cnn.onnx")
     assert "against the first" not in told.out
@@ -752,6 +761,7 @@ WRONG = {
     "align of a fraction": (f"{HALF} --align 1.5", 2, "--align 1.5: choose auto"),
     "min width of 0": (f"{HALF} --min-width 0", 2, "--min-width 0: must be at least 1"),
     "an unknown kind": (f"{HALF} --granularity filters", 2, "--granularity filters: choose from channels, neurons"),
+    "nearly a kind": (f"{HALF} --granularity neuron", 2, "tokens; did you mean neurons?"),
     "an empty kind": (f"{HALF} --granularity channels,", 2, "--granularity .*choose from"),
     "a kind that is not here": (f"{HALF} --granularity heads", 3, "--granularity leaves no group.* of kind channels"),
     "keep matches nothing": (f"{HALF} --keep stm", 2, "--keep 'stm' matches no node or tensor.*\nList"),

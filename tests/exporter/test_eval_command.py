@@ -93,7 +93,12 @@ def test_a_value_that_is_no_number_is_null_in_json(place, told):
 
 WRONG = {
     "model.onnx --data bare.npz --metric top1": (2, "needs labels"),
-    "model.onnx --data data.npz --metric top1 --labels z": (2, "--labels z: data.npz has no such array"),
+    "model.onnx --data data.npz --metric top1 --labels z": (
+        2,
+        "--labels z: data.npz has no such array; choose from x, y, truth.",
+    ),
+    "model.onnx --data data.npz --metric top1 --labels yy": (2, "choose from x, y, truth; did you mean y?"),
+    "mode1.onnx --data data.npz --metric top1": (2, "mode1.onnx: no such file. Did you mean model.onnx?"),
     "model.onnx --data data.npz --metric mse": (2, "give the original with --reference"),
     "model.onnx --data data.npz --metric mse --reference other.onnx --labels y": (2, "leave out --labels"),
     "model.onnx --data data.npz --metric best": (2, "--metric best: choose from"),

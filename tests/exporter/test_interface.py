@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -254,7 +255,12 @@ def test_measure_and_bench(decoder, tmp_path, capsys, monkeypatch):
 
 
 def test_inspect_lists_what_is_free(decoder, capsys):
-    assert main(["inspect", str(decoder)]) == 3 or "--io NAME:AXIS lets it shrink" in capsys.readouterr().out
+    assert main(["inspect", str(decoder)]) == 0
+    told = capsys.readouterr().out
+    named = re.findall(r"--io (\S+) lets it shrink", told)
+    assert named
+    assert main(["inspect", str(decoder), *(f"--io={name}" for name in named)]) == 0  # they can be typed as they stand
+    assert capsys.readouterr().out != told
     assert main(["inspect", str(decoder), "--io", "past_*:1", "--io", "present_*:1"]) == 0
     assert "1 groups" in capsys.readouterr().out
 

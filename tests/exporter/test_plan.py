@@ -199,6 +199,12 @@ def test_what_is_no_plan_is_refused(name, tmp_path):
         Plan.load(tmp_path / "plan.json")
 
 
+def test_a_name_that_is_near_is_said(tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"plam\.json cannot be read: .*\. Did you mean .*plan\.json\?"):
+        Plan.load(tmp_path / "plam.json")
+
+
 @pytest.mark.parametrize("path", ["missing.json", "."])
 def test_what_is_no_file_is_refused(path, tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):

@@ -52,8 +52,9 @@ def test_steps_cost_what_the_model_says(row, kind):
 
 def test_a_table_of_axes():
     axes = {("a",): [np.arange(3), Fixed(2, ONE)], ("b",): [np.arange(0), np.array([5, 5])], ("c",): [np.array([7])]}
+    axes["d",] = [axes["a",][0]]  # handed on: the same array
     table = table_of(axes.items())
-    assert table.keys == [(("a",), 0), (("b",), 0), (("b",), 1), (("c",), 0)]
+    assert table.keys == [(("a",), 0, 0), (("b",), 0, 1), (("b",), 1, 2), (("c",), 0, 3), (("d",), 0, 0)]
     assert table.slots.tolist() == [0, 1, 2, 5, 5, 7]
     assert table.owner.tolist() == [0, 0, 0, 2, 2, 3]
     assert table.any(table.slots == 2).tolist() == [True, False, False, False]

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import cast
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
 from exporter.errors import ModelError
@@ -51,15 +51,16 @@ def check_model(model: ModelProto) -> None:
 
 
 def _check_graph(graph: GraphProto, outer: set[str], where: str, rules: Callable[[str, str], Rules | None]) -> None:
-    known = _definitions(graph, where) | outer
-    for node in graph.node:
-        _check_node(node, where, rules(node.domain, node.op_type))
-        unknown = "" if known.issuperset(node.input) else next((n for n in node.input if n and n not in known), "")
+    known, reads = _definitions(graph, where)
+    known |= outer
+    for node, names in zip(graph.node, reads, strict=True):
+        attributes = _check_node(node, len(names), where, rules(node.domain, node.op_type))
+        unknown = "" if known.issuperset(names) else next((n for n in names if n and n not in known), "")
         if unknown:
             raise ModelError(
                 f"node {node.op_type} '{node.name}'{where} reads '{unknown}', which nothing defines; {_DAMAGED}"
             )
-        for attribute in node.attribute:
+        for attribute in attributes:
             for inner in graphs_in(attribute):
                 if inner.node or inner.output:
                     _check_graph(inner, known, f" inside {node.op_type} '{node.name}'", rules)
@@ -69,44 +70,50 @@ def _check_graph(graph: GraphProto, outer: set[str], where: str, rules: Callable
         _check_declared(value)
 
 
-def _check_node(node: NodeProto, where: str, rules: Rules | None) -> None:
-    """What every later step takes for granted: inputs that must be there are, and attributes have their type."""
+def _check_node(node: NodeProto, inputs: int, where: str, rules: Rules | None) -> list[AttributeProto]:
+    """What every later step takes for granted: inputs that must be there are, and attributes have their type.
+
+    Returns the attributes.
+    """
+    attributes = list(node.attribute)
     if rules is None:
-        return
+        return attributes
     least, kinds = rules
-    if len(node.input) < least or not len(node.output):
+    if inputs < least or not len(node.output):
         raise ModelError(
-            f"node {node.op_type} '{node.name}'{where} has {len(node.input)} inputs and {len(node.output)} outputs; "
-            f"{_DAMAGED}"
+            f"node {node.op_type} '{node.name}'{where} has {inputs} inputs and {len(node.output)} outputs; {_DAMAGED}"
         )
-    for attribute in node.attribute:
+    for attribute in attributes:
         if attribute.type not in (0, kinds.get(attribute.name, attribute.type)) and not attribute.ref_attr_name:
             raise ModelError(
                 f"attribute {attribute.name} of node {node.op_type} '{node.name}'{where} is not of the type that onnx "
                 f"gives it; {_DAMAGED}"
             )
+    return attributes
 
 
-def _definitions(graph: GraphProto, where: str) -> set[str]:
-    """Names a graph defines, each of them once."""
+def _definitions(graph: GraphProto, where: str) -> tuple[set[str], list[list[str]]]:
+    """Names a graph defines, each of them once, and what each of its nodes reads."""
     inputs, constants = [v.name for v in graph.input], [t.name for t in graph.initializer]
     constants += [t.values.name for t in graph.sparse_initializer]
     _check_unique(inputs, f"graph input{where}")
     _check_unique(constants, f"initializer{where}")
-    defined = set(inputs) | set(constants)
+    defined, reads = {*inputs, *constants}, []
     for node in graph.node:
-        outputs = list(node.output)
-        texts = (node.name, node.op_type, node.domain, *node.input, *outputs)
+        outputs, names = list(node.output), list(node.input)
+        texts = (node.name, node.op_type, node.domain, *names, *outputs)
         try:
             "".join(texts)
         except TypeError:  # protobuf hands out bytes where the text is not UTF-8
             wrong = next(text for text in texts if not isinstance(text, str))
             raise ModelError(f"a name in the model is not UTF-8 text: {wrong!r}; {_DAMAGED}") from None
-        for name in filter(None, outputs):
-            if name in defined:
+        for name in outputs:
+            if name and name in defined:
                 raise ModelError(f"tensor '{name}' is defined twice{where}; {_DAMAGED}")
             defined.add(name)
-    return defined
+        reads.append(names)
+    defined.discard("")
+    return defined, reads
 
 
 def _check_unique(names: Iterable[str], what: str) -> None:
