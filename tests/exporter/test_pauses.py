@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 
+from exporter import pauses
 from exporter.pauses import no_collection
 
 
@@ -29,9 +30,10 @@ def test_what_was_made_is_not_searched_at_once_but_is_freed():
         assert not gc.isenabled()
         made = Ring()
         found, number = weakref.ref(made), id(made)
+        many = [[] for _ in range(pauses._MANY + 1)]
     assert gc.isenabled()
     assert number not in [id(each) for each in gc.get_objects(0)]
-    del made
+    del made, many
     gc.collect()
     assert found() is None
 
