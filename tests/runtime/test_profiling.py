@@ -230,7 +230,7 @@ def test_runs_on_a_device_are_recorded_where_kernels_are_waited_for(like_a_gpu, 
     monkeypatch.setattr(subprocess, "run", run)
     found = profile(like_a_gpu, Asked(options=SessionOptions(threads=1, capture=False)), seconds=0.2)
     assert sorted(key for n in found.nodes for key in n.keys) == ["c1", "c2", "f", "p", "r1", "r2", "s", "y"]
-    assert 0 < found.kernels <= found.latency
+    assert 0 < found.kernels <= 1.000001 * found.latency
     assert [(e["CUDA_LAUNCH_BLOCKING"], e["HIP_LAUNCH_BLOCKING"]) for e in seen] == [("1", "1")]
 
 
