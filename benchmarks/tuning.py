@@ -55,7 +55,8 @@ multiply-accumulates (`--align 1`) with {samples} training images (magnitude: no
 the minutes shown allow (CPU time on a core, by the clock on a GPU), on {device}.
 Gradient and Taylor were given labels to choose by. The step that does best on 772 images held out is taken.{chosen}
 The standard error of an accuracy is 0.9 points; agreement with the original is steadier. "not
-run" means that there was no time for it, not that it fails.
+run" means that there was no time for it, not that it fails; "+" that a run was stopped, and the minutes before that are
+not counted.
 """
 
 
@@ -152,7 +153,7 @@ def page(cells: dict[str, dict[str, Any]], budgets: tuple[float, ...]) -> list[l
                     table.share(before["macs_left"]) if before else f"{table.share(macs)} asked",
                     *_figures(before),
                     *_figures(after),
-                    f"{how['minutes']:.1f}" if how else "-",
+                    f"{how['minutes']:.1f}{'+' * bool(how['resumed'])}" if how else "-",
                     str(how["steps"]) if how else "-",
                 ]
             )
