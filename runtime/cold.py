@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.fresh import call_fresh
 from runtime.runners import Asked, Runner
 
 _LIMIT = 300.0
@@ -44,19 +43,10 @@ def start_cold(runner: Runner) -> Cold | None:
         "seed": runner.asked.seed,
         "inputs": str(runner.asked.inputs.absolute()) if runner.asked.inputs is not None else None,
     }
-    home = str(Path(__file__).resolve().parents[1])
-    paths = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH", "")])])
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        command = [sys.executable, "-c", "import sys; from runtime.cold import child; child(*sys.argv[1:])"]
         try:
-            subprocess.run(
-                [*command, json.dumps(request), str(result)],
-                env={**os.environ, "PYTHONPATH": paths},
-                capture_output=True,
-                timeout=_LIMIT,
-                check=True,
-            )
+            call_fresh(__name__, "child", [json.dumps(request), str(result)], _LIMIT)
             return Cold(**json.loads(result.read_text(encoding="utf-8")))
         except (OSError, subprocess.SubprocessError, ValueError):
             return None

@@ -8,9 +8,7 @@ asks for it before they are loaded. Such runs are therefore recorded in a proces
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +24,7 @@ from runtime.backends import SessionOptions
 from runtime.backends.ort import PROVIDERS, OrtSession
 from runtime.errors import RunError
 from runtime.feeds import Feeds
+from runtime.fresh import call_fresh
 from runtime.runners import Runner
 from runtime.sampling import WARM_UPS, take
 from runtime.steps import Count
@@ -80,8 +79,8 @@ def record(plain: Runner, data: bytes, seconds: float, step: Callable[[Any], Non
             folder=plain.path.absolute().parent,
             capture=False,  # what is replayed is no node any more
         )
-        ways = _here if PROVIDERS[plain.asked.backend].memory == "cpu" else _elsewhere
-        latency, busy, runs, events = ways(plain, data, options, seconds, step)
+        taken = _here if PROVIDERS[plain.asked.backend].memory == "cpu" else _elsewhere
+        latency, busy, runs, events = taken(plain, data, options, seconds, step)
         optimised = onnx.load(folder / "optimised.onnx", load_external_data=False)
     return Recorded(latency, busy, runs, json.loads(events), optimised)
 
@@ -115,19 +114,9 @@ def _elsewhere(
     (folder / "named.onnx").write_bytes(data)
     np.savez(folder / "feeds.npz", **plain.feeds[0])  # type: ignore[arg-type]
     request = {"backend": plain.asked.backend, "seconds": seconds / 2, "options": asdict(options)}
-    home = str(Path(__file__).resolve().parents[1])
-    paths = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH", "")])])
-    command = [sys.executable, "-c", "import sys; from runtime.recording import child; child(*sys.argv[1:])"]
     step("recording runs, in a process that waits for every kernel")
     try:
-        subprocess.run(
-            [*command, json.dumps(request, default=str), str(folder)],
-            env={**os.environ, **BLOCKING, "PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-            timeout=_STARTING + seconds,
-            check=True,
-        )
+        call_fresh(__name__, "child", [json.dumps(request, default=str), str(folder)], _STARTING + seconds, BLOCKING)
         runs, events = json.loads((folder / "recorded.json").read_text(encoding="utf-8"))
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().splitlines()

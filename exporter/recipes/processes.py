@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import IO
+
+from runtime.fresh import own_environment
 
 _PARENT = "SECATEUR_PARENT"
 _DEATH_SIGNAL = 1
@@ -40,7 +41,7 @@ def run_command(
     """
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "exporter", *line],
-        env={**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **_environment()},
+        env={**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **own_environment(), _PARENT: str(os.getpid())},
         stdin=subprocess.DEVNULL,
         stdout=log if log is not None else subprocess.DEVNULL if quiet else None,
         stderr=subprocess.STDOUT if log is not None else None,
@@ -56,13 +57,6 @@ def run_command(
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """Variables of a process that imports the same Secateur as this one, installed or not."""
-    home = str(Path(__file__).parents[2])
-    path = os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH", "")) if p)
-    return {**os.environ, "PYTHONPATH": path, _PARENT: str(os.getpid())}
 
 
 def bind_to_parent() -> bool:

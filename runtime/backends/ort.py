@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,7 @@ class OrtSession:
         return call
 
 
+@cache
 def _load_cuda(ort: Any) -> str:
     """Load CUDA and cuDNN out of NVIDIA's packages, where the provider would not look; what of them is missing."""
     load = getattr(ort, "preload_dlls", None)  # since ONNX Runtime 1.21
@@ -208,16 +209,13 @@ def _stopped_after(seconds: float, replay: bool) -> Iterator[Any]:
     settings = ort.RunOptions()
     if not replay:
         settings.add_run_config_entry("gpu_graph_id", "-1")
-    if not seconds:
+    with contextlib.ExitStack() as stack:
+        if seconds:
+            timer = threading.Timer(seconds, setattr, (settings, "terminate", True))
+            timer.daemon = True
+            timer.start()
+            stack.callback(timer.cancel)
         yield settings
-        return
-    timer = threading.Timer(seconds, setattr, (settings, "terminate", True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield settings
-    finally:
-        timer.cancel()
 
 
 def _settings(ort: Any, options: SessionOptions) -> Any:
