@@ -27,7 +27,7 @@ def fingerprint(graph: Graph) -> Fingerprint:
 
 
 def check_fits(plan: Plan, graph: Graph) -> str | None:
-    """Check that a plan was made for this graph.
+    """Check that a plan was made for this graph, loaded under the shapes that the plan was made with.
 
     Returns:
         A warning where only the weights differ, else None.
@@ -36,9 +36,22 @@ def check_fits(plan: Plan, graph: Graph) -> str | None:
         UsageError: it was made for another model, and the text says what differs; or it has been changed so that it no
             longer fits.
     """
+    warning = check_model(plan, graph)
+    _check_content(plan, graph)
+    return warning
+
+
+def check_model(plan: Plan, graph: Graph) -> str | None:
+    """Check that a plan was made for this model, under whatever shapes it is loaded.
+
+    Returns:
+        A warning where only the weights differ, else None.
+
+    Raises:
+        UsageError: it was made for another model, and the text says what differs.
+    """
     mine = fingerprint(graph)
     if plan.model.structure == mine.structure:
-        _check_content(plan, graph)
         if plan.model.sha256 != mine.sha256:
             return f"the weights are not those the plan was made for ({plan.model.file}); its structure is"
         return None

@@ -15,7 +15,7 @@ from exporter.carry import Chosen, Means, Outcome, carry_out, chosen_by, chosen_
 from exporter.choice import Grounds, Request
 from exporter.cost import CostModel
 from exporter.errors import UsageError
-from exporter.fits import check_fits
+from exporter.fits import check_fits, check_model
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.model_file import load, save
@@ -285,10 +285,12 @@ def load_for(plan: Plan, model: str | os.PathLike[str]) -> Graph:
         UsageError: the plan is for another model.
         ModelError: the file cannot be read.
     """
-    graph = load(model)
-    check_fits(plan, graph)  # before its shapes are asked of a model it is not for
-    shapes = dict(plan.model.shapes)
-    return graph if graph.binding.shapes == shapes else load(model, shapes)
+    graph, shapes = load(model), dict(plan.model.shapes)
+    if graph.binding.shapes != shapes:
+        check_model(plan, graph)  # before its shapes are asked of a model it is not for
+        graph = load(model, shapes)
+    check_fits(plan, graph)
+    return graph
 
 
 def totals(graph: Graph, groups: Groups) -> Totals:

@@ -21,7 +21,7 @@ from exporter.model_file import from_model
 from exporter.plan import AxisTake, ConstantTake, Fingerprint
 from exporter.protos import graphs_of
 from tests.exporter.test_rules import random_plan
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.rows.all import ROWS
 from tests.schemas import conform
 
@@ -432,6 +432,21 @@ def test_replay_is_byte_identical(tmp_path):
     assert contents[0] == contents[1] != contents[2]
     again.plan.save(tmp_path / "plan2.json")
     assert (tmp_path / "plan2.json").read_bytes() == (tmp_path / "plan.json").read_bytes()
+
+
+def test_a_plan_is_replayed_under_the_shapes_it_was_made_with(tmp_path):
+    """Samples and channels on one axis: with the default batch it is twice as long as the plan says."""
+    model = build(
+        [node("Conv", "x w1", "a"), node("Reshape", "a all", "flat"), node("Reshape", "flat back", "b"),
+         node("Conv", "b w2", "y")],
+        inputs={"x": ("N", 3, 1, 1)}, outputs=["y"],
+        constants=weights(w1=(8, 3, 1, 1), w2=(4, 8, 1, 1)) | {"all": ints(-1), "back": ints(-1, 8, 1, 1)},
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "model.onnx")
+    first = prune(tmp_path / "model.onnx", tmp_path / "first.onnx", ratio=0.5, align=1, shapes={"x": (1, 3, 1, 1)})
+    assert first.plan.hide["flat"][0].size == 8
+    prune(tmp_path / "model.onnx", tmp_path / "again.onnx", plan=first.plan)
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
 
 
 OTHERS = {
