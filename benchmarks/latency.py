@@ -94,13 +94,10 @@ def _ours(dense: Path, file: Path, share: float, row: dict[str, Any], what: str)
 
 
 def prune_to_macs(source: str, output: str, macs: float) -> dict[str, Any]:
-    """Prune and prove with alignment to this machine's staircase. To be called in a child."""
+    """Prune and prove as ``secateur prune --macs`` does. To be called in a child."""
     from exporter import prune
-    from runtime.staircase import staircase
 
-    stairs = staircase()
-    align = max(stairs.step("Conv"), stairs.step("depthwise Conv"))
-    result = prune(source, output, macs=macs, align=align, shapes=_SHAPES, inputs=None)
+    result = prune(source, output, macs=macs, shapes=_SHAPES)
     return {"macs": result.after.macs / result.before.macs}
 
 
