@@ -257,7 +257,7 @@ class _Searcher:
 
         plan = made.chosen.plan
         proof = proved(made.plain, self.graph, plan, self.means)
-        fidelity = fidelity_of(made.fit, self.graph, plan, self.calibration)
+        fidelity = fidelity_of(made.fit, plan, self.calibration)
         return Outcome(made.chosen, made.fit.graph, proof, fidelity, made.fit.notes)
 
     def _none(self) -> str:

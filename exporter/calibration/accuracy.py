@@ -6,12 +6,14 @@ The answers of the two are compared sample by sample, so what both get wrong doe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.calibration.runner import Runner
+from exporter.calibration.sensitivity import float_outputs
 from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
 from runtime.backends import Session, SessionOptions, open_session
@@ -86,14 +88,32 @@ def compare_accuracy(pruned: Graph, graph: Graph, samples: Samples, batch: int, 
 
 def compare_sessions(other: Session, original: Session, samples: Samples, batch: int, metric: str) -> Accuracy:
     """As ``compare_accuracy``, for models that are loaded already."""
-    judged = find_metric(metric)
+    judged = _metric(metric, samples)
+    chosen = default_output(original.outputs, None).name
+    names = None if judged.whole else [chosen]
+    pairs = ((_run(original, feeds, names), _run(other, feeds, names)) for feeds in samples.batches(batch))
+    return _compared(judged, pairs, chosen, samples, batch)
+
+
+def compare_answers(other: Runner, original: Runner, samples: Samples, batch: int, metric: str) -> Accuracy:
+    """As ``compare_accuracy``, for graphs that have run to their outputs on these samples in batches of this size."""
+    judged = _metric(metric, samples)
+    chosen = next(iter(float_outputs(original.graph)), None)
+    if chosen is None:
+        raise BadRequest("the model has no floating-point output to judge.")
+    names = [n for n in original.graph.outputs if n not in original.graph.constants] if judged.whole else [chosen]
+    pairs = zip(original.branch(names, {}), other.branch(names, {}), strict=True)
+    return _compared(judged, pairs, chosen, samples, batch)
+
+
+def _metric(name: str, samples: Samples) -> Metric:
+    judged = find_metric(name)
     if judged.needs == "labels" and samples.answers is None:
         raise BadRequest(
-            f"--metric {metric} needs labels: store them as y, label or labels beside the inputs, or name them with "
+            f"--metric {name} needs labels: store them as y, label or labels beside the inputs, or name them with "
             "--labels."
         )
-    dense, after = zip(*_observed(judged, original, other, samples, batch), strict=True)
-    return _accuracy(judged, _joined(dense), _joined(after), len(samples))
+    return judged
 
 
 def _session(graph: Graph) -> Session:
@@ -105,26 +125,28 @@ def _count(samples: Samples, feeds: Feeds) -> int:
     return 1 if samples.store.single else len(next(iter(feeds.values())))
 
 
-def _observed(
-    judged: Metric, dense: Session, pruned: Session, samples: Samples, batch: int
-) -> Iterator[tuple[Scores, Scores]]:
-    """What each batch adds, for the original and the pruned graph."""
-    chosen = default_output(dense.outputs, None).name
-    names = None if judged.whole else [chosen]
-    for feeds, labels in samples.labelled(batch):
-        count = _count(samples, feeds)
-        want = _run(dense, feeds, names)
-        reference = want[chosen] if judged.needs == "reference" else None
-        pair = (want, _run(pruned, feeds, names))
-        one, other = (judged.observe(Batch(o[chosen], o, reference, labels, feeds, count)) for o in pair)
-        yield one, other
+def _compared(
+    judged: Metric,
+    pairs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]],
+    chosen: str,
+    samples: Samples,
+    batch: int,
+) -> Accuracy:
+    """Judge the outputs of the original and of the other, batch by batch."""
+    scores: tuple[list[Scores], list[Scores]] = ([], [])
+    for (feeds, labels), pair in zip(samples.labelled(batch), pairs, strict=True):
+        reference = pair[0][chosen] if judged.needs == "reference" else None
+        for found, outputs in zip(scores, pair, strict=True):
+            count = _count(samples, feeds)
+            found.append(judged.observe(Batch(outputs[chosen], outputs, reference, labels, feeds, count)))
+    return _accuracy(judged, _joined(scores[0]), _joined(scores[1]), len(samples))
 
 
 def _run(session: Session, feeds: Feeds, names: list[str] | None) -> dict[str, Array]:
     return {name: np.asarray(value) for name, value in session.run(feeds, names).items()}
 
 
-def _joined(parts: tuple[Scores, ...]) -> Scores:
+def _joined(parts: Sequence[Scores]) -> Scores:
     return Scores(np.concatenate([p.totals for p in parts]), np.concatenate([p.weights for p in parts]))
 
 

@@ -21,7 +21,7 @@ from exporter import tensors
 from exporter.agreement import take_axes
 from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, rows_for, sampled
 from exporter.calibration.joint import Batch, Joint, Pair, find_pairs
-from exporter.calibration.moments import Moments, Vector
+from exporter.calibration.moments import Centred, Moments, Solver, Vector
 from exporter.calibration.readers import (
     Matrix,
     Reader,
@@ -145,12 +145,13 @@ def compensate(
 
 @dataclass(frozen=True)
 class _Tried:
-    """Weights and bias, with their error on the held-out samples and the damping they came from."""
+    """Weights and bias, with their error on the held-out samples, and the damping and solver they came from."""
 
     error: float
     damping: float | None
     weights: Matrix
     bias: Vector | None
+    solver: Solver | None = None
 
 
 class _Fit:
@@ -182,20 +183,21 @@ class _Fit:
         few = max(1.0, 10 * self.present.shape[1] / fit.rows)
 
         def fitted(damping: float) -> _Tried:
-            found = centre.fit(self.present, damping)
+            solver = centre.solver(damping)
+            found = solver.fit(centre.xy, self.present)
             bias = centre.bias(found) if intercept else None
-            return _Tried(judge.error(found, bias), damping, found, bias)
+            return _Tried(judge.error(found, bias), damping, found, bias, solver)
 
         best = min(now, _best_damping(lambda d: fitted(few * d), self.quick), key=lambda t: t.error)
         refit = Refit(self.reader.weight, now.error / energy, best.error / energy, best.damping)
-        if best.damping is None:
+        if best.damping is None or best.solver is None:
             return refit, {}
         weights, bias = best.weights, best.bias
         if limited and bias is not None:
-            weights, bias = self._limited(rows, fit, weights, bias, best.damping)
+            weights, bias = self._limited(rows, fit, centre, best.solver, weights, bias)
         elif not self.quick:
             whole = self.moments.centred(intercept)
-            weights = whole.fit(self.present, best.damping)
+            weights = whole.solver(best.damping).fit(whole.xy, self.present)
             bias = whole.bias(weights) if intercept else None
         return refit, constants_of(self.reader, self.own.graph, weights, bias)
 
@@ -274,7 +276,13 @@ class _Fit:
             yield replace(sample, y=sample.y - added), added
 
     def _limited(
-        self, rows: Iterable[tuple[Sample, Rows]], fit: Moments, weights: Matrix, bias: Vector, damping: float
+        self,
+        rows: Iterable[tuple[Sample, Rows]],
+        fit: Moments,
+        centre: Centred,
+        solver: Solver,
+        weights: Matrix,
+        bias: Vector,
     ) -> tuple[Matrix, Vector]:
         """Fit what a Relu or Clip lets through: where the target is below its limit any output below that will do.
 
@@ -285,7 +293,7 @@ class _Fit:
         best = (np.inf, weights, bias)
         middle = fit.y / fit.rows
         for last in range(_LIMITED_ROUNDS + 1):
-            again = Moments(fit.rows, fit.xx, fit.x[:, :, None] * middle[:, None], np.zeros(()), fit.x, fit.y)
+            again = Moments(fit.rows, xy=fit.x[:, :, None] * middle[:, None], y=fit.y)
             error = 0.0
             for sample, added in rows:
                 for apart in (True, False) if last < _LIMITED_ROUNDS else (True,):
@@ -303,8 +311,8 @@ class _Fit:
             if error < best[0]:
                 best = error, weights, bias
             if last < _LIMITED_ROUNDS:
-                renewed = again.centred(intercept=True)
-                weights = renewed.fit(weights, damping)
+                renewed = centre.with_outputs(again)
+                weights = solver.fit(renewed.xy, weights)
                 bias = renewed.bias(weights)
         return best[1], best[2]
 

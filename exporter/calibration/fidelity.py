@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from exporter.calibration.accuracy import Accuracy, compare_accuracy, usual_metric
+from exporter.calibration.accuracy import Accuracy, compare_answers, usual_metric
 from exporter.calibration.compensation import Refit, compensate
 from exporter.calibration.data import Calibration
-from exporter.calibration.sensitivity import answers, deviation
+from exporter.calibration.runner import Runner
+from exporter.calibration.sensitivity import answers, deviation_between
 from exporter.calibration.unfitted import Unfitted, find_unfitted
 from exporter.graph import Graph
 from exporter.interface import shrunk
@@ -52,6 +53,7 @@ class Fit:
     Attributes:
         graph: the graph to write.
         plain, error: see ``Fidelity``.
+        answers: its answers to the held-out inputs, and the original's.
         refits: the layers fitted anew.
         why: the reason where none were.
         notes: what the reader should know.
@@ -60,7 +62,8 @@ class Fit:
     graph: Graph
     plain: float
     error: float
-    refits: tuple[Refit, ...]
+    answers: tuple[Runner, Runner]
+    refits: tuple[Refit, ...] = ()
     why: str = ""
     notes: tuple[str, ...] = ()
 
@@ -95,27 +98,30 @@ def fit(
         ModelError: a model does not run on the samples.
     """
     step("measuring the pruned model on held-out inputs")
-    original = answers(graph, calibration.held, calibration.batch)
-    plain = deviation(pruned, original, calibration.held, calibration.batch)
+    held, batch = calibration.held, calibration.batch
+    original, own = answers(graph, held, batch), answers(pruned, held, batch)
+    plain = deviation_between(own, original)
+    unfitted = Fit(pruned, plain, plain, (own, original))
     if not wanted:
-        return Fit(pruned, plain, plain, (), SWITCHED_OFF)
-    better, refits = compensate(pruned, *(start or (graph, plan)), calibration.fit, calibration.batch, step)
+        return replace(unfitted, why=SWITCHED_OFF)
+    better, refits = compensate(pruned, *(start or (graph, plan)), calibration.fit, batch, step)
     if not refits:
-        return Fit(pruned, plain, plain, (), "", ("no layer behind the cuts can be fitted",))
-    error = deviation(better, original, calibration.held, calibration.batch)
+        return replace(unfitted, notes=("no layer behind the cuts can be fitted",))
+    own = answers(better, held, batch)
+    error = deviation_between(own, original)
     if error < plain:
-        return Fit(better, plain, error, tuple(refits))
+        return Fit(better, plain, error, (own, original), tuple(refits))
     note = f"{LEFT_OUT}: output error on held-out inputs {error:.3g} with it, {plain:.3g} without"
-    return Fit(pruned, plain, plain, (), LEFT_OUT, (note,))
+    return replace(unfitted, why=LEFT_OUT, notes=(note,))
 
 
-def fidelity_of(found: Fit, graph: Graph, plan: Plan, calibration: Calibration) -> Fidelity:
+def fidelity_of(found: Fit, plan: Plan, calibration: Calibration) -> Fidelity:
     """Measure a fitted graph on the held-out inputs.
 
     Raises:
         BadRequest: the metric that was asked for does not fit the outputs or the labels.
     """
-    accuracy, agreement = judged(found.graph, graph, calibration)
+    accuracy, agreement = judged(*found.answers, calibration)
     return Fidelity(
         samples=len(calibration.held),
         plain=found.plain,
@@ -128,8 +134,8 @@ def fidelity_of(found: Fit, graph: Graph, plan: Plan, calibration: Calibration) 
     )
 
 
-def judged(after: Graph, graph: Graph, calibration: Calibration) -> tuple[Accuracy | None, float | None]:
-    """Judge a graph and the original on the held-out inputs.
+def judged(after: Runner, original: Runner, calibration: Calibration) -> tuple[Accuracy | None, float | None]:
+    """Judge the ``answers`` of a graph and of the original to the held-out inputs.
 
     Returns:
         ``Fidelity.accuracy`` and ``Fidelity.agreement``.
@@ -138,15 +144,15 @@ def judged(after: Graph, graph: Graph, calibration: Calibration) -> tuple[Accura
         BadRequest: the metric that was asked for does not fit the outputs or the labels.
     """
     held, batch = calibration.held, calibration.batch
-    metric = calibration.metric or usual_metric(graph, held)
+    metric = calibration.metric or usual_metric(original.graph, held)
     accuracy = agreement = None
     try:
-        accuracy = compare_accuracy(after, graph, held, batch, metric) if metric is not None else None
+        accuracy = compare_answers(after, original, held, batch, metric) if metric is not None else None
     except BadRequest:  # what is called y holds something else
         if calibration.metric is not None:
             raise
     with contextlib.suppress(BadRequest):  # no output of classes
-        agreement = accuracy if metric == "agreement" else compare_accuracy(after, graph, held, batch, "agreement")
+        agreement = accuracy if metric == "agreement" else compare_answers(after, original, held, batch, "agreement")
     return accuracy or agreement, agreement.pruned if agreement is not None else None
 
 
@@ -167,7 +173,7 @@ def fitted(
     if not comparable(pruned, graph, plan):
         return pruned, None, ["not compensated and not measured: inputs or outputs of the model shrink"]
     found = fit(pruned, graph, plan, calibration, wanted, step, start)
-    return found.graph, fidelity_of(found, graph, plan, calibration), list(found.notes)
+    return found.graph, fidelity_of(found, plan, calibration), list(found.notes)
 
 
 def reasons(unfitted: Sequence[Unfitted]) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ from onnx import NodeProto, helper, numpy_helper
 from exporter.calibration.evidence import HELD_OUT, Sample, rows_at
 from exporter.calibration.moments import Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, grouped_outputs_at, plain, weight_of
-from exporter.calibration.systems import damped, inverse
+from exporter.calibration.systems import Factored, damped
 from exporter.calibration.targets import Limits
 from exporter.graph import Graph, Node
 from exporter.tensors import Array
@@ -226,20 +226,20 @@ class Joint:
 
 
 class _Solver:
-    """The inverse second moments of what a layer reads."""
+    """The second moments of what a layer reads."""
 
     def __init__(self, known: Moments) -> None:
         centre = known.centred(intercept=True)
         damping = _DAMPING * max(1.0, 10 * centre.xx.shape[1] / max(known.rows, 1))
         self.mean = centre.x
-        system = damped(centre.xx, centre.ridge(damping))
-        self.inverse: Matrix = inverse(system.astype(np.float32))  # a direction needs no more digits
+        # a direction needs no more than 32 bits
+        self.system = Factored(damped(centre.xx, centre.ridge(damping)), coarse=True)
 
     def direction(self, sums: Moments) -> tuple[Matrix, Vector]:
         """Weights and bias that fit what the sums' outputs ask for."""
         n = max(sums.rows, 1)
         y = sums.y / n
-        weights = self.inverse @ (sums.xy / n - self.mean[:, :, None] * y[:, None])
+        weights = self.system.solve(sums.xy / n - self.mean[:, :, None] * y[:, None])
         return weights, np.asarray(y - (self.mean[:, None] @ weights)[:, 0])
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.readers import Matrix, Rows
-from exporter.calibration.systems import damped, product, solve
+from exporter.calibration.systems import Factored, damped, product
 
 Vector = NDArray[np.float64]
 
@@ -165,7 +165,29 @@ class Centred:
         diagonal = np.diagonal(self.xx, axis1=1, axis2=2)
         return float(damping * max(diagonal.mean(), 1e-12))
 
-    def fit(self, present: Matrix, damping: float) -> Matrix:
-        """Least squares, held to the present weights by a ridge: argmin |Y - X W|^2 + ridge |W - present|^2."""
+    def solver(self, damping: float) -> Solver:
+        """What fits weights to these inputs."""
         ridge = self.ridge(damping)
-        return solve(damped(self.xx, ridge), self.xy + ridge * present)
+        return Solver(ridge, Factored(damped(self.xx, ridge)))
+
+    def with_outputs(self, sums: Moments) -> Centred:
+        """The same inputs, with the outputs of other sums: their ``xy`` and ``y``, about the mean."""
+        y = sums.y / sums.rows
+        return replace(self, xy=sums.xy / sums.rows - self.x[:, :, None] * y[:, None], y=y)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Least squares on the same inputs for several outputs, held to some weights by a ridge.
+
+    Attributes:
+        ridge: its factor.
+        system: the second moments of the inputs, with the ridge.
+    """
+
+    ridge: float
+    system: Factored
+
+    def fit(self, xy: Matrix, present: Matrix) -> Matrix:
+        """The weights W that make |Y - X W|^2 + ridge |W - present|^2 least, for moments ``xy`` as in ``Centred``."""
+        return self.system.solve(xy + self.ridge * present)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -20,8 +20,8 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
 def float_outputs(graph: Graph) -> list[str]:
-    """Names of the floating-point outputs."""
-    return [n for n in graph.outputs if graph.inferred.dtype.get(n) in _FLOATS]
+    """Names of the floating-point outputs that inputs can change."""
+    return [n for n in graph.outputs if graph.inferred.dtype.get(n) in _FLOATS and n not in graph.constants]
 
 
 class Deviation:
@@ -54,10 +54,16 @@ class Deviation:
 
 
 def answers(graph: Graph, samples: Samples, batch: int) -> Runner:
-    """A graph that has run to its outputs on some samples: what ``deviation`` compares with, as often as wanted."""
+    """A graph that has run to its outputs on some samples: they can be compared as often as wanted."""
     runner = Runner(graph, samples, batch)
-    runner.advance(float_outputs(graph))
+    runner.advance([n for n in graph.outputs if n not in graph.constants])
     return runner
+
+
+def deviation_between(changed: Runner, original: Runner) -> float:
+    """As ``deviation``, of the ``answers`` of two graphs to the same samples."""
+    outputs = float_outputs(original.graph)
+    return _deviation(changed.branch(outputs, {}), original.branch(outputs, {}))
 
 
 def deviation(
@@ -73,9 +79,12 @@ def deviation(
         values: constants of the changed graph that are to have other values.
     """
     outputs = float_outputs(original.graph)
+    return _deviation(Runner(changed, samples, batch).branch(outputs, values or {}), original.branch(outputs, {}))
+
+
+def _deviation(got: Iterable[Mapping[str, Array]], want: Iterable[Mapping[str, Array]]) -> float:
     found = Deviation()
-    got = Runner(changed, samples, batch).branch(outputs, values or {})
-    for pair in zip(got, original.branch(outputs, {}), strict=True):
+    for pair in zip(got, want, strict=True):
         found.add(*pair)
     return found.value
 

@@ -6,6 +6,8 @@ nothing is faster on a processor than products of 32-bit matrices: eliminating b
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from exporter.calibration.readers import Matrix, Rows
@@ -30,20 +32,33 @@ def product(system: Matrix, weights: Matrix) -> Matrix:
     return np.asarray(system.astype(np.float32) @ weights.astype(np.float32), np.float64)
 
 
-def solve(system: Matrix, wanted: Matrix) -> Matrix:
-    """The solution X of ``system @ X = wanted``.
+class Factored:
+    """Systems ``system @ X = wanted`` that are solved for several right sides."""
 
-    Args:
-        system: symmetric and positive definite, its least eigenvalue at least some 1e-6 of the largest; shape
-            [groups, K, K].
-        wanted: shape [groups, K, outputs].
+    def __init__(self, system: Matrix, coarse: bool = False) -> None:
+        """Take systems apart: once for all right sides where that is done in 32 bits.
 
-    Raises:
-        LinAlgError: the system is singular.
-    """
-    if system.shape[1] < WIDE:
-        return np.asarray(np.linalg.solve(system, wanted))
-    return np.stack([_solution(*pair) for pair in zip(system, wanted, strict=True)])
+        Args:
+            system: symmetric and positive definite, its least eigenvalue at least some 1e-6 of the largest; shape
+                [groups, K, K].
+            coarse: take 32 bits for a narrow one too.
+        """
+        self._system: Matrix | None = system
+        self._parts: list[_Eliminated] = []
+        if coarse or system.shape[1] >= WIDE:
+            with contextlib.suppress(np.linalg.LinAlgError):  # 64 bits are needed
+                self._parts = [_Eliminated(one) for one in system]
+                self._system = None
+
+    def solve(self, wanted: Matrix) -> Matrix:
+        """X for a right side, both [groups, K, outputs].
+
+        Raises:
+            LinAlgError: the system is singular.
+        """
+        if self._system is not None:
+            return np.asarray(np.linalg.solve(self._system, wanted))
+        return np.stack([part.solve(one) for part, one in zip(self._parts, wanted, strict=True)])
 
 
 def inverse(system: Matrix | Rows) -> Matrix:
@@ -51,32 +66,43 @@ def inverse(system: Matrix | Rows) -> Matrix:
     return np.stack([_inverse(one) for one in system]).astype(np.float64)
 
 
-def _solution(system: Matrix, wanted: Matrix) -> Matrix:
-    try:
-        return _eliminated(system.astype(np.float32), wanted.astype(np.float32)).astype(np.float64)
-    except np.linalg.LinAlgError:  # what 32 bits left of it is no longer positive
-        return np.asarray(np.linalg.solve(system, wanted))
-
-
-def _eliminated(left: Rows, right: Rows) -> Rows:
-    """The solution for one group by Cholesky's factor, block by block; what is given is overwritten.
+class _Eliminated:
+    """One group's system as Cholesky's factor, block by block.
 
     Explicit inverses of the blocks would take as long, but lose half of the digits where one direction dominates.
+
+    Attributes:
+        upper: the factor right of the blocks on the diagonal.
+        factors: the inverses of the transposed blocks on the diagonal.
     """
-    starts = range(0, len(left), _BLOCK)
-    factors = []
-    for i in starts:
-        here, end = slice(i, i + _BLOCK), i + _BLOCK
-        factors.append(_factor(left[here, here].astype(np.float64)).astype(np.float32))
-        left[here, end:] = factors[-1] @ left[here, end:]
-        right[here] = factors[-1] @ right[here]
-        for j in range(end, len(left), _BLOCK):  # of what is symmetric the upper right is enough
-            left[j : j + _BLOCK, j:] -= left[here, j : j + _BLOCK].T @ left[here, j:]
-        right[end:] -= left[here, end:].T @ right[here]
-    for i, factor in zip(reversed(starts), reversed(factors), strict=True):
-        here, end = slice(i, i + _BLOCK), i + _BLOCK
-        right[here] = factor.T @ (right[here] - left[here, end:] @ right[end:])
-    return right
+
+    def __init__(self, system: Matrix) -> None:
+        """Take a system apart.
+
+        Raises:
+            LinAlgError: what 32 bits left of it is not positive.
+        """
+        self.upper: Rows = system.astype(np.float32)
+        self.factors: list[Rows] = []
+        left = self.upper
+        for i in range(0, len(left), _BLOCK):
+            here, end = slice(i, i + _BLOCK), i + _BLOCK
+            self.factors.append(_factor(left[here, here].astype(np.float64)).astype(np.float32))
+            left[here, end:] = self.factors[-1] @ left[here, end:]
+            for j in range(end, len(left), _BLOCK):  # of what is symmetric the upper right is enough
+                left[j : j + _BLOCK, j:] -= left[here, j : j + _BLOCK].T @ left[here, j:]
+
+    def solve(self, wanted: Matrix) -> Matrix:
+        right: Rows = wanted.astype(np.float32)
+        starts = range(0, len(right), _BLOCK)
+        for i, factor in zip(starts, self.factors, strict=True):
+            here, end = slice(i, i + _BLOCK), i + _BLOCK
+            right[here] = factor @ right[here]
+            right[end:] -= self.upper[here, end:].T @ right[here]
+        for i, factor in zip(reversed(starts), reversed(self.factors), strict=True):
+            here, end = slice(i, i + _BLOCK), i + _BLOCK
+            right[here] = factor.T @ (right[here] - self.upper[here, end:] @ right[end:])
+        return right.astype(np.float64)
 
 
 def _inverse(system: Matrix | Rows) -> Matrix | Rows:

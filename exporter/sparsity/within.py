@@ -131,7 +131,8 @@ def fit_within(
                 f"with all {len(order)} layers, and too large with the least harmful one alone.\n"
                 "Allow more, or give more calibration inputs."
             )
-    accuracy, agreement = judged(with_values(graph, values), source, data)
+    after = answers(with_values(graph, values), data.held, data.batch)
+    accuracy, agreement = judged(after, original, data)
     return Fitted(values, fits, Held(len(data.held), plain, error, agreement, data.synthetic, accuracy), dense)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from exporter import load, prune
-from exporter.calibration.accuracy import compare_accuracy, paired, usual_metric, wilson
+from exporter.calibration.accuracy import compare_accuracy, compare_answers, paired, usual_metric, wilson
 from exporter.calibration.data import calibration_of
+from exporter.calibration.sensitivity import answers
 from exporter.model_file import from_model
 from exporter.normalise import input_specs
 from runtime.errors import BadRequest
@@ -66,6 +67,19 @@ def test_metrics_against_the_original(metric, dense, two):
     assert found.drop == pytest.approx(abs(dense - each.mean()), rel=1e-4)
     spread = 1.96 * each.std(ddof=1) / np.sqrt(300)
     assert (found.low, found.high) == pytest.approx((found.drop - spread, found.drop + spread), rel=1e-3)
+
+
+@pytest.mark.parametrize("metric", ["top1", "agreement", "mse"])
+def test_answers_that_are_there_are_judged_alike(metric, two):
+    graph, pruned, samples, _, _ = two
+    own, original = (answers(g, samples, 32) for g in (pruned, graph))
+    found, wanted = (
+        compare_answers(own, original, samples, 32, metric),
+        compare_accuracy(pruned, graph, samples, 32, metric),
+    )
+    for value in ("dense", "pruned", "drop", "low", "high"):
+        assert getattr(found, value) == pytest.approx(getattr(wanted, value), abs=1e-6)
+    assert (found.metric, found.samples, found.rate) == (wanted.metric, wanted.samples, wanted.rate)
 
 
 def test_no_difference_is_not_certainty(two):

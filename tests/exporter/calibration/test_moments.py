@@ -61,7 +61,7 @@ def test_the_fit_is_that_of_least_squares(intercept, damping):
     x, y = rows(offset=0.5)
     centred = moments(x, y).centred(intercept)
     present = np.random.default_rng(9).standard_normal((GROUPS, K, OUTPUTS))
-    found, bias = centred.fit(present, damping), None
+    found, bias = centred.solver(damping).fit(centred.xy, present), None
     x, y = wide(x, y)
     mean = (x.mean(1, keepdims=True), y.mean(1, keepdims=True)) if intercept else (0, 0)
     ridge = np.sqrt(damping * np.mean(np.square(x - mean[0])) * ROWS)
@@ -101,7 +101,7 @@ def test_no_rows_are_no_error():
     x, y = rows()
     centred = moments(x[:, :0], y[:, :0]).centred(intercept=True)
     assert centred.error(np.ones((GROUPS, K, OUTPUTS))) == 0
-    assert np.isfinite(centred.fit(np.ones((GROUPS, K, OUTPUTS)), 0.1)).all()
+    assert np.isfinite(centred.solver(0.1).fit(centred.xy, np.ones((GROUPS, K, OUTPUTS)))).all()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

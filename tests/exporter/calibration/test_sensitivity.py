@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporter.calibration.sensitivity import predicted
+from exporter.calibration.sensitivity import answers, deviation, deviation_between, float_outputs, predicted
+from tests.exporter.calibration import networks
+from tests.onnx_builder import build, ints, node, weights
 
 DAMAGE = np.array([0.8, 0.4, 0.2, 0.1, 0.05, 0.0])
 
@@ -24,3 +26,26 @@ def test_two_measurements_are_met_and_between_them_a_power_runs():
 
 def test_no_effect_at_all_is_no_division_by_zero():
     assert np.isfinite(predicted(DAMAGE, [(0.0, 0.0), (0.3, 0.1)])).all()
+
+
+@pytest.mark.parametrize("beside", [np.ones(3, np.float32), ints(1, 2)], ids=["floats", "integers"])
+def test_an_output_that_is_a_constant_tells_nothing(beside):
+    """A detector may give its anchors beside what it found."""
+
+    def graph(seed):
+        return networks.loaded(
+            build(
+                [node("Conv", "x w", "a"), node("Relu", "a", "y"), node("ArgMax", "a", "at", axis=1)],
+                {"x": ("N", 3, 4, 4)}, ["y", "at", "beside"], {**weights(seed, w=(5, 3, 1, 1)), "beside": beside},
+                kinds={"at": "i", "beside": "f" if beside.dtype == np.float32 else "i"},
+            )
+        )  # fmt: skip
+
+    changed, original = graph(0), graph(1)
+    assert float_outputs(original) == ["y"]
+    samples = networks.samples(original, 10)
+    known = answers(original, samples, 4)
+    found = deviation(changed, known, samples, 4)
+    assert found > 0.1
+    assert deviation_between(answers(changed, samples, 4), known) == found
+    assert deviation_between(known, known) == 0

@@ -24,7 +24,7 @@ def test_what_64_bits_say(monkeypatch, columns, groups):
     system, wanted = _system(groups, columns, 7, columns)
     expected = np.linalg.solve(system, wanted)
     monkeypatch.setattr(systems, "WIDE", 1)
-    found = systems.solve(system, wanted)
+    found = systems.Factored(system).solve(wanted)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     assert not np.array_equal(found, expected)  # it did go the other way
     np.testing.assert_allclose(systems.product(system, found), wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
@@ -32,13 +32,24 @@ def test_what_64_bits_say(monkeypatch, columns, groups):
 
 def test_narrow_systems_have_all_digits():
     system, wanted = _system(2, 96, 5, 0)
-    assert np.array_equal(systems.solve(system, wanted), np.linalg.solve(system, wanted))
+    assert np.array_equal(systems.Factored(system).solve(wanted), np.linalg.solve(system, wanted))
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_one_system_serves_several_right_sides(coarse):
+    system, wanted = _system(2, 120, 6, 2)
+    factored = systems.Factored(system, coarse)
+    for part in (wanted[:, :, :4], wanted[:, :, 4:]):
+        expected = np.linalg.solve(system, part)
+        found = factored.solve(part)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=(1e-4 if coarse else 1e-12) * np.abs(expected).max())
+        assert coarse != np.array_equal(found, expected)
 
 
 def test_what_is_given_stays():
     system, wanted = _system(1, systems.WIDE, 2, 1)
     before = system.copy(), wanted.copy()
-    systems.solve(system, wanted)
+    systems.Factored(system).solve(wanted)
     assert np.array_equal(before[0], system)
     assert np.array_equal(before[1], wanted)
 
@@ -64,7 +75,7 @@ def test_a_dominant_direction_costs_no_more_digits_than_the_condition(monkeypatc
     system = systems.damped(system, 1e-4 * np.trace(system[0]) / columns)
     expected = rng.standard_normal((1, columns, 5))
     monkeypatch.setattr(systems, "WIDE", 1)
-    wrong = systems.solve(system, system @ expected) - expected
+    wrong = systems.Factored(system).solve(system @ expected) - expected
     assert np.sum(wrong * (system @ wrong)) < 1e-4 * np.sum(expected * (system @ expected))
     for kind, tolerance in ((np.float64, 1e-9), (np.float32, 0.1)):
         found = systems.inverse(system.astype(kind))
@@ -78,6 +89,6 @@ def test_what_32_bits_cannot_tell_from_singular_is_solved_in_64(monkeypatch):
     wanted = rng.standard_normal((1, 50, 3))
     expected = np.linalg.solve(system, wanted)
     monkeypatch.setattr(systems, "WIDE", 1)
-    assert np.isfinite(systems.solve(system, wanted)).all()
-    np.testing.assert_allclose(systems.solve(system, wanted), expected)
+    assert np.isfinite(systems.Factored(system).solve(wanted)).all()
+    np.testing.assert_allclose(systems.Factored(system).solve(wanted), expected)
     assert np.isfinite(systems.inverse(system.astype(np.float32))).all()
