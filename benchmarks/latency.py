@@ -9,6 +9,7 @@ latter took. An interrupted run goes on where it was: rows are kept with the has
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ NETWORKS = (
 )
 _LIMIT = 900.0
 _ROUND_TO = 8
+_TOOLS = ("torch-pruning", "onnxsim")
+_HALF, _NEAR, _EQUAL = 0.5, 0.03, 0.01
 _SHAPES = {"input": (1, 3, 224, 224)}
 
 
@@ -145,13 +148,37 @@ def _page(found: dict[str, dict[str, Any]]) -> str:
             rows.append([name, row["error"], *[""] * 9])
             continue
         cells = [name]
-        for tool in ("torch-pruning", "onnxsim"):
+        for tool in _TOOLS:
             cells += [_cell(row, tool, "macs"), _cell(row, tool, "time"), _cell(row, f"ours, as {tool}", "time")]
         cells += [_cell(row, "ours, half", "macs"), _cell(row, "ours, half", "time")]
         landed = row.get("latency", {})
         cells += [table.share(landed["ratio"]) if "ratio" in landed else landed.get("error", "-")]
         rows.append([*cells, f"{landed['seconds']:.0f}" if "seconds" in landed else "-"])
-    return table.markdown(rows, right=range(1, 11)) + "\n\nShares of the dense network's; time is CPU time, one thread."
+    about = "Shares of the dense network's; time is CPU time, one thread."
+    return f"{table.markdown(rows, right=range(1, 11))}\n\n{about}\n\n{_summary(found)}"
+
+
+def _summary(found: dict[str, dict[str, Any]]) -> str:
+    """The page in four numbers; times that differ by less than ``_EQUAL`` count as equal."""
+    halves = [1 / row["ours, half"]["time"]["ratio"] for row in found.values() if "time" in row.get("ours, half", {})]
+    landed = [row["latency"]["ratio"] for row in found.values() if "ratio" in row.get("latency", {})]
+    behind = [name for name, row in found.items() if any(_slower(row, tool) for tool in _TOOLS)]
+    near = sum(abs(ratio / _HALF - 1) <= _NEAR for ratio in landed)
+    return (
+        f"`--macs 0.5` makes them {statistics.median(halves):.2f} times as fast in the median, "
+        f"{min(halves):.2f} times at least. At the multiply-accumulates of each peer Secateur's file is as fast or "
+        f"faster (within {_EQUAL:.0%}) in {len(found) - len(behind)} of {len(found)} networks"
+        f"{', slower in ' + ' and '.join(behind) if behind else ''}. `--latency 0.5x` lands within {_NEAR:.0%} in "
+        f"{near} of {len(found)}."
+    )
+
+
+def _slower(row: dict[str, Any], tool: str) -> bool:
+    """Whether a peer's file is clearly faster than ours of the same size; not where the peer gave none that runs."""
+    cells = row.get(tool, {}), row.get(f"ours, as {tool}", {})
+    if "time" not in cells[0]:
+        return False
+    return "time" not in cells[1] or cells[1]["time"]["ratio"] > (1 + _EQUAL) * cells[0]["time"]["ratio"]
 
 
 def _cell(row: dict[str, Any], what: str, key: str) -> str:
