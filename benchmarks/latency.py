@@ -77,7 +77,7 @@ def _network(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
         files[f"ours, as {tool}"] = _ours(dense, folder / f"{name}-as-{tool}.onnx", left, row, f"ours, as {tool}")
     files["ours, half"] = _ours(dense, folder / f"{name}-half.onnx", 0.5, row, "ours, half")
     files = {what: file for what, file in files.items() if file.is_file() and "error" not in row[what]}
-    for what, ratio in _times(dense, files, options.seconds).items():
+    for what, ratio in times(dense, files, options.seconds, _SHAPES).items():
         row[what]["time"] = ratio
     if not options.skip_latency:
         row["latency"] = _to_latency(dense, folder / f"{name}-latency.onnx")
@@ -104,13 +104,15 @@ def prune_to_macs(source: str, output: str, macs: float) -> dict[str, Any]:
     return {"macs": result.after.macs / result.before.macs}
 
 
-def _times(dense: Path, files: dict[str, Path], seconds: float) -> dict[str, dict[str, float]]:
+def times(
+    dense: Path, files: dict[str, Path], seconds: float, shapes: dict[str, tuple[int, ...]] | None = None
+) -> dict[str, dict[str, float]]:
     """CPU time of each file relative to the dense one's, with its interval, from one interleaved run."""
     from runtime.latency import bench
     from runtime.robust import ratio_of, undisturbed
 
     paths = [dense, *files.values()]
-    results = bench(paths, threads=1, seconds=seconds / len(paths), shapes=_SHAPES)
+    results = bench(paths, threads=1, seconds=seconds / len(paths), shapes=shapes)
     found = {}
     for what, other in zip(files, results[1:], strict=True):
         logs = np.log(other.thread) - np.log(results[0].thread)

@@ -188,7 +188,13 @@ class _Fit:
             bias = centre.bias(found) if intercept else None
             return _Tried(judge.error(found, bias), damping, found, bias, solver)
 
-        best = min(now, _best_damping(lambda d: fitted(few * d), self.quick), key=lambda t: t.error)
+        def more_helps(tried: _Tried) -> bool:
+            assert tried.solver is not None
+            return judge.slope(tried.weights, tried.solver.drift(tried.weights, self.present)) < 0
+
+        usual = fitted(few * _DAMPINGS[_USUAL])
+        found = usual if self.quick else _best_damping(usual, lambda d: fitted(few * d), more_helps)
+        best = min(now, found, key=lambda t: t.error)
         refit = Refit(self.reader.weight, now.error / energy, best.error / energy, best.damping)
         if best.damping is None or best.solver is None:
             return refit, {}
@@ -328,21 +334,14 @@ def _first(values: Array, share: float) -> Array:
     return values[: math.ceil(share * len(values))]
 
 
-def _best_damping(fitted: Callable[[float], _Tried], quick: bool) -> _Tried:
-    """The best of the dampings, from the usual one on as long as the next is better; the usual one if it is to be
-    quick."""
-    best = fitted(_DAMPINGS[_USUAL])
-    if quick:
-        return best
-    for others in (_DAMPINGS[_USUAL + 1 :], _DAMPINGS[:_USUAL][::-1]):
-        start = best
-        for damping in others:
-            tried = fitted(damping)
-            if tried.error >= best.error:
-                break
-            best = tried
-        if best is not start:
+def _best_damping(usual: _Tried, fitted: Callable[[float], _Tried], more_helps: Callable[[_Tried], bool]) -> _Tried:
+    """The best of the dampings, from the usual one on in the direction that lowers the error, as long as it falls."""
+    best = usual
+    for damping in _DAMPINGS[_USUAL + 1 :] if more_helps(usual) else _DAMPINGS[:_USUAL][::-1]:
+        tried = fitted(damping)
+        if tried.error >= best.error:
             break
+        best = tried
     return best
 
 

@@ -141,6 +141,10 @@ class Centred:
         offset = np.square(self.bias(weights) - bias).sum() if bias is not None else 0.0
         return max(float(quadratic + self.yy.sum()), 0.0) + float(offset)
 
+    def slope(self, weights: Matrix, change: Matrix) -> float:
+        """How fast ``error`` grows when weights begin to change so, the bias the best."""
+        return float(2 * (change * (product(self.xx, weights) - self.xy)).sum())
+
     @staticmethod
     def take(values: Matrix, columns: Sequence[NDArray[np.int64]]) -> Matrix:
         """Some columns of each group, filled up with zeros; values [groups, K, ...]."""
@@ -191,3 +195,7 @@ class Solver:
     def fit(self, xy: Matrix, present: Matrix) -> Matrix:
         """The weights W that make |Y - X W|^2 + ridge |W - present|^2 least, for moments ``xy`` as in ``Centred``."""
         return self.system.solve(xy + self.ridge * present)
+
+    def drift(self, weights: Matrix, present: Matrix) -> Matrix:
+        """How the weights that ``fit`` gave change as the ridge grows: the derivative of its equation."""
+        return self.system.solve(present - weights)

@@ -119,3 +119,20 @@ def test_large_numbers_count():
     """Their sum overflows 32 bits."""
     x, y = rows()
     assert moments(x + np.float32(3e38), y).rows == ROWS
+
+
+def test_the_slope_along_the_ridge_is_that_of_differences():
+    x, y = rows(offset=0.5)
+    other = moments(*rows(offset=0.2)).centred(intercept=True)
+    centred = moments(x, y).centred(intercept=True)
+    present = np.random.default_rng(9).standard_normal((GROUPS, K, OUTPUTS))
+    for damping in (0.01, 0.1, 1.0):
+        solver = centred.solver(damping)
+        weights = solver.fit(centred.xy, present)
+        near = [centred.solver(damping * f).fit(centred.xy, present) for f in (0.999, 1.001)]
+        step = 0.002 * solver.ridge
+        drift = solver.drift(weights, present)
+        np.testing.assert_allclose(drift, (near[1] - near[0]) / step, rtol=1e-3, atol=1e-6)
+        assert other.slope(weights, drift) == pytest.approx(
+            (other.error(near[1]) - other.error(near[0])) / step, rel=1e-3
+        )
