@@ -121,7 +121,7 @@ def _times(dense: Path, files: dict[str, Path], seconds: float) -> dict[str, dic
 
 def _to_latency(dense: Path, output: Path) -> dict[str, Any]:
     from exporter.errors import SecateurError
-    from exporter.latency_budget import Target, prune_to_latency
+    from exporter.latency.budget import Target, prune_to_latency
     from runtime.backends import SessionOptions
     from runtime.runners import Asked
 

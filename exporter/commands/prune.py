@@ -174,14 +174,12 @@ def run(options: argparse.Namespace) -> int:
         ratio=options.ratio,
         macs=options.macs,
         params=options.params,
-        layers=options.layers,
         **_shared(options),
         plan=Plan.load(options.plan) if options.plan else None,
         max_drop=options.max_drop,
         of=options.of,
         sure=options.sure,
         steps=options.steps,
-        cache=not options.no_cache,
         dry_run=options.dry_run,
         shapes=parse_shapes(options.shape),
     )
@@ -196,8 +194,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _to_latency(options: argparse.Namespace) -> int:
     """Prune to a latency; returns the exit code."""
-    from exporter import latency_json, latency_report, report, report_json
-    from exporter.latency_budget import parse_latency, prune_to_latency
+    from exporter import report, report_json
+    from exporter.latency.budget import parse_latency, prune_to_latency
+    from exporter.latency.report import outcome_text
+    from exporter.latency.report_json import outcome_json
     from runtime.backends import SessionOptions
     from runtime.feeds import parse_shapes
     from runtime.runners import Asked
@@ -211,11 +211,10 @@ def _to_latency(options: argparse.Namespace) -> int:
     )
     if options.save_plan:
         result.plan.save(options.save_plan)
-    document = {**report_json.prune_json(result), "latency_budget": latency_json.outcome_json(outcome)}
+    document = {**report_json.prune_json(result), "latency_budget": outcome_json(outcome)}
     if options.report:
         prune_report(options, result, document)
-    more = latency_report.outcome_text(outcome)
-    return deliver(options, lambda: document, lambda: report.prune_text(result, more=more))
+    return deliver(options, lambda: document, lambda: report.prune_text(result, more=outcome_text(outcome)))
 
 
 def _shared(options: argparse.Namespace) -> dict[str, Any]:
@@ -223,6 +222,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
     from runtime.images import parse_preprocess
 
     return {
+        "layers": options.layers,
         "score": options.score,
         "layer_score": options.layer_score,
         "consumers": options.include_consumers,
@@ -239,6 +239,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
         "labels": options.labels,
         "metric": options.metric,
         "compensate": not options.no_compensate,
+        "cache": not options.no_cache,
         "prove": not options.no_verify,
         "inputs": options.inputs,
         "seed": options.seed,
@@ -250,7 +251,7 @@ def _check_latency(options: argparse.Namespace) -> None:
     """Refuse what does not go with a budget of latency."""
     from exporter.errors import UsageError
 
-    others = ("ratio", "macs", "params", "layers", "plan", "max_drop")
+    others = ("ratio", "macs", "params", "plan", "max_drop")
     given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) is not None]
     given += ["--steps"] if options.steps != 1 else []
     if options.latency and given:
@@ -266,8 +267,8 @@ def _check_latency(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what would be ignored."""
-    from exporter.choice import Request
     from exporter.errors import UsageError
+    from exporter.request import Request
 
     _check_latency(options)
     if options.plan:
@@ -283,7 +284,7 @@ def _check(options: argparse.Namespace) -> None:
 def _align(text: str) -> int | str:
     """A number, ``auto``, or the multiple that tensor cores want for a type."""
     from exporter.errors import UsageError
-    from exporter.latency_device import TENSOR_CORES
+    from exporter.latency.device import TENSOR_CORES
     from exporter.widths import AUTOMATIC
 
     if text in AUTOMATIC:
@@ -299,7 +300,7 @@ def _profiled(options: argparse.Namespace, result: Result) -> dict[str, Any]:
     """What each layer takes in both models, and what holds back those that lag, for the report."""
     from dataclasses import asdict
 
-    from exporter.latency_json import layer_json
+    from exporter.latency.report_json import layer_json
     from runtime.backends import SessionOptions
     from runtime.layers import layer_differences
     from runtime.profiling import profile

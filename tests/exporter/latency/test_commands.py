@@ -17,7 +17,7 @@ from runtime import staircase as stairs_module
 from tests.onnx_builder import build, node, weights
 from tests.schemas import conform
 
-MODELS = Path(__file__).parents[2] / "models"
+MODELS = Path(__file__).parents[3] / "models"
 CNN, VIT = MODELS / "digits_cnn.onnx", MODELS / "digits_vit.onnx"
 BRIEF = ("--seconds", "0.1", "--threads", "1", "--shape", "image:2x1x8x8", "-q")
 
@@ -192,12 +192,12 @@ def test_lint_and_align(odd, ok, run, tmp_path):
 
 @pytest.mark.timing
 def test_prune_to_a_latency(ok, tmp_path, monkeypatch):
-    from exporter import latency_budget
+    from exporter.latency import budget
 
-    monkeypatch.setattr(latency_budget, "_PROFILE_SECONDS", 0.2)
-    brief = latency_budget.compare_models
-    monkeypatch.setattr(latency_budget, "compare_models", lambda *a, **k: brief(*a, **{**k, "seconds": 1.0}))
-    monkeypatch.setattr(latency_budget, "CLOSE", 0.15)
+    monkeypatch.setattr(budget, "_PROFILE_SECONDS", 0.2)
+    brief = budget.compare_models
+    monkeypatch.setattr(budget, "compare_models", lambda *a, **k: brief(*a, **{**k, "seconds": 1.0}))
+    monkeypatch.setattr(budget, "CLOSE", 0.15)
     out = ok(
         "prune", CNN, "-o", tmp_path / "o.onnx", "--latency", "0.6x", "--shape", "image:8x1x8x8", "-q", "--save-plan",
         tmp_path / "p.json", "--json", tmp_path / "r.json",

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from exporter.aligning import Aligned
-from exporter.latency_budget import LatencyOutcome
+from exporter.latency.budget import LatencyOutcome
 from runtime.agreement import OutputDifference
 from runtime.backends import Availability
 from runtime.comparison import Comparison, Side

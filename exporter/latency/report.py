@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from exporter.aligning import Aligned
-from exporter.latency_budget import LatencyOutcome
+from exporter.latency.budget import LatencyOutcome
 from exporter.tables import milliseconds, quantity, shapes_text, short, table, threads_text
 from runtime.agreement import OutputDifference
 from runtime.backends import Availability
