@@ -143,13 +143,7 @@ def profile_json(found: Profile, machine: Peaks) -> dict[str, Any]:
 
 def trace_json(found: Profile) -> dict[str, Any]:
     """The last recorded run for Chrome's trace viewer (chrome://tracing, ui.perfetto.dev)."""
-    names = {f"{n.name}": n for n in found.nodes}
-    events = []
-    for event in found.events:
-        name = str(event["name"]).removesuffix("_kernel_time")
-        node = names.get(name)
-        events.append({**event, "name": name, "cat": node.kernel if node is not None else str(event.get("cat", ""))})
-    return {"traceEvents": events, "displayTimeUnit": "ns"}
+    return {"traceEvents": list(found.events), "displayTimeUnit": "ns"}
 
 
 def backends_json(found: Mapping[str, Availability]) -> dict[str, Any]:

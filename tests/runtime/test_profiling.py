@@ -206,8 +206,11 @@ def test_layers_are_matched_by_what_they_make(found, tmp_path):
 
 
 def test_events_of_one_run_are_kept_for_a_trace(found):
-    names = {e["name"] for e in found.events}
-    assert len(found.events) == len(found.nodes) == len(names)
+    """Called like the nodes of the file."""
+    assert [e["name"] for e in found.events] == [n.name for n in found.nodes]
+    assert [e["cat"] for e in found.events] == [n.kernel for n in found.nodes]
+    assert "node_c1" in {e["name"] for e in found.events}
+    assert len({e["args"]["kernel"] for e in found.events}) == len(found.nodes)
     json.dumps(found.events)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,16 @@ def test_compare(ok, run, tmp_path):
 
 
 @pytest.mark.timing
+def test_models_of_one_name_are_told_apart(ok, tmp_path):
+    """They may lie in two folders, or run with other threads."""
+    shutil.copy(VIT, tmp_path / CNN.name)
+    out = ok("compare", CNN, tmp_path / CNN.name, *BRIEF, "--no-outputs")
+    assert "digits_cnn.onnx (B) takes" in out
+    assert "as long as digits_cnn.onnx (A)" in out
+    assert "verdict: digits_cnn.onnx (B) is slower" in out or "inconclusive" in out
+
+
+@pytest.mark.timing
 def test_an_open_question_has_its_exit_code(run, monkeypatch):
     import runtime.comparison
     from runtime.robust import Ratio
@@ -140,7 +151,7 @@ def test_profile(ok, tmp_path):
     convs = [n for n in report["nodes"] if n["macs"]]
     assert all(n["flops_per_s"] == pytest.approx(2 * n["macs"] / n["seconds"]) for n in convs if n["seconds"])
     trace = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
-    assert len(trace) == len(report["nodes"])
+    assert [e["name"] for e in trace] == [n["name"] for n in report["nodes"]]
     assert {"name", "ts", "dur", "ph", "pid", "tid"} <= trace[0].keys()
 
 
@@ -219,6 +230,7 @@ REFUSED = {
     "bench: a fixed batch": ("bench {fixed} --batch 8", 2, "no dynamic batch axis"),
     "bench: no batch": (f"bench {CNN} --batch 0", 2, "--batch 0: must be at least 1"),
     "bench: no streams": (f"bench {CNN} --streams 0", 2, "--streams 0"),
+    "bench: no such input": (f"bench {CNN} --shape imag:1x1x8x8", 2, "no such input; choose from image; did you mean"),
     "bench: precision": (f"bench {CNN} --precision 2", 2, "--precision 2"),
     "bench: level": (f"bench {CNN} --level most", 2, "--level most: choose from off, basic, extended, all"),
     "bench: no graph capture": (f"bench {CNN} --capture", 2, "ort-cpu cannot record its runs; ort-cuda"),
