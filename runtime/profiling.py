@@ -26,6 +26,8 @@ from runtime.work import Shape, macs_of
 
 _SUFFIX = "_kernel_time"
 _ROUNDS = 20
+_RECORDING = 1e-5
+"""Most seconds that recording adds to an event; it is about half."""
 _CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 
 
@@ -293,8 +295,10 @@ def _own_times(run: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def without_overhead(times: Times, counts: Times, latency: float) -> Times:
-    """Take recording's own time out of kernels: it adds some microseconds to each event, so that the sum of a model of
-    many small nodes exceeds the time of a run that is not recorded. The excess is shared by the events.
+    """Take out of kernels what a run that is not recorded does not take.
+
+    Recording adds some microseconds to each event, so the excess is shared by the events. What is beyond that is waiting
+    for the processor on a loaded machine, which is the longer, the longer a kernel takes: it is shared in proportion.
 
     Args:
         times: seconds of each kernel, shape (kernels,).
@@ -302,12 +306,13 @@ def without_overhead(times: Times, counts: Times, latency: float) -> Times:
         latency: seconds of a run that is not recorded.
     """
     left = times.copy()
+    target = max(latency, times.sum() - _RECORDING * counts.sum())
     for _ in range(_ROUNDS):
-        excess, able = left.sum() - latency, left > 0
+        excess, able = left.sum() - target, left > 0
         if excess <= 1e-9 or not able.any():
             break
         left = np.where(able, np.maximum(left - excess * counts / counts[able].sum(), 0.0), 0.0)
-    return left
+    return left * min(latency / left.sum(), 1.0) if left.any() else left
 
 
 def _middle(values: Times) -> float:
