@@ -253,6 +253,9 @@ def prune_to_latency(
         step("profiling the original")
         file = runnable(_written(graph, folder / _DENSE), device, step)
         dense = _profiled(file, device, _PROFILE_SECONDS)
+        if dense.shapes and dict(dense.shapes) != graph.binding.shapes:  # it does not run at those taken first
+            graph = load(model, dense.shapes)
+            groups = find_groups(graph, io)
         bench = _Bench(graph, file, device, dense, step)
         share = target.share if target.share is not None else (target.seconds or 0.0) / dense.latency
         if share >= 1:

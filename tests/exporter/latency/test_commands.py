@@ -15,7 +15,7 @@ import pytest
 from exporter.cli import main
 from exporter.schema_files import stored_schema
 from runtime import staircase as stairs_module
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.schemas import conform
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -224,6 +224,20 @@ def test_prune_to_a_latency(ok, tmp_path, monkeypatch):
     assert (options["latency"], options["device"], options["threads"]) == ("0.6x", "ort-cpu", 1)
     assert ok("prune", CNN, "-o", tmp_path / "again.onnx", "--plan", tmp_path / "p.json", "-q")
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "o.onnx").read_bytes()
+
+
+@pytest.mark.timing
+def test_sizes_at_which_the_model_runs_are_found(ok, tmp_path, monkeypatch):
+    """What it is padded by, mirrored, has to be shorter than the sequence; nothing in the file says so."""
+    from exporter.latency import budget
+
+    monkeypatch.setattr(budget, "_PROFILE_SECONDS", 0.2)
+    monkeypatch.setattr(budget, "_COMPARE_SECONDS", 0.4)
+    monkeypatch.setattr(budget, "CLOSE", 0.3)
+    nodes = [node("Pad", "x pads", "p", mode="reflect"), node("Conv", "p a", "c"), node("Conv", "c b", "y")]
+    constants = weights(a=(128, 32, 3), b=(32, 128, 3)) | {"pads": ints(0, 0, 100, 0, 0, 100)}
+    onnx.save(build(nodes, {"x": ["N", 32, "T"]}, ["y"], constants), tmp_path / "m.onnx")
+    assert "proved" in ok("prune", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", "--latency", "0.5x", "-q")
 
 
 REFUSED = {
