@@ -297,8 +297,8 @@ def _own_times(run: Sequence[Mapping[str, Any]]) -> list[float]:
 def without_overhead(times: Times, counts: Times, latency: float) -> Times:
     """Take out of kernels what a run that is not recorded does not take.
 
-    Recording adds some microseconds to each event, so the excess is shared by the events. What is beyond that is waiting
-    for the processor on a loaded machine, which is the longer, the longer a kernel takes: it is shared in proportion.
+    Recording adds some microseconds to each event, so the excess is shared by the events. What is beyond is waiting
+    for the processor on a loaded machine, longer for longer kernels: it is shared in proportion.
 
     Args:
         times: seconds of each kernel, shape (kernels,).
