@@ -110,9 +110,13 @@ def test_from_the_command_line(device, tmp_path, capsys):  # noqa: F811
     device.fixed = 1e-7
     path = made(tmp_path, WEAK)
     words = ["--latency", "0.6x", "--layers", "1", "--align", "1", "-q", "--json", str(tmp_path / "r.json")]
+    words += ["--report", str(tmp_path / "r.html")]
     assert main(["prune", str(path), "-o", str(tmp_path / "o.onnx"), *words]) == 0
     out = capsys.readouterr().out
     assert "latency: 0." in out
     report = json.loads((tmp_path / "r.json").read_text())
     assert sum(not b["kept"] for b in report["layers"]) == 1
     assert report["latency_budget"]["share"] == 0.6
+    page = (tmp_path / "r.html").read_text()
+    assert "The budget was --layers 1 --latency 0.6x." in page
+    assert "its least important units went" in page
