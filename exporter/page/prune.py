@@ -202,8 +202,7 @@ def _why(options: Mapping[str, Any], cut: int, groups: int) -> str:
     if align == "auto" and options.get("latency"):
         align = "measured"
     if align:
-        step = f"multiples of {align}" if align not in _ALIGNED else _ALIGNED[align]
-        parts.append(f"Widths are {step}.")
+        parts.append(f"Widths are {_ALIGNED.get(align, f'multiples of {align}')}.")
     return " ".join(parts)
 
 
