@@ -106,6 +106,14 @@ def test_inputs_are_read_once(device, tmp_path):  # noqa: F811
     assert result.fidelity.error < 0.1
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_predictions_are_kept_as_for_other_budgets(kept, device, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    device.fixed = 1e-7
+    pruned(made(tmp_path, WEAK), 0.6, layers=1, calib=tmp_path / "x.npz", cache=kept)
+    assert bool(list((tmp_path / "cache").rglob("*.npz"))) == kept
+
+
 def test_from_the_command_line(device, tmp_path, capsys):  # noqa: F811
     device.fixed = 1e-7
     path = made(tmp_path, WEAK)
