@@ -129,7 +129,7 @@ class _Bench:
     def profiled(self, graph: Graph) -> Profile:
         """A profile of another graph."""
         built = self._built(graph, "other")
-        found = _profiled(built, self.device, _PROFILE_SECONDS)
+        found = _profiled(built, self.device, _PROFILE_SECONDS, graph.binding.shapes)
         discard(built)
         return found
 
@@ -142,9 +142,8 @@ class _Bench:
             self.file, built, self.device.asked, seconds=seconds, clock=self.device.clock, precision=_PRECISION,
             outputs=False,
         )  # fmt: skip
-        found = _profiled(
-            built, self.device, min(max(_PROFILED_RUNS * busy, _PROFILE_SECONDS / 6), _PROFILE_SECONDS / 2)
-        )
+        seconds = min(max(_PROFILED_RUNS * busy, _PROFILE_SECONDS / 6), _PROFILE_SECONDS / 2)
+        found = _profiled(built, self.device, seconds, comparison.other.shapes)  # an input may have shrunk
         discard(built)
         return comparison, found
 
@@ -328,8 +327,11 @@ def _key(found: Candidate) -> Key:
     return found.counts, found.gone
 
 
-def _profiled(file: Path, device: Device, seconds: float) -> Profile:
-    return (profile_engine if device.engine else profile)(file, device.asked, seconds=seconds)
+def _profiled(
+    file: Path, device: Device, seconds: float, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Profile:
+    asked = replace(device.asked, shapes=shapes) if shapes else device.asked
+    return (profile_engine if device.engine else profile)(file, asked, seconds=seconds)
 
 
 def _written(graph: Graph, path: Path) -> Path:

@@ -226,14 +226,31 @@ def test_prune_to_a_latency(ok, tmp_path, monkeypatch):
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "o.onnx").read_bytes()
 
 
-@pytest.mark.timing
-def test_sizes_at_which_the_model_runs_are_found(ok, tmp_path, monkeypatch):
-    """What it is padded by, mirrored, has to be shorter than the sequence; nothing in the file says so."""
+@pytest.fixture
+def hasty(monkeypatch):
+    """A search that measures for a moment, and takes what comes near."""
     from exporter.latency import budget
 
     monkeypatch.setattr(budget, "_PROFILE_SECONDS", 0.2)
     monkeypatch.setattr(budget, "_COMPARE_SECONDS", 0.4)
     monkeypatch.setattr(budget, "CLOSE", 0.3)
+
+
+@pytest.mark.timing
+@pytest.mark.usefixtures("hasty")
+def test_an_input_may_shrink(ok, tmp_path):
+    """The result is measured at its own sizes, which are not those that were asked for."""
+    nodes = [node("MatMul", "x a", "h"), node("Add", "h s", "t"), node("Relu", "t", "r"), node("MatMul", "r b", "y")]
+    made = build(nodes, {"x": ["N", 64], "s": ["N", 512]}, ["y"], weights(a=(64, 512), b=(512, 64)))
+    onnx.save(made, tmp_path / "m.onnx")
+    asked = ("--io", "s:1", "--latency", "0.5x", "--shape", "s:64x512", "--shape", "x:64x64")
+    assert "THE INTERFACE CHANGES" in ok("prune", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", *asked, "-q")
+
+
+@pytest.mark.timing
+@pytest.mark.usefixtures("hasty")
+def test_sizes_at_which_the_model_runs_are_found(ok, tmp_path):
+    """What it is padded by, mirrored, has to be shorter than the sequence; nothing in the file says so."""
     nodes = [node("Pad", "x pads", "p", mode="reflect"), node("Conv", "p a", "c"), node("Conv", "c b", "y")]
     constants = weights(a=(128, 32, 3), b=(32, 128, 3)) | {"pads": ints(0, 0, 100, 0, 0, 100)}
     onnx.save(build(nodes, {"x": ["N", 32, "T"]}, ["y"], constants), tmp_path / "m.onnx")
