@@ -123,7 +123,7 @@ def times(
 
 def _to_latency(dense: Path, output: Path) -> dict[str, Any]:
     from exporter.errors import SecateurError
-    from exporter.latency_budget import Target, prune_to_latency
+    from exporter.latency.budget import Target, prune_to_latency
     from runtime.backends import SessionOptions
     from runtime.runners import Asked
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.choice import Grounds, Request, choose
+from exporter.choice import Grounds, choose
 from exporter.depth import drop
 from exporter.fits import check_fits
 from exporter.graph import Graph
@@ -16,37 +14,13 @@ from exporter.interface import patterns_for
 from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.proof import Proof
+from exporter.request import Means, Request
 from exporter.rewriter import rewrite
 from exporter.verifier import verify
 from runtime import feeds
 
 if TYPE_CHECKING:
-    from exporter.calibration.cache import Cache
-    from exporter.calibration.data import Calibration
     from exporter.calibration.fidelity import Fidelity
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Means:
-    """What requests are carried out with.
-
-    Attributes:
-        inputs: recorded inputs for the proof, and to rank with.
-        calibration: inputs to choose and fit with.
-        cache: where predictions are looked for and kept.
-        compensate: whether the layers that stay are fitted.
-        prove: whether rewrites are proved.
-        step: called with a line before each step that may take time.
-    """
-
-    inputs: Path | None
-    calibration: Calibration | None
-    cache: Cache | None
-    compensate: bool
-    prove: bool
-    step: Progress
 
 
 @dataclass(frozen=True)
@@ -95,9 +69,7 @@ def chosen_for(graph: Graph, request: Request, means: Means) -> Chosen:
     """
     whole = find_groups(graph, request.io)
     means.step("scoring and choosing what goes")
-    plan, groups, grounds = choose(
-        whole, request, means.inputs, means.calibration, means.step, means.cache, means.compensate
-    )
+    plan, groups, grounds = choose(whole, request, means)
     return Chosen(plan, whole, groups, tuple(plan.notes), grounds)
 
 

@@ -8,15 +8,14 @@ What the options ask for, a budget always being of the dense model:
                                      is left of what all blocks hold, and widths do the rest
     --layers N                       N blocks go, and widths meet the budget, if one is given
 
-Blocks are ranked on calibration inputs where there are any, else on recorded or seeded ones.
+Blocks are ranked on calibration inputs where there are any, else on recorded or seeded ones. A budget of latency has
+the same two steps where ``--layers`` says how many blocks go; see ``exporter.latency``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,87 +36,17 @@ from exporter.learned import learned_scores
 from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.planner import KINDS, NO_BUDGET, budget_of, check, eligible, plan_within, touched
-from exporter.score_names import LEARNED, MASKS, RECONSTRUCTION
+from exporter.request import Means, Request
+from exporter.score_names import LEARNED, RECONSTRUCTION
+from exporter.widths import Budget
 from runtime import feeds
 from runtime.meant import instead
 
 if TYPE_CHECKING:
-    from exporter.calibration.cache import Cache
     from exporter.calibration.damage import Prediction
-    from exporter.calibration.data import Calibration
 
-_BUDGETS = ("ratio", "macs", "params")
 _RANKING = 64
 """Calibration inputs that residual blocks are ranked on."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to cut: the options of ``prune``, by the same names."""
-
-    ratio: float | None = None
-    macs: float | None = None
-    params: float | None = None
-    layers: int | None = None
-    score: str | None = None
-    layer_score: str = "similarity"
-    consumers: bool = False
-    scope: str | None = None
-    align: int | str = "auto"
-    min_width: int = 1
-    granularity: Sequence[str] | None = None
-    keep: Sequence[str] = ()
-    only: Sequence[str] = ()
-    io: Sequence[str] = ()
-    seed: int = 0
-    max_drop: float | str | None = None
-    of: str = "macs"
-    sure: bool = False
-    steps: int = 1
-
-    @property
-    def budget(self) -> dict[str, float]:
-        """The budgets that are given."""
-        given = {name: getattr(self, name) for name in _BUDGETS}
-        return {name: value for name, value in given.items() if value is not None}
-
-    def with_budget(self, kind: str, value: float) -> Request:
-        """With this budget instead of those that are given."""
-        ratio, macs, params = (value if name == kind else None for name in _BUDGETS)
-        return replace(self, ratio=ratio, macs=macs, params=params)
-
-    @property
-    def deep(self) -> bool:
-        """Whether residual blocks are to go."""
-        return self.layers is not None or KIND in (self.granularity or ())
-
-    @property
-    def kinds(self) -> list[str] | None:
-        """Kinds of groups to cut; None for the default choice."""
-        return None if self.granularity is None else [k for k in self.granularity if k != KIND]
-
-    @property
-    def wide(self) -> bool:
-        """Whether units of groups are to go."""
-        return not self.deep or (bool(self.budget) and self.kinds != [])
-
-    def resolved(self, calibrated: bool) -> Request:
-        """With the defaults that depend on whether there are calibration inputs."""
-        least = calibrated and self.score in (None, RECONSTRUCTION) and self.budget.keys() <= {"macs", "params"}
-        score = self.score or (RECONSTRUCTION if calibrated else "l2")
-        scope = "global" if score in MASKS else "damage" if least else "local"
-        return replace(self, score=score, scope=self.scope or scope)
-
-    def record(self) -> dict[str, object]:
-        """The options for the plan."""
-        options = {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in asdict(self).items()}
-        if not self.deep:
-            del options["layers"], options["layer_score"]
-        if self.max_drop is None:
-            del options["max_drop"], options["of"], options["sure"]
-        if self.steps == 1:
-            del options["steps"]
-        return {k: v for k, v in options.items() if k not in _BUDGETS or v is not None}
 
 
 @dataclass(frozen=True)
@@ -137,25 +66,73 @@ class Grounds:
     damage: Mapping[str, NDArray[np.float64]]
 
 
-def choose(
-    whole: Groups,
-    request: Request,
-    inputs: Path | None = None,
-    calibration: Calibration | None = None,
-    step: Callable[[str], None] = lambda _: None,
-    cache: Cache | None = None,
-    fitting: bool = True,
-) -> tuple[Plan, Groups, Grounds | None]:
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Units that may go, and what they are chosen by, whatever the budget comes to.
+
+    Attributes:
+        cost: counts what is left.
+        request: for widths alone, with its defaults.
+        numbers: of the groups that may be cut.
+        scores: one number per unit and group, higher to keep.
+        prediction: of the damage; None where the scores predict none.
+        notes: what the reader should know.
+    """
+
+    cost: CostModel
+    request: Request
+    numbers: list[int]
+    scores: Scores
+    prediction: Prediction | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def grounds(self) -> Grounds:
+        """The same, for the report."""
+        names = frozenset(self.cost.groups.groups[n].name for n in self.numbers)
+        return Grounds(names, self.scores, self.prediction.damage if self.prediction is not None else {})
+
+    def plan(self, budget: Budget, mended: float, options: Mapping[str, object], notes: Sequence[str] = ()) -> Plan:
+        """The plan for a budget.
+
+        Args:
+            budget: what may be left of what ``cost`` counts.
+            mended: share of the damage that later layers are taken to mend; see ``Prediction.mended``.
+            options, notes: recorded in the plan.
+
+        Raises:
+            UsageError, ModelError, GoalError: as for ``make_plan``.
+        """
+        asked, found = self.request, self.prediction
+        return plan_within(
+            self.cost, self.scores, budget, scope=asked.scope or "local", align=asked.align, min_width=asked.min_width,
+            granularity=asked.kinds, keep=asked.keep, only=asked.only,
+            damage=found.mended(mended) if found is not None else None, options=options, notes=[*notes, *self.notes],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shallow:
+    """What is left without some residual blocks.
+
+    Attributes:
+        groups: its analysis; that of the whole where no block goes.
+        request: what is to go of its widths; a budget is of the whole. None where no width is to go.
+        notes: what the reader should know.
+    """
+
+    groups: Groups
+    request: Request | None
+    notes: tuple[str, ...]
+
+
+def choose(whole: Groups, request: Request, means: Means) -> tuple[Plan, Groups, Grounds | None]:
     """Choose blocks and units.
 
     Args:
         whole: the analysis of the dense graph.
         request: what to cut.
-        inputs: ``.npz`` of recorded inputs, to rank blocks and ids with.
-        calibration: inputs to predict the damage of a cut with.
-        step: called with a line before each step that may take time.
-        cache: where predictions are looked for and kept; None computes them.
-        fitting: whether the layers that stay will be fitted, and so mend some of the damage.
+        means: what with.
 
     Returns:
         The plan, for the dense graph, the analysis of the graph without the blocks that go, and what units were chosen
@@ -164,135 +141,135 @@ def choose(
     Raises:
         UsageError, ModelError, GoalError: as for ``prune``.
     """
-    given_scope = request.scope is not None
-    request = request.resolved(calibration is not None)
-    options = request.record()
-    if calibration is not None:
-        options |= {"calib": calibration.source, "calib_samples": calibration.used}
-    widths = partial(
-        _widths, request=request, options=options, inputs=inputs, calibration=calibration, given_scope=given_scope,
-        dense=whole.graph, step=step, cache=cache, fitting=fitting,
-    )  # fmt: skip
+    options = recorded(request, means)
     if not request.deep:
-        plan, grounds = widths(whole, budget=request.budget, keep=request.keep, only=request.only, notes=[])
+        plan, grounds = _widths(whole, request, means, options, (), whole.graph)
         return plan, whole, grounds
-    _check(request)
-    blocks = find_blocks(whole)
-    check_patterns(whole, blocks, request)
-    shallow, notes = _drop(blocks, request, inputs, calibration)
-    left = {*shallow.inputs, *shallow.outputs}
-    io = patterns_for({name: axes for name, axes in whole.io.items() if name in left})
-    groups = find_groups(shallow, io) if shallow is not whole.graph else whole
-    keep, only = of_groups(groups, request.keep), of_groups(groups, request.only)
-    budget = _rest(request, whole, groups)
-    if request.wide and budget and not (request.only and not only):
+    left = without_blocks(whole, request, means)
+    groups, notes = left.groups, left.notes
+    rest = _rest(left.request, whole, groups) if left.request is not None else None
+    if rest is not None:
         try:
-            plan, grounds = widths(groups, budget=budget, keep=keep, only=only, notes=notes)
+            plan, grounds = _widths(groups, rest, means, options, notes, whole.graph)
             return plan, groups, grounds
         except ModelError as error:
-            if shallow is whole.graph or "ratio" not in budget:
+            if groups is whole or request.ratio is None:
                 raise
-            notes = [*notes, str(error)]
-    return complete(groups, [np.ones(g.width, bool) for g in groups], options, notes), groups, None
+            notes = (*notes, str(error))
+    return all_kept(groups, options, notes), groups, None
+
+
+def recorded(request: Request, means: Means) -> dict[str, object]:
+    """The options for the plan."""
+    calibration = means.calibration
+    options = request.resolved(calibration is not None).record()
+    return options | ({"calib": calibration.source, "calib_samples": calibration.used} if calibration else {})
+
+
+def all_kept(groups: Groups, options: Mapping[str, object], notes: Sequence[str]) -> Plan:
+    """The plan that cuts no width: blocks that are gone are all that goes."""
+    return complete(groups, [np.ones(g.width, bool) for g in groups], options, notes)
 
 
 def _widths(
     groups: Groups,
-    *,
     request: Request,
-    budget: dict[str, float],
-    keep: Sequence[str],
-    only: Sequence[str],
-    options: dict[str, object],
+    means: Means,
+    options: Mapping[str, object],
     notes: Sequence[str],
-    inputs: Path | None,
-    calibration: Calibration | None,
-    given_scope: bool,
     dense: Graph,
-    step: Callable[[str], None],
-    cache: Cache | None,
-    fitting: bool,
 ) -> tuple[Plan, Grounds]:
-    assert request.score is not None
-    assert request.scope is not None
-    scope, prediction = request.scope, None
-    cost, wanted = CostModel(groups), budget_of(**budget)
-    check(scope, wanted, request.align, request.min_width)  # before the work
-    numbers = eligible(cost, wanted, request.kinds, keep, only, request.align)
-    if calibration is None:
-        scores = score_groups(groups, request.score, consumers=request.consumers, seed=request.seed, progress=step)
-    else:
-        scores, prediction = calibrated(groups, numbers, request, calibration, step, cache)
-        if prediction is not None and not prediction.damage and not given_scope:
-            scope, notes = "local", [*notes, "every group is cut alike, by magnitude: no linear layer reads them"]
-    if inputs is not None and any(g.kind == "tokens" for g in groups):
-        scores = seen_first(groups, scores, feeds.recorded(inputs, input_specs(groups.graph.model)))
-
-    def plan_for(damage: Mapping[str, NDArray[np.float64]] | None = None) -> Plan:
-        return plan_within(
-            cost,
-            scores,
-            wanted,
-            scope=scope,
-            align=request.align,
-            min_width=request.min_width,
-            granularity=request.kinds,
-            keep=keep,
-            only=only,
-            damage=damage,
-            options=options,
-            notes=notes,
-        )
-
-    considered = frozenset(groups.groups[n].name for n in numbers)
-    grounds = Grounds(considered, scores, prediction.damage if prediction is not None else {})
-    if prediction is None or scope != "damage":
-        return plan_for(), grounds
-    if not fitting:
-        return plan_for(prediction.damage), grounds
-    assert calibration is not None
+    units, budget = units_for(CostModel(groups), request, means), budget_of(**request.budget)
+    if units.prediction is None or units.request.scope != "damage" or not means.compensate:
+        return units.plan(budget, 0.0, options, notes), units.grounds
+    assert means.calibration is not None
     from exporter.calibration.damage import macs_per_sample
     from exporter.calibration.trial import best_plan
 
     best = best_plan(
-        dense, lambda share: plan_for(prediction.mended(share)), calibration, macs_per_sample(groups), step
-    )
-    return best, grounds
+        dense, lambda share: units.plan(budget, share, options, notes), means.calibration, macs_per_sample(groups),
+        means.step,
+    )  # fmt: skip
+    return best, units.grounds
 
 
-def calibrated(
-    groups: Groups,
-    numbers: Sequence[int],
-    request: Request,
-    calibration: Calibration,
-    step: Callable[[str], None],
-    cache: Cache | None,
-    cost: CostModel | None = None,
-) -> tuple[Scores, Prediction | None]:
-    """Scores of all groups by what calibration inputs tell, and the prediction where the score is ``reconstruction``.
+def units_for(cost: CostModel, request: Request, means: Means) -> Units:
+    """Find the units that may go, and judge them.
 
     Args:
-        groups: the analysis.
-        numbers: of the groups that may be cut.
-        request: with its defaults resolved.
-        calibration: inputs.
-        step: called with a line before each step that may take time.
-        cache: as for ``choose``.
-        cost: what the budget is a share of, for masks that are learned.
+        cost: of the graph they are units of; what the budget is a share of.
+        request: for widths alone, with exactly one budget.
+        means: what with.
+
+    Raises:
+        UsageError, ModelError: as for ``make_plan``.
     """
+    groups, calibration = cost.groups, means.calibration
+    asked = request.resolved(calibration is not None)
+    assert asked.score is not None
+    assert asked.scope is not None
+    wanted = budget_of(**asked.budget)
+    check(asked.scope, wanted, asked.align, asked.min_width)  # before the work
+    numbers = eligible(cost, wanted, asked.kinds, asked.keep, asked.only, asked.align)
+    prediction: Prediction | None = None
+    notes: tuple[str, ...] = ()
+    if calibration is None:
+        scores = score_groups(groups, asked.score, consumers=asked.consumers, seed=asked.seed, progress=means.step)
+    else:
+        scores, prediction = _calibrated(cost, numbers, asked, means)
+        if prediction is not None and not prediction.damage and request.scope is None:
+            asked = replace(asked, scope="local")
+            notes = ("every group is cut alike, by magnitude: no linear layer reads them",)
+    if means.inputs is not None and any(g.kind == "tokens" for g in groups):
+        scores = seen_first(groups, scores, feeds.recorded(means.inputs, input_specs(groups.graph.model)))
+    return Units(cost, asked, numbers, scores, prediction, notes)
+
+
+def _calibrated(
+    cost: CostModel, numbers: Sequence[int], request: Request, means: Means
+) -> tuple[Scores, Prediction | None]:
+    """Scores by what calibration inputs tell, and the prediction where the score is ``reconstruction``."""
     from exporter.calibration.cache import Cache
     from exporter.calibration.predictions import predictions
 
+    groups, calibration = cost.groups, means.calibration
+    assert calibration is not None
     assert request.score is not None
-    found = predictions(groups, numbers, request.score, calibration, Cache() if cache is None else cache, step)
+    cache = Cache() if means.cache is None else means.cache
+    found = predictions(groups, numbers, request.score, calibration, cache, means.step)
     if found is not None:
         return found.scores, found if request.score == RECONSTRUCTION else None
     if request.score in LEARNED:
-        found_scores = learned_scores(
-            groups, numbers, request.score, calibration, request.budget, request.seed, step, cost
+        return (
+            learned_scores(groups, numbers, request.score, calibration, request.budget, request.seed, means.step, cost),
+            None,
         )
-        return found_scores, None
     return score_groups(groups, request.score, consumers=request.consumers, seed=request.seed), None
+
+
+def without_blocks(whole: Groups, request: Request, means: Means) -> Shallow:
+    """Drop the residual blocks that a request says.
+
+    Args:
+        whole: the analysis of the dense graph.
+        request: with ``layers``, or ``layers`` among its kinds.
+        means: what blocks are ranked on.
+
+    Raises:
+        UsageError, ModelError, GoalError: as for ``prune``.
+    """
+    _check(request)
+    blocks = find_blocks(whole)
+    check_patterns(whole, blocks, request)
+    shallow, notes = _drop(blocks, request, means)
+    left = {*shallow.inputs, *shallow.outputs}
+    io = patterns_for({name: axes for name, axes in whole.io.items() if name in left})
+    groups = find_groups(shallow, io) if shallow is not whole.graph else whole
+    keep, only = of_groups(groups, request.keep), of_groups(groups, request.only)
+    if not request.wide or (request.only and not only):
+        return Shallow(groups, None, tuple(notes))
+    rest = replace(request, layers=None, granularity=request.kinds, keep=keep, only=only)
+    return Shallow(groups, rest, tuple(notes))
 
 
 def _check(request: Request) -> None:
@@ -341,19 +318,17 @@ def of_groups(groups: Groups, patterns: Sequence[str]) -> list[str]:
     return result
 
 
-def _drop(
-    blocks: Blocks, request: Request, inputs: Path | None, calibration: Calibration | None
-) -> tuple[Graph, list[str]]:
+def _drop(blocks: Blocks, request: Request, means: Means) -> tuple[Graph, list[str]]:
     """The graph without the least important blocks."""
-    graph = blocks.groups.graph
+    graph, calibration = blocks.groups.graph, means.calibration
     budget = request.budget if request.layers is None else {}
-    recorded: Sequence[feeds.Feeds] = ()
+    runs: Sequence[feeds.Feeds] = ()
     if calibration is not None and request.layer_score == "similarity":
         # as few in a run as the graph was analysed with, because the stream at every block is held
-        recorded = list(calibration.fit.part(0, _RANKING).batches(max(graph.binding.batch, 1)))
-    elif inputs is not None:
-        recorded = feeds.recorded(inputs, input_specs(graph.model))
-    scores = score_blocks(blocks, request.layer_score, inputs=recorded, seed=request.seed)
+        runs = list(calibration.fit.part(0, _RANKING).batches(max(graph.binding.batch, 1)))
+    elif means.inputs is not None:
+        runs = feeds.recorded(means.inputs, input_specs(graph.model))
+    scores = score_blocks(blocks, request.layer_score, inputs=runs, seed=request.seed)
     try:
         chosen = choose_blocks(
             blocks,
@@ -373,15 +348,15 @@ def _drop(
     return drop(graph, [b.drop for b in chosen]), []
 
 
-def _rest(request: Request, whole: Groups, groups: Groups) -> dict[str, float]:
-    """The budget relative to the graph without the blocks; empty where it is met already."""
-    budget = request.budget
-    for name in budget.keys() - {"ratio"}:
-        dense, now = (_cost(g, name) for g in (whole, groups))
-        budget[name] *= dense / now
-        if budget[name] >= 1:
-            return {}
-    return budget
+def _rest(request: Request, whole: Groups, groups: Groups) -> Request | None:
+    """The same with its budget relative to the graph without the blocks; None where it is met already."""
+    for name, share in request.budget.items():
+        if name != "ratio":
+            dense, now = (_cost(g, name) for g in (whole, groups))
+            if share * dense / now >= 1:
+                return None
+            request = request.with_budget(name, share * dense / now)
+    return request
 
 
 def _cost(groups: Groups, name: str) -> float:

@@ -13,6 +13,21 @@ class GoalError(SecateurError):
     exit_code = 1
 
 
+class OutOfReach(GoalError):
+    """No choice of widths leaves as little as a budget allows.
+
+    Attributes:
+        left: share that is left with every group at its smallest width.
+    """
+
+    def __init__(self, budget: str, left: float) -> None:
+        super().__init__(
+            f"{budget} cannot be reached: with every group at its smallest width {left:.3f} is left.\n"
+            "Lower --align or --min-width, widen --granularity, or ask for more to be left."
+        )
+        self.left = left
+
+
 class UsageError(SecateurError):
     """An option, a path or a plan does not fit what was asked for."""
 

@@ -9,7 +9,7 @@ from exporter.cost import CostModel
 from exporter.errors import UsageError
 from exporter.groups import Groups
 from exporter.importance import Scores
-from exporter.latency_cost import LatencyCost
+from exporter.latency.cost import LatencyCost
 from exporter.score_names import FLOW, GRADIENTS, LEARNED, MASKS
 from exporter.torch_source import need_torch
 

@@ -108,7 +108,7 @@ def plan_within(
     options: Mapping[str, object] | None = None,
     notes: Sequence[str] = (),
 ) -> Plan:
-    """Choose the units to keep, with a cost model of one's own: ``exporter.latency_cost`` has one in seconds.
+    """Choose the units to keep, with a cost model of one's own: ``exporter.latency.cost`` has one in seconds.
 
     Args:
         cost: counts what a budget of ``macs`` or ``params`` allows.

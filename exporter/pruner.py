@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.atomic import obstacle
 from exporter.blocks import Blocks, find_blocks
-from exporter.carry import Chosen, Means, Outcome, carry_out, chosen_by, chosen_for
-from exporter.choice import Grounds, Request
+from exporter.carry import Chosen, Outcome, carry_out, chosen_by, chosen_for
+from exporter.choice import Grounds
 from exporter.cost import CostModel
 from exporter.errors import UsageError
 from exporter.fits import check_fits, check_model
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.model_file import load, save
-from exporter.normalise import beyond
 from exporter.plan import Plan
 from exporter.planner import budget_of
 from exporter.proof import Proof
+from exporter.request import Means, Progress, Request, means_of
 from exporter.rounds import Round, in_rounds
 from exporter.search import Search, parse_limit, smallest
+from exporter.sizes import at_sizes
 from exporter.verifier import CannotRun
-from runtime import feeds
 
 if TYPE_CHECKING:
-    from exporter.calibration.cache import Cache
     from exporter.calibration.data import Source
     from exporter.calibration.fidelity import Fidelity
     from runtime.images import Preprocess
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -172,22 +169,16 @@ def prune(
     """
     started = time.perf_counter()
     step = progress or (lambda _: None)
-    _check_output(output, dry_run)
+    check_output(output, dry_run)
     request = Request(
         ratio, macs, params, layers, score, layer_score, consumers, scope, align, min_width, granularity, keep, only,
         io, seed, max_drop, of, sure, steps,
     )  # fmt: skip
     _check(request, plan, calib, preprocess, compensate, labels, metric)
-    means = Means(Path(inputs) if inputs is not None else None, None, _cache(calib, cache), compensate, prove, step)
-    wanted = dict(shapes or {})
-    for attempt in range(len(feeds.PROFILES)):
-        step("reading and analysing the model")
-        if plan is not None and not wanted:
-            graph, wanted = load_for(plan, model), dict(plan.model.shapes)
-        else:
-            graph = load(model, wanted, profile=attempt)
-            if 0 < attempt < len(feeds.PROFILES) - 1 and not wanted and beyond(graph.inferred):
-                continue  # sizes that nobody asked for
+    means = means_of(calib, inputs, cache, compensate, prove, step)
+    refused: CannotRun | None = None
+    step("reading and analysing the model")
+    for graph in at_sizes(model, shapes) if plan is None or shapes else iter([load_for(plan, model)]):
         if calib is not None:
             from exporter.calibration.data import calibration_of
 
@@ -198,13 +189,13 @@ def prune(
             means = replace(means, calibration=calibration)
         try:
             done = _done(graph, plan, request, means, dry_run)
-        except CannotRun:
-            # sizes taken for dynamic axes may be too small for the model: try others, unless the user gave them
-            if wanted or not graph.binding.symbols or attempt == len(feeds.PROFILES) - 1:
-                raise
-            continue
-        return _result(graph, request, done, means, None if dry_run else output, started)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+        except CannotRun as error:
+            refused = refused or error
+            step("reading and analysing the model")
+        else:
+            return _result(graph, request, done, means, None if dry_run else output, started)
+    assert refused is not None
+    raise refused
 
 
 @dataclass(frozen=True)
@@ -226,6 +217,26 @@ def _done(graph: Graph, plan: Plan | None, request: Request, means: Means, dry_r
         return _Done(outcome.chosen, outcome, rounds=rounds)
     chosen = chosen_by(plan, graph) if plan is not None else chosen_for(graph, request, means)
     return _Done(chosen, None if dry_run else carry_out(graph, chosen, means))
+
+
+def carried(
+    graph: Graph, request: Request, chosen: Chosen, means: Means, output: str | os.PathLike[str], started: float
+) -> Result:
+    """Carry out what was chosen: the last step of every search for a budget.
+
+    Args:
+        graph: the dense graph.
+        request: what was asked.
+        chosen: what is to go.
+        means: what with.
+        output: the file to write.
+        started: when the search began, by ``time.perf_counter``.
+
+    Raises:
+        GoalError: the proof failed.
+        CannotRun: a model does not run at the sizes taken for its dynamic axes.
+    """
+    return _result(graph, request, _Done(chosen, carry_out(graph, chosen, means)), means, output, started)
 
 
 def _result(
@@ -306,15 +317,6 @@ def _predicted(groups: Groups, plan: Plan) -> Totals:
     return Totals(round(cost.parameters(counts)), round(cost.macs(counts) / groups.graph.binding.batch), None)
 
 
-def _cache(calib: Source | None, wanted: bool) -> Cache | None:
-    if calib is None:
-        return None
-    from exporter.calibration.cache import Cache
-    from runtime.cache import cache_folder
-
-    return Cache(cache_folder() if wanted else None)
-
-
 def _check(
     request: Request,
     plan: Plan | None,
@@ -367,8 +369,8 @@ def _check_search(request: Request, calib: Source | None) -> None:
         raise UsageError("--max-drop: made-up inputs do not tell how good a model is; give real ones with --calib.")
 
 
-def _check_output(output: str | os.PathLike[str] | None, dry_run: bool) -> None:
-    """Find out before the work whether its result could be written."""
+def check_output(output: str | os.PathLike[str] | None, dry_run: bool = False) -> None:
+    """Find out before the work whether its result could be written; refuse with a UsageError where not."""
     if output is None:
         if not dry_run:
             raise UsageError("say where to write the result with -o OUT.onnx, or try --dry-run.")

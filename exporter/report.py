@@ -14,7 +14,7 @@ from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
 from exporter.hints import hint_for, kind_of_hint, together
 from exporter.interface import shrunk
-from exporter.latency_report import cautions
+from exporter.latency.report import cautions
 from exporter.plan import PlannedGroup
 from exporter.proof import Proof
 from exporter.pruner import Result, Totals

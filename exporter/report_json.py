@@ -13,7 +13,7 @@ from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
 from exporter.hints import hint_for
 from exporter.interface import shrunk
-from exporter.latency_json import latency_json, ratio_json
+from exporter.latency.report_json import latency_json, ratio_json
 from exporter.proof import Proof
 from exporter.pruner import Result, Totals
 from exporter.report import dropped_blocks, prunable_parameters

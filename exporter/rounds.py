@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from exporter.carry import Chosen, Means, Outcome, chosen_for, proved
-from exporter.choice import Request, known_patterns
+from exporter.carry import Chosen, Outcome, chosen_for, proved
+from exporter.choice import known_patterns
 from exporter.cost import CostModel
 from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.groups import find_groups
 from exporter.plan import Plan
 from exporter.proof import Proof
+from exporter.request import Means, Request
 from exporter.rewriter import rewrite
 from exporter.sequence import compose
 from runtime.steps import Count

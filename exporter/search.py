@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporter.carry import Chosen, Means, Outcome, chosen_for, proved
-from exporter.choice import Request
+from exporter.carry import Chosen, Outcome, chosen_for, proved
 from exporter.cost import CostModel
 from exporter.errors import GoalError, UsageError
 from exporter.graph import Graph
 from exporter.plan import Plan
+from exporter.request import Means, Request
 from exporter.rewriter import rewrite
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.cost import CostModel
-from exporter.errors import GoalError
+from exporter.errors import OutOfReach
 from exporter.groups import Group, Groups
 from exporter.importance import Scores, normalised
 from exporter.stepping import Step, Stepping
@@ -88,11 +88,7 @@ class Widths:
         target = budget.value * measure(self.dense)
         lowest = measure(self.at(1.0))
         if lowest > target:
-            raise GoalError(
-                f"--{budget.kind} {budget.value:g} cannot be reached: with every group at its smallest width "
-                f"{lowest / measure(self.dense):.3f} is left.\n"
-                "Lower --align or --min-width, widen --granularity, or ask for more to be left."
-            )
+            raise OutOfReach(f"--{budget.kind} {budget.value:g}", lowest / measure(self.dense))
         low, high = 0.0, 1.0
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from runtime.fusions import BLOCKED, all_nodes
 from runtime.profiling import NodeTime, Profile
@@ -22,6 +22,7 @@ _LISTED = 3
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "Where", "Equal", "Less", "Greater"})
 _ACTIVATIONS = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu"})
 _INTEGERS = frozenset({"int64", "int32", "uint64", "uint32"})
+_PIECES = frozenset({"Erf", "Pow", "Sqrt"})
 _CPU = "CPUExecutionProvider"
 
 
@@ -120,7 +121,8 @@ def _layout(facts: _Facts) -> Iterator[Finding]:
             "transposes",
             moves,
             f"{len(moves)} Transpose nodes: {_names(moves)}",
-            "export with channels first, or fold them into neighbouring weights",
+            "export with channels first; those that part and join the heads of attention go where one Attention node "
+            "stands for it (opset 23)",
         )
 
 
@@ -156,17 +158,17 @@ def _unfused(facts: _Facts) -> Iterator[Finding]:
     """Nodes that usually become part of another and here did not."""
     maker = {o: n for n in all_nodes(facts.model.graph) for o in n.output}
     names = {next((o for o in n.output if o), ""): n for n in all_nodes(facts.model.graph)}
+    centred = {i for n in all_nodes(facts.model.graph) if n.op_type == "Sub" for i in n.input}
     after: list[NodeTime] = []
+    pieces = [n for n in facts.profile.nodes if n.kernel in _PIECES and n.macs == 0]
     for node in facts.profile.nodes:
         own = names.get(node.keys[-1]) if node.keys else None
         source = maker.get(own.input[0]) if own is not None and own.input else None
-        if (
-            own is not None
-            and node.kernel.rpartition("::")[2] in _ACTIVATIONS
-            and source is not None
-            and source.op_type in ("Conv", "Gemm")
-        ):
+        kind = node.kernel.rpartition("::")[2]
+        if kind in _ACTIVATIONS and source is not None and source.op_type in ("Conv", "Gemm"):
             after.append(node)
+        if own is not None and kind == "ReduceMean" and (own.output[0] in centred or _squares(source)):
+            pieces.append(node)
     for what, nodes, advice in (
         (
             "activations after a Conv or Gemm run on their own",
@@ -179,14 +181,19 @@ def _unfused(facts: _Facts) -> Iterator[Finding]:
             "fold it into the Conv before it (torch.onnx.export does in evaluation mode)",
         ),
         (
-            "Erf, Pow and ReduceMean run on their own: Gelu or a layer normalisation in pieces",
-            [n for n in facts.profile.nodes if n.kernel in ("Erf", "Pow", "ReduceMean", "Sqrt") and n.macs == 0],
+            "Gelu or a layer normalisation runs in pieces",
+            pieces,
             "export with opset 20 or later, which has Gelu and LayerNormalization as operators",
         ),
     ):
         if nodes:
             text = f"{what}: {_names(nodes)}"
             yield facts.finding("unfused", nodes, text, advice)
+
+
+def _squares(node: NodeProto | None) -> bool:
+    """Whether a node makes squares, whose mean is a variance; the mean of anything else may be a pooling."""
+    return node is not None and (node.op_type == "Pow" or (node.op_type == "Mul" and len({*node.input}) == 1))
 
 
 def _casts(facts: _Facts) -> Iterator[Finding]:

@@ -26,6 +26,8 @@ from runtime.work import Shape, macs_of
 
 _SUFFIX = "_kernel_time"
 _ROUNDS = 20
+_RECORDING = 1e-5
+"""Most seconds that recording adds to an event; it is about half."""
 _CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 
 
@@ -81,7 +83,8 @@ class Profile:
         latency: median wall time of a run that is not profiled, taken in turn with those that are.
         busy: the same by CPU time, where one thread does all the work: waiting for the processor does not count.
         nodes: the kernels, in the order in which they ran.
-        events: the recorded events of the last run, as Chrome's trace viewer takes them.
+        events: the recorded events of the last run, as Chrome's trace viewer takes them; each is called after the node
+            of the file that its kernel stands for, and its category is the kernel's operator.
     """
 
     model: str
@@ -131,6 +134,7 @@ def profile(
     kernels = trace(model, found.optimised)
     work = node_work(model, shapes)
     recorded = _by_run(found.events)[-found.runs :]
+    times = _times(model, kernels, work, recorded, found.busy)
     return Profile(
         path.name,
         asked.backend,
@@ -139,8 +143,8 @@ def profile(
         len(recorded),
         found.latency,
         found.busy,
-        _times(model, kernels, work, recorded, found.busy),
-        tuple(recorded[-1]) if recorded else (),
+        tuple(times.values()),
+        tuple(_called(event, times[_event_name(event)]) for event in recorded[-1]) if recorded else (),
     )
 
 
@@ -207,13 +211,14 @@ def _times(
     work: Mapping[str, int],
     runs: Sequence[Sequence[Mapping[str, Any]]],
     latency: float,
-) -> tuple[NodeTime, ...]:
+) -> dict[str, NodeTime]:
+    """What each kernel took, by the name of its events, in the order in which they ran."""
     seconds: dict[str, list[float]] = {}
     counts: dict[str, int] = {}
     seen: dict[str, Mapping[str, Any]] = {}
     for number, run in enumerate(runs):
         for event, own in zip(run, _own_times(run), strict=True):
-            name = str(event["name"]).removesuffix(_SUFFIX)
+            name = _event_name(event)
             mine = seconds.setdefault(name, [0.0] * len(runs))
             mine[number] += own
             counts[name] = counts.get(name, 0) + 1
@@ -225,29 +230,38 @@ def _times(
     )
     by_name = {node.name: node for node in all_nodes(model.graph)}
     stored = {t.name: _bytes(t) for t in model.graph.initializer}
-    found = []
+    found = {}
     for name, taken in zip(seconds, times, strict=True):
         args = seen[name]["args"]
         kernel = kernels.get(name, Kernel(name, args.get("op_name", ""), "", (), False))
         covered = [by_name[n] for n in kernel.covers]
         working = [n.op_type for n in covered if work.get(n.name)] or [n.op_type for n in covered[-1:]]
         after = [n.op_type for n in covered[-2:] if n.op_type not in working and n.op_type != "Constant"]
-        found.append(
-            NodeTime(
-                main_node(kernel, work) or name,
-                "+".join([*working, *after]) if covered else kernel.op,
-                f"{kernel.domain}::{kernel.op}" if kernel.domain not in ("", "ai.onnx") else kernel.op,
-                tuple(next((o for o in n.output if o), "") for n in covered),
-                kernel.reorder,
-                float(taken),
-                sum(work.get(n, 0) for n in kernel.covers),
-                _moved(args, covered, stored),
-                tuple(tuple(s) for entry in args.get("input_type_shape", []) for s in entry.values()),
-                tuple(kind for entry in args.get("input_type_shape", []) for kind in entry),
-                args.get("provider", ""),
-            )
+        found[name] = NodeTime(
+            main_node(kernel, work) or name,
+            "+".join([*working, *after]) if covered else kernel.op,
+            f"{kernel.domain}::{kernel.op}" if kernel.domain not in ("", "ai.onnx") else kernel.op,
+            tuple(next((o for o in n.output if o), "") for n in covered),
+            kernel.reorder,
+            float(taken),
+            sum(work.get(n, 0) for n in kernel.covers),
+            _moved(args, covered, stored),
+            tuple(tuple(s) for entry in args.get("input_type_shape", []) for s in entry.values()),
+            tuple(kind for entry in args.get("input_type_shape", []) for kind in entry),
+            args.get("provider", ""),
         )
-    return tuple(found)
+    return found
+
+
+def _event_name(event: Mapping[str, Any]) -> str:
+    """The name of the kernel that an event is of."""
+    return str(event["name"]).removesuffix(_SUFFIX)
+
+
+def _called(event: Mapping[str, Any], node: NodeTime) -> dict[str, Any]:
+    """An event by the name of the file's node; the kernel's own is kept among its arguments."""
+    args = {**event.get("args", {}), "kernel": _event_name(event)}
+    return {**event, "name": node.name, "cat": node.kernel, "args": args}
 
 
 def _moved(args: Mapping[str, Any], covered: Sequence[NodeProto], stored: Mapping[str, int]) -> int:
@@ -281,8 +295,10 @@ def _own_times(run: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def without_overhead(times: Times, counts: Times, latency: float) -> Times:
-    """Take recording's own time out of kernels: it adds some microseconds to each event, so that the sum of a model of
-    many small nodes exceeds the time of a run that is not recorded. The excess is shared by the events.
+    """Take out of kernels what a run that is not recorded does not take.
+
+    Recording adds some microseconds to each event, so the excess is shared by the events. What is beyond is waiting
+    for the processor on a loaded machine, longer for longer kernels: it is shared in proportion.
 
     Args:
         times: seconds of each kernel, shape (kernels,).
@@ -290,12 +306,13 @@ def without_overhead(times: Times, counts: Times, latency: float) -> Times:
         latency: seconds of a run that is not recorded.
     """
     left = times.copy()
+    target = max(latency, times.sum() - _RECORDING * counts.sum())
     for _ in range(_ROUNDS):
-        excess, able = left.sum() - latency, left > 0
+        excess, able = left.sum() - target, left > 0
         if excess <= 1e-9 or not able.any():
             break
         left = np.where(able, np.maximum(left - excess * counts / counts[able].sum(), 0.0), 0.0)
-    return left
+    return left * min(latency / left.sum(), 1.0) if left.any() else left
 
 
 def _middle(values: Times) -> float:

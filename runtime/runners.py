@@ -12,6 +12,7 @@ from runtime import clocks, feeds
 from runtime.backends import Session, SessionOptions, TensorSpec, TimedSession, open_session
 from runtime.engine.metadata import read_description
 from runtime.errors import BadRequest, RunError
+from runtime.meant import instead
 from runtime.model_files import in_folder, near
 from runtime.sampling import Call
 
@@ -103,9 +104,9 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
     shapes = asked.shapes or {}
     if reference is not None:
         shapes = _fitted(shapes, reference.session.inputs, session.inputs)
-    unknown = set(shapes) - {spec.name for spec in session.inputs}
-    if unknown:
-        raise BadRequest(f"--shape {unknown.pop()}: {path} has no such input.")
+    known = [spec.name for spec in session.inputs]
+    if unknown := [name for name in shapes if name not in known]:
+        raise BadRequest(f"--shape {unknown[0]}: {path} has no such input; {instead(unknown[0], known)}")
     if asked.inputs is not None:
         runs = feeds.recorded(asked.inputs, session.inputs, _RECORDED)
         return _first(path, asked, session, runs, load, 1)

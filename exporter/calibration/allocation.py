@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import GoalError
+from exporter.errors import OutOfReach
 
 Counts = NDArray[np.int64]
 
@@ -46,11 +46,7 @@ def allocate(
     for n, options in allowed.items():
         least[n] = options[0]
     if measure(least) > target:
-        raise GoalError(
-            "the budget cannot be reached: with every group at its smallest width "
-            f"{measure(least) / measure(dense):.3f} is left.\n"
-            "Lower --align or --min-width, widen --granularity, or ask for more to be left."
-        )
+        raise OutOfReach("the budget", measure(least) / measure(dense))
     problem = _Problem(dense, allowed, damage, measure, target)
     found = [problem.fill(problem.greedy()), problem.fill(problem.relaxed())]
     return min(found, key=problem.total)

@@ -27,8 +27,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter import latency_json, latency_report
     from exporter.aligning import align_file
+    from exporter.latency import report, report_json
 
     found = align_file(
         options.model,
@@ -38,4 +38,4 @@ def run(options: argparse.Namespace) -> int:
         seconds=options.seconds,
         progress=Progress(options),
     )
-    return deliver(options, lambda: latency_json.aligned_json(found), lambda: latency_report.aligned_text(found))
+    return deliver(options, lambda: report_json.aligned_json(found), lambda: report.aligned_text(found))

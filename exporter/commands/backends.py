@@ -17,8 +17,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter import latency_json, latency_report
+    from exporter.latency import report, report_json
     from runtime.backends import available
 
     found = available()
-    return deliver(options, lambda: latency_json.backends_json(found), lambda: latency_report.backends_text(found))
+    return deliver(options, lambda: report_json.backends_json(found), lambda: report.backends_text(found))

@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter import latency_json, latency_report
+    from exporter.latency import report, report_json
     from runtime.latency import bench, compare
 
     asked = asked_of(options)
@@ -58,9 +58,9 @@ def run(options: argparse.Namespace) -> int:
         results += measured
         ratios += [None, *(compare(measured[0], other) for other in measured[1:])]
     if options.json:
-        write_json(options.json, latency_json.bench_json(results, [r for r in ratios if r is not None]))
+        write_json(options.json, report_json.bench_json(results, [r for r in ratios if r is not None]))
     if options.csv:
-        write_to(options.csv, latency_json.bench_csv(results), "the CSV table")
+        write_to(options.csv, report_json.bench_csv(results), "the CSV table")
     if "-" not in (options.json, options.csv):
-        say(latency_report.bench_text(results, ratios))
+        say(report.bench_text(results, ratios))
     return 0

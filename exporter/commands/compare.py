@@ -53,8 +53,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter import latency_json, latency_report
     from exporter.errors import UsageError
+    from exporter.latency import report, report_json
     from runtime.comparison import Goal, compare_models
 
     if options.other is None and options.backend_b is None and options.threads_b is None:
@@ -77,12 +77,12 @@ def run(options: argparse.Namespace) -> int:
     if options.report:
         from exporter.page.measured import compare_page
 
-        write_report(options, compare_page(latency_json.comparison_json(found), latency_report.verdict_text(found)))
+        write_report(options, compare_page(report_json.comparison_json(found), report.verdict_text(found)))
     code = 0 if found.goal.most is None or found.met else _INCONCLUSIVE if found.met is None else _FAILED
     return deliver(
         options,
-        lambda: latency_json.comparison_json(found),
-        lambda: latency_report.comparison_text(found, options.layers),
+        lambda: report_json.comparison_json(found),
+        lambda: report.comparison_text(found, options.layers),
         code,
     )
 

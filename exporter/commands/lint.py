@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter import latency_json, latency_report
+    from exporter.latency import report, report_json
     from runtime.lint import lint
     from runtime.profiling import profile
     from runtime.roofline import peaks
@@ -36,6 +36,6 @@ def run(options: argparse.Namespace) -> int:
     findings = lint(options.model, found, machine, stairs)
     return deliver(
         options,
-        lambda: latency_json.lint_json(str(options.model), findings),
-        lambda: latency_report.lint_text(str(options.model), findings),
+        lambda: report_json.lint_json(str(options.model), findings),
+        lambda: report.lint_text(str(options.model), findings),
     )

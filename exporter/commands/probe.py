@@ -25,8 +25,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter import latency_json, latency_report
+    from exporter.latency import report, report_json
     from runtime.staircase import staircase
 
     found = staircase(options.backend, options.threads, fresh=options.fresh, progress=Progress(options))
-    return deliver(options, lambda: latency_json.staircase_json(found), lambda: latency_report.staircase_text(found))
+    return deliver(options, lambda: report_json.staircase_json(found), lambda: report.staircase_text(found))

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    from exporter import latency_json, latency_report
+    from exporter.latency import report, report_json
     from runtime.engine.flavour import PACKAGES as ENGINES
     from runtime.profiling import profile
     from runtime.roofline import peaks
@@ -40,16 +40,16 @@ def run(options: argparse.Namespace) -> int:
     progress("measuring what this machine does at its best")
     machine = peaks(options.backend, options.threads)
     if options.json:
-        write_json(options.json, latency_json.profile_json(found, machine))
+        write_json(options.json, report_json.profile_json(found, machine))
     if options.trace:
-        write_json(options.trace, latency_json.trace_json(found))
+        write_json(options.trace, report_json.trace_json(found))
     if options.report:
         from exporter.page.measured import profile_page
 
-        page = profile_page(latency_json.profile_json(found, machine), latency_report.bottleneck_text(found, machine))
+        page = profile_page(report_json.profile_json(found, machine), report.bottleneck_text(found, machine))
         write_report(options, page)
     if "-" not in (options.json, options.trace):
-        say(latency_report.profile_text(found, machine, max(options.top, 1)))
+        say(report.profile_text(found, machine, max(options.top, 1)))
     return 0
 
 

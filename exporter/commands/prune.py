@@ -12,12 +12,14 @@ from exporter.commands.options import add_cache, add_io, add_json, add_preproces
 from exporter.commands.reporting import add_report, prune_report
 
 if TYPE_CHECKING:
-    from exporter.pruner import Result
     from runtime.latency import Latency
     from runtime.robust import Ratio
+    from runtime.savings import Saving
 
 
 _PROFILE_SECONDS = 2.0
+_WHY = 8
+"""Layers that are listed for what holds them back."""
 
 
 def add(commands: Any) -> None:
@@ -155,7 +157,11 @@ def add(commands: Any) -> None:
         type=Path,
         help="recorded inputs for the proof and, without --calib, for --layer-score, by input name",
     )
-    proof.add_argument("--measure", action="store_true", help="time the result against the original in one paired run")
+    proof.add_argument(
+        "--measure",
+        action="store_true",
+        help="time the result against the original in one paired run, and say what holds back the layers that lag",
+    )
     add_shape(parser)
     add_json(parser)
     add_report(parser)
@@ -164,6 +170,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter import Plan, prune, report, report_json
+    from exporter.latency.report import held_back_text
+    from exporter.latency.report_json import savings_json
     from runtime.feeds import parse_shapes
 
     if options.latency:
@@ -174,30 +182,37 @@ def run(options: argparse.Namespace) -> int:
         ratio=options.ratio,
         macs=options.macs,
         params=options.params,
-        layers=options.layers,
         **_shared(options),
         plan=Plan.load(options.plan) if options.plan else None,
         max_drop=options.max_drop,
         of=options.of,
         sure=options.sure,
         steps=options.steps,
-        cache=not options.no_cache,
         dry_run=options.dry_run,
         shapes=parse_shapes(options.shape),
     )
     if options.save_plan:
         result.plan.save(options.save_plan)
-    latency = _measure(options, dict(result.plan.model.shapes)) if options.measure and result.output else None
-    document = report_json.prune_json(result, latency) if options.json or options.report else {}
+    if not options.measure:
+        document = report_json.prune_json(result) if options.json or options.report else {}
+        if options.report:
+            prune_report(options, result, document)
+        return deliver(options, lambda: document, lambda: report.prune_text(result))
+    latency = _measure(options, dict(result.plan.model.shapes))
+    layers, savings = _profiled(options, latency)
+    document = {**report_json.prune_json(result, latency), "savings": savings_json(savings)}
     if options.report:
-        prune_report(options, result, document, _profiled(options, result) if latency is not None else None)
-    return deliver(options, lambda: document, lambda: report.prune_text(result, latency))
+        prune_report(options, result, document, {"layers": layers, "savings": document["savings"]})
+    why = "\n".join(held_back_text(savings, _WHY)).strip("\n")
+    return deliver(options, lambda: document, lambda: report.prune_text(result, latency, why and f"\n{why}"))
 
 
 def _to_latency(options: argparse.Namespace) -> int:
     """Prune to a latency; returns the exit code."""
-    from exporter import latency_json, latency_report, report, report_json
-    from exporter.latency_budget import parse_latency, prune_to_latency
+    from exporter import report, report_json
+    from exporter.latency.budget import parse_latency, prune_to_latency
+    from exporter.latency.report import outcome_text
+    from exporter.latency.report_json import outcome_json
     from runtime.backends import SessionOptions
     from runtime.feeds import parse_shapes
     from runtime.runners import Asked
@@ -211,11 +226,10 @@ def _to_latency(options: argparse.Namespace) -> int:
     )
     if options.save_plan:
         result.plan.save(options.save_plan)
-    document = {**report_json.prune_json(result), "latency_budget": latency_json.outcome_json(outcome)}
+    document = {**report_json.prune_json(result), "latency_budget": outcome_json(outcome)}
     if options.report:
         prune_report(options, result, document)
-    more = latency_report.outcome_text(outcome)
-    return deliver(options, lambda: document, lambda: report.prune_text(result, more=more))
+    return deliver(options, lambda: document, lambda: report.prune_text(result, more=outcome_text(outcome)))
 
 
 def _shared(options: argparse.Namespace) -> dict[str, Any]:
@@ -223,6 +237,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
     from runtime.images import parse_preprocess
 
     return {
+        "layers": options.layers,
         "score": options.score,
         "layer_score": options.layer_score,
         "consumers": options.include_consumers,
@@ -239,6 +254,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
         "labels": options.labels,
         "metric": options.metric,
         "compensate": not options.no_compensate,
+        "cache": not options.no_cache,
         "prove": not options.no_verify,
         "inputs": options.inputs,
         "seed": options.seed,
@@ -250,7 +266,7 @@ def _check_latency(options: argparse.Namespace) -> None:
     """Refuse what does not go with a budget of latency."""
     from exporter.errors import UsageError
 
-    others = ("ratio", "macs", "params", "layers", "plan", "max_drop")
+    others = ("ratio", "macs", "params", "plan", "max_drop")
     given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) is not None]
     given += ["--steps"] if options.steps != 1 else []
     if options.latency and given:
@@ -266,8 +282,8 @@ def _check_latency(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what would be ignored."""
-    from exporter.choice import Request
     from exporter.errors import UsageError
+    from exporter.request import Request
 
     _check_latency(options)
     if options.plan:
@@ -283,7 +299,7 @@ def _check(options: argparse.Namespace) -> None:
 def _align(text: str) -> int | str:
     """A number, ``auto``, or the multiple that tensor cores want for a type."""
     from exporter.errors import UsageError
-    from exporter.latency_device import TENSOR_CORES
+    from exporter.latency.device import TENSOR_CORES
     from exporter.widths import AUTOMATIC
 
     if text in AUTOMATIC:
@@ -295,11 +311,11 @@ def _align(text: str) -> int | str:
         raise UsageError(f"--align {text}: choose {known} or a whole number of at least 1.") from None
 
 
-def _profiled(options: argparse.Namespace, result: Result) -> dict[str, Any]:
-    """What each layer takes in both models, and what holds back those that lag, for the report."""
-    from dataclasses import asdict
-
-    from exporter.latency_json import layer_json
+def _profiled(
+    options: argparse.Namespace, measured: tuple[Latency, Latency, Ratio]
+) -> tuple[list[dict[str, Any]], list[Saving]]:
+    """What each layer takes in both models, and what holds back those that lag."""
+    from exporter.latency.report_json import layer_json
     from runtime.backends import SessionOptions
     from runtime.layers import layer_differences
     from runtime.profiling import profile
@@ -307,14 +323,16 @@ def _profiled(options: argparse.Namespace, result: Result) -> dict[str, Any]:
     from runtime.runners import Asked
     from runtime.savings import find_savings
 
-    asked = Asked("ort-cpu", SessionOptions(threads=options.threads), dict(result.plan.model.shapes))
+    threads = measured[0].threads
     dense, pruned = (
-        profile(path, asked, seconds=_PROFILE_SECONDS, progress=Progress(options))
-        for path in (options.model, options.output)
-    )
+        profile(
+            path, Asked("ort-cpu", SessionOptions(threads=threads), side.shapes), seconds=_PROFILE_SECONDS,
+            progress=Progress(options),
+        )
+        for path, side in zip((options.model, options.output), measured[:2], strict=True)
+    )  # fmt: skip
     layers = [layer_json(r) for r in layer_differences(dense.nodes, pruned.nodes)]
-    savings = [asdict(s) for s in find_savings(dense, pruned, peaks("ort-cpu", options.threads))]
-    return {"layers": layers, "savings": savings}
+    return layers, find_savings(dense, pruned, peaks("ort-cpu", threads))
 
 
 def _measure(options: argparse.Namespace, shapes: dict[str, tuple[int, ...]]) -> tuple[Latency, Latency, Ratio]:

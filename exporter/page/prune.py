@@ -199,15 +199,17 @@ def _why(options: Mapping[str, Any], cut: int, groups: int) -> str:
         parts.append(f"What a cut does was predicted from {options.get('calib_samples', '')} inputs of "
                      f"{options['calib']}.")  # fmt: skip
     align = options.get("align")
+    if align == "auto" and options.get("latency"):
+        align = "measured"
     if align:
-        step = f"multiples of {align}" if align not in ("auto", "sparse") else _ALIGNED[align]
-        parts.append(f"Widths are {step}.")
+        parts.append(f"Widths are {_ALIGNED.get(align, f'multiples of {align}')}.")
     return " ".join(parts)
 
 
 _BUDGETS = ("ratio", "macs", "params", "layers", "max_drop", "latency", "steps")
 _ALIGNED = {
     "auto": "multiples of 16 for convolutions and of 8 for matrix products, where the group is wide enough",
+    "measured": "multiples of what this machine likes (secateur probe), where the group is wide enough",
     "sparse": "multiples of 16, because sparse kernels come next",
 }
 

@@ -16,18 +16,19 @@ from exporter.atomic import obstacle
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.functions import Calls
 from exporter.graph import Graph
-from exporter.model_file import load, save
+from exporter.model_file import save
 from exporter.normalise import inline_data, input_specs, serialize_with_data
 from exporter.precision.choosing import Stays, choose_nodes, types_of
 from exporter.precision.lowering import LOW
 from exporter.precision.ranges import measure_extents
 from exporter.precision.rewriting import rewrite_types
 from exporter.precision.rounded import rounded_model
+from exporter.sizes import at_sizes
 from exporter.synthetic import synthetic_samples
 from exporter.ways import Way, force, ways
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
-from runtime.feeds import PROFILES, Feeds
+from runtime.feeds import Feeds
 from runtime.images import Preprocess
 from runtime.samples import load_samples
 
@@ -163,15 +164,9 @@ def _prepared(
     limit: int,
     seed: int,
 ) -> tuple[Graph, list[Feeds], Session]:
-    """The graph, inputs it runs on, and a session of it. Sizes made up for dynamic axes may be too small for the model:
-    others are tried."""
+    """The graph, inputs it runs on, and a session of it."""
     refused: RunError | None = None
-    tried = []
-    for attempt in range(len(PROFILES)):
-        graph = load(path, shapes, profile=attempt)
-        if graph.binding.shapes in tried:
-            continue
-        tried.append(graph.binding.shapes)
+    for graph in at_sizes(path, shapes):
         feeds = _feeds(graph, calib, preprocess, limit, seed)
         try:
             dense = open_session(serialize_with_data(graph.model, graph.folder), options=_PLAIN)
@@ -180,7 +175,7 @@ def _prepared(
             refused = refused or error
         else:
             return graph, feeds, dense
-        if calib is not None or not graph.binding.symbols:
+        if calib is not None:
             break
     raise ModelError(
         f"the model does not run on the calibration inputs: {refused}\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.latency_json import ratio_json
+from exporter.latency.report_json import ratio_json
 from exporter.quantization.quantizer import Quantized
 from exporter.report_calibration import before_after
 from exporter.report_json import accuracy_json

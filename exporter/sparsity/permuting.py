@@ -19,11 +19,11 @@ from exporter.errors import GoalError, ModelError
 from exporter.fits import fingerprint
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
-from exporter.model_file import load
-from exporter.normalise import beyond, inline_data, is_large
+from exporter.normalise import inline_data, is_large
 from exporter.plan import AxisTake, Plan
 from exporter.proof import Proof
 from exporter.rewriter import rewrite
+from exporter.sizes import at_sizes
 from exporter.slots import Axis, Fixed, Ids
 from exporter.solve import Solution
 from exporter.sparsity.choice import choose_weights
@@ -91,15 +91,12 @@ def load_running(model: str | os.PathLike[str], shapes: Mapping[str, tuple[int, 
         ModelError: the model cannot be read, or does not run.
     """
     why: RunError | None = None
-    for attempt in range(len(feeds.PROFILES)):
-        graph = load(model, shapes, profile=attempt)
-        if why is not None and beyond(graph.inferred):
-            continue  # sizes that nobody asked for
+    for graph in at_sizes(model, shapes):
         failure = None if is_large(graph.model) else _failure(graph)
         if failure is None:
             return graph
         why = why or failure
-        if shapes or not graph.binding.symbols or isinstance(failure, Refused):
+        if isinstance(failure, Refused):
             break
     sizes = "Give sizes that it accepts with --shape NAME:1x3x224x224, or leave out --permute."
     raise ModelError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from exporter.cost import CostArrays, CostModel
-from exporter.latency_cost import LatencyCost
+from exporter.latency.cost import LatencyCost
 
 Share = Callable[[Tensor], Tensor]
 

@@ -60,7 +60,7 @@ SAYS_A_DOCUMENT = ("schema", "completion")
 """Commands that print a file for others, and nothing else: they have no ``--json``."""
 
 BY_CHANCE = ("align",)
-"""What succeeds only where a measurement says so; test_latency_commands.py has it on a model where it does."""
+"""What succeeds only where a measurement says so; latency/test_commands.py has it on a model where it does."""
 
 NEEDS = {"tune": "torch", "convert": "torch", "build": "tensorrt_rtx"}
 ABLE = {

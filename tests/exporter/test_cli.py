@@ -508,6 +508,7 @@ def test_a_model_may_be_replaced_from_python(models, tmp_path):
 def quick(monkeypatch):
     """Latency is measured for a moment only."""
     monkeypatch.setattr(runtime.latency, "bench", functools.partial(runtime.latency.bench, seconds=0.1))
+    monkeypatch.setattr("exporter.commands.prune._PROFILE_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("quick")
@@ -521,6 +522,8 @@ def test_measure_times_both(pruned, models, ok, tmp_path):
     assert latency["ratio"]["low"] <= latency["ratio"]["value"] <= latency["ratio"]["high"]
     told = ok("prune", models / "cnn.onnx", "-o", path, "--ratio", "0.5", "--measure", *SMALL)
     assert any(line.startswith("latency ") and " .. " in line for line in told.out.splitlines())
+    assert "why it is not faster still:" in told.out
+    assert {s["name"] for s in report["savings"]} >= {"/stem/Conv", "/body/Conv"}
 
 
 @pytest.mark.usefixtures("quick")

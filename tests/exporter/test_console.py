@@ -72,6 +72,7 @@ def brief(monkeypatch):
     """What a command line cannot say: how long ``probe`` and ``prune --measure`` measure."""
     monkeypatch.setattr(staircase, "_SECONDS", 0.02)
     monkeypatch.setattr(latency, "bench", functools.partial(latency.bench, seconds=0.05))
+    monkeypatch.setattr("exporter.commands.prune._PROFILE_SECONDS", 0.05)
 
 
 @pytest.mark.parametrize("name", ABLE)

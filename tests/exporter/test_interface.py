@@ -240,6 +240,7 @@ def test_measure_and_bench(decoder, tmp_path, capsys, monkeypatch):
     import runtime.latency
 
     monkeypatch.setattr(runtime.latency, "bench", functools.partial(runtime.latency.bench, seconds=0.1))
+    monkeypatch.setattr("exporter.commands.prune._PROFILE_SECONDS", 0.1)
     out = tmp_path / "out.onnx"
     frees = [a for pattern in CACHES for a in ("--io", pattern)]
     arguments = ["prune", str(decoder), "-o", str(out), *HALF, *frees, "--measure", "--json", "-"]

@@ -214,6 +214,22 @@ def test_unfused(linted):
     assert "in pieces" in linted(kernel("p", "Pow"))["unfused"].text
 
 
+@pytest.mark.parametrize(
+    ("nodes", "found"),
+    [
+        ([node("Relu", "x", "s"), node("ReduceMean", "s", "m"), node("Add", "s m", "y")], False),
+        ([node("Mul", "x g", "s"), node("ReduceMean", "s", "m"), node("Add", "s m", "y")], False),
+        ([node("Relu", "x", "s"), node("ReduceMean", "s", "m"), node("Sub", "s m", "y")], True),
+        ([node("Mul", "x x", "s"), node("ReduceMean", "s", "m"), node("Sqrt", "m", "y")], True),
+        ([node("Pow", "x g", "s"), node("ReduceMean", "s", "m"), node("Sqrt", "m", "y")], True),
+    ],
+    ids=["pooling", "pooling behind a Swish", "a mean that is taken off", "of squares", "of a power"],
+)
+def test_a_pooling_is_no_part_of_a_normalisation(nodes, found, linted):
+    model = build(nodes, {"x": [1, 4, 6, 6]}, ["y"], weights(g=(1,)))
+    assert ("unfused" in linted(kernel("m", "ReduceMean"), model=model)) == found
+
+
 def test_denormals(linted):
     values = np.ones((3, 4), np.float32)
     values[0] = 1e-40

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter import latency_budget, load
+from exporter import load
 from exporter.cli import main
-from exporter.latency_device import device_for
+from exporter.latency import budget
+from exporter.latency.device import device_for
 from runtime import roofline, staircase
 from runtime.backends import need_backend, open_session
 from runtime.errors import BackendMissing
@@ -44,8 +45,8 @@ def gpu(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, cuda = install(monkeypatch)
     cuda.layer_takes, cuda.run_takes = seconds, lambda model: sum(seconds(n, model) for n in model.graph.node)
-    monkeypatch.setattr(latency_budget, "staircase", lambda *_, **__: STAIRS)
-    monkeypatch.setattr(latency_budget, "peaks", lambda *_: roofline.Peaks(1e13, 1e12))
+    monkeypatch.setattr(budget, "staircase", lambda *_, **__: STAIRS)
+    monkeypatch.setattr(budget, "peaks", lambda *_: roofline.Peaks(1e13, 1e12))
     onnx.save(network(), "m.onnx")
     return cuda
 
@@ -70,7 +71,7 @@ def test_the_target_is_met(gpu, tmp_path, capsys):
 
 def test_without_a_driver_nothing_is_begun(gpu, tmp_path, monkeypatch, capsys):
     gpu.fail["cudaGetDeviceCount"] = 35
-    monkeypatch.setattr(latency_budget, "load", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(budget, "load", lambda *_: pytest.fail("work was begun"))
     assert main(["prune", "m.onnx", "-o", "o.onnx", "--latency", "0.6x", "--device", "tensorrt", "-q"]) == 4
     assert "backend tensorrt: there is no GPU here" in capsys.readouterr().err
     assert not (tmp_path / "o.onnx").exists()

@@ -14,6 +14,7 @@ from exporter.cli import main
 from exporter.page import charts
 from exporter.page.document import Card, Origin, Page, Section, render
 from exporter.page.markup import markup, name_of, table, tag
+from exporter.page.prune import _why
 
 MODEL = Path(__file__).parents[3] / "models" / "digits_cnn.onnx"
 HOSTILE = '<script>document.title="taken"</script>"\'&<img src=x onerror=alert(1)>\x00\u202e'
@@ -45,6 +46,18 @@ def test_nothing_a_model_says_becomes_markup():
     assert "\x00" not in text
     assert text.count("&lt;script&gt;") > 20  # it is shown, wherever it is said
     assert not re.search(r"\s(href|src)=\"(?!data:application/json;base64,)", text)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"align": "auto", "macs": 0.5}, "multiples of 16 for convolutions and of 8"),
+        ({"align": "auto", "latency": "0.5x"}, "multiples of what this machine likes"),
+        ({"align": 4, "latency": "0.5x"}, "multiples of 4."),
+    ],
+)
+def test_what_widths_are_multiples_of(options, text):
+    assert text in _why(options, 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from exporter import find_groups, load, prune  # noqa: E402
 from exporter.cost import CostModel  # noqa: E402
 from exporter.errors import UsageError  # noqa: E402
 from exporter.importance import score  # noqa: E402
-from exporter.latency_cost import LatencyCost  # noqa: E402
+from exporter.latency.cost import LatencyCost  # noqa: E402
 from exporter.learned import LEARNED, MASKS, learned_scores  # noqa: E402
 from exporter.model_file import from_model  # noqa: E402
 from exporter.normalise import input_specs  # noqa: E402

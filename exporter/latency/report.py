@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from exporter.aligning import Aligned
-from exporter.latency_budget import LatencyOutcome
+from exporter.latency.budget import LatencyOutcome
 from exporter.tables import milliseconds, quantity, shapes_text, short, table, threads_text
 from runtime.agreement import OutputDifference
 from runtime.backends import Availability
@@ -124,12 +124,14 @@ def cautions(flags: Iterable[Flag]) -> list[str]:
 def comparison_text(found: Comparison, top: int) -> str:
     """The whole of ``compare``."""
     first, other = found.first, found.other
+    a, b = side_names(found)
     rows = [["", "median", "backend", "threads"]]
-    rows += [[s.model, milliseconds(s.median), s.backend, str(s.threads or "default")] for s in (first, other)]
+    for name, side in ((a, first), (b, other)):
+        rows.append([name, milliseconds(side.median), side.backend, str(side.threads or "default")])
     lines = [
         table(rows, right=(1,)),
         "",
-        f"{other.model} takes {_ratio(found.ratio)} times as long as {first.model}, by {_CLOCKS[found.clock]} "
+        f"{b} takes {_ratio(found.ratio)} times as long as {a}, by {_CLOCKS[found.clock]} "
         f"({first.wall.size} pairs in {found.rounds} rounds)",
     ]
     if found.clock != "wall":
@@ -141,9 +143,15 @@ def comparison_text(found: Comparison, top: int) -> str:
     return "\n".join([*lines, *cautions(found.flags), "", verdict_text(found)])
 
 
+def side_names(found: Comparison) -> tuple[str, str]:
+    """What the two models are called: as their files are, told apart by A and B where these are called the same."""
+    first, other = found.first.model, found.other.model
+    return (first, other) if first != other else (f"{first} (A)", f"{other} (B)")
+
+
 def verdict_text(found: Comparison) -> str:
     """Which is faster, and whether the goal is met."""
-    lines = [f"verdict: {_VERDICTS[found.verdict].format(found.other.model)}"]
+    lines = [f"verdict: {_VERDICTS[found.verdict].format(side_names(found)[1])}"]
     return "\n".join([*lines, *([_goal(found)] if found.goal.most is not None else [])])
 
 
@@ -293,7 +301,7 @@ def lint_text(model: str, findings: Sequence[Finding]) -> str:
     """Findings, the costliest first."""
     if not findings:
         return f"{model}: nothing found that makes it slow"
-    lines = [f"{model}: {len(findings)} findings"]
+    lines = [f"{model}: {len(findings)} finding{'s' if len(findings) > 1 else ''}"]
     for f in findings:
         cost = f" [{100 * f.share:.1f} % of the time]" if f.share is not None else ""
         lines.append(f"  {f.rule}: {f.text}{cost}")

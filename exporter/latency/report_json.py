@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from exporter.aligning import Aligned
-from exporter.latency_budget import LatencyOutcome
+from exporter.latency.budget import LatencyOutcome
 from runtime.agreement import OutputDifference
 from runtime.backends import Availability
 from runtime.comparison import Comparison, Side
@@ -143,13 +143,7 @@ def profile_json(found: Profile, machine: Peaks) -> dict[str, Any]:
 
 def trace_json(found: Profile) -> dict[str, Any]:
     """The last recorded run for Chrome's trace viewer (chrome://tracing, ui.perfetto.dev)."""
-    names = {f"{n.name}": n for n in found.nodes}
-    events = []
-    for event in found.events:
-        name = str(event["name"]).removesuffix("_kernel_time")
-        node = names.get(name)
-        events.append({**event, "name": name, "cat": node.kernel if node is not None else str(event.get("cat", ""))})
-    return {"traceEvents": events, "displayTimeUnit": "ns"}
+    return {"traceEvents": list(found.events), "displayTimeUnit": "ns"}
 
 
 def backends_json(found: Mapping[str, Availability]) -> dict[str, Any]:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.atomic import scratch
-from exporter.choice import Request
-from exporter.errors import GoalError, UsageError
+from exporter.carry import chosen_by
+from exporter.choice import Shallow, recorded, without_blocks
+from exporter.errors import GoalError, OutOfReach, UsageError
 from exporter.graph import Graph
 from exporter.groups import find_groups
-from exporter.latency_choice import Candidate, Chooser, chooser
-from exporter.latency_cost import LatencyCost
-from exporter.latency_device import Device, device_for, discard, runnable
+from exporter.latency.choice import Candidate, Chooser, check_competition, chooser
+from exporter.latency.cost import LatencyCost
+from exporter.latency.device import Device, device_for, discard, runnable
 from exporter.model_file import load
 from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
-from exporter.pruner import Result, check_inputs, prune
+from exporter.pruner import Result, carried, check_inputs, check_output
+from exporter.request import Request, means_of
 from exporter.rewriter import rewrite
 from runtime.backends import need_backend
 from runtime.comparison import Comparison, compare_models
@@ -33,7 +36,7 @@ from runtime.savings import Saving, find_savings
 from runtime.staircase import staircase, usual_threads
 
 if TYPE_CHECKING:
-    from exporter.calibration.data import Calibration, Source
+    from exporter.calibration.data import Source
     from runtime.images import Preprocess
 
 CLOSE = 0.02
@@ -48,6 +51,7 @@ _COMPARED_RUNS = 2000
 _LESS = 0.97
 _NUDGES = 20
 _DENSE = "dense.onnx"
+_NOTHING = "Nothing was written."
 
 Key = tuple[tuple[int, ...], frozenset[str]]
 """What tells one cut from another."""
@@ -94,7 +98,7 @@ class LatencyOutcome:
 
 @dataclass(frozen=True)
 class _Try:
-    plan: Plan
+    candidate: Candidate
     predicted: float
     comparison: Comparison
     profile: Profile
@@ -103,6 +107,48 @@ class _Try:
         """How far from the target, relative to it; being too slow counts more than being too fast by as much."""
         apart = self.comparison.ratio.value / share - 1
         return apart if apart > 0 else -apart * (1 - 1e-6)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Where candidates are built and measured.
+
+    Attributes:
+        graph: the original, and ``file`` what runs it, in a folder of its own.
+        device: what runs it.
+        dense: its profile.
+        step: called with a line before each step.
+    """
+
+    graph: Graph
+    file: Path
+    device: Device
+    dense: Profile
+    step: Callable[[str], None]
+
+    def profiled(self, graph: Graph) -> Profile:
+        """A profile of another graph."""
+        built = self._built(graph, "other")
+        found = _profiled(built, self.device, _PROFILE_SECONDS, graph.binding.shapes)
+        discard(built)
+        return found
+
+    def measured(self, plan: Plan, name: str) -> tuple[Comparison, Profile]:
+        """What a plan leaves, against the original."""
+        built = self._built(rewrite(self.graph, plan), name)
+        busy = self.dense.busy
+        seconds = min(max(_COMPARED_RUNS * busy, _COMPARE_SECONDS / 4), _COMPARE_SECONDS)
+        comparison = compare_models(
+            self.file, built, self.device.asked, seconds=seconds, clock=self.device.clock, precision=_PRECISION,
+            outputs=False,
+        )  # fmt: skip
+        seconds = min(max(_PROFILED_RUNS * busy, _PROFILE_SECONDS / 6), _PROFILE_SECONDS / 2)
+        found = _profiled(built, self.device, seconds, comparison.other.shapes)  # an input may have shrunk
+        discard(built)
+        return comparison, found
+
+    def _built(self, graph: Graph, name: str) -> Path:
+        return runnable(_written(graph, self.file.with_name(f"{name}.onnx")), self.device, self.step)
 
 
 def parse_latency(text: str) -> Target:
@@ -133,6 +179,7 @@ def prune_to_latency(
     target: Target,
     asked: Asked,
     *,
+    layers: int | None = None,
     score: str | None = None,
     layer_score: str = "similarity",
     consumers: bool = False,
@@ -149,6 +196,7 @@ def prune_to_latency(
     labels: str | None = None,
     metric: str | None = None,
     compensate: bool = True,
+    cache: bool = False,
     prove: bool = True,
     inputs: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -160,10 +208,11 @@ def prune_to_latency(
         model, output: the file to prune, and the one to write.
         target: the latency to reach.
         asked: backend, threads and shapes it is measured with. For TensorRT an engine is built of every candidate.
+        layers: drop this many residual blocks first; the widths of what is left then meet the target. Without it, and
+            with ``layers`` and other kinds in ``granularity``, blocks compete with widths.
         score, layer_score, consumers, scope, align, min_width, granularity, keep, only, io, calib, preprocess,
-            calib_samples, labels, metric, compensate, prove, inputs, seed: as for ``prune``. ``auto`` alignment is to
-            this machine's staircase. With ``layers`` and other kinds in ``granularity`` residual blocks compete with
-            widths.
+            calib_samples, labels, metric, compensate, cache, prove, inputs, seed: as for ``prune``. ``auto`` alignment
+            is to this machine's staircase.
         progress: called with a line before each step.
 
     Returns:
@@ -175,99 +224,93 @@ def prune_to_latency(
         GoalError: the latency cannot be reached, or nothing that was tried is faster than the original. Nothing is
             written.
     """
+    started = time.perf_counter()
     step = progress or (lambda _: None)
     need_backend(asked.backend)
+    check_output(output)
     check_inputs(calib, preprocess, compensate, labels, metric)
+    request = Request(
+        layers=layers, score=score, layer_score=layer_score, consumers=consumers, scope=scope, align=align,
+        min_width=min_width, granularity=granularity, keep=keep, only=only, io=io, seed=seed,
+    )  # fmt: skip
+    check_competition(request, calib is not None)
+    means = means_of(calib, inputs, cache, compensate, prove, step)
     step("reading and analysing the model")
     graph = load(model, dict(asked.shapes or {}))
     device = device_for(asked, graph)
-    asked = device.asked
     groups = find_groups(graph, io)
-    calibration = _calibration(calib, graph, preprocess, calib_samples, seed, labels, metric)
-    given = {"score": score, "scope": scope, "align": align, "min_width": min_width, "granularity": granularity}
-    recorded: dict[str, object] = {
-        **{k: list(v) if isinstance(v, (list, tuple)) else v for k, v in given.items() if v is not None},
-        "latency": target.text,
-        "device": asked.backend,
-        "threads": asked.options.threads,
-        "keep": list(keep),
-        "only": list(only),
-    }
+    if calib is not None:
+        from exporter.calibration.data import calibration_of
+
+        found = calibration_of(
+            calib, graph, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric
+        )
+        means = replace(means, calibration=found)
+    options = recorded(request, means)
+    options |= {"latency": target.text, "device": device.asked.backend, "threads": device.asked.options.threads}
     with scratch() as folder:
         step("profiling the original")
-        whole = runnable(_written(graph, folder / _DENSE), device, step)
-        dense = _profiled(whole, device, _PROFILE_SECONDS)
-        threads = usual_threads(asked.backend, asked.options.threads)
-        stairs = staircase(asked.backend, threads, half=device.half, progress=step)
-        cost = LatencyCost(groups, dense, stairs, device.least)
+        file = runnable(_written(graph, folder / _DENSE), device, step)
+        dense = _profiled(file, device, _PROFILE_SECONDS)
+        if dense.shapes and dict(dense.shapes) != graph.binding.shapes:  # it does not run at those taken first
+            graph = load(model, dense.shapes)
+            groups = find_groups(graph, io)
+        bench = _Bench(graph, file, device, dense, step)
         share = target.share if target.share is not None else (target.seconds or 0.0) / dense.latency
         if share >= 1:
             raise GoalError(
                 f"--latency {target.text}: the original takes {1e3 * dense.latency:.3g} ms already; nothing to do."
             )
-        request = Request(
-            macs=share, score=score, layer_score=layer_score, consumers=consumers, scope=scope, align=align,
-            min_width=min_width, granularity=granularity, keep=keep, only=only, seed=seed,
-        )  # fmt: skip
-        choose = chooser(cost, request, recorded, calibration, compensate, Path(inputs) if inputs else None, step)
-        tries = _search(graph, cost, dense, choose, share, target, whole, device, step)
+        request = request.with_budget("macs", share)
+        left = Shallow(groups, request, ())
+        if layers is not None:
+            step("ranking residual blocks")
+            left = without_blocks(groups, request, means)
+        backend, threads = device.asked.backend, device.asked.options.threads
+        stairs = staircase(backend, usual_threads(backend, threads), half=device.half, progress=step)
+        cost = LatencyCost(groups, dense, stairs, device.least)
+        if left.groups is not groups:
+            step("profiling what is left without the residual blocks")
+            cost = LatencyCost(left.groups, bench.profiled(left.groups.graph), stairs, device.least, cost.whole)
+        choose = chooser(cost, left.request, means, options, left.notes)
+        tries = _search(bench, cost, choose, share, target)
         best = min(tries, key=lambda t: t.miss(share))
         _check_gain(best, share, target)
-        machine = peaks(asked.backend, asked.options.threads)
-        savings = find_savings(dense, best.profile, machine)
-    result = prune(
-        model, output, plan=best.plan, calib=calib, preprocess=preprocess, calib_samples=calib_samples,
-        labels=labels, metric=metric, compensate=compensate, prove=prove, inputs=inputs, seed=seed, progress=progress,
-    )  # fmt: skip
+        savings = find_savings(dense, best.profile, peaks(backend, threads))
+    chosen = replace(chosen_by(best.candidate.plan, graph), grounds=best.candidate.grounds)
+    result = carried(graph, request, chosen, means, output, started)
     tried = tuple((t.predicted, t.comparison.ratio) for t in tries)
     return result, LatencyOutcome(target, share, best.predicted, best.comparison, tried, tuple(savings))
 
 
-def _search(
-    graph: Graph,
-    cost: LatencyCost,
-    dense: Profile,
-    choose: Chooser,
-    share: float,
-    target: Target,
-    whole: Path,
-    device: Device,
-    step: Callable[[str], None],
-) -> list[_Try]:
-    """Plans that were built and measured against ``whole``, until one is close to the target."""
-    asked = device.asked
+def _search(bench: _Bench, cost: LatencyCost, choose: Chooser, share: float, target: Target) -> list[_Try]:
+    """Plans that were built and measured, until one is close to the target."""
     tries: list[_Try] = []
     seen: dict[Key, float] = {}
     wanted = share
-    seconds = min(max(_COMPARED_RUNS * dense.busy, _COMPARE_SECONDS / 4), _COMPARE_SECONDS)
-    profiled = min(max(_PROFILED_RUNS * dense.busy, _PROFILE_SECONDS / 6), _PROFILE_SECONDS / 2)
     for number in range(1, _ROUNDS + 1):
         try:
             found = _unseen(choose, wanted, seen, share)
         except GoalError as error:
             if tries:
                 break
+            if isinstance(error, OutOfReach):
+                raise GoalError(f"{OutOfReach(f'--latency {target.text}', error.left)}\n{_NOTHING}") from error
             raise GoalError(_out_of_reach(str(error), target)) from error
         if _key(found) in seen:
             break  # alignment leaves nothing in between
         left = cost.without(found.gone)
-        predicted = left.macs(found.counts) / cost.macs(cost.widths)
-        step(f"round {number}: building and measuring (predicted {predicted:.3f}x)")
-        written = _written(rewrite(graph, found.plan), whole.with_name(f"{number}.onnx"))
-        file = runnable(written, device, step)
-        comparison = compare_models(
-            whole, file, asked, seconds=seconds, clock=device.clock, precision=_PRECISION, outputs=False
-        )
+        predicted = left.macs(found.counts) / cost.whole
+        bench.step(f"round {number}: building and measuring (predicted {predicted:.3f}x)")
+        comparison, measured = bench.measured(found.plan, str(number))
         ratio = seen[_key(found)] = comparison.ratio.value
-        step(f"round {number}: measured {ratio:.3f}x, target {share:.3f}x")
-        measured = _profiled(file, device, profiled)
-        tries.append(_Try(found.plan, predicted, comparison, measured))
-        discard(written)
+        bench.step(f"round {number}: measured {ratio:.3f}x, target {share:.3f}x")
+        tries.append(_Try(found, predicted, comparison, measured))
         if abs(ratio / share - 1) <= CLOSE:
             break
         left.observe(found.counts, measured)
         # what is left of the difference is no matter of single kernels: it scales
-        wanted = share * (left.macs(found.counts) / cost.macs(cost.widths)) / ratio
+        wanted = share * (left.macs(found.counts) / cost.whole) / ratio
     return tries
 
 
@@ -284,8 +327,11 @@ def _key(found: Candidate) -> Key:
     return found.counts, found.gone
 
 
-def _profiled(file: Path, device: Device, seconds: float) -> Profile:
-    return (profile_engine if device.engine else profile)(file, device.asked, seconds=seconds)
+def _profiled(
+    file: Path, device: Device, seconds: float, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Profile:
+    asked = replace(device.asked, shapes=shapes) if shapes else device.asked
+    return (profile_engine if device.engine else profile)(file, asked, seconds=seconds)
 
 
 def _written(graph: Graph, path: Path) -> Path:
@@ -298,7 +344,7 @@ def _check_gain(best: _Try, share: float, target: Target) -> None:
     if ratio.high >= 1:
         raise GoalError(
             f"--latency {target.text}: the best result measures {ratio.value:.3f} ({ratio.low:.3f} .. {ratio.high:.3f})"
-            " of the original's latency: no gain. Nothing was written.\n"
+            f" of the original's latency: no gain. {_NOTHING}\n"
             "See why with: secateur profile MODEL"
         )
     if ratio.value > share * (1 + 2 * CLOSE):
@@ -306,20 +352,4 @@ def _check_gain(best: _Try, share: float, target: Target) -> None:
 
 
 def _out_of_reach(why: str, target: Target) -> str:
-    return f"--latency {target.text} cannot be reached: {why}\nNothing was written."
-
-
-def _calibration(
-    calib: Source | None,
-    graph: Graph,
-    preprocess: Preprocess | None,
-    limit: int,
-    seed: int,
-    labels: str | None,
-    metric: str | None,
-) -> Calibration | None:
-    if calib is None:
-        return None
-    from exporter.calibration.data import calibration_of
-
-    return calibration_of(calib, graph, preprocess=preprocess, limit=limit, seed=seed, labels=labels, metric=metric)
+    return f"--latency {target.text} cannot be reached: {why}\n{_NOTHING}"

@@ -11,13 +11,13 @@ import pytest
 from exporter import find_groups, load
 from exporter.blocks import find_blocks
 from exporter.cli import main
-from exporter.competition import Competition, carried_over, plan_of
 from exporter.depth import drop
 from exporter.errors import GoalError, UsageError
-from exporter.latency_budget import Target, prune_to_latency
-from exporter.latency_cost import LatencyCost
+from exporter.latency.budget import Target, prune_to_latency
+from exporter.latency.competition import Competition, carried_over, plan_of
+from exporter.latency.cost import LatencyCost
 from runtime.runners import Asked
-from tests.exporter.test_latency_budget import STAIRS, Device, device  # noqa: F401  (the fixture)
+from tests.exporter.latency.test_budget import STAIRS, Device, device  # noqa: F401  (the fixture)
 from tests.onnx_builder import build, node, weights
 
 WIDTH, HIDDEN, COUNT = 32, 64, 4
@@ -165,6 +165,14 @@ def test_the_target_is_met_by_what_matters_least(strengths, useful, dropped, dev
     assert result.proof is not None
     assert result.fidelity is not None
     assert result.fidelity.error < 0.02
+
+
+def test_blocks_go_where_widths_alone_do_not_reach_it(device, tmp_path):  # noqa: F811
+    path = made(tmp_path, (1.0, 1e-4, 1.0, 1e-4))
+    options = {"granularity": BOTH, "only": ["h*", "b*"], "align": 1, "min_width": 60, "calib": tmp_path / "x.npz"}
+    result, outcome = prune_to_latency(path, tmp_path / "o.onnx", Target(share=0.6), Asked(), **options)
+    assert result.plan.drop
+    assert outcome.ratio.value < 0.6 * 1.04
 
 
 def test_blocks_alone_need_no_inputs(device, tmp_path):  # noqa: F811

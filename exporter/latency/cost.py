@@ -53,9 +53,19 @@ class KernelArrays:
 
 
 class LatencyCost(CostModel):
-    """Seconds of one run for any choice of widths. ``macs`` gives seconds, so it takes the place of a ``CostModel``."""
+    """Seconds of one run for any choice of widths. ``macs`` gives seconds, so it takes the place of a ``CostModel``.
 
-    def __init__(self, groups: Groups, dense: Profile, stairs: Staircase, least: int = _FEWEST) -> None:
+    Args:
+        groups: the analysis of a graph.
+        dense: what its kernels take.
+        stairs: the widths that the device likes.
+        least: multiples that it computes without padding in any case.
+        whole: seconds of what a budget is a share of, where this graph is another one without some of its blocks.
+    """
+
+    def __init__(
+        self, groups: Groups, dense: Profile, stairs: Staircase, least: int = _FEWEST, whole: float | None = None
+    ) -> None:
         super().__init__(groups)
         conv = max(stairs.step("Conv"), stairs.step("depthwise Conv"), least)
         self.steps = (conv, max(stairs.step("MatMul"), least))
@@ -74,6 +84,7 @@ class LatencyCost(CostModel):
         total = float(self._seconds.sum())
         self._rest = min(max(dense.busy - total, 0.0), _MOST_REST * total)  # waiting for the processor is not of it
         """Seconds outside these kernels: changes of layout, and the backend's own."""
+        self.whole = whole if whole is not None else self.macs(self.widths)
 
     def without(self, gone: Collection[str]) -> LatencyCost:
         """The same without some nodes, named by their first outputs. It learns with this one, and this one with it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 from exporter.cli import main
 from exporter.schema_files import stored_schema
 from runtime import staircase as stairs_module
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 from tests.schemas import conform
 
-MODELS = Path(__file__).parents[2] / "models"
+MODELS = Path(__file__).parents[3] / "models"
 CNN, VIT = MODELS / "digits_cnn.onnx", MODELS / "digits_vit.onnx"
 BRIEF = ("--seconds", "0.1", "--threads", "1", "--shape", "image:2x1x8x8", "-q")
 
@@ -118,6 +119,16 @@ def test_compare(ok, run, tmp_path):
 
 
 @pytest.mark.timing
+def test_models_of_one_name_are_told_apart(ok, tmp_path):
+    """They may lie in two folders, or run with other threads."""
+    shutil.copy(VIT, tmp_path / CNN.name)
+    out = ok("compare", CNN, tmp_path / CNN.name, *BRIEF, "--no-outputs")
+    assert "digits_cnn.onnx (B) takes" in out
+    assert "as long as digits_cnn.onnx (A)" in out
+    assert "verdict: digits_cnn.onnx (B) is slower" in out or "inconclusive" in out
+
+
+@pytest.mark.timing
 def test_an_open_question_has_its_exit_code(run, monkeypatch):
     import runtime.comparison
     from runtime.robust import Ratio
@@ -140,7 +151,7 @@ def test_profile(ok, tmp_path):
     convs = [n for n in report["nodes"] if n["macs"]]
     assert all(n["flops_per_s"] == pytest.approx(2 * n["macs"] / n["seconds"]) for n in convs if n["seconds"])
     trace = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
-    assert len(trace) == len(report["nodes"])
+    assert [e["name"] for e in trace] == [n["name"] for n in report["nodes"]]
     assert {"name", "ts", "dur", "ph", "pid", "tid"} <= trace[0].keys()
 
 
@@ -192,12 +203,12 @@ def test_lint_and_align(odd, ok, run, tmp_path):
 
 @pytest.mark.timing
 def test_prune_to_a_latency(ok, tmp_path, monkeypatch):
-    from exporter import latency_budget
+    from exporter.latency import budget
 
-    monkeypatch.setattr(latency_budget, "_PROFILE_SECONDS", 0.2)
-    brief = latency_budget.compare_models
-    monkeypatch.setattr(latency_budget, "compare_models", lambda *a, **k: brief(*a, **{**k, "seconds": 1.0}))
-    monkeypatch.setattr(latency_budget, "CLOSE", 0.15)
+    monkeypatch.setattr(budget, "_PROFILE_SECONDS", 0.2)
+    brief = budget.compare_models
+    monkeypatch.setattr(budget, "compare_models", lambda *a, **k: brief(*a, **{**k, "seconds": 1.0}))
+    monkeypatch.setattr(budget, "CLOSE", 0.15)
     out = ok(
         "prune", CNN, "-o", tmp_path / "o.onnx", "--latency", "0.6x", "--shape", "image:8x1x8x8", "-q", "--save-plan",
         tmp_path / "p.json", "--json", tmp_path / "r.json",
@@ -215,10 +226,42 @@ def test_prune_to_a_latency(ok, tmp_path, monkeypatch):
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "o.onnx").read_bytes()
 
 
+@pytest.fixture
+def hasty(monkeypatch):
+    """A search that measures for a moment, and takes what comes near."""
+    from exporter.latency import budget
+
+    monkeypatch.setattr(budget, "_PROFILE_SECONDS", 0.2)
+    monkeypatch.setattr(budget, "_COMPARE_SECONDS", 0.4)
+    monkeypatch.setattr(budget, "CLOSE", 0.3)
+
+
+@pytest.mark.timing
+@pytest.mark.usefixtures("hasty")
+def test_an_input_may_shrink(ok, tmp_path):
+    """The result is measured at its own sizes, which are not those that were asked for."""
+    nodes = [node("MatMul", "x a", "h"), node("Add", "h s", "t"), node("Relu", "t", "r"), node("MatMul", "r b", "y")]
+    made = build(nodes, {"x": ["N", 64], "s": ["N", 512]}, ["y"], weights(a=(64, 512), b=(512, 64)))
+    onnx.save(made, tmp_path / "m.onnx")
+    asked = ("--io", "s:1", "--latency", "0.5x", "--shape", "s:64x512", "--shape", "x:64x64")
+    assert "THE INTERFACE CHANGES" in ok("prune", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", *asked, "-q")
+
+
+@pytest.mark.timing
+@pytest.mark.usefixtures("hasty")
+def test_sizes_at_which_the_model_runs_are_found(ok, tmp_path):
+    """What it is padded by, mirrored, has to be shorter than the sequence; nothing in the file says so."""
+    nodes = [node("Pad", "x pads", "p", mode="reflect"), node("Conv", "p a", "c"), node("Conv", "c b", "y")]
+    constants = weights(a=(128, 32, 3), b=(32, 128, 3)) | {"pads": ints(0, 0, 100, 0, 0, 100)}
+    onnx.save(build(nodes, {"x": ["N", 32, "T"]}, ["y"], constants), tmp_path / "m.onnx")
+    assert "proved" in ok("prune", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", "--latency", "0.5x", "-q")
+
+
 REFUSED = {
     "bench: a fixed batch": ("bench {fixed} --batch 8", 2, "no dynamic batch axis"),
     "bench: no batch": (f"bench {CNN} --batch 0", 2, "--batch 0: must be at least 1"),
     "bench: no streams": (f"bench {CNN} --streams 0", 2, "--streams 0"),
+    "bench: no such input": (f"bench {CNN} --shape imag:1x1x8x8", 2, "no such input; choose from image; did you mean"),
     "bench: precision": (f"bench {CNN} --precision 2", 2, "--precision 2"),
     "bench: level": (f"bench {CNN} --level most", 2, "--level most: choose from off, basic, extended, all"),
     "bench: no graph capture": (f"bench {CNN} --capture", 2, "ort-cpu cannot record its runs; ort-cuda"),

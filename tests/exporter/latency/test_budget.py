@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from exporter import find_groups, load
-from exporter import latency_budget as module
 from exporter.cost import CostModel
 from exporter.errors import GoalError, UsageError
-from exporter.latency_budget import Target, parse_latency, prune_to_latency
-from exporter.latency_cost import LatencyCost
+from exporter.latency import budget as module
+from exporter.latency.budget import Target, parse_latency, prune_to_latency
+from exporter.latency.cost import LatencyCost
 from runtime.comparison import Comparison, Goal, Side, verdict_of
 from runtime.errors import BadRequest
 from runtime.profiling import NodeTime, Profile

@@ -18,11 +18,11 @@ from exporter.blocks import Block, Blocks
 from exporter.cost import Keep
 from exporter.depth import drop, with_block
 from exporter.edits import Mask, complete
-from exporter.errors import GoalError
+from exporter.errors import GoalError, OutOfReach
 from exporter.groups import Groups, find_groups
 from exporter.importance import Scores
 from exporter.interface import patterns_for
-from exporter.latency_cost import LatencyCost
+from exporter.latency.cost import LatencyCost
 from exporter.plan import Plan
 from exporter.planner import best_units, least_damage
 from exporter.widths import Budget
@@ -122,7 +122,10 @@ class Competition:
             if not rest:
                 raise GoalError(f"without the blocks that may go {dense / self.cost.macs(cost.widths):.3f} is left.")
             budget = Budget("macs", target / dense)
-            counts, notes = least_damage(cost, rest, self.damage, budget, self.align, self.min_width)
+            try:
+                counts, notes = least_damage(cost, rest, self.damage, budget, self.align, self.min_width)
+            except OutOfReach as error:
+                raise OutOfReach("the budget", error.left * dense / self.cost.whole) from error
             damage = sum(self._of_width(n, counts) for n in rest)
         if cut.blocks:
             damage += price * self._harm(cut.blocks)
