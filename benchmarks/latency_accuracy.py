@@ -48,7 +48,7 @@ def measured(name: str, data: str, share: float, samples: int, folder: str) -> d
     from latency import times
 
     from exporter import prune
-    from exporter.latency_budget import Target, prune_to_latency
+    from exporter.latency.budget import Target, prune_to_latency
     from runtime.backends import SessionOptions
     from runtime.runners import Asked
 

@@ -18,7 +18,7 @@ from exporter.groups import Groups
 from exporter.importance import Scores, score
 from runtime.samples import Samples
 
-_SEEN = 4e11
+_SEEN = 2.5e11
 """Multiply-accumulates to spend on what the readers see: all samples of a small network, some of a large one."""
 
 _FEW, _REACTED = (64, 32), (3e11, 1.5e11)
@@ -29,7 +29,7 @@ _SHARED = 3.0
 """How much worse the damage is of what several layers read: the two layers around other units are fitted together in
 the end, which the prediction leaves out. Tried on ResNet-20 at half the work: 4.0 points lost with 1, 3.0 with 3."""
 
-_FEWEST = (8, 4)
+_FEWEST = (4, 2)
 """Samples taken in any case, at each level."""
 
 
@@ -103,7 +103,7 @@ def macs_per_sample(groups: Groups) -> float:
     return cost.macs(cost.widths) / max(groups.graph.binding.batch, 1)
 
 
-def affordable(work: float, each: float, most: int, least: int = _FEWEST[0]) -> int:
+def affordable(work: float, each: float, most: int, least: int = 8) -> int:
     """How many samples some work is enough for.
 
     Args:

@@ -40,8 +40,9 @@ UNCERTAIN = 0.02
 """What the damping grows by for every column there is to a row: few rows fit anything."""
 
 _ROWS_PER_COLUMN = 12
-_TELLING = 4
-"""Rows for a column below which the error on the rows fitted says little of that on others."""
+_TELLING = 12
+"""Rows for a column below which the error on the rows fitted says little of that on others: those of one sample are
+alike. On MobileNetV2, whose last layers have nine, 42 % were left with a bound of four, and 67 % with this one."""
 
 ENOUGH_TO_COMPARE, ENOUGH_TO_CHOOSE, ENOUGH_TO_FIT = 4096, 8192, 24_000
 """Rows taken for any reader, however few columns it has; fewer of them where it has more than a thousand."""
