@@ -28,6 +28,7 @@ from exporter.widened import is_narrow, widened
 from runtime import feeds
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
+from runtime.nouns import counted
 from runtime.steps import Count
 
 TOLERANCE = 1e-3
@@ -209,7 +210,7 @@ class _Prover:
             worst, pieces = max(worst, found.error), found.pieces
             self.warnings += [
                 f"output '{name}' differs by {exact[name]:.2g} in 32 bits, and by {noise:.2g} when weights are rounded "
-                f"otherwise; so it was proved in {pieces} pieces, each given what the original has before it"
+                f"otherwise; so it was proved in {counted(pieces, 'piece')}, each given what the original has before it"
                 for name, noise in self.noise.items()
             ]
         errors |= {n: max(errors[n], e) for n, e in by_way.items()}
@@ -303,7 +304,7 @@ class _Prover:
         found = ways(self.graph)
         if not found:
             return errors
-        self.progress(f"comparing {len(found)} ways through the branches")
+        self.progress(f"comparing {counted(len(found), 'way')} through the branches")
         dense = inline_data(self.graph.model, self.graph.folder)
         masked = masked_original(self.graph, self.plan)
         pruned = inline_data(self.pruned.model, self.pruned.folder)

@@ -396,7 +396,7 @@ def test_inspect_lists_reasons_and_states(tmp_path, cli):
     cli("sparsify", MODELS / "digits_vit.onnx", "-o", target, "--only", "blocks.0.*")
     code, out, _ = cli("inspect", target, "--sparsity")
     assert code == 0
-    assert "1 inputs are no multiple of 4" in out
+    assert "1 input is no multiple of 4" in out
     assert out.count("has it") == 4
     assert "17 of 18 can have 2:4" in out
     assert cli("inspect", target, "--pattern", "2:4")[0] == 2
