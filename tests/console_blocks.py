@@ -66,7 +66,7 @@ def untrue(shown: tuple[str, ...], said: str) -> str:
 def _agree(shown: list[str], said: list[str]) -> bool:
     if len(shown) != len(said):
         return False
-    followed = [*shown[1:], ""]
+    followed = [*shown, ""][1:]
     return all(
         a == b or (after.strip(".,;)") in _FREE and _number(a) is not None and _number(b) is not None) or _near(a, b)
         for a, b, after in zip(shown, said, followed, strict=True)

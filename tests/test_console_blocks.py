@@ -27,6 +27,7 @@ TRUE = {
     "lines left out": (["a", "...", "d"], "a\nb\nc\nd\n"),
     "left out at the end": (["a", "..."], "a\nb\n"),
     "left out at the beginning": (["...", "b"], "a\nb\n"),
+    "empty lines": (["a", "", "b"], "a\n\nb\n"),
     "near numbers": (["left 0.50, 1,000 of it (3.1 %)"], "left 0.51, 1,040 of it (3.0 %)"),
     "rounding": (["error 1.2e-06"], "error 3.4e-07"),
     "another time": (["took 1.5 ms, 3 s."], "took 88 ms, 1 s."),
