@@ -242,7 +242,7 @@ def _tidy(graph: Any, module: Any) -> None:
 
 def _compare(file: Path, runs: Sequence[Run]) -> float:
     """Largest relative difference between the file in ONNX Runtime and what torch computed."""
-    from exporter.agreement import difference
+    from exporter.relative_difference import difference
     from runtime.backends import SessionOptions, open_session
     from runtime.errors import RunError
 

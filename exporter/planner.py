@@ -14,10 +14,10 @@ from exporter.calibration.allocation import allocate
 from exporter.cost import CostModel
 from exporter.edits import complete
 from exporter.errors import GoalError, ModelError, UsageError
+from exporter.factor_choice import one_per_product
 from exporter.groups import Groups
 from exporter.importance import Scores
 from exporter.plan import Plan
-from exporter.products import one_per_product
 from exporter.widths import AUTOMATIC, Budget, Widths
 from runtime.meant import instead
 from runtime.nouns import counted, out_of
@@ -63,7 +63,7 @@ def make_plan(
             divisible by 4 that was so before. ``sparse`` is the same with 16 for all, for ``sparsify`` comes next.
         min_width: no group keeps fewer units.
         granularity: kinds of groups to cut. By default all kinds, except that of groups which multiply to one axis
-            (heads and head dimensions) only one is cut; see ``exporter.products``.
+            (heads and head dimensions) only one is cut; see ``exporter.factor_choice``.
         keep: patterns of node, tensor or group names; a group that touches a match is kept whole.
         only: patterns; only groups that touch a match are cut.
         damage: for the scope ``damage``, by group name the damage with ``k`` units kept at ``k - 1``, shape (width,);

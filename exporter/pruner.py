@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from exporter.atomic import obstacle
 from exporter.blocks import Blocks, find_blocks
-from exporter.carry import Chosen, Means, Outcome, carry_out, chosen_by, chosen_for
 from exporter.choice import Grounds, Request
 from exporter.cost import CostModel
 from exporter.errors import UsageError
-from exporter.fits import check_fits
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.model_file import load, save
 from exporter.normalise import beyond
+from exporter.one_round import Chosen, Means, Outcome, carry_out, chosen_by, chosen_for
 from exporter.plan import Plan
+from exporter.plan_check import check_fits
 from exporter.planner import budget_of
 from exporter.proof import Proof
 from exporter.rounds import Round, in_rounds

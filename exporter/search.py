@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporter.carry import Chosen, Means, Outcome, chosen_for, proved
 from exporter.choice import Request
 from exporter.cost import CostModel
 from exporter.errors import GoalError, UsageError
 from exporter.graph import Graph
+from exporter.one_round import Chosen, Means, Outcome, chosen_for, proved
 from exporter.plan import Plan
 from exporter.rewriter import rewrite
 from runtime.nouns import counted

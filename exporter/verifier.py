@@ -9,9 +9,8 @@ from functools import partial
 import numpy as np
 import onnx
 
-from exporter.agreement import Array, difference, is_float, signal, take_axes
 from exporter.errors import GoalError, ModelError, UsageError
-from exporter.fits import check_fits
+from exporter.forced_branches import force, name_of, ways
 from exporter.graph import Graph
 from exporter.interface import shrunk
 from exporter.masked import hides, masked_original
@@ -20,10 +19,11 @@ from exporter.normalise import inline_data, is_large
 from exporter.optimised import Optimised
 from exporter.piecewise import PIECE_BYTES, prove_pieces, seeded_sets
 from exporter.plan import Plan
+from exporter.plan_check import check_fits
 from exporter.proof import Proof
+from exporter.relative_difference import Array, difference, is_float, signal, take_axes
 from exporter.rounding import code_error, code_tensors, given, hand_over, is_quantized
 from exporter.sessions import cannot_run, open_given, open_own, run_own, with_outputs
-from exporter.ways import force, name_of, ways
 from exporter.widened import is_narrow, widened
 from runtime import feeds
 from runtime.backends import Session, SessionOptions, open_session
