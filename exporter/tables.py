@@ -18,7 +18,7 @@ def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
         cells = [c.rjust(w) if k in flushed else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
         if number == 0:
-            lines.append("  ".join("-" * w for w in widths))
+            lines.append("  ".join("-" * w for w in widths).rstrip())
     return "\n".join(lines)
 
 

@@ -26,8 +26,9 @@ def recipe_page(name: str, rows: Sequence[Document], steps: Sequence[Document]) 
     first, last = rows[0], rows[-1]
     size, macs = (f"{percent(last[k] / max(first[k], 1))} of the first" for k in ("bytes", "macs"))
     made = f"{counted(len(steps), 'step')}: {Path(last['model']).name}"
-    verdict = f"{made} has {size}'s size and {macs}'s multiply-accumulates."
     accuracy, ratio = last["accuracy"], last["latency_ratio"]
+    verdict = f"{made} has {size}'s size and {macs}'s multiply-accumulates."
+    verdict += f" It takes {ratio['value']:.3f} times as long." if ratio else ""
     tone = ratio_tone(ratio) if ratio is not None else ""
     return Page(
         f"Recipe {name}",

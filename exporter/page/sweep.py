@@ -113,8 +113,8 @@ def _called(row: Document) -> str:
 
 def _table(rows: Sequence[Document], caption: str) -> Markup:
     head = [
-        "",
         "model",
+        "",
         "method",
         "budget",
         "size",
@@ -126,7 +126,7 @@ def _table(rows: Sequence[Document], caption: str) -> Markup:
     ]
     lines: list[list[Content]] = [
         [
-            "★" if r["pareto"] else "", r["model"], r["method"] or "", r["budget"] or "",
+            r["model"], "★" if r["pareto"] else "", r["method"] or "", r["budget"] or "",
             f"{quantity(r['bytes'])}B" if r["bytes"] else "", quantity(r["macs"]) if r["macs"] else "",
             milliseconds(r["latency_s"]) if r["latency_s"] is not None else "",
             ratio_text(r["latency_ratio"]) if r["latency_ratio"] else "",
