@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exporter.agreement import difference, is_float, signal
 from exporter.atomic import obstacle, scratch
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.graph import Graph
@@ -15,6 +14,7 @@ from exporter.groups import Group, Groups, find_groups
 from exporter.model_file import load, save
 from exporter.normalise import serialize_with_data
 from exporter.padding import may_pad, pad
+from exporter.relative_difference import difference, is_float, signal
 from exporter.sessions import open_given
 from runtime import feeds
 from runtime.comparison import Comparison, Goal, compare_models

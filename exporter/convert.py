@@ -20,6 +20,7 @@ from exporter.errors import GoalError, ModelError, UsageError
 from exporter.torch_export import How, export
 from exporter.torch_files import program_call
 from exporter.torch_source import need_torch, said, shape_text
+from runtime.nouns import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +98,10 @@ def convert(
     with _evaluating(module), torch.no_grad():
         runs: list[Run] = [(inputs, _outputs(call, inputs))]
         if output_names is not None and len(output_names) != len(runs[0][1]):
-            raise UsageError(f"{len(output_names)} output names given, the module returns {len(runs[0][1])} tensors.")
+            raise UsageError(
+                f"{counted(len(output_names), 'output name')} given, the module returns "
+                f"{counted(len(runs[0][1]), 'tensor')}."
+            )
         if dynamic:
             runs.append(_at_another_size(call, inputs, dynamic))
         # torch takes an axis of size 1 for a fixed one
@@ -238,7 +242,7 @@ def _tidy(graph: Any, module: Any) -> None:
 
 def _compare(file: Path, runs: Sequence[Run]) -> float:
     """Largest relative difference between the file in ONNX Runtime and what torch computed."""
-    from exporter.agreement import difference
+    from exporter.relative_difference import difference
     from runtime.backends import SessionOptions, open_session
     from runtime.errors import RunError
 
@@ -250,7 +254,9 @@ def _compare(file: Path, runs: Sequence[Run]) -> float:
         except RunError as error:
             raise ModelError(f"the exported file fails on {_shapes(inputs)}: {error}\nNothing was written.") from error
         if len(got) != len(wanted):
-            raise GoalError(f"the exported file has {len(got)} outputs, the module {len(wanted)}. Nothing was written.")
+            raise GoalError(
+                f"the exported file has {counted(len(got), 'output')}, the module {len(wanted)}. Nothing was written."
+            )
         for (name, value), want in zip(got.items(), wanted, strict=True):
             magnitude = np.abs(np.asarray(want, np.float64))
             largest = float(np.max(magnitude, initial=0.0, where=np.isfinite(magnitude))) or 1.0

@@ -14,6 +14,7 @@ from exporter.graph import Before, Graph
 from exporter.normalise import normalise
 from exporter.plan import Drop
 from exporter.removal import forget_unmade, renewed_calls, take_out
+from runtime.nouns import counted
 
 _REASONS = 3
 _LIST = "List them with: secateur inspect MODEL"
@@ -75,7 +76,8 @@ def choose_blocks(
         now, chosen, gone = left, trial, gone | members
     if count is not None and len(gone) < count:
         raise GoalError(
-            f"--layers {count}: only {len(gone)} residual blocks can go.\nList them with: secateur inspect MODEL"
+            f"--layers {count}: only {counted(len(gone), 'residual block')} can go.\n"
+            "List them with: secateur inspect MODEL"
         )
     if not shared and measure(now) > goal >= 0:
         name = "params" if macs is None else "macs"
@@ -124,7 +126,7 @@ def matches(blocks: Blocks, block: Block, pattern: str) -> bool:
 
 def _no_block(blocks: Blocks) -> str:
     if len(blocks):
-        return f"--keep and --only leave none of the {len(blocks)} residual blocks to drop.\n{_LIST}"
+        return f"--keep and --only leave none to drop of {counted(len(blocks), 'residual block')}.\n{_LIST}"
     reasons = "".join(f"\n  {r.name}: {r.reason}; {r.hint}" for r in blocks.refused[:_REASONS])
     return f"this model has no residual block that can be dropped (x + f(x), both of equal shape).{reasons}"
 

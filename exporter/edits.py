@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.fits import fingerprint
 from exporter.graph import Before, Graph, Node
 from exporter.groups import Groups
 from exporter.plan import AxisTake, ConstantTake, GatherEdit, Plan, PlannedGroup, SizeEdit
+from exporter.plan_check import fingerprint
 from exporter.removal import stand_ins
 from exporter.rules.site import find_slot
 from exporter.shuffles import Shuffle, move

@@ -11,11 +11,11 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
 from exporter import tensors
-from exporter.agreement import Array, is_float
 from exporter.errors import ModelError
 from exporter.graph import Graph
 from exporter.halves import numbers
 from exporter.protos import reads
+from exporter.relative_difference import Array, is_float
 from exporter.sessions import open_own, run_own
 from exporter.widened import widen
 

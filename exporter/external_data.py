@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from exporter import parts, tensors
+from exporter import external_parts, tensors
 from exporter.atomic import beside, put_in_place
 from exporter.errors import ModelError
 from exporter.streams import HashedStream
@@ -47,7 +47,7 @@ def files_read(model: ModelProto, folder: Path) -> set[Path]:
     kept = [t for t in all_tensors(model.graph) if t.external_data or tensors.is_external(t)]
     for tensor in kept:
         for entry in tensor.external_data:
-            if entry.key.startswith(parts.PREFIX):
+            if entry.key.startswith(external_parts.PREFIX):
                 raise ModelError(
                     f"initializer '{tensor.name}' has an entry '{entry.key}' in its external data, which no file has "
                     "and no other program knows. Export the model again."

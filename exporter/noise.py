@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from exporter.agreement import Array, difference
 from exporter.graph import Graph
 from exporter.masked import masked_original
 from exporter.plan import Plan
 from exporter.protos import all_nodes
+from exporter.relative_difference import Array, difference
 from exporter.rounding import given, hand_over
 from exporter.sessions import open_own, run_own, with_outputs
 from runtime import feeds

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.agreement import Array, difference, is_float, signal
 from exporter.errors import GoalError
 from exporter.graph import Graph
 from exporter.model_file import finished
 from exporter.normalise import serialize_with_data
+from exporter.relative_difference import Array, difference, is_float, signal
 from exporter.sessions import run_own
 from runtime import feeds
 from runtime.backends import Session, open_session

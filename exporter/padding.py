@@ -20,10 +20,10 @@ from onnx import ModelProto, TensorProto
 from exporter import tensors
 from exporter.edits import constant_takes, size_edits
 from exporter.errors import ModelError
-from exporter.fits import fingerprint
 from exporter.graph import Graph
 from exporter.groups import Group, Groups
 from exporter.plan import AxisTake, Plan
+from exporter.plan_check import fingerprint
 from exporter.protos import graphs_of
 from exporter.rewriter import rewrite
 from exporter.slots import Axis, Fixed, Ids

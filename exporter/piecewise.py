@@ -19,18 +19,18 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from exporter import tensors
-from exporter.agreement import Array, difference, is_float, signal, take_axes
 from exporter.errors import GoalError, ModelError
 from exporter.excerpts import FLOATS, NARROW, Excerpt, excerpt, in_32_bits, run_excerpt
+from exporter.forced_branches import ways
 from exporter.graph import Graph, Node
 from exporter.masked import masked_original
 from exporter.noise import NOISE_FACTOR
 from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.protos import reads
+from exporter.relative_difference import Array, difference, is_float, signal, take_axes
 from exporter.removal import stand_ins
 from exporter.rounding import is_quantized
-from exporter.ways import ways
 from exporter.widened import widened_types
 from runtime import feeds
 from runtime.steps import Count

@@ -14,12 +14,13 @@ from exporter.calibration.allocation import allocate
 from exporter.cost import CostModel
 from exporter.edits import complete
 from exporter.errors import GoalError, ModelError, UsageError
+from exporter.factor_choice import one_per_product
 from exporter.groups import Groups
 from exporter.importance import Scores
 from exporter.plan import Plan
-from exporter.products import one_per_product
 from exporter.widths import AUTOMATIC, Budget, Widths
 from runtime.meant import instead
+from runtime.nouns import counted, out_of
 
 KINDS = ("channels", "neurons", "hidden", "heads", "head_dims", "conv_groups", "norm_groups", "experts", "tokens")
 OPT_IN = ("experts",)
@@ -62,7 +63,7 @@ def make_plan(
             divisible by 4 that was so before. ``sparse`` is the same with 16 for all, for ``sparsify`` comes next.
         min_width: no group keeps fewer units.
         granularity: kinds of groups to cut. By default all kinds, except that of groups which multiply to one axis
-            (heads and head dimensions) only one is cut; see ``exporter.products``.
+            (heads and head dimensions) only one is cut; see ``exporter.factor_choice``.
         keep: patterns of node, tensor or group names; a group that touches a match is kept whole.
         only: patterns; only groups that touch a match are cut.
         damage: for the scope ``damage``, by group name the damage with ``k`` units kept at ``k - 1``, shape (width,);
@@ -146,16 +147,21 @@ def _widths_for(
             continue
         notes = []
         if relax > 1:
-            notes.append(f"alignment was relaxed to {16 // relax} channels: the budget cannot be reached with 16")
+            notes.append(_relaxed(relax))
         groups = cost.groups
         whole = [groups.groups[n] for n in chosen if counts[n] == groups.groups[n].width]
         if budget.kind == "ratio" and scope == "local" and whole:
             notes.append(
-                f"{len(whole)} of {len(chosen)} groups stay whole, because alignment leaves them no narrower width "
-                f"({whole[0].name}, {whole[0].width} units); --align 1 cuts them too"
+                f"{out_of(len(whole), len(chosen), 'group', 'stays', 'stay')} whole, because alignment leaves no "
+                f"narrower width ({whole[0].name}, {counted(whole[0].width, 'unit')}); --align 1 cuts "
+                f"{'it' if len(whole) == 1 else 'them'} too"
             )
         return counts, notes
     raise failure
+
+
+def _relaxed(relax: int) -> str:
+    return f"alignment was relaxed to {counted(16 // relax, 'channel')}: the budget cannot be reached with 16"
 
 
 def _judged(
@@ -168,7 +174,10 @@ def _judged(
     if not judged:
         raise ModelError("no linear layer reads a group that may be cut: choose another --scope than damage.")
     rest = [groups.groups[n].name for n in chosen if n not in judged]
-    return judged, [f"{len(rest)} groups stay whole, because no linear layer reads them ({rest[0]})"] if rest else []
+    if not rest:
+        return judged, []
+    which = counted(len(rest), "group, which stays", "groups, which stay")
+    return judged, [f"no linear layer reads {which} whole ({rest[0]})"]
 
 
 def least_damage(
@@ -209,7 +218,7 @@ def least_damage(
         except GoalError as error:
             failure = error
             continue
-        relaxed = [f"alignment was relaxed to {16 // relax} channels: the budget cannot be reached with 16"]
+        relaxed = [_relaxed(relax)]
         return widths.repaired(counts), relaxed if relax > 1 else []
     raise failure
 
@@ -296,7 +305,7 @@ def _nothing(groups: Groups, granularity: Sequence[str] | None, keep: Sequence[s
     if not len(groups):
         reasons = Counter(f.reason.text for f in groups.frozen)
         where = {f.reason.text: f.reason.where for f in reversed(groups.frozen)}
-        listed = "".join(f"\n  {t}: {n} axes, {where[t]}" for t, n in reasons.most_common(_REASONS))
+        listed = "".join(f"\n  {t}: {counted(n, 'axis')}, {where[t]}" for t, n in reasons.most_common(_REASONS))
         return (
             f"nothing in this model can be pruned: every axis of every weight is frozen.{listed}\n"
             "See each with: secateur inspect MODEL"
@@ -305,7 +314,7 @@ def _nothing(groups: Groups, granularity: Sequence[str] | None, keep: Sequence[s
     narrowed = [name for name, value in (("--granularity", granularity), ("--keep", keep), ("--only", only)) if value]
     return (
         f"{' and '.join(narrowed)} leave{'' if len(narrowed) > 1 else 's'} no group to prune. "
-        f"This model has {len(groups)} groups, of kind {', '.join(present)}.\n"
+        f"This model has {counted(len(groups), 'group')}, of kind {', '.join(present)}.\n"
         "List them with: secateur inspect MODEL"
     )
 

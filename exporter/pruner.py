@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from exporter.atomic import obstacle
 from exporter.blocks import Blocks, find_blocks
-from exporter.carry import Chosen, Outcome, carry_out, chosen_by, chosen_for
 from exporter.choice import Grounds
 from exporter.cost import CostModel
 from exporter.errors import UsageError
-from exporter.fits import check_fits, check_model
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.model_file import load, save
+from exporter.one_round import Chosen, Outcome, carry_out, chosen_by, chosen_for
 from exporter.plan import Plan
+from exporter.plan_check import check_fits, check_model
 from exporter.planner import budget_of
 from exporter.proof import Proof
 from exporter.request import Means, Progress, Request, means_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from exporter.fits import fingerprint
 from exporter.graph import Graph
 from exporter.plan import Plan
+from exporter.plan_check import fingerprint
 from exporter.rewriter import rewrite
 
 _COUNTS = (TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)

@@ -22,6 +22,7 @@ from exporter.report_calibration import calibrated_text, value_text
 from exporter.tables import error_text, milliseconds, quantity, short, table
 from runtime.evaluation import Evaluation
 from runtime.latency import Latency
+from runtime.nouns import counted
 from runtime.robust import Ratio
 
 _NAMED_SPANS = 2
@@ -62,7 +63,7 @@ def groups_table(
 
 
 def _block_text(block: Block) -> str:
-    around = f", {len(block.inside)} blocks inside" if block.inside else ""
+    around = f", {counted(len(block.inside), 'block')} inside" if block.inside else ""
     return f"{quantity(block.parameters)} parameters, {quantity(block.macs)} MACs{around}"
 
 
@@ -88,7 +89,7 @@ def totals_table(
     accuracy = fidelity.accuracy if fidelity is not None else None
     if accuracy is not None:
         old_, new_ = (value_text(v, accuracy) for v in (accuracy.dense, accuracy.pruned))
-        rows.append([accuracy.metric, old_, new_, f"on {accuracy.samples} held-out samples"])
+        rows.append([accuracy.metric, old_, new_, f"on {counted(accuracy.samples, 'held-out sample')}"])
     return table(rows, right=(1, 2))
 
 
@@ -122,15 +123,16 @@ def inspect_text(graph: Graph, groups: Groups, before: Totals) -> str:
     name = graph.source.path.name if graph.source.path is not None else "model"
     size = f", {quantity(before.file_bytes)}B" if before.file_bytes else ""
     binding = ", ".join(f"{k}={v}" for k, v in graph.binding.symbols.items())
-    counted = "; MACs are counted for one sample" if graph.binding.batch > 1 else ""
+    per_sample = "; MACs are counted for one sample" if graph.binding.batch > 1 else ""
     lines = [
         f"{name}: {quantity(before.parameters)} parameters, {quantity(before.macs)} MACs{size}, "
-        f"{len(graph.nodes)} nodes",
-        *([f"dynamic axes, sizes taken: {binding}{counted}"] if binding else []),
+        f"{counted(len(graph.nodes), 'node')}",
+        *([f"dynamic axes, sizes taken: {binding}{per_sample}"] if binding else []),
         "",
         groups_table(groups, blocks=blocks) if len(groups) or len(blocks) else "no group of units can be removed",
         "",
-        f"{len(groups)} groups; {100 * prunable / max(before.parameters, 1):.1f} % of the parameters are in one",
+        f"{counted(len(groups), 'group')}; {100 * prunable / max(before.parameters, 1):.1f} % of the parameters are in "
+        f"{'it' if len(groups) == 1 else 'one'}",
         "",
         frozen_text(groups.frozen),
         *(f"residual block {short(r.name)} stays: {r.reason}\n    to free it: {r.hint}" for r in blocks.refused),
@@ -241,9 +243,8 @@ def verdict(result: Result) -> str:
 def proof_text(proof: Proof) -> str:
     """One line on a proof."""
     return (
-        f"proved equal to the masked original, relative error {error_text(proof.error)} "
-        f"(accepted: {proof.tolerance:g}), "
-        f"{proof.runs} input sets, {proof.inner} inner tensors"
+        f"proved equal to the masked original, relative error {error_text(proof.error)} (accepted: "
+        f"{proof.tolerance:g}), {counted(proof.runs, 'input set')}, {counted(proof.inner, 'inner tensor')}"
         + (f", piece by piece ({proof.pieces} pieces)" if proof.pieces > 1 else "")
     )
 
@@ -258,5 +259,5 @@ def evaluation_text(model: Path, result: Evaluation) -> str:
     error = (
         "" if result.error is None else f" (standard error {scale * result.error:{'.2f' if result.rate else '.2g'}})"
     )
-    what = f"{result.samples} samples, output '{result.output}', {result.seconds:.1f} s"
+    what = f"{counted(result.samples, 'sample')}, output '{result.output}', {result.seconds:.1f} s"
     return "\n".join([*(f"note: {n}" for n in result.notes), f"{model}: {result.metric} {value}{error}; {what}"])

@@ -8,6 +8,7 @@ from exporter.pruner import Result
 from exporter.rounds import Round
 from exporter.search import Search, Try, shown
 from exporter.tables import short, table
+from runtime.nouns import counted, out_of
 
 _NAMED = 3
 _COSTS = {"macs": "MACs", "params": "parameters"}
@@ -29,14 +30,14 @@ def _search(found: Search) -> list[str]:
     """One row for each try, and how far they can be told apart."""
     head = [f"{_COSTS[found.of]} allowed", "left", found.metric, "drop", "95 % interval", ""]
     rows = [head, *(_try(t, i == found.chosen) for i, t in enumerate(found.tries))]
-    judged = f"tries, judged on {found.samples} samples that nothing is fitted to; --max-drop {found.given}"
+    judged = f"tries, judged on {counted(found.samples, 'sample')} that nothing is fitted to; --max-drop {found.given}"
     chosen = found.accuracy
     lines = [f"{judged}{' --sure' if found.sure else ''}:", table(rows, right=range(5))]
     if chosen.high > found.limit:
         unit = " points" if chosen.rate else ""
         lines.append(
-            f"with {found.samples} samples the drop may be as much as {shown(chosen.high, chosen)}{unit} (95 %): more "
-            "samples beyond --calib-samples tell it better, and --sure asks for the whole interval"
+            f"with {counted(found.samples, 'sample')} the drop may be as much as {shown(chosen.high, chosen)}{unit} "
+            "(95 %): more samples beyond --calib-samples tell it better, and --sure asks for the whole interval"
         )
     return lines
 
@@ -57,7 +58,7 @@ def _round(found: Round, number: int, of: int) -> str:
         f"round {number} of {of}: {100 * found.macs:.1f} % of the MACs, {100 * found.params:.1f} % of the parameters"
     ]
     if found.error is not None:
-        parts.append(f"output error {found.error:.3g}, {found.refits} layers fitted")
+        parts.append(f"output error {found.error:.3g}, {counted(found.refits, 'layer')} fitted")
         parts += [] if found.original else ["to the round before"]
     parts.append(f"proved to {found.proof.error:.1e}" if found.proof is not None else "not proved")
     return ", ".join(parts)
@@ -65,10 +66,11 @@ def _round(found: Round, number: int, of: int) -> str:
 
 def _fidelity(found: Fidelity) -> list[str]:
     """How true the result is to the original on inputs nothing was fitted to."""
-    lines = [f"on {found.samples} held-out inputs: output error {found.error:.3g} of the outputs' variance"]
+    lines = [f"on {counted(found.samples, 'held-out input')}: output error {found.error:.3g} of the outputs' variance"]
     if found.refits:
         moved = sum(r.damping is not None for r in found.refits)
-        lines[0] += f" ({found.plain:.3g} before {moved} of {len(found.refits)} layers were fitted anew)"
+        fitted = out_of(moved, len(found.refits), "layer", "was", "were")
+        lines[0] += f" ({found.plain:.3g} before {fitted} fitted anew)"
     lines += accuracy_lines(found.accuracy, found.agreement)
     lines += _unfitted(found)
     if found.synthetic:
@@ -111,7 +113,8 @@ def _unfitted(found: Fidelity) -> list[str]:
     """Layers behind a cut that kept their weights, by reason."""
     if all(layer.reason in (SWITCHED_OFF, LEFT_OUT) for layer in found.unfitted):
         return []
-    lines = [f"{len(found.unfitted)} layers behind a cut kept their weights:"]
+    kept = counted(len(found.unfitted), "layer behind a cut kept its", "layers behind a cut kept their")
+    lines = [f"{kept} weights:"]
     for reason, names in reasons(found.unfitted).items():
         more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         lines.append(f"  {reason}: {', '.join(short(n) for n in names[:_NAMED])}{more}")

@@ -11,6 +11,7 @@ from exporter.calibration.damages import Damage
 from exporter.calibration.data import Calibration
 from exporter.report_json import JSON_VERSION
 from exporter.tables import quantity, short, table
+from runtime.nouns import counted
 
 
 def sensitivity_text(
@@ -23,7 +24,7 @@ def sensitivity_text(
     return "\n".join([
         *(f"note: {n}" for n in notes),
         "predicted square error of the outputs, relative to their variance, when a group alone is cut to that share of",
-        f"its units and the layers that read it are fitted anew, from {len(calibration.fit)} inputs",
+        f"its units and the layers that read it are fitted anew, from {counted(len(calibration.fit), 'input')}",
         "",
         table([head, *body], right=range(2, len(head))),
         "",

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
-from exporter import parts, tensors
-from exporter.fits import check_fits
+from exporter import external_parts, tensors
 from exporter.fold import FreshName
 from exporter.graph import Graph, opsets_of
 from exporter.interface import pruned_shapes, shrunk
 from exporter.normalise import fresh_names, normalise
 from exporter.plan import ConstantTake, GatherEdit, Plan, SizeEdit
+from exporter.plan_check import check_fits
 from exporter.protos import all_nodes, constant_of, graphs_of, key_of, reads, set_nodes
 from exporter.removal import forget_unmade, renewed_calls, take_out
 
@@ -108,7 +108,7 @@ def _take_constant(
         tensor.doc_string = old.doc_string
         tensor.metadata_props.extend(old.metadata_props)
         if take.values is None and tensors.is_external(old) and tensors.nbytes(old) >= _STAYS_OUTSIDE:
-            parts.describe(tensor, old, {axis: kept.keep for axis, kept in take.axes.items()})
+            external_parts.describe(tensor, old, {axis: kept.keep for axis, kept in take.axes.items()})
         else:
             tensors.assign(tensor, _taken(graph, origin, take))
     tensor.name = name
@@ -118,7 +118,7 @@ def _taken(graph: Graph, name: str, take: ConstantTake) -> tensors.Array:
     values = graph.array(name)
     if take.values is not None:
         return np.array(take.values).astype(values.dtype).reshape(values.shape)
-    return parts.take(values, {axis: kept.keep for axis, kept in take.axes.items()})
+    return external_parts.take(values, {axis: kept.keep for axis, kept in take.axes.items()})
 
 
 def _edit_sizes(model: ModelProto, nodes: Mapping[str, NodeProto], edits: tuple[SizeEdit, ...]) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
-from exporter.agreement import Array
 from exporter.graph import Graph
+from exporter.relative_difference import Array
 
 _CODES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16)
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from exporter.carry import Chosen, Outcome, chosen_for, proved
 from exporter.choice import known_patterns
 from exporter.cost import CostModel
 from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.groups import find_groups
+from exporter.one_round import Chosen, Outcome, chosen_for, proved
 from exporter.plan import Plan
 from exporter.proof import Proof
 from exporter.request import Means, Request

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporter.carry import Chosen, Outcome, chosen_for, proved
 from exporter.cost import CostModel
 from exporter.errors import GoalError, UsageError
 from exporter.graph import Graph
+from exporter.one_round import Chosen, Outcome, chosen_for, proved
 from exporter.plan import Plan
 from exporter.request import Means, Request
 from exporter.rewriter import rewrite
+from runtime.nouns import counted
 
 if TYPE_CHECKING:
     from exporter.calibration.accuracy import Accuracy
@@ -56,7 +57,7 @@ class Limit:
         if rate and self.value >= 1:
             raise UsageError(
                 f"--max-drop {self.text} is {100 * self.value:g} points of a rate, so any model would do; "
-                f"for {self.value:g} {'point' if self.value == 1 else 'points'} say {self.text}%."
+                f"for {self.value:g} point{'' if self.value == 1 else 's'} say {self.text}%."
             )
         if not self.percent or rate:
             return self.value
@@ -188,9 +189,9 @@ class _Searcher:
         if self.request.sure and same.high > limit:
             enough = math.ceil(same.samples * same.high / max(limit, 1e-9))
             raise UsageError(
-                f"--sure: {same.samples} samples cannot show that a drop is at most {self.given.text}: where none is "
-                f"seen it may still be {100 * same.high:.2g} %.\nGive about {enough} samples beyond --calib-samples, "
-                "or leave out --sure."
+                f"--sure: {counted(same.samples, 'sample')} cannot show that a drop is at most {self.given.text}: "
+                f"where none is seen it may still be {100 * same.high:.2g} %.\n"
+                f"Give about {counted(enough, 'sample')} beyond --calib-samples, or leave out --sure."
             )
         return limit
 
@@ -273,8 +274,9 @@ class _Searcher:
         value, reached = (f"{100 * v:.3g} points" if accuracy.rate else f"{v:.4g}" for v in (self.limit, accuracy.drop))
         about = f", 95 % interval {shown(accuracy.low, accuracy)} .. {shown(accuracy.high, accuracy)}"
         return (
-            f"no model within a drop of {value} ({self.metric}) was found in {len(judged)} tries, judged on "
-            f"{accuracy.samples} samples.\nThe nearest leaves {mildest.left:.3f} of the {name} and drops {reached}"
+            f"no model within a drop of {value} ({self.metric}) was found in {counted(len(judged), 'try')}, judged on "
+            f"{counted(accuracy.samples, 'sample')}.\nThe nearest leaves {mildest.left:.3f} of the {name} and drops "
+            f"{reached}"
             f"{about}.\nGive more samples with --calib, raise --max-drop, or lower --align."
         )
 

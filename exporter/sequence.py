@@ -13,6 +13,7 @@ from dataclasses import replace
 from exporter.errors import UsageError
 from exporter.plan import AxisTake, ConstantTake, GatherEdit, Plan, PlannedGroup, SizeEdit
 from exporter.removal import stand_ins
+from runtime.nouns import counted
 
 Axes = Mapping[int, AxisTake]
 Use = tuple[str, int]
@@ -63,7 +64,8 @@ def _axes(name: str, first: Axes, second: Axes) -> dict[int, AxisTake]:
             continue
         if then.size != len(before.keep):
             raise UsageError(
-                f"the plans do not follow each other: the first leaves {len(before.keep)} slots of '{name}' along axis "
+                f"the plans do not follow each other: the first leaves {counted(len(before.keep), 'slot')} of '{name}' "
+                "along axis "
                 f"{axis}, the second expects {then.size}. Give them in the order in which they were carried out."
             )
         result[axis] = AxisTake(before.size, tuple(before.keep[i] for i in then.keep))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnx
 
-from exporter.agreement import Array
 from exporter.errors import ModelError
 from exporter.protos import add_outputs
+from exporter.relative_difference import Array
 from runtime import feeds
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import Refused, RunError

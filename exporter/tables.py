@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from runtime.nouns import counted
+
 _LONGEST_NAME = 44
 
 
@@ -16,7 +18,7 @@ def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
         cells = [c.rjust(w) if k in flushed else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
         if number == 0:
-            lines.append("  ".join("-" * w for w in widths))
+            lines.append("  ".join("-" * w for w in widths).rstrip())
     return "\n".join(lines)
 
 
@@ -48,7 +50,7 @@ def error_text(error: float) -> str:
 
 def threads_text(threads: int | None, default: str = "default") -> str:
     """How many threads: ``1 thread``, ``4 threads``; where nobody said, ``default threads``."""
-    return f"{threads or default} thread{'' if threads == 1 else 's'}"
+    return counted(threads, "thread") if threads else f"{default} threads"
 
 
 def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from exporter.errors import ModelError
-from exporter.parts import part_of
+from exporter.external_parts import part_of
 
 Array = NDArray[np.generic]
 

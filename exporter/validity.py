@@ -12,6 +12,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from exporter import tensors
 from exporter.errors import ModelError
 from runtime.model_files import all_tensors, graphs_in
+from runtime.nouns import counted
 
 _PACKING = 8
 _SLACK = 64
@@ -81,7 +82,8 @@ def _check_node(node: NodeProto, inputs: int, where: str, rules: Rules | None) -
     least, kinds = rules
     if inputs < least or not len(node.output):
         raise ModelError(
-            f"node {node.op_type} '{node.name}'{where} has {inputs} inputs and {len(node.output)} outputs; {_DAMAGED}"
+            f"node {node.op_type} '{node.name}'{where} has {counted(inputs, 'input')} and "
+            f"{counted(len(node.output), 'output')}; {_DAMAGED}"
         )
     for attribute in attributes:
         if attribute.type not in (0, kinds.get(attribute.name, attribute.type)) and not attribute.ref_attr_name:

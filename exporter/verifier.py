@@ -9,9 +9,8 @@ from functools import partial
 import numpy as np
 import onnx
 
-from exporter.agreement import Array, difference, is_float, signal, take_axes
 from exporter.errors import GoalError, ModelError, UsageError
-from exporter.fits import check_fits
+from exporter.forced_branches import force, name_of, ways
 from exporter.graph import Graph
 from exporter.interface import shrunk
 from exporter.masked import hides, masked_original
@@ -20,14 +19,16 @@ from exporter.normalise import inline_data, is_large
 from exporter.optimised import Optimised
 from exporter.piecewise import PIECE_BYTES, prove_pieces, seeded_sets
 from exporter.plan import Plan
+from exporter.plan_check import check_fits
 from exporter.proof import Proof
+from exporter.relative_difference import Array, difference, is_float, signal, take_axes
 from exporter.rounding import code_error, code_tensors, given, hand_over, is_quantized
 from exporter.sessions import cannot_run, open_given, open_own, run_own, with_outputs
-from exporter.ways import force, name_of, ways
 from exporter.widened import is_narrow, widened
 from runtime import feeds
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
+from runtime.nouns import counted
 from runtime.steps import Count
 
 TOLERANCE = 1e-3
@@ -209,7 +210,7 @@ class _Prover:
             worst, pieces = max(worst, found.error), found.pieces
             self.warnings += [
                 f"output '{name}' differs by {exact[name]:.2g} in 32 bits, and by {noise:.2g} when weights are rounded "
-                f"otherwise; so it was proved in {pieces} pieces, each given what the original has before it"
+                f"otherwise; so it was proved in {counted(pieces, 'piece')}, each given what the original has before it"
                 for name, noise in self.noise.items()
             ]
         errors |= {n: max(errors[n], e) for n, e in by_way.items()}
@@ -303,7 +304,7 @@ class _Prover:
         found = ways(self.graph)
         if not found:
             return errors
-        self.progress(f"comparing {len(found)} ways through the branches")
+        self.progress(f"comparing {counted(len(found), 'way')} through the branches")
         dense = inline_data(self.graph.model, self.graph.folder)
         masked = masked_original(self.graph, self.plan)
         pruned = inline_data(self.pruned.model, self.pruned.folder)

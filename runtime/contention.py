@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.nouns import counted
 from runtime.robust import Times, median_interval
 
 _PREEMPTED = 0.1
@@ -46,7 +47,7 @@ def find_contention(
     known = others[np.isfinite(others)]
     used = float(known.mean()) if known.size else 0.0
     if used > _OTHERS:
-        flags.append(Flag("busy", f"other work kept {used:.1f} of {processors} processors busy"))
+        flags.append(Flag("busy", f"other work kept {used:.1f} of {counted(processors, 'processor')} busy"))
     waited = float(np.median(wall / np.maximum(thread, 1e-9))) if threads == 1 and thread.any() else 1.0
     if waited > _WAITING:
         flags.append(Flag("waiting", f"wall time is {waited:.2f} times CPU time: the run had to wait"))

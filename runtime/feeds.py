@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from runtime.archives import FAULTS
 from runtime.backends.protocol import TensorSpec
 from runtime.errors import BadRequest
+from runtime.nouns import counted
 
 Array = NDArray[np.generic]
 Feeds = dict[str, Array]
@@ -96,7 +97,7 @@ def bind(
             raise BadRequest(f"--shape {name}: the model has no such input. Inputs: {', '.join(known) or 'none'}.")
         spec = known[name]
         if len(spec.shape) != len(shape):
-            raise BadRequest(f"--shape {name}: {len(shape)} axes given, the model declares {_show(spec)}.")
+            raise BadRequest(f"--shape {name}: {counted(len(shape), 'axis')} given, the model declares {_show(spec)}.")
         for axis, (declared, size) in enumerate(zip(spec.shape, shape, strict=True)):
             if isinstance(declared, int) and declared != size:
                 raise BadRequest(f"--shape {name}: axis {axis} is fixed to {declared} in {_show(spec)}, not {size}.")
@@ -274,8 +275,8 @@ def recorded(path: Path, inputs: Sequence[TensorSpec], limit: int = 64) -> list[
         array = arrays[spec.name]
         if array.dtype.kind not in "fiub" or array.ndim not in (len(spec.shape), len(spec.shape) + 1):
             raise BadRequest(
-                f"{path}: '{spec.name}' is {array.dtype} with {array.ndim} axes; expected numbers with "
-                f"{len(spec.shape)} axes, or one more for whole batches; the model declares {_show(spec)}."
+                f"{path}: '{spec.name}' is {array.dtype} with {counted(array.ndim, 'axis')}; expected numbers with "
+                f"{counted(len(spec.shape), 'axis')}, or one more for whole batches; the model declares {_show(spec)}."
             )
     counts = {spec.name: len(arrays[spec.name]) if arrays[spec.name].ndim else 0 for spec in inputs}
     if len(set(counts.values())) > 1:

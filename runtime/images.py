@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.backends import TensorSpec
 from runtime.errors import BackendMissing, BadRequest
+from runtime.nouns import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -138,7 +139,7 @@ class Recipe:
         wanted = f"{self.cover[0]} x {self.cover[1]}" if isinstance(self.cover, tuple) else f"{self.cover} at least"
         others = "images of another size" if self.exact else "all images"
         cover = "" if self.cover is None else f" ({others} are resized to cover {wanted}, and cropped)"
-        order = "BGR" if self.flip else "RGB" if self.channels == 3 else f"{self.channels} channels"
+        order = "BGR" if self.flip else "RGB" if self.channels == 3 else counted(self.channels, "channel")
         return f"size {size}{cover}; / {self.scale:g}, - mean {numbers[0]}, / std {numbers[1]}; {self.layout}, {order}"
 
 
@@ -155,7 +156,7 @@ def recipe(spec: TensorSpec, preprocess: Preprocess | None, *, files: bool) -> R
     """
     wanted = preprocess or Preprocess()
     if len(spec.shape) != 4:
-        raise BadRequest(f"input '{spec.name}' is no image: it has {len(spec.shape)} axes, not 4.")
+        raise BadRequest(f"input '{spec.name}' is no image: it has {counted(len(spec.shape), 'axis')}, not 4.")
     layout = wanted.layout or ("NHWC" if spec.shape[3] in _MODES and spec.shape[1] not in _MODES else "NCHW")
     declared, *sides = (spec.shape[axis] for axis in _LAYOUTS[layout])
     channels = declared if isinstance(declared, int) else 3
@@ -201,7 +202,10 @@ def _size(spec: TensorSpec, wanted: Preprocess, fixed: list[int | None], files: 
 
 def _per_channel(spec: TensorSpec, key: str, values: tuple[float, ...], channels: int) -> NDArray[np.float32]:
     if len(values) not in (1, channels):
-        raise BadRequest(f"--preprocess {key}: {len(values)} numbers, but {_show(spec)} has {channels} channels.")
+        raise BadRequest(
+            f"--preprocess {key}: {counted(len(values), 'number')}, but {_show(spec)} has "
+            f"{counted(channels, 'channel')}."
+        )
     return np.broadcast_to(np.array(values, np.float32), (channels,))
 
 
@@ -223,7 +227,8 @@ def sizes_of(how: Recipe, shape: tuple[int, ...]) -> tuple[str, tuple[int, int]]
             found.append((layout, (height, width)))
     if not found:
         raise BadRequest(
-            f"images of shape {list(shape[-3:])} do not have the {how.channels} channels of input {_show(how.spec)}."
+            f"images of shape {list(shape[-3:])} do not have the {counted(how.channels, 'channel')} of input "
+            f"{_show(how.spec)}."
         )
     return next((f for f in found if f[1] == how.size), found[0])
 

@@ -17,6 +17,7 @@ from runtime.cold import Cold, start_cold
 from runtime.contention import Flag, find_contention
 from runtime.errors import BadRequest
 from runtime.gpu_state import GpuRecord, watched
+from runtime.nouns import counted
 from runtime.robust import Ratio, Times, median_interval, needed, ratio_of, undisturbed
 from runtime.runners import Asked, Runner, prepare
 from runtime.sampling import take
@@ -151,7 +152,7 @@ def bench(
     began, most = clocks.wall(), seconds * len(runners)
 
     def tick(rows: int) -> None:
-        step(Count("sampling", min(clocks.wall() - began, most), most, "s", f"{rows * len(runners)} samples"))
+        step(Count("sampling", min(clocks.wall() - began, most), most, "s", counted(rows * len(runners), "sample")))
 
     record = watched(backend)
     taken = take([r.call() for r in runners], most, enough, tick=tick)

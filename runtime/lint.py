@@ -11,6 +11,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from runtime.fusions import BLOCKED, all_nodes
+from runtime.nouns import counted, out_of
 from runtime.profiling import NodeTime, Profile
 from runtime.roofline import Peaks, bottleneck, unblocked
 from runtime.staircase import Staircase
@@ -112,7 +113,7 @@ def _layout(facts: _Facts) -> Iterator[Finding]:
         yield facts.finding(
             "layout",
             nodes,
-            f"{len(nodes)} changes between the blocked and the plain layout{why}",
+            f"{counted(len(nodes), 'change')} between the blocked and the plain layout{why}",
             "operators that ONNX Runtime has in blocks (Conv, pooling, Add, Relu, Sigmoid, Concat) keep it",
         )
     moves = [n for n in facts.profile.nodes if n.kernel == "Transpose"]
@@ -120,7 +121,7 @@ def _layout(facts: _Facts) -> Iterator[Finding]:
         yield facts.finding(
             "transposes",
             moves,
-            f"{len(moves)} Transpose nodes: {_names(moves)}",
+            f"{counted(len(moves), 'Transpose node')}: {_names(moves)}",
             "export with channels first; those that part and join the heads of attention go where one Attention node "
             "stands for it (opset 23)",
         )
@@ -148,7 +149,8 @@ def _denormals(facts: _Facts) -> Iterator[Finding]:
         yield Finding(
             "denormals",
             tuple(sorted(users)),
-            f"{sum(counts.values())} denormal numbers in {len(counts)} weights ({next(iter(counts))})",
+            f"{counted(sum(counts.values()), 'denormal number')} in {counted(len(counts), 'weight')} "
+            f"({next(iter(counts))})",
             "set them to zero, or run with session.set_denormal_as_zero",
             None,
         )
@@ -204,7 +206,7 @@ def _casts(facts: _Facts) -> Iterator[Finding]:
         yield facts.finding(
             "casts",
             nodes,
-            f"{len(nodes)} Cast nodes: {_names(nodes)}{'; ' + why if why else ''}",
+            f"{counted(len(nodes), 'Cast node')}: {_names(nodes)}{'; ' + why if why else ''}",
             "use float32 on this device" if half else "keep one type from end to end",
         )
 
@@ -215,7 +217,7 @@ def _integers(facts: _Facts) -> Iterator[Finding]:
         yield facts.finding(
             "integers",
             nodes,
-            f"integer arithmetic at run time in {len(nodes)} nodes: {_names(nodes)}",
+            f"integer arithmetic at run time in {counted(len(nodes), 'node')}: {_names(nodes)}",
             "usually shapes that are computed anew in every run: export with fixed sizes, or compute them once",
         )
 
@@ -226,7 +228,8 @@ def _fallback(facts: _Facts) -> Iterator[Finding]:
         yield facts.finding(
             "fallback",
             nodes,
-            f"{len(nodes)} nodes run on the CPU, because {facts.profile.backend} lacks them: {_names(nodes)}",
+            f"{facts.profile.backend} lacks {counted(len(nodes), 'node, which runs', 'nodes, which run')} on the CPU: "
+            f"{_names(nodes)}",
             "each costs two transfers; replace them by operators the backend has",
         )
 
@@ -237,7 +240,7 @@ def _overhead(facts: _Facts) -> Iterator[Finding]:
         yield facts.finding(
             "overhead",
             nodes,
-            f"{len(nodes)} of {len(facts.profile.nodes)} kernels are so short that starting them counts",
+            f"{out_of(len(nodes), len(facts.profile.nodes), 'kernel', 'is', 'are')} so short that starting counts",
             "larger batches, or fewer and larger layers",
         )
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
 from runtime.feeds import Array, Feeds
+from runtime.nouns import counted
 
 IGNORED = -100
 """Label of a position that does not count (padding)."""
@@ -272,18 +273,18 @@ def _top(batch: Batch, most: int) -> Scores:
     logits = found.astype(np.float64)
     classes = logits.shape[-1]
     if classes <= most:
-        raise BadRequest(f"top{most}: the output has only {classes} classes, so every answer would be right.")
-    counted = labels != IGNORED
-    if ((labels < 0) | (labels >= classes))[counted].any():
-        low, high = labels[counted].min(), labels[counted].max()
-        raise BadRequest(f"top{most}: labels go from {low} to {high}, the output has {classes} classes.")
-    target = np.where(counted, labels, 0)[..., None]
+        raise BadRequest(f"top{most}: the output has only {counted(classes, 'class')}, so every answer would be right.")
+    judged = labels != IGNORED
+    if ((labels < 0) | (labels >= classes))[judged].any():
+        low, high = labels[judged].min(), labels[judged].max()
+        raise BadRequest(f"top{most}: labels go from {low} to {high}, the output has {counted(classes, 'class')}.")
+    target = np.where(judged, labels, 0)[..., None]
     own = np.take_along_axis(logits, target, -1)
     # equal values rank by their index, as argmax does: an output that is the same everywhere is not always right
     before = (logits > own) | ((logits == own) & (np.arange(classes) < target))
-    right = (before.sum(-1) < most) & ~np.isnan(logits).any(-1) & counted
+    right = (before.sum(-1) < most) & ~np.isnan(logits).any(-1) & judged
     rows = len(labels) if len(labels) == batch.samples else 1
-    weights = counted.reshape(rows, -1).sum(1).astype(np.float64)
+    weights = judged.reshape(rows, -1).sum(1).astype(np.float64)
     shares = np.divide(right.reshape(rows, -1).sum(1), weights, out=np.zeros(rows), where=weights > 0)
     return Scores(shares, (weights > 0).astype(np.float64))
 

@@ -12,6 +12,7 @@ from runtime.errors import BadRequest
 from runtime.importing import import_place
 from runtime.metrics import METRICS, Batch, Metric, Scores
 from runtime.model_files import near
+from runtime.nouns import counted
 
 _HELP = "expected plugin:package.module:callable or plugin:path/to/file.py:callable"
 
@@ -73,8 +74,8 @@ def _observer(name: str, function: Callable[..., Any]) -> Callable[[Batch], Scor
             raise BadRequest(f"--metric {name} failed: {type(error).__name__}: {error}") from error
         if found.shape not in {(), (batch.samples,)}:
             raise BadRequest(
-                f"--metric {name}: expected a number, or one for each of {batch.samples} samples; it returned an array "
-                f"of shape {list(found.shape)}."
+                f"--metric {name}: expected a number, or one for each of {counted(batch.samples, 'sample')}; it "
+                f"returned an array of shape {list(found.shape)}."
             )
         if found.ndim:
             return Scores(found, np.ones(batch.samples))

@@ -25,6 +25,7 @@ from runtime.backends.ort import PROVIDERS, OrtSession
 from runtime.errors import RunError
 from runtime.feeds import Feeds
 from runtime.fresh import call_fresh
+from runtime.nouns import counted
 from runtime.runners import Runner
 from runtime.sampling import WARM_UPS, take
 from runtime.steps import Count
@@ -153,6 +154,6 @@ def _ticker(seconds: float, most: int, step: Callable[[Any], None]) -> Callable[
 
     def tick(rows: int) -> None:
         done = max((clocks.wall() - began) / seconds, rows / most if most else 0.0)
-        step(Count("recording runs", min(done, 1.0) * seconds, seconds, "s", f"{rows} runs"))
+        step(Count("recording runs", min(done, 1.0) * seconds, seconds, "s", counted(rows, "run")))
 
     return tick

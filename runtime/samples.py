@@ -16,6 +16,7 @@ from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
 from runtime.feeds import Array, Feeds, is_batch
 from runtime.images import Preprocess, Recipe
+from runtime.nouns import counted, out_of
 from runtime.store import Part, Rows, Store, check_part, part_of, show
 
 _CHUNK = 64
@@ -149,7 +150,7 @@ def make_samples(
         BadRequest: there are none, or they do not fit the signature.
     """
     if limit is not None and limit < 1:
-        raise BadRequest(f"a limit of {limit} samples: must be at least 1.")
+        raise BadRequest(f"a limit of {counted(limit, 'sample')}: must be at least 1.")
     ranks = {spec.name: {part.rank[spec.name] for part in parts} for spec in inputs}
     if any(len(found) > 1 for found in ranks.values()):
         raise BadRequest(f"{where}: the arrays of an input do not all have the same number of axes.")
@@ -168,16 +169,20 @@ def make_samples(
     if not len(store):
         raise BadRequest(f"{where} holds no samples.")
     if answers is not None and (not answers.ndim or len(answers) != len(store)):
-        raise BadRequest(f"{where}: {len(store)} samples, but labels of shape {list(answers.shape)}.")
+        raise BadRequest(f"{where}: {counted(len(store), 'sample')}, but labels of shape {list(answers.shape)}.")
     rows = np.arange(len(store), dtype=np.int64)
     if limit is not None and limit < len(rows):
         rows = np.random.default_rng(seed).permutation(rows)[:limit]
     samples = _fill(Samples(store, rows, answers, tuple(notes)))
     if not len(samples):
-        raise BadRequest(f"{where}: {len(rows)} samples do not fill one run of {store.fixed}, which the model fixes.")
+        raise BadRequest(
+            f"{where}: {counted(len(rows), 'sample does', 'samples do')} not fill one run of {store.fixed}, which the "
+            "model fixes."
+        )
     spoilt = _not_finite(samples)
     if spoilt:
-        samples = replace(samples, notes=(*samples.notes, f"{spoilt} of {len(samples)} samples hold NaN or infinity"))
+        note = f"{out_of(spoilt, len(samples), 'sample', 'holds', 'hold')} NaN or infinity"
+        samples = replace(samples, notes=(*samples.notes, note))
     return samples
 
 

@@ -13,6 +13,7 @@ from runtime import images
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
 from runtime.feeds import Array, Feeds
+from runtime.nouns import counted
 
 Rows = NDArray[np.int64]
 _KEPT = 1 << 28
@@ -157,8 +158,8 @@ def check_part(inputs: Sequence[TensorSpec], shapes: Shapes, where: str, recipes
             raise BadRequest(f"input '{spec.name}' is not a numeric tensor; no samples can be given for it.")
         if dtype.kind not in "fiub" or len(shape) not in (len(spec.shape), len(spec.shape) + 1) or not shape:
             raise BadRequest(
-                f"{where}: '{spec.name}' is {dtype} with {len(shape)} axes; expected numbers with {len(spec.shape)} "
-                f"axes, or one more for whole runs; the model declares {show(spec)}."
+                f"{where}: '{spec.name}' is {dtype} with {counted(len(shape), 'axis')}; expected numbers with "
+                f"{counted(len(spec.shape), 'axis')}, or one more for whole runs; the model declares {show(spec)}."
             )
         if dtype.kind == "f" and spec.dtype.kind != "f":
             raise BadRequest(f"{where}: '{spec.name}' is {dtype}, but the model takes {spec.dtype}: {show(spec)}.")

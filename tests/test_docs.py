@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from exporter.cli import main, parser
+from tests.console_blocks import blocks, untrue
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -23,8 +24,7 @@ SLOW |= {"examples/bert.md", "examples/audio.md"}
 
 def commands(text: str) -> list[str]:
     """Every ``$`` line of the console blocks."""
-    blocks = "\n".join(re.findall(r"```console\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
-    return [line[2:] for line in blocks.splitlines() if line.startswith("$ ")]
+    return [block.command for block in blocks(text)]
 
 
 WITH_COMMANDS = [name for name, text in PAGES.items() if commands(text)]
@@ -33,19 +33,22 @@ WITH_COMMANDS = [name for name, text in PAGES.items() if commands(text)]
 @pytest.mark.parametrize(
     "page", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in WITH_COMMANDS]
 )
-def test_commands_run(page, tmp_path, monkeypatch):
+def test_commands_run(page, tmp_path, monkeypatch, capsys):
+    """And print what the page shows."""
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(DOCS / "examples"))
-    for command in commands(PAGES[page]):
-        program, *arguments = shlex.split(command)
+    for block in blocks(PAGES[page]):
+        program, *arguments = shlex.split(block.command)
         if program == "secateur":
-            assert main(arguments) == 0, command
+            assert main(arguments) == 0, block.command
         else:
-            assert program == "python", command
+            assert program == "python", block.command
             runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
             assert list(tmp_path.glob("*.onnx")), "it writes what it made"
+        said = capsys.readouterr().out
+        assert not untrue(block.shown, said), f"{block.command} prints:\n{said}"
 
 
 def test_there_are_commands_on_the_pages_that_need_them():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from exporter.cli import main, parser
+from tests.console_blocks import blocks, untrue
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -17,14 +18,9 @@ FIRST = 7
 """Commands until the first that fits weights to data."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
-
-
-def commands() -> list[str]:
-    """Every ``$ secateur ...`` line, continuation lines joined."""
-    text = "\n".join(blocks("console")).replace("\\\n", " ")
-    return [line[2:] for line in text.splitlines() if line.startswith("$ secateur")]
+TEXT = README.read_text(encoding="utf-8")
+BLOCKS = blocks(TEXT)
+COMMANDS = [block.command for block in BLOCKS]
 
 
 @pytest.fixture
@@ -35,23 +31,26 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_there_are_commands():
-    assert len(commands()) >= 4
+    assert len(BLOCKS) >= 4
+    assert all(command.startswith("secateur ") for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", COMMANDS)
 def test_console_commands_parse(command):
     parser().parse_args(shlex.split(command)[1:])
 
 
 @pytest.mark.parametrize("count", [FIRST, pytest.param(None, marks=pytest.mark.slow)], ids=["first", "all"])
 def test_console_commands_run(count, workplace, capsys):
-    for command in commands()[:count]:
-        if command.split()[1] in ("convert", "tune"):
+    """And print what the README shows."""
+    for block in BLOCKS[:count]:
+        if block.command.split()[1] in ("convert", "tune"):
             pytest.importorskip("torch", reason="torch is not installed")
-        assert main(shlex.split(command)[1:]) == 0, command
-        capsys.readouterr()
+        assert main(shlex.split(block.command)[1:]) == 0, block.command
+        said = capsys.readouterr().out
+        assert not untrue(block.shown, said), f"{block.command} prints:\n{said}"
 
 
 def test_python_examples_run(workplace):
-    for block in blocks("python"):
+    for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(compile(block, str(README), "exec"), {})

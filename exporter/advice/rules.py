@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from exporter.advice.facts import Facts
 from exporter.tables import milliseconds, quantity
+from runtime.nouns import counted, out_of
 
 VERDICTS = ("try", "maybe", "no")
 """From what to try first to what not to try."""
@@ -77,7 +78,7 @@ def _widths(facts: Facts) -> Advice:
         return Advice("structured widths", "no", f"no group of units can be removed{why}", "computed",
                       _typed(facts, "inspect", calib=False))  # fmt: skip
     share = facts.prunable / total
-    said = f"{len(facts.groups)} groups hold {100 * share:.0f} % of the parameters"
+    said = f"{counted(len(facts.groups), 'group holds', 'groups hold')} {100 * share:.0f} % of the parameters"
     if facts.left < 1:
         said += f"; {facts.budget} leaves {100 * facts.left:.0f} % of the MACs"
     command = _typed(facts, "prune", *facts.budget.split(), output="half.onnx")
@@ -147,7 +148,7 @@ def _layers(facts: Facts) -> Advice:
     if not count:
         return Advice("layers", "no", "there is no residual block that can go whole", "computed")
     chosen = max(count // 4, 1)
-    said = f"{count} residual blocks can go whole, with all their kernels"
+    said = f"{counted(count, 'residual block')} can go whole, with all kernels"
     command = _typed(facts, "prune", "--layers", str(chosen), output=f"less-{chosen}.onnx")
     gain = chosen / count * max((b.macs for b in facts.blocks), default=0) * count / max(facts.before.macs or 1, 1)
     gain = min(gain, 1.0)
@@ -195,12 +196,12 @@ def _quantize(facts: Facts) -> Advice:
         )
     if not facts.layers:
         why = (
-            f"its {facts.recurrent} recurrent layers stay in float"
+            f"{counted(facts.recurrent, 'recurrent layer stays', 'recurrent layers stay')} in float"
             if facts.recurrent
             else "no layer has a 32-bit weight"
         )
         return Advice("quantize", "no", why, "computed")
-    said = f"{facts.layers} layers have 32-bit weights"
+    said = f"{counted(facts.layers, 'layer has', 'layers have')} 32-bit weights"
     weights = _typed(facts, "quantize", "--precision", "int8-weight", "--seconds", "1", output="int8w.onnx")
     if _accelerated(facts):
         command = _typed(facts, "quantize", "--precision", "int8", "--profile", "tensorrt", output="int8.onnx")
@@ -271,7 +272,7 @@ def _data(facts: Facts) -> Advice | None:
             "compensation", "no", "no linear layer reads what could be cut, so none can be fitted", "computed"
         )
     worst = max(known)
-    return Advice("compensation", "try" if cheap else "maybe", f"predicted: halved alone, {len(cheap)} of {len(known)} groups change "
+    return Advice("compensation", "try" if cheap else "maybe", f"predicted: halved alone, {out_of(len(cheap), len(known), 'group', 'changes', 'change')} "
                   f"the outputs by less than {100 * _HARMLESS:.0f} % of their variance; the most harmful is {worst[1]} "
                   f"({worst[0]:.2g})", "computed",
                   _typed(facts, "prune", "--max-drop", "1%", output="smallest.onnx"), 0.05)  # fmt: skip

@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 
 from exporter import tensors
-from exporter.agreement import take_axes
 from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, rows_for, sampled
 from exporter.calibration.joint import Batch, Joint, Pair, find_pairs
 from exporter.calibration.moments import Centred, Moments, Solver, Vector
@@ -42,6 +41,7 @@ from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.plan import Plan
 from exporter.protos import constant_of, key_of, reads
+from exporter.relative_difference import take_axes
 from exporter.tensors import Array
 from runtime.errors import RunError
 from runtime.samples import Samples

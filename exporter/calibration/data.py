@@ -18,6 +18,7 @@ from exporter.synthetic import synthetic_samples
 from runtime.errors import BadRequest
 from runtime.feeds import Feeds
 from runtime.images import Preprocess
+from runtime.nouns import counted
 from runtime.samples import Samples, load_samples, samples_of
 from runtime.sources import USUAL_LABELS
 
@@ -98,7 +99,8 @@ def calibration_of(
     if len(samples) < fewest:
         why = f", because the model takes {run} at a time" if run > 1 else ""
         raise UsageError(
-            f"--calib {text} holds {len(samples)} samples; at least {fewest} are needed{why}; a few hundred do well."
+            f"--calib {text} holds {counted(len(samples), 'sample')}; at least {fewest} are needed{why}; a few hundred "
+            "do well."
         )
     samples = samples.shuffled(seed)  # what is sorted by class is no order to divide by
     _check_numbers(samples.part(0, fewest), text)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.commands.console import complain, deliver
 from exporter.commands.options import add_json, command
+from runtime.nouns import counted
 
 if TYPE_CHECKING:
     from exporter.checkup import Package
@@ -70,8 +71,8 @@ def _text(document: dict[str, Any], found: list[Package]) -> str:
     lines = [
         f"secateur {document['secateur']}, {around['system']}",
         f"Python {python['version']} ({python['executable']})" + (f": {python['fault']}" if python["fault"] else ""),
-        f"processor: {around['processor']}, {around['processors_usable']} of {around['processors']} cores usable, "
-        f"memory {memory}",
+        f"processor: {around['processor']}, {around['processors_usable']} of {counted(around['processors'], 'core')} "
+        f"usable, memory {memory}",
         f"instructions: {' '.join(around['instructions']) or 'unknown'}",
         "",
         table(

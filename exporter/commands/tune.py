@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, add_preprocess, add_shape, command
+from runtime.nouns import counted
 
 if TYPE_CHECKING:
     from exporter.training.tuning import Tuned
@@ -154,12 +155,12 @@ def _text(options: argparse.Namespace, tuned: Tuned) -> str:
     steps = tuned.history[-1][0]
     lines = [
         f"{options.model} -> {options.output}",
-        f"loss on {tuned.held} samples held out: {tuned.before:.4g} before, {tuned.after:.4g} after {tuned.best} of "
-        f"{steps} steps ({tuned.seconds:.1f} s)",
+        f"loss on {counted(tuned.held, 'sample')} held out: {tuned.before:.4g} before, {tuned.after:.4g} after "
+        f"{tuned.best} of {counted(steps, 'step')} ({tuned.seconds:.1f} s)",
         f"verified in ONNX Runtime: within {tuned.difference:.1e} of the outputs' standard deviation of torch",
     ]
     if tuned.sparse:
-        lines.append(f"zeros kept in {len(tuned.sparse)} sparse weights")
+        lines.append(f"zeros kept in {counted(len(tuned.sparse), 'sparse weight')}")
     if tuned.resumed:
         lines.append(f"went on from step {tuned.resumed} of {options.checkpoint}")
     if not tuned.best:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, command
+from runtime.nouns import out_of
 
 if TYPE_CHECKING:
     from exporter import Plan
@@ -132,7 +133,7 @@ def _fitted_text(
         [
             found.splitlines()[0],
             f"{options.pruned} is not proved: its nodes and shapes are what the plan leaves of {options.original}, but "
-            f"{len(changed)} of its {among} constants hold other values ('{changed[0]}' first).",
+            f"{out_of(len(changed), among, 'constant', 'holds', 'hold')} other values ('{changed[0]}' first).",
             why,
             "What such a model is worth, on inputs that nothing was fitted to, and how fast it is, say:",
             f"  secateur eval {pruned} --data DATA --metric agreement --reference {original}",

@@ -13,6 +13,7 @@ from runtime.engine.inspection import EngineLayer, precisions
 from runtime.engine.log import LEVELS, telling
 from runtime.engine.metadata import metadata_file
 from runtime.engine.timing import LayerTime, slowest
+from runtime.nouns import counted
 
 VERSION = 1
 _MOST = 12
@@ -61,13 +62,13 @@ def _facts(engine: Engine) -> list[str]:
     if built.options.sparse:
         lines.append(_sparsity_text(engine))
     if built.fallbacks:
-        lines.append(f"{len(built.fallbacks)} layers of the quantized model are computed in float:")
+        lines.append(f"computed in float, {counted(len(built.fallbacks), 'layer')} of the quantized model:")
         lines += [f"  {f.operator} '{f.node}': {f.reason}" for f in built.fallbacks[:_MOST]]
         if len(built.fallbacks) > _MOST:
             lines.append(f"  and {len(built.fallbacks) - _MOST} more, see --json")
     if engine.layers is not None:
         kinds = ", ".join(f"{n} {kind}" for kind, n in precisions(engine.layers).items())
-        lines.append(f"{len(engine.layers)} layers after fusion: {kinds}")
+        lines.append(f"{counted(len(engine.layers), 'layer')} after fusion: {kinds}")
     else:
         lines.append("fused layers, kernels and memory: TensorRT tells them only with a GPU and its driver at hand")
     if engine.memory is not None:
@@ -82,16 +83,17 @@ def _sparsity_text(engine: Engine) -> str:
         return "sparse kernels allowed; this builder does not say where it chose them"
     chosen = "does not say for how many" if found.chosen is None else f"for {found.chosen} of them"
     names = f": {', '.join(found.kernels)}" if found.kernels else ""
-    return f"sparse kernels: {found.eligible} layers have the pattern, the builder chose them {chosen}{names}"
+    have = counted(found.eligible, "layer has", "layers have")
+    return f"sparse kernels: {have} the pattern, the builder chose them {chosen}{names}"
 
 
 def converted_text(found: Converted) -> str:
     """What a conversion to half precision did."""
     asked = [s for s in found.stay if s.asked]
     lines = [
-        f"{found.nodes} nodes compute in {found.precision}, {len(found.stay)} stay in fp32, {found.casts} casts added; "
-        f"outputs differ by {found.error:.2g} of their standard deviation at most "
-        f"({found.samples} samples, {found.source})"
+        f"{counted(found.nodes, 'node computes', 'nodes compute')} in {found.precision}, {len(found.stay)} "
+        f"{'stays' if len(found.stay) == 1 else 'stay'} in fp32, {counted(found.casts, 'cast')} added; outputs differ "
+        f"by {found.error:.2g} of their standard deviation at most ({counted(found.samples, 'sample')}, {found.source})"
     ]
     lines += [f"  {s.node} stays: {s.reason}" for s in asked[:_MOST]]
     reasons = Counter(s.reason for s in found.stay if not s.asked)
@@ -171,7 +173,8 @@ def layers_text(layers: Sequence[LayerTime], seconds: float, most: int) -> str:
             ]
         )  # fmt: skip
     return (
-        table(rows, right=(1, 2, 3, 4)) + f"\n\n{len(layers)} layers take {milliseconds(total)} when each is timed; "
+        table(rows, right=(1, 2, 3, 4))
+        + f"\n\n{counted(len(layers), 'layer takes', 'layers take')} {milliseconds(total)} when each is timed; "
         f"a run takes {milliseconds(seconds)} on the device"
     )
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.atomic import scratch
-from exporter.carry import chosen_by
 from exporter.choice import Shallow, recorded, without_blocks
 from exporter.errors import GoalError, OutOfReach, UsageError
 from exporter.graph import Graph
@@ -21,6 +20,7 @@ from exporter.latency.cost import LatencyCost
 from exporter.latency.device import Device, device_for, discard, runnable
 from exporter.model_file import load
 from exporter.normalise import serialize_with_data
+from exporter.one_round import chosen_by
 from exporter.plan import Plan
 from exporter.pruner import Result, carried, check_inputs, check_output
 from exporter.request import Request, means_of

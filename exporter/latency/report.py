@@ -17,6 +17,7 @@ from runtime.gpu_state import GpuRecord
 from runtime.latency import Latency
 from runtime.layers import LayerDifference
 from runtime.lint import Finding
+from runtime.nouns import counted
 from runtime.profiling import NodeTime, Profile
 from runtime.robust import Ratio, needed
 from runtime.roofline import Peaks, bottleneck, bound, held_back
@@ -132,7 +133,7 @@ def comparison_text(found: Comparison, top: int) -> str:
         table(rows, right=(1,)),
         "",
         f"{b} takes {_ratio(found.ratio)} times as long as {a}, by {_CLOCKS[found.clock]} "
-        f"({first.wall.size} pairs in {found.rounds} rounds)",
+        f"({counted(first.wall.size, 'pair')} in {counted(found.rounds, 'round')})",
     ]
     if found.clock != "wall":
         lines.append(f"by wall time: {_ratio(found.wall)}")
@@ -182,7 +183,7 @@ def layers_text(layers: Sequence[LayerDifference], top: int) -> str:
         macs = f"{quantity(row.first_macs)} -> {quantity(row.other_macs)}" if row.first_macs or row.other_macs else ""
         rows.append([short(row.name), row.op, first, other, f"{row.difference * 1e3:+.3g} ms", macs])
     rest = sum(r.difference for r in layers[top:])
-    more = [f"and {len(layers) - top} more layers: {rest * 1e3:+.3g} ms"] if len(layers) > top else []
+    more = [f"and {counted(len(layers) - top, 'more layer')}: {rest * 1e3:+.3g} ms"] if len(layers) > top else []
     return "\n".join([table(rows, right=(2, 3, 4)), *more])
 
 
@@ -210,14 +211,15 @@ def profile_text(found: Profile, machine: Peaks, top: int) -> str:
     rest = ordered[top:]
     lines = [
         f"{found.model}: {milliseconds(found.latency)} a run, {milliseconds(found.kernels)} of it in "
-        f"{len(found.nodes)} kernels; {found.backend}, {threads}, inputs: {shapes_text(found.shapes) or 'none'}",
+        f"{counted(len(found.nodes), 'kernel')}; {found.backend}, {threads}, "
+        f"inputs: {shapes_text(found.shapes) or 'none'}",
         f"this machine at its best: {machine.flops / 1e9:.3g} GFLOP/s, {machine.bandwidth / 1e9:.3g} GB/s",
         "",
         table(rows, right=range(2, 9)),
     ]
     if rest:
         share = sum(n.seconds for n in rest) / total
-        lines.append(f"and {len(rest)} more kernels: {100 * share:.1f} % of the time")
+        lines.append(f"and {counted(len(rest), 'more kernel')}: {100 * share:.1f} % of the time")
     return "\n".join([*lines, "", *_by_bottleneck(found.nodes, machine, total)])
 
 
@@ -242,9 +244,8 @@ def bottleneck_text(found: Profile, machine: Peaks) -> str:
     if not sums:
         return "no kernel was recorded"
     kind, seconds = next(iter(sums.items()))
-    return (
-        f"{100 * seconds / (found.kernels or 1.0):.0f} % of the time is in kernels of the kind {kind}: {_MEANING[kind]}"
-    )
+    share = 100 * seconds / (found.kernels or 1.0)
+    return f"{share:.0f} % of the time is in kernels held back by {kind}: {_MEANING[kind]}"
 
 
 def backends_text(found: Mapping[str, Availability]) -> str:
@@ -316,7 +317,7 @@ def outcome_text(found: LatencyOutcome, top: int = 8) -> str:
     lines = [
         "",
         f"latency: {_ratio(found.ratio)} of the original's, by {_CLOCKS[comparison.clock]}; "
-        f"asked for {found.share:.3f}, predicted {found.predicted:.3f}, {len(found.tried)} rounds",
+        f"asked for {found.share:.3f}, predicted {found.predicted:.3f}, {counted(len(found.tried), 'round')}",
         _before_and_after(comparison),
     ]
     return "\n".join([*lines, *held_back_text(found.savings, top)])

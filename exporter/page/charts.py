@@ -195,26 +195,30 @@ def plane(
         height = _HEIGHT * (1 - ay.share(y.place(mark[0])))
         parts += [_line((0, height), (100, height), "mark"), _text(100, height - 5, mark[1], "end")]
     taken: list[tuple[float, float]] = []
-    for dot in dots:
-        parts.append(_dot(dot, at, taken))
+    parts += [_name(dot, at, taken) for dot in dots if dot.name]  # beneath all points, which must be seen
+    parts += [_dot(dot, at) for dot in dots]
     return (_svg if framed else _drawing)(parts, _HEIGHT, label)
 
 
-def _dot(dot: Dot, at: Callable[[float, float], tuple[float, float]], taken: list[tuple[float, float]]) -> Markup:
-    """A point with its name, above it, or below where a name stands there already; ``taken`` is where names stand."""
+def _name(dot: Dot, at: Callable[[float, float], tuple[float, float]], taken: list[tuple[float, float]]) -> Markup:
+    """The name of a point, above it, or below where a name stands there already; ``taken`` is where names stand."""
+    px, py = at(dot.x, dot.y)
+    right = px > 62
+    anchor, aside = ("end", "-9") if right else ("start", "9")
+    free = [y for y in (py - 10, py + 18) if all(abs(y - b) >= _LETTERS or abs(px - a) >= _NAME for a, b in taken)]
+    height = free[0] if free else py - 10
+    taken.append((px, height))
+    return tag("text", dot.name, x=f"{px:.2f}%", y=height, dx=aside, text_anchor=anchor, class_="label")
+
+
+def _dot(dot: Dot, at: Callable[[float, float], tuple[float, float]]) -> Markup:
+    """A point, and the interval it may lie in."""
     px, py = at(dot.x, dot.y)
     kind = "main" if dot.main else "other"
     parts = [tag("title", dot.title or dot.name)]
     if dot.low is not None and dot.high is not None:
         parts.append(_line(at(dot.x, dot.low), at(dot.x, dot.high), kind))
     parts.append(tag("circle", cx=f"{px:.2f}%", cy=py, r=6.0 if dot.main else 4.0, class_=kind))
-    if dot.name:
-        right = px > 62
-        anchor, aside = ("end", "-9") if right else ("start", "9")
-        free = [y for y in (py - 10, py + 18) if all(abs(y - b) >= _LETTERS or abs(px - a) >= _NAME for a, b in taken)]
-        height = free[0] if free else py - 10
-        taken.append((px, height))
-        parts.append(tag("text", dot.name, x=f"{px:.2f}%", y=height, dx=aside, text_anchor=anchor, class_="label"))
     return tag("g", *parts)
 
 

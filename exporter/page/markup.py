@@ -6,6 +6,8 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from runtime.nouns import counted
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _VOID = frozenset({"meta", "br"})
 _SHAPES = frozenset({"rect", "line", "circle", "polyline"})
@@ -104,7 +106,8 @@ def table(
     body = [cells(row, "td") for row in rows[:_MOST_ROWS]]
     whole = tag("table", tag("caption", caption), tag("thead", cells(head, "th")), tag("tbody", body))
     more = len(rows) - _MOST_ROWS
-    rest = paragraph(f"{more} more rows are left out here; --json has them all.") if more > 0 else ""
+    left_out = f"{counted(more, 'more row is', 'more rows are')} left out here; --json has all."
+    rest = paragraph(left_out) if more > 0 else ""
     return Markup(tag("div", whole, class_="scroll", role="region", aria_label=caption, tabindex="0") + markup(rest))
 
 

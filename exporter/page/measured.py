@@ -20,6 +20,7 @@ from exporter.page.sections import (
     savings_part,
 )
 from exporter.tables import milliseconds, quantity, shapes_text, threads_text
+from runtime.nouns import all_of, counted
 
 _CLOCKS = {"cpu": "CPU time of one thread", "wall": "wall time", "device": "time on the device"}
 _TONES = {"faster": "good", "slower": "bad", "same": "warn", "inconclusive": "warn"}
@@ -101,8 +102,8 @@ def _ratio_part(document: Document, names: tuple[str, str]) -> list[Content]:
     pairs = len(first["samples_s"])
     return [
         paragraph(
-            f"{names[1]} takes {ratio_text(document['ratio'])} times as long as {names[0]}: {pairs} pairs in "
-            f"{document['rounds']} rounds, both loaded anew in each. Lines are 95 % intervals."
+            f"{names[1]} takes {ratio_text(document['ratio'])} times as long as {names[0]}: {counted(pairs, 'pair')} "
+            f"in {counted(document['rounds'], 'round')}, both loaded anew in each. Lines are 95 % intervals."
         ),
         charts.figure("", plot),
         table(["by", "times as long (95 %)"], rows, "ratios", right=(1,)),
@@ -193,7 +194,7 @@ def _kernels(nodes: Sequence[Document], total: float) -> list[Content]:
     head = ["node", "operator", "time", "share", "MACs", "GFLOP/s", "bytes", "FLOP/B", "held back by"]
     return [
         charts.bars(rows, "kernels by time"),
-        folded(f"All {len(nodes)} kernels", table(head, body, "kernels by time", right=range(2, 8))),
+        folded(all_of(len(nodes), "kernel"), table(head, body, "kernels by time", right=range(2, 8))),
     ]
 
 
@@ -222,7 +223,7 @@ def _roofline(nodes: Sequence[Document], peak: Document) -> list[Content]:
     plot = charts.plane(
         dots, charts.Scale("operations for each byte (FLOP/B)", _short, log=True),
         charts.Scale("GFLOP/s", lambda v: _short(v / 1e9), log=True),
-        f"speed of {len(dots)} kernels against their operations for each byte", roof=roof,
+        f"speed of {counted(len(dots), 'kernel')} against their operations for each byte", roof=roof,
     )  # fmt: skip
     caption = (
         f"Each point is a kernel; the larger ones take longest. No kernel can be above the dashed line: on its slope "

@@ -24,6 +24,7 @@ from exporter.page.sections import (
     value_text,
 )
 from exporter.tables import error_text, milliseconds, quantity
+from runtime.nouns import counted, out_of
 
 _SPANS = 3
 _CHOICES = {
@@ -102,19 +103,21 @@ def _cards(document: Document) -> list[Card]:
     accuracy = fidelity and fidelity["accuracy"]
     if accuracy and accuracy["metric"] != "agreement":
         name = accuracy["metric"]
-        note = f"{value_text(accuracy['dense'], name)} before; {accuracy['samples']} held-out samples"
+        note = f"{value_text(accuracy['dense'], name)} before; {counted(accuracy['samples'], 'held-out sample')}"
         cards.append(Card(f"{name} after", value_text(accuracy["pruned"], name), note))
     elif fidelity and fidelity["agreement"] is not None:
-        note = f"on {fidelity['samples']} held-out inputs"
+        note = f"on {counted(fidelity['samples'], 'held-out input')}"
         cards.append(Card("Same class as before", percent(fidelity["agreement"]), note))
     elif fidelity:
-        note = f"of the outputs' variance, on {fidelity['samples']} held-out inputs"
+        note = f"of the outputs' variance, on {counted(fidelity['samples'], 'held-out input')}"
         cards.append(Card("Output error", f"{fidelity['error']:.3g}", note))
     else:
         cards.append(Card("Accuracy", "unmeasured", "give inputs with --calib, or see secateur eval", "warn"))
     proof = document["proof"]
     if proof:
-        note = f"largest relative error, {proof['runs']} input sets, {proof['inner']} inner tensors"
+        note = (
+            f"largest relative error, {counted(proof['runs'], 'input set')}, {counted(proof['inner'], 'inner tensor')}"
+        )
         cards.append(Card("Proof", error_text(proof["error"]), note, "good"))
     else:
         cards.append(Card("Proof", "none", "nothing was written" if not document["output"] else "--no-verify", "warn"))
@@ -144,7 +147,7 @@ def _cut_section(document: Document, grounds: Mapping[str, Document]) -> Section
         ])  # fmt: skip
     title = "Units left in each group, in the order of the network"
     names = [g["name"] for g in groups]
-    label = f"{title}: {cut} of {len(groups)} groups are narrower; the table below has the numbers"
+    label = f"{title}: {out_of(cut, len(groups), 'group', 'is', 'are')} narrower; the table below has the numbers"
     numbers = range(3, 6 + judged + damaged)
     return Section(
         "What was cut, and why",
@@ -190,7 +193,7 @@ def _why(options: Mapping[str, Any], cut: int, groups: int) -> str:
     given = [k for k in _BUDGETS if options.get(k) is not None and k not in found]
     asked = [f"--{k.replace('_', '-')} {options[k]}" for k in given]
     score, scope = options.get("score"), options.get("scope")
-    parts = [f"{cut} of {groups} groups are narrower now."]
+    parts = [f"{out_of(cut, groups, 'group', 'is', 'are')} narrower now."]
     parts += [f"The budget was {' '.join(asked)}."] if asked else []
     parts += [f"Units were ranked by {score}"] if score else []
     if scope and score:
@@ -225,7 +228,7 @@ def _blocks_section(blocks: Sequence[Document]) -> Section:
     return Section(
         "Residual blocks",
         (
-            paragraph(f"{gone} of {len(blocks)} residual blocks were dropped whole."),
+            paragraph(f"{out_of(gone, len(blocks), 'residual block', 'was', 'were')} dropped whole."),
             table(["block", "", "parameters", "MACs"], rows, "residual blocks", right=(2, 3)),
         ),
     )
@@ -243,8 +246,9 @@ def _fidelity_section(found: Document | None) -> Section:
         return Section("", ())
     moved = sum(r["damping"] is not None for r in found["refits"])
     parts = [
-        f"On {found['samples']} held-out inputs the outputs are off by {found['error']:.3g} of their variance"
-        f" ({found['plain']:.3g} before {moved} of {len(found['refits'])} layers were fitted anew)."
+        f"On {counted(found['samples'], 'held-out input')} the outputs are off by {found['error']:.3g} of their "
+        f"variance ({found['plain']:.3g} before "
+        f"{out_of(moved, len(found['refits']), 'layer', 'was', 'were')} fitted anew)."
     ]
     accuracy = found["accuracy"]
     if accuracy and accuracy["metric"] != "agreement":
@@ -259,7 +263,7 @@ def _fidelity_section(found: Document | None) -> Section:
     by_reason: dict[str, list[str]] = {}
     for layer in found["unfitted"]:
         by_reason.setdefault(layer["reason"], []).append(str(layer.get("name", layer.get("node", ""))))
-    kept = [f"{reason}: {len(names)} layers ({', '.join(names[:4])})" for reason, names in by_reason.items()]
+    kept = [f"{reason}: {counted(len(names), 'layer')} ({', '.join(names[:4])})" for reason, names in by_reason.items()]
     head = paragraph("Layers behind a cut that kept their weights, and why:") if kept else ""
     return Section("How true the result is", (paragraph(" ".join(parts)), head, bullets(kept)))
 
@@ -296,10 +300,10 @@ low=_scaled(t["accuracy"]["low"], scale),
     head = ["try", f"{of} allowed", "left", metric, f"drop{unit}", "95 % interval", ""]
     plot = charts.plane(
         dots, charts.Scale(f"{of} left", lambda v: f"{v:.3g} %"), charts.Scale(f"drop of {metric}{unit}", _plain),
-        f"drop of {metric} against {of} left for {len(dots)} tries",
+        f"drop of {metric} against {of} left for {counted(len(dots), 'try')}",
         joined=True, mark=(scale * found["limit"], f"limit {found['given']}"),
     ) if dots else ""  # fmt: skip
-    caption = f"Judged on {found['samples']} samples that nothing was fitted to; lines are 95 % intervals."
+    caption = f"Judged on {counted(found['samples'], 'sample')} that nothing was fitted to; lines are 95 % intervals."
     return Section(
         "The search for the smallest model",
         (charts.figure("", plot, caption), table(head, rows, "tries", right=range(6))),
@@ -359,7 +363,7 @@ def _proof_section(proof: Document | None) -> Section:
     rows = [[name_of(n), f"{e:.2e}"] for n, e in proof["outputs"].items()]
     intro = (
         f"The file was compared with the original in which the removed units are masked: largest relative error "
-        f"{error_text(proof['error'])} (accepted: {proof['tolerance']:g}) over {proof['runs']} input sets and "
-        f"{proof['inner']} inner tensors."
+        f"{error_text(proof['error'])} (accepted: {proof['tolerance']:g}) over "
+        f"{counted(proof['runs'], 'input set')} and {counted(proof['inner'], 'inner tensor')}."
     )
     return Section("The proof", (paragraph(intro), table(["output", "relative error"], rows, "outputs", right=(1,))))

@@ -10,6 +10,7 @@ from exporter.page.document import Card, Page, Section
 from exporter.page.markup import Content, name_of, paragraph, table
 from exporter.page.sections import RATES, Document, percent, ratio_card, ratio_text, ratio_tone, value_text
 from exporter.tables import quantity
+from runtime.nouns import counted
 
 _PERCENT = charts.Scale("", lambda v: f"{v:.3g} %")
 
@@ -24,8 +25,10 @@ def recipe_page(name: str, rows: Sequence[Document], steps: Sequence[Document]) 
     """
     first, last = rows[0], rows[-1]
     size, macs = (f"{percent(last[k] / max(first[k], 1))} of the first" for k in ("bytes", "macs"))
-    verdict = f"{len(steps)} steps: {Path(last['model']).name} has {size}'s size and {macs}'s multiply-accumulates."
+    made = f"{counted(len(steps), 'step')}: {Path(last['model']).name}"
     accuracy, ratio = last["accuracy"], last["latency_ratio"]
+    verdict = f"{made} has {size}'s size and {macs}'s multiply-accumulates."
+    verdict += f" It takes {ratio['value']:.3f} times as long." if ratio else ""
     tone = ratio_tone(ratio) if ratio is not None else ""
     return Page(
         f"Recipe {name}",
@@ -146,7 +149,7 @@ def _plot(
         low, high = (None if reach is None else scale * (a["value"] + sign * reach) for sign in (-1, 1))
         name = f"{_called(row)}: {y.text(scale * a['value'])}"
         dots.append(charts.Dot(place, scale * a["value"], _called(row), name, low, high, row is points[-1][1]))
-    return charts.figure(title, charts.plane(dots, x, y, f"{title}: {len(dots)} models"))
+    return charts.figure(title, charts.plane(dots, x, y, f"{title}: {counted(len(dots), 'model')}"))
 
 
 def _steps(steps: Sequence[Document]) -> Content:

@@ -11,6 +11,7 @@ from exporter.page import charts
 from exporter.page.document import Card, Section
 from exporter.page.markup import Content, Markup, bullets, folded, name_of, paragraph, table
 from exporter.tables import milliseconds, quantity
+from runtime.nouns import all_of, counted
 
 Document = Mapping[str, Any]
 
@@ -93,17 +94,16 @@ def frozen_section(rows: Sequence[Document]) -> Section:
     for (reason, kind), found in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         axes = [f"{r['tensor']}[{r['axis']}]" for r in found]
         where = next((r["where"] for r in found if r["where"]), "")
-        count = "1 axis" if len(axes) == 1 else f"{len(axes)} axes"
         at: Content = [" (at ", name_of(where), ")"] if where else ""
         hint = f". To free it: {together(row['hint'] for row in found)}" if kind else ""
-        items.append([f"{reason}", at, f": {count}, ", names(axes), hint])
+        items.append([f"{reason}", at, f": {counted(len(axes), 'axis')}, ", names(axes), hint])
     body = [
         [name_of(r["tensor"]), str(r["axis"]), f"{r['count']} of {r['size']}", r["reason"], name_of(r["where"] or "")]
         for r in rows
     ]
     whole = table(["tensor", "axis", "slots that stay", "reason", "at"], body, "every frozen axis", right=(1, 2))
     intro = "An axis is frozen where nothing proves that it may shrink. What is frozen stays as it was."
-    content = (paragraph(intro), bullets(items), folded(f"All {len(rows)} frozen axes", whole))
+    content = (paragraph(intro), bullets(items), folded(all_of(len(rows), "frozen axis"), whole))
     return Section("What could not be cut, and why", content if rows else ())
 
 
@@ -133,14 +133,15 @@ def sparse_section(rows: Sequence[Document], of: str) -> Section:
         "2:4 sparsity",
         (
             paragraph(
-                f"Of the {of}, {len(able)} of {len(rows)} weights ({percent(share)} of all their numbers) can have two "
+                f"Of the {of}, {len(able)} of {counted(len(rows), 'weight')} ({percent(share)} of all their numbers) "
+                "can have two "
                 f"zeros in every four, which TensorRT's sparse kernels take. By their sizes, {percent(gain)} are in "
                 "layers where such kernels tend to gain; only a measurement on the device tells whether they do."
             ),
             paragraph("Next: ", name_of("secateur sparsify MODEL -o SPARSE.onnx --pattern 2:4 --calib DATA")),
             bullets(stays),
             folded(
-                f"All {len(rows)} weights",
+                all_of(len(rows), "weight"),
                 table(["weight", "layer", "shape", "2:4", "gain of sparse kernels"], body, "weights of layers"),
             ),
         ),
@@ -215,14 +216,14 @@ def layers_part(rows: Sequence[Document], first: str, other: str) -> list[Conten
         for r in rows
     ]  # fmt: skip
     head: list[Content] = ["layer", "operator", name_of(first), name_of(other), "difference", "MACs before", "MACs now"]
-    shown = f"The {len(bars)} layers that take longest" if len(rows) > len(bars) else "Every layer"
+    shown = f"The {counted(len(bars), 'layer')} that take longest" if len(rows) > len(bars) else "Every layer"
     return [
         charts.figure(
             "Time per layer",
             [charts.key(("other", first), ("main", other)), charts.bars(bars, "time per layer in both models")],
             f"{shown}. Recorded runs; the latency above comes from runs that are not recorded.",
         ),
-        folded(f"All {len(rows)} layers", table(head, body, "time per layer in both models", right=range(2, 7))),
+        folded(all_of(len(rows), "layer"), table(head, body, "time per layer in both models", right=range(2, 7))),
     ]
 
 
@@ -239,7 +240,8 @@ def samples_part(series: Sequence[tuple[str, Sequence[float], str]]) -> list[Con
     high = max(_quantile(v, 0.9) for _, v, _ in known)
     plots: list[Content] = []
     for called, values, kind in known:
-        words = f"{called}: half of its {len(values)} runs take less than {milliseconds(values[len(values) // 2])}"
+        half = milliseconds(values[len(values) // 2])
+        words = f"{called}: half of its {counted(len(values), 'run')} take less than {half}"
         plots += [paragraph(words), charts.histogram(values, low, high, f"distribution of run times. {words}", kind)]
     body = [[n, *(milliseconds(_quantile(v, q)) for q in (0, 0.5, 0.9, 0.99)), str(len(v))] for n, v, _ in known]
     caption = f"From {milliseconds(low)} to {milliseconds(high)}, from left to right; slower runs count at the end."

@@ -10,6 +10,7 @@ from exporter.page.document import Card, Page, Section
 from exporter.page.markup import Content, bullets, folded, name_of, paragraph, table
 from exporter.page.sections import Document, answers_kept, names, notes_section, percent, value_text
 from exporter.tables import quantity
+from runtime.nouns import all_of, counted
 
 _SHOWN = 12
 
@@ -55,10 +56,11 @@ def _cards(document: Document) -> list[Card]:
     accuracy = held and held["accuracy"]
     if accuracy and accuracy["metric"] != "agreement":
         name = accuracy["metric"]
-        note = f"{value_text(accuracy['dense'], name)} before; {accuracy['samples']} held-out samples"
+        note = f"{value_text(accuracy['dense'], name)} before; {counted(accuracy['samples'], 'held-out sample')}"
         cards.append(Card(f"{name} after", value_text(accuracy["pruned"], name), note))
     elif held and held["agreement"] is not None:
-        cards.append(Card("Same class as before", percent(held["agreement"]), f"on {held['samples']} held-out inputs"))
+        note = f"on {counted(held['samples'], 'held-out input')}"
+        cards.append(Card("Same class as before", percent(held["agreement"]), note))
     elif held and held["error"] is not None:
         cards.append(Card("Output error", f"{held['error']:.3g}", "of the outputs' variance, on held-out inputs"))
     else:
@@ -79,7 +81,7 @@ def _zeros(weights: Sequence[Document]) -> list[Content]:
         for k, w in enumerate(weights, 1)
     ]  # fmt: skip
     head = ["", "weight", "layer", "shape", "type", "zeros before", "zeros", "magnitude kept", "chosen by"]
-    label = f"{title}: {len(weights)} layers; the table below has the numbers"
+    label = f"{title}: {counted(len(weights), 'layer')}; the table below has the numbers"
     plot = charts.columns(shares, [w["weight"] for w in weights], label, ("input", "output"))
     return [
         charts.figure(title, [charts.key(("main", "not zero"), ("gone", "zero")), plot]),
@@ -109,10 +111,11 @@ def _errors(weights: Sequence[Document]) -> list[Content]:
         charts.figure(
             "Error of a layer's output on held-out inputs",
             [legend, charts.bars(bars, "error of the outputs of layers")],
-            f"Relative to the output's variance; the {len(bars)} layers that magnitude alone would harm most.",
+            f"Relative to the output's variance; the {counted(len(bars), 'layer')} that magnitude alone would harm "
+            "most.",
         ),
         folded(
-            f"All {len(fitted)} fitted layers",
+            all_of(len(fitted), "fitted layer"),
             table(["weight", "by magnitude", "fitted", "chosen by"], rows, "errors of layers", right=(1, 2)),
         ),
     ]
@@ -123,14 +126,15 @@ def _fidelity(held: Document | None) -> list[Content]:
         return []
     plain = f" ({held['plain']:.3g} with the largest weights as they were)" if held["plain"] is not None else ""
     parts = [
-        f"On {held['samples']} held-out inputs the outputs are off by {held['error']:.3g} of their variance{plain}."
+        f"On {counted(held['samples'], 'held-out input')} the outputs are off by {held['error']:.3g} of their "
+        f"variance{plain}."
     ]
     accuracy = held["accuracy"]
     if accuracy and accuracy["metric"] != "agreement":
         name = accuracy["metric"]
         parts.append(
             f"{name} was {value_text(accuracy['dense'], name)} and is {value_text(accuracy['pruned'], name)}, on "
-            f"{accuracy['samples']} samples."
+            f"{counted(accuracy['samples'], 'sample')}."
         )
     parts += answers_kept(held)
     return [paragraph(" ".join(parts))]
@@ -159,7 +163,8 @@ def _order(found: Document | None) -> list[Content]:
         return [paragraph("--permute left the order of channels as it is."), *still]
     return [
         paragraph(
-            f"{found['groups']} groups of channels were reordered, for {found['weights']} weights: "
+            f"{counted(found['groups'], 'group of channels was', 'groups of channels were')} reordered, for "
+            f"{counted(found['weights'], 'weight')}: "
             f"{percent(found['after'])} of the magnitude stays instead of {percent(found['before'])}. The reordered "
             f"dense model was proved equal to the original (relative error {found['error']:.1e})."
         ),

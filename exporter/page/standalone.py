@@ -11,6 +11,7 @@ svg { overflow: visible; font-family: system-ui, "Segoe UI", Roboto, "Liberation
 text { fill: #56606c; font-size: 12px; }
 text.title { fill: #1b2026; font-size: 16px; }
 text.name, .label { fill: #1b2026; }
+.label { paint-order: stroke; stroke: #ffffff; stroke-width: 3px; stroke-linejoin: round; }
 line { stroke: #d3d9e0; stroke-width: 1; }
 line.main { stroke: #1d62b5; stroke-width: 2; }
 line.other { stroke: #7d8895; stroke-width: 2; }

@@ -13,6 +13,7 @@ from exporter.page.markup import Content, Markup, bullets, name_of, paragraph, t
 from exporter.page.sections import RATES, Document, ratio_text, value_text
 from exporter.page.standalone import standalone
 from exporter.tables import milliseconds, quantity
+from runtime.nouns import counted, out_of
 
 
 def sweep_page(name: str, rows: Sequence[Document], notes: Sequence[str]) -> Page:
@@ -27,7 +28,10 @@ def sweep_page(name: str, rows: Sequence[Document], notes: Sequence[str]) -> Pag
     wanted = {(r["model"], r["method"], r["budget"]) for r in rows if r["method"]}
     best = {(r["model"], r["method"], r["budget"]) for r in rows if r["pareto"]}
     failed = len({(r["model"], r["method"], r["budget"]) for r in rows if r["error"]})
-    verdict = f"{len(made)} of {len(wanted)} models were made; {len(best)} are on the Pareto front of a device."
+    verdict = (
+        f"{out_of(len(made), len(wanted), 'model', 'was', 'were')} made; "
+        f"{counted(len(best), 'is', 'are')} on the Pareto front of a device."
+    )
     cards = [
         Card("Models made", str(len(made)), f"of {len(wanted)}", "warn" if len(made) < len(wanted) else ""),
         Card("On a Pareto front", str(len(best)), "originals included"),
@@ -109,8 +113,8 @@ def _called(row: Document) -> str:
 
 def _table(rows: Sequence[Document], caption: str) -> Markup:
     head = [
-        "",
         "model",
+        "",
         "method",
         "budget",
         "size",
@@ -122,7 +126,7 @@ def _table(rows: Sequence[Document], caption: str) -> Markup:
     ]
     lines: list[list[Content]] = [
         [
-            "★" if r["pareto"] else "", r["model"], r["method"] or "", r["budget"] or "",
+            r["model"], "★" if r["pareto"] else "", r["method"] or "", r["budget"] or "",
             f"{quantity(r['bytes'])}B" if r["bytes"] else "", quantity(r["macs"]) if r["macs"] else "",
             milliseconds(r["latency_s"]) if r["latency_s"] is not None else "",
             ratio_text(r["latency_ratio"]) if r["latency_ratio"] else "",

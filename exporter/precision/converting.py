@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from exporter.agreement import difference, signal
 from exporter.atomic import obstacle
 from exporter.errors import GoalError, ModelError, UsageError
+from exporter.forced_branches import Way, force, ways
 from exporter.functions import Calls
 from exporter.graph import Graph
 from exporter.model_file import save
@@ -23,9 +23,9 @@ from exporter.precision.lowering import LOW
 from exporter.precision.ranges import measure_extents
 from exporter.precision.rewriting import rewrite_types
 from exporter.precision.rounded import rounded_model
+from exporter.relative_difference import difference, signal
 from exporter.sizes import at_sizes
 from exporter.synthetic import synthetic_samples
-from exporter.ways import Way, force, ways
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.feeds import Feeds

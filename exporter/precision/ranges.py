@@ -12,10 +12,10 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
 from exporter.errors import ModelError
+from exporter.forced_branches import Way, force
 from exporter.graph import Graph
 from exporter.normalise import fresh_names, inline_data
 from exporter.protos import add_outputs, set_nodes, subgraphs
-from exporter.ways import Way, force
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.feeds import Array, Feeds
@@ -53,7 +53,8 @@ def measure_extents(
         graph: the graph; it stays as it is.
         names: of fp32 tensors, those in subgraphs included.
         feeds: inputs, batch by batch.
-        ways: through branches that inputs may pass by, see ``exporter.ways``; those that do not run are left out.
+        ways: through branches that inputs may pass by (``exporter.forced_branches``); ways that do not run are
+            left out.
 
     Returns:
         An extent for each of ``names``.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto, TensorProto
 
 from exporter.errors import ModelError, UsageError
+from runtime.nouns import counted
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose input 1 is the weight."""
@@ -95,8 +96,8 @@ def chosen_layers(layers: Sequence[Layer], only: Sequence[str], keep: Sequence[s
     ]
     if not found:
         raise ModelError(
-            f"nothing to quantize: of {len(layers)} layers with 32-bit constant weights ({', '.join(LAYERS)}), none is "
-            "left."
+            f"nothing to quantize: of {counted(len(layers), 'layer')} with 32-bit constant weights "
+            f"({', '.join(LAYERS)}), none is left."
         )
     return found
 

@@ -27,6 +27,7 @@ from exporter.search import parse_limit
 from exporter.sparsity.check import check_pattern
 from exporter.sparsity.patterns import parse_pattern
 from runtime.backends import open_session
+from runtime.nouns import counted
 
 if TYPE_CHECKING:
     from runtime.comparison import Comparison
@@ -302,7 +303,7 @@ def _maker(
     if kind.weights_only:
         return "", lambda names: weights_quantized(plain, [c for c in chosen if c.node in set(names)], kind)
     assert calibration is not None
-    step(f"ranges of tensors on {len(calibration.fit)} inputs")
+    step(f"ranges of tensors on {counted(len(calibration.fit), 'input')}")
     ranges = find_ranges(plain, calibration.fit, calibration.batch, kind, profile, method, percentile)
     return ranges.method, lambda names: quantized(
         ranges, kind, profile, names, per_channel and kind.name != "fp8", less

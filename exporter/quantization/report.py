@@ -10,6 +10,7 @@ from exporter.report_calibration import before_after
 from exporter.report_json import accuracy_json
 from exporter.search import shown
 from exporter.tables import milliseconds, quantity, short, threads_text
+from runtime.nouns import counted
 
 _NAMED = 8
 
@@ -20,7 +21,7 @@ def quantize_text(found: Quantized) -> str:
         f"{found.source} -> {found.output}",
         f"{found.precision.name} for {found.profile}: {found.precision.about}"
         + (f"; ranges by {found.method}" if found.method else ""),
-        f"{len(found.quantized)} of {len(found.layers)} layers quantized",
+        f"{len(found.quantized)} of {counted(len(found.layers), 'layer')} quantized",
     ]
     lines += _search(found)
     lines += [f"  {short(name)} stays in float: {why}" for name, why in list(found.reasons.items())[:_NAMED]]
@@ -28,13 +29,14 @@ def quantize_text(found: Quantized) -> str:
         lines.append(f"  and {len(found.reasons) - _NAMED} more; --json has all")
     if found.accuracy is not None:
         lines.append(
-            f"on {found.accuracy.samples} held-out inputs: {found.accuracy.metric} {before_after(found.accuracy)}"
+            f"on {counted(found.accuracy.samples, 'held-out input')}: {found.accuracy.metric} "
+            f"{before_after(found.accuracy)}"
         )
     if found.error is not None:
         lines.append(f"output error {found.error:.3g} of the outputs' variance")
     sparse, pattern = found.sparse
     if sparse:
-        lines.append(f"zeros kept, as checked in the result: {sparse} sparse layers, {pattern} of them 2:4")
+        lines.append(f"zeros kept, as checked in the result: {counted(sparse, 'sparse layer')}, {pattern} of them 2:4")
     lines.append(
         f"size {quantity(found.before)}B -> {quantity(found.after)}B ({found.after / max(found.before, 1):.3f} of it)"
     )
@@ -48,8 +50,8 @@ def _search(found: Quantized) -> list[str]:
         return []
     tries = ", ".join(f"{count}: {shown(drop, search.accuracy)}" for count, drop in search.tries)
     return [
-        f"drop by number of layers in float ({search.accuracy.metric}, {search.accuracy.samples} samples, at most "
-        f"{shown(search.limit, search.accuracy)}): {tries}"
+        f"drop by number of layers in float ({search.accuracy.metric}, {counted(search.accuracy.samples, 'sample')}, "
+        f"at most {shown(search.limit, search.accuracy)}): {tries}"
     ]
 
 
@@ -61,8 +63,8 @@ def _speed(found: Quantized) -> list[str]:
         return []
     ratio = compared.ratio
     return [
-        f"latency {milliseconds(compared.first.median)} -> {milliseconds(compared.other.median)}: "
-        f"{ratio.value:.3f} times as long ({ratio.low:.3f} .. {ratio.high:.3f}), {compared.first.wall.size} pairs, "
+        f"latency {milliseconds(compared.first.median)} -> {milliseconds(compared.other.median)}: {ratio.value:.3f} "
+        f"times as long ({ratio.low:.3f} .. {ratio.high:.3f}), {counted(compared.first.wall.size, 'pair')}, "
         f"{threads_text(compared.first.threads, 'all')}: {compared.verdict}",
         *(f"caution: {flag.text}" for flag in compared.flags),
     ]

@@ -16,6 +16,7 @@ from exporter.errors import GoalError
 from exporter.quantization.precisions import Precision
 from exporter.search import Limit, shown
 from runtime.backends import Session, SessionOptions, open_session
+from runtime.nouns import counted
 from runtime.samples import Samples
 from runtime.steps import Count
 
@@ -100,7 +101,7 @@ def least_in_float(
     damage: dict[str, float] = {}
 
     def judged(count: int) -> bool:
-        step(f"{count} of {len(layers)} layers in float")
+        step(f"{count} of {counted(len(layers), 'layer')} in float")
         model = make([n for n in layers if n not in set(order[:count])])
         found = compare_sessions(opened(model, precision), original, judges, batch, metric)
         made[count] = model, found
@@ -120,7 +121,7 @@ def least_in_float(
             best = min(made.values(), key=lambda m: m[1].drop)[1]
             raise GoalError(
                 f"--max-drop {limit.text}: the drop is at least {shown(best.drop, best)}{_unit(best)} ({metric}, "
-                f"{best.samples} samples), however many layers stay in float.\n"
+                f"{counted(best.samples, 'sample')}), however many layers stay in float.\n"
                 "Raise --max-drop, or try another --method, or more --calib-samples."
             )
         count = min(count, len(layers) - 1)

@@ -9,6 +9,7 @@ import numpy as np
 from exporter.rules.registry import rule
 from exporter.rules.site import Site
 from exporter.slots import ONE, Axis, Fixed, Reason, SlotError
+from runtime.nouns import counted
 
 
 @rule("Transpose")
@@ -190,7 +191,7 @@ def pad(site: Site) -> None:
     along = [a % len(axes) for a in padded] if padded is not None else list(range(len(axes)))
     pads = _numbers(site, 1, "pads")
     if len(pads) != 2 * len(along):
-        raise SlotError(f"{len(pads)} pads for {len(along)} axes")
+        raise SlotError(f"{counted(len(pads), 'pad')} for {counted(len(along), 'axis')}")
     constant = str(site.attribute("mode", "constant")) == "constant"
     for k, at in enumerate(along):
         before, after = pads[k], pads[k + len(along)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from exporter.rules.registry import rule
 from exporter.rules.site import Site
 from exporter.slots import Axis, Fixed, SlotError
+from runtime.nouns import counted
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def recurrent(site: Site) -> None:
 def _per_gate(site: Site, flat: Axis, parts: int) -> Axis:
     """Hidden units of an axis that holds a block of them for each gate."""
     if flat.size % parts:
-        raise SlotError(f"{flat.size} rows are not {parts} blocks of equal size")
+        raise SlotError(f"{counted(flat.size, 'row is', 'rows are')} not {counted(parts, 'block')} of equal size")
     if isinstance(flat, Fixed):
         return Fixed(flat.size // parts, flat.why)
     first, *others = flat.reshape(parts, -1)

@@ -25,6 +25,7 @@ from exporter.protos import graphs_of
 from exporter.sparse_tensors import densify
 from exporter.sparsity.patterns import Pattern
 from exporter.tensors import Array, read
+from runtime.nouns import counted
 
 _WEIGHT = {
     "Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3, "Gemm": 1, "FusedGemm": 1, "QGemm": 3,
@@ -284,11 +285,11 @@ def _summed(node: NodeProto, nonzero: Array, pattern: Pattern) -> tuple[Array | 
             return None, "a grouped convolution"
         along, after = nonzero.shape[1], math.prod(nonzero.shape[2:])
     elif nonzero.ndim != 2:
-        return None, f"a weight of {nonzero.ndim} axes"
+        return None, f"a weight of {counted(nonzero.ndim, 'axis')}"
     else:
         along, after = (nonzero.shape[1], 1) if given.get("transB", 0) else nonzero.shape
     if along % pattern.of:
-        return None, f"{along} inputs, no multiple of {pattern.of}"
+        return None, f"{counted(along, 'input')}, no multiple of {pattern.of}"
     return np.ascontiguousarray(nonzero).reshape(-1, pattern.of, after), ""
 
 

@@ -10,6 +10,7 @@ from exporter.sparsity.check import Checked, check_pattern
 from exporter.sparsity.layers import Weight
 from exporter.sparsity.patterns import Pattern
 from exporter.tensors import Array
+from runtime.nouns import out_of
 
 
 def check(graph: Graph, pattern: Pattern, taken: Sequence[Weight], values: Mapping[str, Array]) -> list[str]:
@@ -26,9 +27,9 @@ def judged(rows: Sequence[Checked], names: set[str], pattern: Pattern) -> set[st
     for row in rows:
         if row.broken and row.names & names:
             raise GoalError(
-                f"{row.node}: {row.broken} of {row.runs} runs break {pattern} although the pattern was put on "
-                f"{', '.join(sorted(row.names & names))}. Nothing was written.\nThis is a bug of secateur: please "
-                "report it, and leave the layer out with --keep."
+                f"{row.node}: {out_of(row.broken, row.runs, 'run', 'breaks', 'break')} {pattern} although the pattern "
+                f"was put on {', '.join(sorted(row.names & names))}. Nothing was written.\n"
+                "This is a bug of secateur: please report it, and leave the layer out with --keep."
             )
         seen |= row.names if row.runs else set()
     return seen

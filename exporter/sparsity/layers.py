@@ -17,6 +17,7 @@ from exporter.graph import RETURNED, Graph, Node
 from exporter.sparsity.layouts import Layout, stored
 from exporter.sparsity.operators import Operand, operand
 from exporter.sparsity.patterns import Pattern
+from runtime.nouns import counted
 
 WORTH = 256
 """Inputs and outputs from which sparse kernels tend to pay."""
@@ -235,7 +236,7 @@ def refusal(weight: Weight, pattern: Pattern) -> str:
         if use.layout is None:
             return f"a Reshape in front of {use.node.label} mixes the axes"
         if use.inputs % pattern.of:
-            return f"{use.inputs} inputs are no multiple of {pattern.of}"
+            return f"{counted(use.inputs, 'input is', 'inputs are')} no multiple of {pattern.of}"
     first = weight.uses[0]
     for use in weight.uses[1:]:
         if use.step != first.step:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from exporter.edits import constant_takes
 from exporter.errors import GoalError, ModelError
-from exporter.fits import fingerprint
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.normalise import inline_data, is_large
 from exporter.plan import AxisTake, Plan
+from exporter.plan_check import fingerprint
 from exporter.proof import Proof
 from exporter.rewriter import rewrite
 from exporter.sizes import at_sizes

@@ -20,6 +20,7 @@ from exporter.sparsity.layers import Weight, benefit
 from exporter.sparsity.patterns import Pattern
 from exporter.sparsity.sparsifier import SparseLayer, Sparsified
 from exporter.tables import quantity, short, table
+from runtime.nouns import counted, out_of
 
 if TYPE_CHECKING:
     from exporter.sparsity.permuting import Permuted
@@ -63,7 +64,8 @@ def sparsify_text(result: Sparsified) -> str:
         table(rows, right=(4, 5, 7, 8)),
         "",
         *_left_lines(result.left),
-        f"{result.pattern}: {len(result.layers)} weights; {_percent(result.zeros / max(result.parameters, 1))} of the "
+        f"{result.pattern}: {counted(len(result.layers), 'weight')}; "
+        f"{_percent(result.zeros / max(result.parameters, 1))} of the "
         f"{quantity(result.parameters)} weights of layers are zero; file {size}"
         + (f" -> {quantity(result.after)}B" if result.after is not None else ""),
         *_permuted_lines(result),
@@ -99,7 +101,8 @@ def _permuted_lines(result: Sparsified) -> list[str]:
     if found.groups:
         equal = f"the reordered dense model was proved equal to the original (relative error {found.error:.1e})"
         head = (
-            f"reordered {found.groups} groups of channels, for {found.weights} of {whole} weights: "
+            f"reordered {counted(found.groups, 'group of channels', 'groups of channels')}, for {found.weights} of "
+            f"{counted(whole, 'weight')}: "
             f"{_percent(found.after)} of the magnitude stays instead of {_percent(found.before)}; {equal}"
         )
     rows = [f"  no order chosen for {_named(names)}: {reason}" for reason, names in found.still.items()]
@@ -116,7 +119,7 @@ def _held_lines(result: Sparsified) -> list[str]:
     if held is None:
         return []
     lines = [
-        f"on {held.samples} held-out inputs: output error {held.error:.3g} of the outputs' variance "
+        f"on {counted(held.samples, 'held-out input')}: output error {held.error:.3g} of the outputs' variance "
         f"({held.plain:.3g} with the weights chosen one by one, as they were)"
     ]
     lines += accuracy_lines(held.accuracy, held.agreement)
@@ -289,7 +292,7 @@ def inspect_text(graph: Graph, pattern: Pattern, rows: Sequence[Inspected]) -> s
 
 
 def _state(row: Inspected) -> str:
-    return "has it" if not row.broken else f"{row.broken} of {row.runs} runs do not"
+    return "has it" if not row.broken else f"{out_of(row.broken, row.runs, 'run', 'does', 'do')} not"
 
 
 def inspect_json(graph: Graph, pattern: Pattern, rows: Sequence[Inspected]) -> dict[str, Any]:
@@ -327,7 +330,7 @@ def verify_text(model: Path, pattern: Pattern, rows: Sequence[Checked], allow_de
     looked = [r for r in rows if r.runs]
     dense = [r for r in looked if r.broken and r not in wrong]
     lines = [
-        f"  {r.node} {list(r.shape)}: {r.broken} of {r.runs} runs break {pattern}"
+        f"  {r.node} {list(r.shape)}: {out_of(r.broken, r.runs, 'run', 'breaks', 'break')} {pattern}"
         + (" (dense: leave it out with --keep, or allow it with --allow-dense)" if r.dense(pattern) else "")
         for r in wrong
     ]
@@ -335,12 +338,12 @@ def verify_text(model: Path, pattern: Pattern, rows: Sequence[Checked], allow_de
     for row in rows:
         if not row.runs:
             skipped[row.skipped] = skipped.get(row.skipped, 0) + 1
-    lines += [f"  not looked at: {count} layers, {why}" for why, count in skipped.items()]
+    lines += [f"  not looked at: {counted(count, 'layer')}, {why}" for why, count in skipped.items()]
     if dense:
-        lines.append(f"  dense, and allowed to be: {len(dense)} layers")
+        lines.append(f"  dense, and allowed to be: {counted(len(dense), 'layer')}")
     good = len(looked) - len(wrong) - len(dense)
     runs = sum(r.runs for r in looked if not r.broken)
-    end = f"{pattern} holds in {good} of {len(looked)} layers ({quantity(runs)} runs)"
+    end = f"{pattern} holds in {good} of {counted(len(looked), 'layer')} ({quantity(runs)} runs)"
     return "\n".join([*lines, f"{model}: {'FAILED: ' if wrong or not good else ''}{end}"])
 
 

@@ -28,6 +28,7 @@ from exporter.sparsity.storage import saving
 from exporter.sparsity.streaming import Stream
 from exporter.sparsity.writing import Written, write
 from exporter.tensors import Array
+from runtime.nouns import out_of
 from runtime.steps import Count
 
 if TYPE_CHECKING:
@@ -303,7 +304,8 @@ def _nothing(graph: Graph, pattern: Pattern, left: Sequence[LeftOut]) -> str:
 
 def _untold(taken: Sequence[Weight], fitted: Fitted) -> list[str]:
     n = sum(w.name not in fitted.fits for w in taken)
-    return [f"{n} of {len(taken)} weights stay as chosen one by one: inputs tell nothing of them"] if n else []
+    stay = out_of(n, len(taken), "weight", "stays", "stay")
+    return [f"{stay} as chosen one by one: inputs tell nothing about this"] if n else []
 
 
 def _chosen(graph: Graph, plan: Plan, taken: Sequence[Weight], step: Progress) -> dict[str, Array]:

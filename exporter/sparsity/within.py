@@ -17,6 +17,7 @@ from exporter.sparsity.layers import Weight
 from exporter.sparsity.patterns import SCHEDULES, Plan
 from exporter.sparsity.selection import Chosen
 from exporter.tensors import Array
+from runtime.nouns import counted
 from runtime.steps import Count
 
 Choose = Callable[[Graph, Sequence[Weight], float], Chosen]
@@ -118,7 +119,7 @@ def fit_within(
         low, high = 1, len(order)
         while low < high:  # layers are fitted anew each time: those behind a dense one read something else
             count = (low + high) // 2
-            step(f"trying with {count} of {len(order)} layers dense")
+            step(f"trying with {count} of {counted(len(order), 'layer')} dense")
             trial, trial_fits = fitted([w for w in taken if w.name not in order[:count]])
             found = error_of(trial)
             if found <= plan.max_drop:
@@ -128,7 +129,8 @@ def fit_within(
         if error > plan.max_drop:
             raise GoalError(
                 f"--max-drop {plan.max_drop:g} cannot be met with {plan.pattern}: the outputs' error is {error:.3g} "
-                f"with all {len(order)} layers, and too large with the least harmful one alone.\n"
+                f"with {'it' if len(order) == 1 else f'all {len(order)} layers'}, and too large with the least harmful "
+                "one alone.\n"
                 "Allow more, or give more calibration inputs."
             )
     after = answers(with_values(graph, values), data.held, data.batch)

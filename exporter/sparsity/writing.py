@@ -15,6 +15,7 @@ from exporter.sparsity.patching import patch
 from exporter.sparsity.storage import obstacle as cannot_hold
 from exporter.sparsity.storage import same_outputs, store_sparse
 from exporter.tensors import Array
+from runtime.nouns import counted
 
 
 @dataclass(frozen=True)
@@ -68,5 +69,6 @@ def _write_sparse(graph: Graph, names: set[str], target: Path) -> Written:
         return Written(size, False, 0, ("stored dense: ONNX Runtime gives other outputs for the sparse file",))
     with replacing(target) as temporary:
         temporary.write_bytes(sparse)
-    note = f"{len(stored)} weights are sparse initializers; ONNX Runtime gives the same outputs, other tools may not"
+    are = counted(len(stored), "weight is a sparse initializer", "weights are sparse initializers")
+    note = f"{are}; ONNX Runtime gives the same outputs, other tools may not"
     return Written(len(sparse), False, len(stored), (note,))

@@ -14,6 +14,7 @@ from exporter.sweeps.driver import Outcomes
 from exporter.sweeps.sheet import Subject, Sweep, Variant
 from exporter.sweeps.store import Outcome
 from exporter.tables import milliseconds, quantity, table
+from runtime.nouns import out_of
 
 JSON_VERSION = 1
 
@@ -190,8 +191,8 @@ def notes_on(found: Outcomes, sweep: Sweep) -> list[str]:
         disturbed = sum(bool(t["cautions"]) for t in timed)
         if disturbed:
             notes.append(
-                f"caution: {disturbed} of {len(timed)} measurements on {device.name} were disturbed by other work; "
-                "their logs say by what"
+                f"caution: on {device.name} {out_of(disturbed, len(timed), 'measurement', 'was', 'were')} disturbed by "
+                "other work; their logs say by what"
             )
     return notes
 

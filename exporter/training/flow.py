@@ -21,6 +21,7 @@ from exporter.score_names import FLOW
 from exporter.training.devices import default_device
 from exporter.training.losses import probe
 from exporter.training.scores import Step, batches, owned, sum_over
+from runtime.nouns import counted
 from runtime.samples import Samples
 
 
@@ -64,7 +65,7 @@ def flow_scores(groups: Groups, samples: Samples, batch: int, step: Step, seed: 
             found = [f + size * g.detach() for f, g in zip(found, first, strict=True)]
             seen += size
             if number % 16 == 0:
-                step(f"{of} of {number} batches")
+                step(f"{of} of {counted(number, 'batch')}")
         return [f / max(seen, 1) for f in found]
 
     gradient = mean("gradients", [])

@@ -25,6 +25,7 @@ from exporter.training.scores import Step, batches
 from exporter.training.targets import Target
 from exporter.training.team import ALONE, Team
 from runtime.backends import open_session
+from runtime.nouns import counted
 from runtime.samples import Samples
 from runtime.steps import Count
 
@@ -178,7 +179,7 @@ def tune(
     held_count = max(int(len(mixed) * options.hold), 1)
     cut = len(mixed) - held_count
     if cut < 1:
-        raise UsageError(f"{len(samples)} samples are too few to hold some out.")
+        raise UsageError(f"{counted(len(samples), 'sample is', 'samples are')} too few to hold some out.")
     train, held = mixed.part(0, cut), mixed.part(cut, len(mixed))
     module = to_torch(graph).to(where)
     if not module.weights:
@@ -211,8 +212,8 @@ def tune(
 def _begin(module: OnnxModule, target: Target, options: TuneOptions, train: Samples, team: Team) -> _Run:
     if team.count > 1 and (train.store.single or train.store.fixed):
         raise UsageError(
-            f"the model takes {train.store.fixed or 1} samples in every run, so {team.count} processes cannot share a "
-            "batch. Start one process, or export the model with a dynamic batch axis."
+            f"the model takes {counted(train.store.fixed or 1, 'sample')} in every run, so {team.count} processes "
+            "cannot share a batch. Start one process, or export the model with a dynamic batch axis."
         )
     weights = module.weights
     short = (torch.float16, torch.bfloat16)

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-import exporter.carry
+import exporter.one_round
 import exporter.pruner
 import runtime.latency
 from exporter import Plan, __version__
@@ -701,7 +701,7 @@ def test_an_interrupt_is_told_in_a_line(models, cli, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporter.carry, "rewrite", interrupt)
+    monkeypatch.setattr(exporter.one_round, "rewrite", interrupt)
     told = cli("prune", models / "cnn.onnx", "-o", tmp_path / "out.onnx", "--ratio", "0.5", *SMALL)
     assert (told.code, told.out) == (130, "")
     assert told.err == "secateur: interrupted; nothing was written\n"

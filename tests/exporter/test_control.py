@@ -9,10 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporter import find_groups, load, rewrite, save, verify
 from exporter.errors import GoalError, ModelError
-from exporter.fits import fingerprint
+from exporter.forced_branches import ways
 from exporter.model_file import from_model
+from exporter.plan_check import fingerprint
 from exporter.protos import graphs_of
-from exporter.ways import ways
 from tests.exporter.files import (
     assert_same_function,
     branch,

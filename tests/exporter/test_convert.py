@@ -240,7 +240,7 @@ FAULTS = {
     "dynamic of no input": (convert_small("--dynamic", "y:0=batch"), 2, "no such input. Inputs: x."),
     "dynamic of no axis": (convert_small("--dynamic", "x:2=batch"), 2, "axes 0 to 1"),
     "one symbol, two sizes": (convert_small("--dynamic", "x:0=n", "--dynamic", "x:1=n"), 2, "6 here, 2 elsewhere"),
-    "too many output names": (convert_small("--output-name", "a", "--output-name", "b"), 2, "returns 1 tensors"),
+    "too many output names": (convert_small("--output-name", "a", "--output-name", "b"), 2, "returns 1 tensor"),
     "output named as input": (convert_small("--output-name", "x"), 2, "a name of its own"),
     "no such opset": (convert_small("--opset", "3"), 2, "--opset 3"),
     "no folder": (["convert", "modules.py:Small", "-o", "gone/out.onnx", "--input", "x:2x6"], 2, "no folder"),

@@ -350,7 +350,7 @@ def test_keep_and_only_reach_blocks(path, tmp_path):
     assert dropped(layers=1, keep=["node_d"]) == ["r"]
     assert dropped(layers=1, only=["w1"]) == ["t"]
     assert dropped(ratio=0.6, granularity=["layers", "neurons"], keep=["w1"]) == ["r"]
-    with pytest.raises(ModelError, match="--keep and --only leave none of the 2 residual blocks"):
+    with pytest.raises(ModelError, match="--keep and --only leave none to drop of 2 residual blocks"):
         dropped(layers=1, keep=["w1", "wo"])
     with pytest.raises(UsageError, match="--keep 'nothing' matches no node or tensor"):
         dropped(layers=1, keep=["nothing"])

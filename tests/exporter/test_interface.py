@@ -263,7 +263,7 @@ def test_inspect_lists_what_is_free(decoder, capsys):
     assert main(["inspect", str(decoder), *(f"--io={name}" for name in named)]) == 0  # they can be typed as they stand
     assert capsys.readouterr().out != told
     assert main(["inspect", str(decoder), "--io", "past_*:1", "--io", "present_*:1"]) == 0
-    assert "1 groups" in capsys.readouterr().out
+    assert "1 group;" in capsys.readouterr().out
 
 
 def test_inspect_says_how_to_free_a_vocabulary(words, capsys):

@@ -13,12 +13,12 @@ from benchmarks.large_model import write as write_llama
 from exporter import (
     GoalError,
     ModelError,
+    external_parts,
     find_groups,
     importance,
     load,
     make_plan,
     normalise,
-    parts,
     prune,
     rewrite,
     rewriter,
@@ -63,7 +63,7 @@ def contents(path):
 
 
 def described(graph):
-    return [t.name for t in graph.model.graph.initializer if parts.part_of(t) is not None]
+    return [t.name for t in graph.model.graph.initializer if external_parts.part_of(t) is not None]
 
 
 STEPS = {
@@ -82,7 +82,7 @@ def test_a_described_part_reads_as_if_it_were_taken(steps, tmp_path):
     tensor.external_data.add(key="location", value="data")
     for step in steps:
         part = onnx.TensorProto(name="w")
-        parts.describe(part, tensor, step)
+        external_parts.describe(part, tensor, step)
         tensor = part
         for axis, keep in step.items():
             values = values.take(keep, axis)

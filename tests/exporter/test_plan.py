@@ -16,9 +16,9 @@ from onnx import numpy_helper
 
 import exporter
 from exporter import Plan, SecateurError, UsageError, find_groups, load, make_plan, prune, rewrite, save, score, verify
-from exporter.fits import check_fits
 from exporter.model_file import from_model
 from exporter.plan import AxisTake, ConstantTake, Fingerprint
+from exporter.plan_check import check_fits
 from exporter.protos import graphs_of
 from tests.exporter.test_rules import random_plan
 from tests.onnx_builder import build, ints, node, weights

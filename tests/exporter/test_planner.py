@@ -118,7 +118,7 @@ def test_whole_groups_are_mentioned():
     groups = chain(16, 64)
     plan = make_plan(groups, score(groups), ratio=0.5)
     assert kept(plan) == [16, 32]
-    assert any("1 of 2 groups stay whole" in note for note in plan.notes)
+    assert any("1 of 2 groups stays whole" in note for note in plan.notes)
 
 
 def test_the_best_units_stay():

@@ -23,10 +23,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from exporter import find_groups, load, rewrite, verify
-from exporter.agreement import difference, signal, take_axes
 from exporter.errors import ModelError, SecateurError
 from exporter.graph import op_of
 from exporter.masked import masked_original
+from exporter.relative_difference import difference, signal, take_axes
 from exporter.rules import FROZEN, RULES
 from tests.exporter.test_rules import random_plan
 from tests.node_cases import node_cases

@@ -235,5 +235,5 @@ def test_denormals(linted):
     values[0] = 1e-40
     model = build([node("MatMul", "x w", "y")], {"x": [1, 3]}, ["y"], {"w": values})
     found = linted(model=model)["denormals"]
-    assert found.text == "4 denormal numbers in 1 weights (w)"
+    assert found.text == "4 denormal numbers in 1 weight (w)"
     assert found.nodes == ("node_y",)

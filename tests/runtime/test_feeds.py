@@ -132,8 +132,8 @@ def test_profiles_give_other_sizes():
 REFUSED = {
     "no such input": ([spec("x", "N", 4)], {"z": (1, 4)}, r"--shape z: the model has no such input. Inputs: x\."),
     "no inputs at all": ([], {"z": (1,)}, "no such input. Inputs: none"),
-    "too few axes": ([spec("x", "N", None, 4)], {"x": (4,)}, r"--shape x: 1 axes given, .* x\[N, \?, 4\]"),
-    "too many axes": ([spec("x")], {"x": (4,)}, r"--shape x: 1 axes given, the model declares x\[\]"),
+    "too few axes": ([spec("x", "N", None, 4)], {"x": (4,)}, r"--shape x: 1 axis given, .* x\[N, \?, 4\]"),
+    "too many axes": ([spec("x")], {"x": (4,)}, r"--shape x: 1 axis given, the model declares x\[\]"),
     "a fixed axis": ([spec("x", "N", 4)], {"x": (1, 5)}, r"axis 1 is fixed to 4 in x\[N, 4\], not 5"),
     "one symbol, two sizes": (
         [spec("x", "N", 4), spec("z", "N", 4)], {"x": (2, 4), "z": (3, 4)}, "--shape z: 'N' is 2 in another input",

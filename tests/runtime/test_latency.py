@@ -104,7 +104,7 @@ def test_progress_is_told(machine, paths):
         ({"seconds": -1}, BadRequest, "--seconds -1: must be a finite number above zero"),
         ({"backend": "other"}, BackendMissing, "no backend 'other'"),
         ({"shapes": {"x": (1,)}}, BadRequest, r"--shape x: .*a\.onnx has no such input"),
-        ({"shapes": {"ids": (1,)}}, BadRequest, "--shape ids: 1 axes given"),
+        ({"shapes": {"ids": (1,)}}, BadRequest, "--shape ids: 1 axis given"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from exporter.autograd.registry import Ints, Site, op
+from runtime.nouns import counted
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -107,7 +108,7 @@ def conv(
     """Cross-correlation."""
     rank = w.ndim - 2
     if rank not in _CONV:
-        raise site.refuse(f"it has {rank} spatial axes")
+        raise site.refuse(f"it has {counted(rank, 'spatial axis')}")
     kernel = list(w.shape[2:])
     strides, dilations = strides or [1] * rank, dilations or [1] * rank
     around = spatial_pads(auto_pad, pads, x.shape[2:], kernel, strides, dilations)
@@ -136,7 +137,7 @@ def _conv_transpose(
     """The gradient of a convolution; what is padded is cut off the full result."""
     rank = w.ndim - 2
     if rank not in _TRANSPOSED:
-        raise site.refuse(f"it has {rank} spatial axes")
+        raise site.refuse(f"it has {counted(rank, 'spatial axis')}")
     strides, dilations = strides or [1] * rank, dilations or [1] * rank
     extra = output_padding or [0] * rank
     y: Tensor = _TRANSPOSED[rank](x, w, b, strides, 0, 0, group, dilations)
@@ -187,7 +188,7 @@ def _deform_conv(
 ) -> Tensor:
     """A convolution that samples bilinearly at positions moved by ``offset`` (Dai et al., ICCV 2017), in 2-D."""
     if w.ndim != 4:
-        raise site.refuse(f"it has {w.ndim - 2} spatial axes")
+        raise site.refuse(f"it has {counted(w.ndim - 2, 'spatial axis')}")
     n, c, height, width = x.shape
     kh, kw = w.shape[2:]
     sy, sx = strides or [1, 1]

@@ -16,6 +16,7 @@ from exporter.autograd.ops.attention import (
     window_bias,
 )
 from exporter.autograd.registry import Ints, Site, op
+from runtime.nouns import counted
 
 _HIDDEN = -10000.0
 
@@ -36,7 +37,7 @@ def _padding(site: Site, mask: Tensor, keys: int, filler: float, dtype: torch.dt
     elif mask.ndim in (2, 3):
         shown = (mask != 0)[:, None, None] if mask.ndim == 2 else (mask != 0)[:, None]
     else:
-        raise site.refuse(f"its mask has {mask.ndim} axes")
+        raise site.refuse(f"its mask has {counted(mask.ndim, 'axis')}")
     return torch.where(shown, 0.0, filler).to(dtype)
 
 

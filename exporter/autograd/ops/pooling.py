@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exporter.autograd.ops.contraction import padded, spatial_pads
 from exporter.autograd.registry import Ints, Site, op
+from runtime.nouns import counted
 
 _MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -136,7 +137,7 @@ def max_pool(
     """Largest element of each window, and where it is in the whole tensor."""
     rank = len(kernel_shape)
     if rank not in _MAX:
-        raise site.refuse(f"it has {rank} spatial axes")
+        raise site.refuse(f"it has {counted(rank, 'spatial axis')}")
     at = _windows(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     wide = padded(x if x.is_floating_point() else x.float(), at.reach, float("-inf"))
     found = _MAX[rank](wide, at.kernel, at.strides, 0, at.dilations, False, site.outputs > 1)

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from exporter.autograd.registry import Ints, Site, op
+from runtime.nouns import counted
 
 Position = Callable[[int], float]
 Kernel = Callable[[float], float]
@@ -184,7 +185,7 @@ def _grid_sample(
     """Values at positions given from -1 to 1."""
     kind = {"linear": "bilinear", "cubic": "bicubic"}.get(mode or "linear", mode or "")
     if x.ndim not in (4, 5) or (x.ndim == 5 and kind == "bicubic"):
-        raise site.refuse(f"it samples a tensor of {x.ndim} axes with the mode '{kind}'")
+        raise site.refuse(f"it samples a tensor of {counted(x.ndim, 'axis')} with the mode '{kind}'")
     return F.grid_sample(x, grid.to(x.dtype), kind, padding_mode, bool(align_corners))
 
 

@@ -84,7 +84,7 @@ def test_reasons(make, shape, reasons, tmp_path):
     for layer, reason in reasons.items():
         assert layer in text
         assert reason in text
-    assert f"{len(found)} layers behind a cut kept their weights" in text
+    assert f"{len(found)} layer{'' if len(found) == 1 else 's'} behind a cut kept" in text
 
 
 def test_every_layer_is_accounted_for(tmp_path):

@@ -143,7 +143,7 @@ def test_the_pattern_survives_conversion_and_one_broken_run_does_not_pass(tmp_pa
     onnx.save(model, tmp_path / "other.onnx")
     code, out, _ = cli("verify", tmp_path / "other.onnx", "--pattern", "2:4", "--allow-dense")
     assert code == 1
-    assert "1 of 160 runs break 2:4" in out
+    assert "1 of 160 runs breaks 2:4" in out
     assert cli("verify", tmp_path / "other.onnx", "--pattern", "2:4", "--keep", "w2")[0] == 0
 
 
@@ -396,7 +396,7 @@ def test_inspect_lists_reasons_and_states(tmp_path, cli):
     cli("sparsify", MODELS / "digits_vit.onnx", "-o", target, "--only", "blocks.0.*")
     code, out, _ = cli("inspect", target, "--sparsity")
     assert code == 0
-    assert "1 inputs are no multiple of 4" in out
+    assert "1 input is no multiple of 4" in out
     assert out.count("has it") == 4
     assert "17 of 18 can have 2:4" in out
     assert cli("inspect", target, "--pattern", "2:4")[0] == 2
@@ -405,6 +405,6 @@ def test_inspect_lists_reasons_and_states(tmp_path, cli):
 def test_a_broken_result_is_not_written(tmp_path, monkeypatch):
     """The check has the last word, whatever went wrong before."""
     monkeypatch.setattr(selection, "thin_runs", lambda stored, *_: stored.values)
-    with pytest.raises(GoalError, match="runs break 2:4"):
+    with pytest.raises(GoalError, match=r"runs? breaks? 2:4"):
         sparsify(MODELS / "digits_vit.onnx", tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()

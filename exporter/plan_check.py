@@ -11,6 +11,7 @@ from exporter.graph import Graph
 from exporter.interface import rows_selected
 from exporter.plan import AxisTake, ConstantTake, Fingerprint, Plan
 from exporter.removal import links, stand_ins, sum_fault, survivors
+from runtime.nouns import counted
 
 
 def fingerprint(graph: Graph) -> Fingerprint:
@@ -93,7 +94,7 @@ def _faults(plan: Plan, graph: Graph) -> Iterator[str]:
         dims = tuple(graph.constants[origin].dims)
         yield from _wrong_axes(origin, take.axes, dims)
         if take.values is not None and (take.axes or len(take.values) != math.prod(dims)):
-            yield f"'{origin}' is {list(dims)} and cannot hold {len(take.values)} values"
+            yield f"'{origin}' is {list(dims)} and cannot hold {counted(len(take.values), 'value')}"
         for key, index in take.uses:
             node = graph.producer.get(key)
             if node is None or index >= len(node.inputs) or node.inputs[index] != origin:

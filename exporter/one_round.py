@@ -1,4 +1,4 @@
-"""Carry out a request on a graph, once: choose, rewrite, prove, fit the layers that stay."""
+"""One round: carry out a request on a graph, which is to choose, rewrite, prove, and fit the layers that stay."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from exporter.choice import Grounds, choose
 from exporter.depth import drop
-from exporter.fits import check_fits
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.interface import patterns_for
 from exporter.normalise import input_specs
 from exporter.plan import Plan
+from exporter.plan_check import check_fits
 from exporter.proof import Proof
 from exporter.request import Means, Request
 from exporter.rewriter import rewrite
