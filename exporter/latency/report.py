@@ -302,7 +302,7 @@ def lint_text(model: str, findings: Sequence[Finding]) -> str:
     """Findings, the costliest first."""
     if not findings:
         return f"{model}: nothing found that makes it slow"
-    lines = [f"{model}: {len(findings)} finding{'s' if len(findings) > 1 else ''}"]
+    lines = [f"{model}: {counted(len(findings), 'finding')}"]
     for f in findings:
         cost = f" [{100 * f.share:.1f} % of the time]" if f.share is not None else ""
         lines.append(f"  {f.rule}: {f.text}{cost}")
