@@ -35,7 +35,7 @@ class Means:
     Attributes:
         inputs: recorded inputs for the proof, and to rank with.
         calibration: inputs to choose and fit with.
-        cache: where predictions are looked for and kept.
+        cache: where predictions are looked for and kept, and what was done of a calculation that is under way.
         compensate: whether the layers that stay are fitted.
         prove: whether rewrites are proved.
         step: called with a line before each step that may take time.
@@ -127,7 +127,9 @@ def carry_out(graph: Graph, chosen: Chosen, means: Means) -> Outcome:
         return Outcome(chosen, pruned, proof, None)
     from exporter.calibration.fidelity import fitted
 
-    final, fidelity, notes = fitted(pruned, graph, chosen.plan, means.calibration, means.compensate, means.step)
+    final, fidelity, notes = fitted(
+        pruned, graph, chosen.plan, means.calibration, means.compensate, means.step, cache=means.cache
+    )
     return Outcome(chosen, final, proof, fidelity, tuple(notes))
 
 

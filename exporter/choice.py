@@ -255,7 +255,7 @@ def _widths(
     from exporter.calibration.trial import best_plan
 
     best = best_plan(
-        dense, lambda share: plan_for(prediction.mended(share)), calibration, macs_per_sample(groups), step
+        dense, lambda share: plan_for(prediction.mended(share)), calibration, macs_per_sample(groups), step, cache
     )
     return best, grounds
 

@@ -240,8 +240,8 @@ def _result(
     chosen, outcome = done.chosen, done.outcome
     before = totals(graph, chosen.whole)
     blocks = find_blocks(chosen.whole) if request.deep or chosen.plan.drop else None
-    cached = tuple(means.cache.notes) if means.cache is not None else ()
     if outcome is None:
+        cached = _finished(means.cache)
         after = _predicted(chosen.groups, chosen.plan)
         warnings = (*chosen.notes, *cached)
         return Result(
@@ -252,6 +252,7 @@ def _result(
     if output is not None:
         means.step("writing the result")
         written = save(outcome.pruned, output, progress=means.step)
+    cached = _finished(means.cache)
     after = replace(totals(outcome.pruned, find_groups(outcome.pruned)), file_bytes=written)
     proof = outcome.proof
     warnings = (
@@ -311,6 +312,17 @@ def _cache(calib: Source | None, wanted: bool) -> Cache | None:
     from runtime.cache import cache_folder
 
     return Cache(cache_folder() if wanted else None)
+
+
+def _finished(cache: Cache | None) -> tuple[str, ...]:
+    """What the cache has to say in the end; what it kept for a run after this one is not needed any more."""
+    if cache is None:
+        return ()
+    from exporter.calibration.journal import remove
+
+    remove(cache)
+    went_on = f"went on from a run that was interrupted: {cache.resumed} of its steps were not computed again"
+    return (*([went_on] if cache.resumed else []), *cache.notes)
 
 
 def _check(

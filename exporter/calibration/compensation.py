@@ -10,6 +10,7 @@ deep neural networks", ICCV 2017). Where a Relu follows, only what it lets throu
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -19,7 +20,9 @@ import onnx
 
 from exporter import tensors
 from exporter.agreement import take_axes
+from exporter.calibration.cache import Cache
 from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, rows_for, sampled
+from exporter.calibration.fit_journal import Fitted, fit_journal
 from exporter.calibration.joint import Batch, Joint, Pair, find_pairs
 from exporter.calibration.moments import Moments, Vector
 from exporter.calibration.readers import (
@@ -90,6 +93,7 @@ def compensate(
     step: Callable[[str], None] = lambda _: None,
     *,
     quick: bool = False,
+    cache: Cache | None = None,
 ) -> tuple[Graph, list[Refit]]:
     """Fit the weights that stay to calibration inputs.
 
@@ -103,6 +107,7 @@ def compensate(
         batch: samples in one run.
         step: called with a line before each layer.
         quick: each layer once, alone and to fewer rows: good enough to compare plans by.
+        cache: where layers are kept as they are fitted, for the next run to go on if this one is killed.
 
     Returns:
         The pruned graph with new weights, and what became of each reader.
@@ -116,11 +121,14 @@ def compensate(
     todo = [r for r in readers if r.source in touched]
     later = {r.weight for r in todo}
     pairs = find_pairs(pruned, readers) if not quick else {}
+    second_of = {p.first.weight: p.second.weight for p in pairs.values()}
+    journal = fit_journal(cache, pruned, graph, plan, samples, batch)
     known: dict[str, Moments] = {}
     refits = []
     fresh: dict[str, Array] = {}
     for i, reader in enumerate(todo, 1):
-        step(Count("fitting the layers that stay", i - 1, len(todo)))
+        note = f"{journal.reused} from an interrupted run" if journal.reused else ""
+        step(Count("fitting the layers that stay", i - 1, len(todo), note=note))
         target = find_target(pruned, graph, reader, later)
         later.discard(reader.weight)
         dense.advance([target.tensor])
@@ -128,18 +136,25 @@ def compensate(
         own.held = {p.first.source for p in pairs.values() if p.second.weight in later | {reader.weight}}
         own.advance([reader.source, *([target.other] if target.other else [])])
         fit = _Fit(reader, target, own, dense, plan, quick)
+        first = known.pop(pair.first.weight, None) if pair is not None else None
+        second = second_of.get(reader.weight)
         with threads_for(fit.present.shape[1]):
-            refit, values = fit.values()
-            if any(p.first.weight == reader.weight for p in pairs.values()):
+            found = journal.known(reader.weight)
+            if found is None:
+                started = time.perf_counter()
+                found = fit.fitted(pair, first)
+                journal.keep(reader.weight, found, time.perf_counter() - started)
+            else:
+                own.weights |= found.alone
+                if second is not None and not journal.ahead(second):
+                    fit.see()
+            if second is not None:
                 known[reader.weight] = fit.moments
-            own.weights |= values
-            first = known.pop(pair.first.weight, None) if pair is not None else None
-            together = fit.with_first(pair, first) if pair is not None else {}
-        refits.append(refit)
-        if pair is not None and together:
-            own.weights |= together
+        refits.append(Refit(reader.weight, found.before, found.after, found.damping))
+        if pair is not None and found.together:
+            own.weights |= found.together
             own.rewind(pair.again)
-        fresh |= values | together
+        fresh |= {**found.alone, **found.together}
     return with_values(pruned, fresh), refits
 
 
@@ -162,6 +177,23 @@ class _Fit:
         self.weight = own.graph.array(reader.weight)
         self.present = matrix(reader, self.weight)
         self.moments = Moments()
+
+    def fitted(self, pair: Pair | None, first: Moments | None) -> Fitted:
+        """The fit of this reader alone, which the pruned graph then has, and with the first of its pair.
+
+        Args:
+            pair: of which this reader is the second; None where there is none.
+            first: moments of what the first of it reads.
+        """
+        refit, values = self.values()
+        self.own.weights |= values
+        together = self.with_first(pair, first) if pair is not None else {}
+        return Fitted(refit.before, refit.after, refit.damping, values, together)
+
+    def see(self) -> None:
+        """Find the moments as ``values`` does, without a fit."""
+        fit, held = moments_of(sample for sample, _ in self._rows())
+        self.moments = fit + held if held.rows else fit
 
     def values(self) -> tuple[Refit, dict[str, Array]]:
         """The weights that fit the held-out samples best, the present ones included."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from exporter.calibration.directions import Directions, find_directions
 from exporter.calibration.elimination import Curve, Layer, eliminate
+from exporter.calibration.evidence_journal import Levels, arrays_of, evidence_in
+from exporter.calibration.journal import Journal
 from exporter.calibration.moments import Moments
 from exporter.calibration.readers import (
     Matrix,
@@ -231,7 +234,13 @@ class Seen:
 
 
 def readers_of(
-    groups: Groups, numbers: Sequence[int], runner: Runner, step: Callable[[str], None], *, narrow: bool = False
+    groups: Groups,
+    numbers: Sequence[int],
+    runner: Runner,
+    step: Callable[[str], None],
+    *,
+    narrow: bool = False,
+    known: Collection[int] = (),
 ) -> Iterator[Seen]:
     """The readers of some groups in the order of the graph, each as soon as the runner has reached it.
 
@@ -241,16 +250,17 @@ def readers_of(
         runner: at the start of the dense graph.
         step: called with a line before each reader.
         narrow: see wide kernels through few directions.
+        known: groups whose readers are run, so that others see what they would see, but need not be looked at.
     """
-    by_reader: dict[int, dict[int, Reading]] = {}
-    for n, found in readings(groups, numbers).items():
-        for reading in found:
-            by_reader.setdefault(reading.reader.node.index, {})[n] = reading
-    last = {n: place for place, members in sorted(by_reader.items()) for n in members}
-    for i, (place, members) in enumerate(sorted(by_reader.items()), 1):
+    by_reader = _by_reader(groups, numbers)
+    last = _last(by_reader)
+    for i, (place, members) in enumerate(by_reader.items(), 1):
         reader = next(iter(members.values())).reader
         step(Count("measuring what the layers read", i - 1, len(by_reader)))
         runner.advance([reader.source, reader.result])
+        wanted = {n: reading for n, reading in members.items() if n not in known}
+        if not wanted:
+            continue
         weights = matrix(reader, groups.graph.array(reader.weight))
         directions = find_directions(weights, positions(reader, groups.graph)) if narrow else None
         rows = sampled(runner, reader, runner.values(reader.result), ENOUGH_TO_CHOOSE)
@@ -259,11 +269,25 @@ def readers_of(
             weights = directions.weights(weights)
         with threads_for(weights.shape[1]):
             fit, held = moments_of(rows)
-        units = {n: columns_of(reading, weights.shape[1]) for n, reading in members.items()}
+        units = {n: columns_of(reading, weights.shape[1]) for n, reading in wanted.items()}
         apart = held.rows > 0 and fit.rows < _TELLING * weights.shape[1]
         moments, judge = (fit, held) if apart else (fit + held, None)
-        gone = frozenset(n for n in members if last[n] == place)
+        gone = frozenset(n for n in wanted if last[n] == place)
         yield Seen(reader, moments, judge, weights, units, gone, directions)
+
+
+def _by_reader(groups: Groups, numbers: Sequence[int]) -> dict[int, dict[int, Reading]]:
+    """Readings by the place of the reader in the graph, in this order, and by the number of the group."""
+    found: dict[int, dict[int, Reading]] = {}
+    for n, known in readings(groups, numbers).items():
+        for reading in known:
+            found.setdefault(reading.reader.node.index, {})[n] = reading
+    return dict(sorted(found.items()))
+
+
+def _last(by_reader: Mapping[int, Mapping[int, Reading]]) -> dict[int, int]:
+    """By number of a group the place of its last reader."""
+    return {n: place for place, members in by_reader.items() for n in members}
 
 
 @dataclass(frozen=True)
@@ -279,16 +303,41 @@ class Evidence:
 
     readers: tuple[Reader, ...]
     curve: Curve
-    levels: tuple[tuple[int, dict[str, Array]], ...]
+    levels: Levels
 
 
 def evidence(
-    groups: Groups, numbers: Sequence[int], runner: Runner, step: Callable[[str], None]
+    groups: Groups,
+    numbers: Sequence[int],
+    runner: Runner,
+    step: Callable[[str], None],
+    journal: Journal | None = None,
 ) -> dict[int, Evidence]:
-    """Damage curves of the groups that readers tell of, by number, from one pass over the calibration inputs."""
+    """Damage curves of the groups that readers tell of, by number, from one pass over the calibration inputs.
+
+    Args:
+        groups: the analysis.
+        numbers: of the groups.
+        runner: at the start of the dense graph.
+        step: called with a line before each reader.
+        journal: where they are kept, for the next run to go on if this one is killed.
+    """
+    journal = journal or Journal()
+    by_reader = _by_reader(groups, numbers)
+    last = _last(by_reader)
+    order = [n for place, members in by_reader.items() for n in members if last[n] == place]
     result: dict[int, Evidence] = {}
+    for n in order:
+        readers = tuple(members[n].reader for members in by_reader.values() if n in members)
+        known = evidence_in(journal.known(_name(n)) or {}, readers, groups.graph, groups.groups[n].width)
+        if known is not None:
+            result[n] = Evidence(readers, *known)
+    if len(result) == len(order):
+        return result
     layers: dict[int, list[tuple[Seen, Layer]]] = {}
-    for seen in readers_of(groups, numbers, runner, step, narrow=True):
+    seconds: dict[int, float] = {}
+    started = time.perf_counter()
+    for seen in readers_of(groups, numbers, runner, step, narrow=True, known=frozenset(result)):
         intercept = seen.reader.bias is not None
         centred = seen.moments.centred(intercept)
         judge = seen.judge.centred(intercept) if seen.judge is not None else None
@@ -299,7 +348,16 @@ def evidence(
                 layers.setdefault(n, []).append((seen, layer))
                 if n in seen.last:
                     result[n] = _evidence(groups, n, layers.pop(n))
-    return result
+            now = time.perf_counter()
+            seconds[n] = seconds.get(n, 0.0) + now - started
+            started = now
+            if n in seen.last:
+                journal.keep(_name(n), arrays_of(result[n].curve, result[n].levels), seconds[n])
+    return {n: result[n] for n in order}
+
+
+def _name(number: int) -> str:
+    return f"evidence of group {number}"
 
 
 def _evidence(groups: Groups, number: int, layers: list[tuple[Seen, Layer]]) -> Evidence:
@@ -307,7 +365,7 @@ def _evidence(groups: Groups, number: int, layers: list[tuple[Seen, Layer]]) -> 
     graph = groups.graph
     readers = tuple(seen.reader for seen, _ in layers)
     directions = [seen.directions for seen, _ in layers]
-    levels: list[tuple[int, dict[str, Array]]] = []
+    levels: list[tuple[int, Mapping[str, Array]]] = []
 
     def look(level: int, layers: Sequence[Layer]) -> None:
         weights: dict[str, Array] = {}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from exporter.calibration.accuracy import Accuracy, compare_accuracy, usual_metric
+from exporter.calibration.cache import Cache
 from exporter.calibration.compensation import Refit, compensate
 from exporter.calibration.data import Calibration
 from exporter.calibration.sensitivity import answers, deviation
@@ -78,6 +79,7 @@ def fit(
     wanted: bool,
     step: Callable[[str], None],
     start: tuple[Graph, Plan] | None = None,
+    cache: Cache | None = None,
 ) -> Fit:
     """Compensate where that helps.
 
@@ -90,6 +92,7 @@ def fit(
         step: called with a line before each step.
         start: the graph whose tensors the layers are fitted to, and the plan that leads from it to ``pruned``; the
             dense graph by default.
+        cache: see ``compensate``.
 
     Raises:
         ModelError: a model does not run on the samples.
@@ -99,7 +102,8 @@ def fit(
     plain = deviation(pruned, original, calibration.held, calibration.batch)
     if not wanted:
         return Fit(pruned, plain, plain, (), SWITCHED_OFF)
-    better, refits = compensate(pruned, *(start or (graph, plan)), calibration.fit, calibration.batch, step)
+    origin, cut = start or (graph, plan)
+    better, refits = compensate(pruned, origin, cut, calibration.fit, calibration.batch, step, cache=cache)
     if not refits:
         return Fit(pruned, plain, plain, (), "", ("no layer behind the cuts can be fitted",))
     error = deviation(better, original, calibration.held, calibration.batch)
@@ -158,6 +162,7 @@ def fitted(
     wanted: bool,
     step: Callable[[str], None],
     start: tuple[Graph, Plan] | None = None,
+    cache: Cache | None = None,
 ) -> tuple[Graph, Fidelity | None, list[str]]:
     """Compensate where that helps, and measure what is left; arguments and errors as for ``fit`` and ``fidelity_of``.
 
@@ -166,7 +171,7 @@ def fitted(
     """
     if not comparable(pruned, graph, plan):
         return pruned, None, ["not compensated and not measured: inputs or outputs of the model shrink"]
-    found = fit(pruned, graph, plan, calibration, wanted, step, start)
+    found = fit(pruned, graph, plan, calibration, wanted, step, start, cache)
     return found.graph, fidelity_of(found, graph, plan, calibration), list(found.notes)
 
 
