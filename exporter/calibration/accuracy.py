@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.calibration.portioned import Portioned, Runs, too_large
 from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
-from runtime.backends import Session, SessionOptions, open_session
+from runtime.backends import SessionOptions, open_session
 from runtime.errors import BadRequest
 from runtime.feeds import Array, Feeds
 from runtime.metrics import Batch, Metric, Scores, default_output
@@ -84,7 +85,7 @@ def compare_accuracy(pruned: Graph, graph: Graph, samples: Samples, batch: int, 
     return compare_sessions(_session(pruned), _session(graph), samples, batch, metric)
 
 
-def compare_sessions(other: Session, original: Session, samples: Samples, batch: int, metric: str) -> Accuracy:
+def compare_sessions(other: Runs, original: Runs, samples: Samples, batch: int, metric: str) -> Accuracy:
     """As ``compare_accuracy``, for models that are loaded already."""
     judged = find_metric(metric)
     if judged.needs == "labels" and samples.answers is None:
@@ -96,7 +97,9 @@ def compare_sessions(other: Session, original: Session, samples: Samples, batch:
     return _accuracy(judged, _joined(dense), _joined(after), len(samples))
 
 
-def _session(graph: Graph) -> Session:
+def _session(graph: Graph) -> Runs:
+    if too_large(graph):
+        return Portioned(graph)
     options = SessionOptions(spinning=False)  # between the runs others work
     return open_session(serialize_with_data(graph.model, graph.folder), options=options)
 
@@ -106,7 +109,7 @@ def _count(samples: Samples, feeds: Feeds) -> int:
 
 
 def _observed(
-    judged: Metric, dense: Session, pruned: Session, samples: Samples, batch: int
+    judged: Metric, dense: Runs, pruned: Runs, samples: Samples, batch: int
 ) -> Iterator[tuple[Scores, Scores]]:
     """What each batch adds, for the original and the pruned graph."""
     chosen = default_output(dense.outputs, None).name
@@ -120,7 +123,7 @@ def _observed(
         yield one, other
 
 
-def _run(session: Session, feeds: Feeds, names: list[str] | None) -> dict[str, Array]:
+def _run(session: Runs, feeds: Feeds, names: list[str] | None) -> dict[str, Array]:
     return {name: np.asarray(value) for name, value in session.run(feeds, names).items()}
 
 

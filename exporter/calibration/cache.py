@@ -46,7 +46,8 @@ class Cache:
         largest: bytes that they may take together.
         notes: what the reader should know: entries that were damaged, a folder that cannot be written.
         hits: number of results that did not have to be computed.
-        journals: folders of what was kept of calculations that are under way; see ``journal``.
+        journals: folders of what was kept of calculations that are under way, and the files there that are this run's;
+            see ``journal``.
         resumed: number of steps of them that an earlier run had done.
     """
 
@@ -54,7 +55,7 @@ class Cache:
     largest: int = LARGEST
     notes: list[str] = field(default_factory=list)
     hits: int = 0
-    journals: set[Path] = field(default_factory=set)
+    journals: dict[Path, set[str]] = field(default_factory=dict)
     resumed: int = 0
     _memory: dict[str, Arrays] = field(default_factory=dict)
 

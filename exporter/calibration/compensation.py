@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
 
 import numpy as np
-import onnx
 
-from exporter import tensors
 from exporter.agreement import take_axes
 from exporter.calibration.cache import Cache
 from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, rows_for, sampled
@@ -39,12 +37,13 @@ from exporter.calibration.readers import (
     plain,
     weight_of,
 )
+from exporter.calibration.renewed import with_values
 from exporter.calibration.runner import Runner
 from exporter.calibration.targets import WIDE, Target, find_target
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.plan import Plan
-from exporter.protos import constant_of, key_of, reads
+from exporter.protos import reads
 from exporter.tensors import Array
 from runtime.errors import RunError
 from runtime.samples import Samples
@@ -125,7 +124,6 @@ def compensate(
     journal = fit_journal(cache, pruned, graph, plan, samples, batch)
     known: dict[str, Moments] = {}
     refits = []
-    fresh: dict[str, Array] = {}
     for i, reader in enumerate(todo, 1):
         note = f"{journal.reused} from an interrupted run" if journal.reused else ""
         step(Count("fitting the layers that stay", i - 1, len(todo), note=note))
@@ -154,8 +152,7 @@ def compensate(
         if pair is not None and found.together:
             own.weights |= found.together
             own.rewind(pair.again)
-        fresh |= {**found.alone, **found.together}
-    return with_values(pruned, fresh), refits
+    return with_values(pruned, own.weights), refits
 
 
 @dataclass(frozen=True)
@@ -377,17 +374,3 @@ def _touched(graph: Graph, plan: Plan) -> set[str]:
         if found & reads(node.proto):
             found.update(o for o in node.outputs if o)
     return found
-
-
-def with_values(graph: Graph, values: Mapping[str, Array]) -> Graph:
-    """The graph with other values of some constants."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    constants = {t.name: t for t in model.graph.initializer}
-    for node in model.graph.node:
-        held = constant_of(node)
-        if held is not None:
-            constants[key_of(node)] = held
-    for name, fresh in values.items():
-        tensors.assign(constants[name], fresh)
-    return replace(graph, model=model, constants=constants)

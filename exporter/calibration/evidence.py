@@ -31,6 +31,7 @@ from exporter.calibration.readers import (
     positions,
 )
 from exporter.calibration.runner import Runner
+from exporter.calibration.store import Shelf
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.groups import Groups
@@ -327,11 +328,12 @@ def evidence(
     last = _last(by_reader)
     order = [n for place, members in by_reader.items() for n in members if last[n] == place]
     result: dict[int, Evidence] = {}
+    shelf = Shelf()
     for n in order:
         readers = tuple(members[n].reader for members in by_reader.values() if n in members)
         known = evidence_in(journal.known(_name(n)) or {}, readers, groups.graph, groups.groups[n].width)
         if known is not None:
-            result[n] = Evidence(readers, *known)
+            result[n] = _shelved(Evidence(readers, *known), shelf, n)
     if len(result) == len(order):
         return result
     layers: dict[int, list[tuple[Seen, Layer]]] = {}
@@ -353,11 +355,18 @@ def evidence(
             started = now
             if n in seen.last:
                 journal.keep(_name(n), arrays_of(result[n].curve, result[n].levels), seconds[n])
+                result[n] = _shelved(result[n], shelf, n)
     return {n: result[n] for n in order}
 
 
 def _name(number: int) -> str:
     return f"evidence of group {number}"
+
+
+def _shelved(known: Evidence, shelf: Shelf, number: int) -> Evidence:
+    """The same, with the weights on a shelf."""
+    levels = tuple((width, shelf.part(f"{number} {width} ", weights)) for width, weights in known.levels)
+    return replace(known, levels=levels)
 
 
 def _evidence(groups: Groups, number: int, layers: list[tuple[Seen, Layer]]) -> Evidence:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ class Journal:
     Attributes:
         cache: whose folder it is in, and which is told what the reader should know; None keeps nothing.
         key: all that decides the calculation; "" where nothing is kept.
-        reused: number of steps that were found.
+        reused: number of steps that an earlier run had done.
     """
 
     cache: Cache | None = None
@@ -61,8 +61,9 @@ class Journal:
             found = read_entry(path, f"{self.key} {name}")
         except FAULTS:
             return None
-        self.reused += 1
-        self.cache.resumed += 1
+        if path.name not in self.cache.journals.get(path.parent, ()):
+            self.reused += 1
+            self.cache.resumed += 1
         return found
 
     def keep(self, name: str, arrays: Values, seconds: float) -> None:
@@ -79,9 +80,10 @@ class Journal:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.cache.journals.add(folder)
+            own = self.cache.journals.setdefault(folder, set())
             if _room(folder.parent, size, self.cache.journals):
                 write_entry(folder / _file(name), f"{self.key} {name}", arrays, flushed=False)
+                own.add(_file(name))
                 return
             why = "there is no room for it"
         except OSError as error:
@@ -118,7 +120,7 @@ def open_journal(cache: Cache | None, key: Callable[[], str]) -> Journal:
     journal = Journal(cache, key())
     folder = journal._folder()
     if folder is not None and folder.is_dir():
-        cache.journals.add(folder)
+        cache.journals.setdefault(folder, set())
         with suppress(OSError):
             folder.touch()  # it is in use
     return journal
@@ -129,14 +131,14 @@ def remove(cache: Cache, *journals: Journal) -> None:
     for folder in [j._folder() for j in journals] if journals else list(cache.journals):
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            cache.journals.discard(folder)
+            cache.journals.pop(folder, None)
 
 
 def _file(name: str) -> str:
     return f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.npz"
 
 
-def _room(folder: Path, size: int, own: set[Path]) -> bool:
+def _room(folder: Path, size: int, own: Container[Path]) -> bool:
     """Make room for so many bytes beside the journals there are; False where there is none.
 
     Args:
