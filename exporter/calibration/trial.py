@@ -146,7 +146,7 @@ def _judge(
         return deviation(pruned, original[0], others, calibration.batch)
 
     def error(pruned: Graph, plan: Plan, fitting: bool) -> float:
-        name = f"{plan.to_json()} {fitting}"
+        name = f"{plan.to_json()} {fitting}" if journal.key else ""
         found = journal.remember(name, lambda: {"error": np.array(tried(pruned, plan, fitting))})
         return float(found["error"])
 
