@@ -11,6 +11,7 @@ the calculation. With ``--kill N`` a first run is killed once N layers are fitte
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -54,6 +55,7 @@ def calibrated(
     from runtime.steps import Count
 
     stretches: list[dict[str, Any]] = []
+    told = Path(folder) / "stretches.json"
     os.environ["SECATEUR_CACHE"] = str(Path(folder) / "cache")
 
     def note(line: str) -> None:
@@ -64,7 +66,8 @@ def calibrated(
             stretches[-1] |= {"seconds": time.perf_counter() - stretches[-1]["start"]}
             stretches[-1]["peak"] = max(stretches[-1]["peak"], _peak())
         if not stretches or stretches[-1]["what"] != what:
-            stretches.append({"what": what, "start": time.perf_counter(), "peak": 0})
+            stretches.append({"what": what, "start": time.perf_counter(), "seconds": 0.0, "peak": 0})
+        told.write_text(json.dumps(stretches, indent=1), encoding="utf-8")  # for whoever waits
 
     result = prune(
         Path(folder) / "llama.onnx",
@@ -166,8 +169,8 @@ def page(data: dict[str, Any]) -> str:
     lines = [
         "# Calibration of a large model",
         "",
-        f"{last['parameters'] / 1e6:,.0f} M parameters in fp16, {data['bytes'] / 1e9:.2f} GB; {options['samples']} samples of "
-        f"{options['tokens']} tokens; `{asked} --calib`, "
+        f"{last['parameters'] / 1e6:,.0f} M parameters in fp16, {data['bytes'] / 1e9:.2f} GB; {options['samples']} "
+        f"samples of {options['tokens']} tokens; `{asked} --calib`, "
         f"{child.THREADS} threads. {last['fitted']} layers fitted; peak memory {peak / 1e9:.2f} GB, "
         f"{peak / data['bytes']:.2f} of the file; {last['cpu']:.0f} CPU-seconds, {last['wall']:.0f} s.",
         "",
