@@ -32,7 +32,11 @@ def make(folder: str, samples: int, tokens: int, shape: dict[str, int]) -> dict[
     import numpy as np
     from large_model import write
 
-    size = write(Path(folder) / "llama.onnx", sequence=tokens, **shape)
+    wanted, done = json.dumps([tokens, shape]), Path(folder) / "shape.json"
+    if not done.exists() or done.read_text(encoding="utf-8") != wanted:
+        write(Path(folder) / "llama.onnx", sequence=tokens, **shape)
+        done.write_text(wanted, encoding="utf-8")
+    size = sum(file.stat().st_size for file in Path(folder).glob("llama.*"))
     ids = np.random.default_rng(0).integers(0, shape["vocabulary"], (samples, tokens))
     np.savez(Path(folder) / "ids.npz", ids=ids)
     return {"bytes": size}

@@ -27,11 +27,14 @@ class Writer:
         self.rng = np.random.default_rng(0)
         self.pool = (self.rng.standard_normal(_POOL, np.float32)).astype(np.float16)
         self.tensors: list[TensorProto] = []
+        self._scaled: dict[float, np.ndarray] = {}
 
     def weight(self, name: str, *shape: int) -> str:
         """A matrix of normal numbers, scaled by the root of its inputs (axis 0; rows of an embedding count as one)."""
         scale = np.float16(1.0 if name == "embed" else shape[0] ** -0.5)
-        pool = self.pool * scale
+        if float(scale) not in self._scaled:
+            self._scaled[float(scale)] = self.pool * scale
+        pool = self._scaled[float(scale)]
         left, start = int(np.prod(shape)), int(self.rng.integers(_POOL))
         length = 2 * left
         while left:
