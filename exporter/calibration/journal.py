@@ -22,7 +22,7 @@ from exporter.calibration.cache import FAULTS, Cache, read_entry, write_entry
 
 Values = Mapping[str, NDArray[Any]]
 
-SHARE = 0.02
+SHARE = 0.01
 """What keeping a step may take at most, of the time that computing it took: else it is computed again."""
 
 LARGEST = 16 << 30

@@ -190,7 +190,7 @@ def test_a_killed_run_goes_on(way, moments, runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_killed_after_any_step_goes_on(way, runs):
-    check(runs, way, np.linspace(0, 1, 60))
+    check(runs, way, np.linspace(0, 1, int(os.environ.get("SECATEUR_KILLS", "60"))))
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def test_a_step_is_read_as_it_was_kept(tmp_path):
 def test_only_what_takes_longer_than_keeping_it_is_kept(tmp_path):
     large = {"a": np.zeros(1 << 20)}
     steps = opened(tmp_path)
-    for name, values, seconds in (("quick", STEP, 0.05), ("long", STEP, 0.2), ("large", large, 0.2)):
+    for name, values, seconds in (("quick", STEP, 0.05), ("long", STEP, 0.5), ("large", large, 0.5)):
         steps.keep(name, values, seconds)
     assert [name for name in ("quick", "long", "large") if opened(tmp_path).known(name)] == ["long"]
     assert steps.remember("quick", lambda: STEP) is STEP
