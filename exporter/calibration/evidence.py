@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from exporter.calibration.directions import Directions, find_directions
 from exporter.calibration.elimination import Curve, Layer, eliminate
-from exporter.calibration.evidence_journal import Levels, arrays_of, evidence_in
+from exporter.calibration.evidence_journal import Levels, arrays_of, evidence_in, shelved
 from exporter.calibration.journal import Journal
 from exporter.calibration.moments import Moments
 from exporter.calibration.readers import (
@@ -262,19 +262,24 @@ def readers_of(
         wanted = {n: reading for n, reading in members.items() if n not in known}
         if not wanted:
             continue
-        weights = matrix(reader, groups.graph.array(reader.weight))
-        directions = find_directions(weights, positions(reader, groups.graph)) if narrow else None
-        rows = sampled(runner, reader, runner.values(reader.result), ENOUGH_TO_CHOOSE)
-        if directions is not None:
-            rows = (replace(sample, x=directions.rows(sample.x)) for sample in rows)
-            weights = directions.weights(weights)
-        with threads_for(weights.shape[1]):
-            fit, held = moments_of(rows)
-        units = {n: columns_of(reading, weights.shape[1]) for n, reading in wanted.items()}
-        apart = held.rows > 0 and fit.rows < _TELLING * weights.shape[1]
-        moments, judge = (fit, held) if apart else (fit + held, None)
         gone = frozenset(n for n in wanted if last[n] == place)
-        yield Seen(reader, moments, judge, weights, units, gone, directions)
+        yield _seen(runner, reader, wanted, gone, narrow)  # no name here holds what is seen while others work with it
+
+
+def _seen(runner: Runner, reader: Reader, members: Mapping[int, Reading], last: frozenset[int], narrow: bool) -> Seen:
+    """What a reader shows that the runner has reached; arguments as for ``readers_of`` and ``Seen``."""
+    weights = matrix(reader, runner.graph.array(reader.weight))
+    directions = find_directions(weights, positions(reader, runner.graph)) if narrow else None
+    rows = sampled(runner, reader, runner.values(reader.result), ENOUGH_TO_CHOOSE)
+    if directions is not None:
+        rows = (replace(sample, x=directions.rows(sample.x)) for sample in rows)
+        weights = directions.weights(weights)
+    with threads_for(weights.shape[1]):
+        fit, held = moments_of(rows)
+    units = {n: columns_of(reading, weights.shape[1]) for n, reading in members.items()}
+    apart = held.rows > 0 and fit.rows < _TELLING * weights.shape[1]
+    moments, judge = (fit, held) if apart else (fit + held, None)
+    return Seen(reader, moments, judge, weights, units, last, directions)
 
 
 def _by_reader(groups: Groups, numbers: Sequence[int]) -> dict[int, dict[int, Reading]]:
@@ -333,29 +338,28 @@ def evidence(
         readers = tuple(members[n].reader for members in by_reader.values() if n in members)
         known = evidence_in(journal.known(_name(n)) or {}, readers, groups.graph, groups.groups[n].width)
         if known is not None:
-            result[n] = _shelved(Evidence(readers, *known), shelf, n)
+            curve, levels = known
+            result[n] = Evidence(readers, curve, shelved(levels, shelf, n))
     if len(result) == len(order):
         return result
-    layers: dict[int, list[tuple[Seen, Layer]]] = {}
+    layers: dict[int, list[_Read]] = {}
     seconds: dict[int, float] = {}
     started = time.perf_counter()
     for seen in readers_of(groups, numbers, runner, step, narrow=True, known=frozenset(result)):
-        intercept = seen.reader.bias is not None
-        centred = seen.moments.centred(intercept)
-        judge = seen.judge.centred(intercept) if seen.judge is not None else None
-        damping = DAMPING + UNCERTAIN * seen.weights.shape[1] / max(seen.moments.rows, 1)
-        for n, units in seen.units.items():
-            with threads_for(seen.weights.shape[1]):
-                layer = Layer(centred, units, damping, seen.weights, judge, groups.groups[n].width)
-                layers.setdefault(n, []).append((seen, layer))
-                if n in seen.last:
-                    result[n] = _evidence(groups, n, layers.pop(n))
-            now = time.perf_counter()
-            seconds[n] = seconds.get(n, 0.0) + now - started
-            started = now
-            if n in seen.last:
-                journal.keep(_name(n), arrays_of(result[n].curve, result[n].levels), seconds[n])
-                result[n] = _shelved(result[n], shelf, n)
+        last, told = seen.last, tuple(seen.units)
+        with threads_for(seen.weights.shape[1]):
+            for n in told:
+                layers.setdefault(n, []).append(_read(seen, n, groups.groups[n].width))
+            del seen  # its moments are several times what is left of them
+            for n in [n for n in order if n in last]:
+                result[n] = _evidence(groups, n, layers.pop(n))
+        now = time.perf_counter()
+        for n in told:
+            seconds[n] = seconds.get(n, 0.0) + (now - started) / len(told)
+        started = now
+        for n in last:
+            journal.keep(_name(n), arrays_of(result[n].curve, result[n].levels), seconds[n])
+            result[n] = replace(result[n], levels=shelved(result[n].levels, shelf, n))
     return {n: result[n] for n in order}
 
 
@@ -363,17 +367,23 @@ def _name(number: int) -> str:
     return f"evidence of group {number}"
 
 
-def _shelved(known: Evidence, shelf: Shelf, number: int) -> Evidence:
-    """The same, with the weights on a shelf."""
-    levels = tuple((width, shelf.part(f"{number} {width} ", weights)) for width, weights in known.levels)
-    return replace(known, levels=levels)
+_Read = tuple[Reader, Directions | None, Layer]
 
 
-def _evidence(groups: Groups, number: int, layers: list[tuple[Seen, Layer]]) -> Evidence:
+def _read(seen: Seen, number: int, width: int) -> _Read:
+    """A reader of a group from which no unit is taken yet."""
+    intercept = seen.reader.bias is not None
+    judge = seen.judge.centred(intercept) if seen.judge is not None else None
+    damping = DAMPING + UNCERTAIN * seen.weights.shape[1] / max(seen.moments.rows, 1)
+    layer = Layer(seen.moments.centred(intercept), seen.units[number], damping, seen.weights, judge, width)
+    return seen.reader, seen.directions, layer
+
+
+def _evidence(groups: Groups, number: int, read: list[_Read]) -> Evidence:
     width = groups.groups[number].width
     graph = groups.graph
-    readers = tuple(seen.reader for seen, _ in layers)
-    directions = [seen.directions for seen, _ in layers]
+    readers = tuple(reader for reader, _, _ in read)
+    directions = [few for _, few, _ in read]
     levels: list[tuple[int, Mapping[str, Array]]] = []
 
     def look(level: int, layers: Sequence[Layer]) -> None:
@@ -384,5 +394,5 @@ def _evidence(groups: Groups, number: int, layers: list[tuple[Seen, Layer]]) -> 
         levels.append((level, weights))
 
     pauses = sorted({max(1, width // share) for share in LEVELS if width > 1}, reverse=True)
-    curve = eliminate([layer for _, layer in layers], width, pauses, look)
+    curve = eliminate([layer for *_, layer in read], width, pauses, look)
     return Evidence(readers, curve, tuple(levels))

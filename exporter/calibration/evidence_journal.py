@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from exporter.calibration.elimination import Curve
 from exporter.calibration.readers import Reader
+from exporter.calibration.store import Shelf
 from exporter.graph import Graph
 from exporter.tensors import Array
 
@@ -53,6 +54,17 @@ def evidence_in(
             return None
         levels.append((int(count), weights))
     return Curve(order.astype(np.int64), damage.astype(np.float64)), tuple(levels)
+
+
+def shelved(levels: Levels, shelf: Shelf, number: int) -> Levels:
+    """The same, with the weights on a shelf.
+
+    Args:
+        levels: of a group.
+        shelf: where they go.
+        number: of the group.
+    """
+    return tuple((width, shelf.part(f"{number} {width} ", weights)) for width, weights in levels)
 
 
 def _fits(values: Array, graph: Graph, name: str) -> bool:
