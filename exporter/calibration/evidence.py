@@ -14,7 +14,7 @@ from exporter.calibration.directions import Directions, find_directions
 from exporter.calibration.elimination import Curve, Layer, eliminate
 from exporter.calibration.evidence_journal import Levels, arrays_of, evidence_in, shelved
 from exporter.calibration.journal import Journal
-from exporter.calibration.moments import Moments
+from exporter.calibration.moments import Centred, Moments
 from exporter.calibration.readers import (
     Matrix,
     Places,
@@ -346,11 +346,14 @@ def evidence(
     seconds: dict[int, float] = {}
     started = time.perf_counter()
     for seen in readers_of(groups, numbers, runner, step, narrow=True, known=frozenset(result)):
-        last, told = seen.last, tuple(seen.units)
-        with threads_for(seen.weights.shape[1]):
-            for n in told:
-                layers.setdefault(n, []).append(_read(seen, n, groups.groups[n].width))
-            del seen  # its moments are several times what is left of them
+        reader, directions, weights, told, last = seen.reader, seen.directions, seen.weights, seen.units, seen.last
+        centred, judge, damping = _about_means(seen)
+        del seen  # the sums are as large again
+        with threads_for(weights.shape[1]):
+            for n, units in told.items():
+                layer = Layer(centred, units, damping, weights, judge, groups.groups[n].width)
+                layers.setdefault(n, []).append((reader, directions, layer))
+            del centred, weights, layer
             for n in [n for n in order if n in last]:
                 result[n] = _evidence(groups, n, layers.pop(n))
         now = time.perf_counter()
@@ -370,13 +373,12 @@ def _name(number: int) -> str:
 _Read = tuple[Reader, Directions | None, Layer]
 
 
-def _read(seen: Seen, number: int, width: int) -> _Read:
-    """A reader of a group from which no unit is taken yet."""
+def _about_means(seen: Seen) -> tuple[Centred, Centred | None, float]:
+    """The moments of a reader, those that judge it, and its damping."""
     intercept = seen.reader.bias is not None
     judge = seen.judge.centred(intercept) if seen.judge is not None else None
     damping = DAMPING + UNCERTAIN * seen.weights.shape[1] / max(seen.moments.rows, 1)
-    layer = Layer(seen.moments.centred(intercept), seen.units[number], damping, seen.weights, judge, width)
-    return seen.reader, seen.directions, layer
+    return seen.moments.centred(intercept), judge, damping
 
 
 def _evidence(groups: Groups, number: int, read: list[_Read]) -> Evidence:
