@@ -346,7 +346,7 @@ def evidence(
     seconds: dict[int, float] = {}
     started = time.perf_counter()
     for seen in readers_of(groups, numbers, runner, step, narrow=True, known=frozenset(result)):
-        reader, directions, weights, told, last = seen.reader, seen.directions, seen.weights, seen.units, seen.last
+        reader, directions, weights, told, done = seen.reader, seen.directions, seen.weights, seen.units, seen.last
         centred, judge, damping = _about_means(seen)
         del seen  # the sums are as large again
         with threads_for(weights.shape[1]):
@@ -354,13 +354,13 @@ def evidence(
                 layer = Layer(centred, units, damping, weights, judge, groups.groups[n].width)
                 layers.setdefault(n, []).append((reader, directions, layer))
             del centred, weights, layer
-            for n in [n for n in order if n in last]:
+            for n in [n for n in order if n in done]:
                 result[n] = _evidence(groups, n, layers.pop(n))
         now = time.perf_counter()
         for n in told:
             seconds[n] = seconds.get(n, 0.0) + (now - started) / len(told)
         started = now
-        for n in last:
+        for n in done:
             journal.keep(_name(n), arrays_of(result[n].curve, result[n].levels), seconds[n])
             result[n] = replace(result[n], levels=shelved(result[n].levels, shelf, n))
     return {n: result[n] for n in order}
