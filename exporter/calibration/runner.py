@@ -28,7 +28,7 @@ Stretches = dict[tuple[tuple[int, ...], tuple[str, ...]], Stretch]
 _STRETCHES = 8
 """In how many a graph is cut at most."""
 
-LARGE = 1 << 30
+LARGE = 1 << 29
 """Bytes of weights beyond which nodes run in portions, each with a session that is closed before the next is opened."""
 
 _PORTION = 1 << 27
