@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 _POOL = 1 << 24
-_SEQUENCE = 8
+SEQUENCE = 8
 _ALIGNMENT = 4096
 
 
@@ -27,11 +27,14 @@ class Writer:
         self.rng = np.random.default_rng(0)
         self.pool = (self.rng.standard_normal(_POOL, np.float32)).astype(np.float16)
         self.tensors: list[TensorProto] = []
+        self._scaled: dict[float, np.ndarray] = {}
 
     def weight(self, name: str, *shape: int) -> str:
         """A matrix of normal numbers, scaled by the root of its inputs (axis 0; rows of an embedding count as one)."""
         scale = np.float16(1.0 if name == "embed" else shape[0] ** -0.5)
-        pool = self.pool * scale
+        if float(scale) not in self._scaled:
+            self._scaled[float(scale)] = self.pool * scale
+        pool = self._scaled[float(scale)]
         left, start = int(np.prod(shape)), int(self.rng.integers(_POOL))
         length = 2 * left
         while left:
@@ -57,7 +60,9 @@ class Writer:
         return name
 
 
-def write(path: Path, layers: int, hidden: int, inner: int, heads: int, vocabulary: int) -> int:
+def write(
+    path: Path, layers: int, hidden: int, inner: int, heads: int, vocabulary: int, sequence: int = SEQUENCE
+) -> int:
     """Write the model; returns its bytes."""
     writer = Writer(path.with_suffix(".weights"))
     size = hidden // heads
@@ -78,12 +83,12 @@ def write(path: Path, layers: int, hidden: int, inner: int, heads: int, vocabula
         turned = op("Concat", [op("Neg", [f"{x}.high"], f"{x}.minus"), f"{x}.low"], f"{x}.turned", axis=-1)
         return op("Add", [op("Mul", [x, "cos"], f"{x}.cos"), op("Mul", [turned, "sin"], f"{x}.sin")], f"{x}.rotary")
 
-    split = constant("to_heads", [0, _SEQUENCE, heads, size])
-    joined = constant("from_heads", [0, _SEQUENCE, hidden])
-    angles = np.outer(np.arange(_SEQUENCE), 10000.0 ** (-np.arange(0, size, 2) / size))
+    split = constant("to_heads", [0, sequence, heads, size])
+    joined = constant("from_heads", [0, sequence, hidden])
+    angles = np.outer(np.arange(sequence), 10000.0 ** (-np.arange(0, size, 2) / size))
     constant("cos", np.cos(np.concatenate([angles, angles], 1)), np.float16)
     constant("sin", np.sin(np.concatenate([angles, angles], 1)), np.float16)
-    mask = constant("mask", np.triu(np.full((_SEQUENCE, _SEQUENCE), -np.inf), 1), np.float16)
+    mask = constant("mask", np.triu(np.full((sequence, sequence), -np.inf), 1), np.float16)
     scale = constant("scale", size**-0.5, np.float16)
     x = op("Gather", [writer.weight("embed", vocabulary, hidden), "ids"], "stream")
     for k in range(layers):
@@ -113,8 +118,8 @@ def write(path: Path, layers: int, hidden: int, inner: int, heads: int, vocabula
     graph = helper.make_graph(
         nodes,
         "llama",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", _SEQUENCE])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT16, ["batch", _SEQUENCE, vocabulary])],
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", sequence])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT16, ["batch", sequence, vocabulary])],
         [*constants, *writer.tensors],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
@@ -127,7 +132,14 @@ def main() -> None:
     """Write one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
-    for name, default in (("layers", 8), ("hidden", 1024), ("inner", 2816), ("heads", 16), ("vocabulary", 32000)):
+    for name, default in (
+        ("layers", 8),
+        ("hidden", 1024),
+        ("inner", 2816),
+        ("heads", 16),
+        ("vocabulary", 32000),
+        ("sequence", SEQUENCE),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = vars(parser.parse_args())
     path = options.pop("model")

@@ -188,7 +188,7 @@ def _widths(
 
     best = best_plan(
         dense, lambda share: units.plan(budget, share, options, notes), means.calibration, macs_per_sample(groups),
-        means.step,
+        means.step, means.cache,
     )  # fmt: skip
     return best, units.grounds
 

@@ -25,7 +25,6 @@ from runtime.steps import Count
 _SMALLEST_OUTSIDE = 1024
 _ALIGNMENT = 64
 _NAME = re.compile(r"-[0-9a-f]{12}\.data")
-_PAYLOADS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data")
 
 
 def files(model: ModelProto, folder: Path) -> set[Path]:
@@ -57,7 +56,8 @@ def files_read(model: ModelProto, folder: Path) -> set[Path]:
 
 def _files(given: Iterable[TensorProto], folder: Path) -> set[Path]:
     seen: dict[str, tensors.Found] = {}
-    found = {tensors.external_file(t, folder, seen)[0] for t in given if tensors.is_external(t)}
+    outside = (t for t in given if tensors.is_external(t) and external_parts.file_of(t) is None)
+    found = {tensors.external_file(t, folder, seen)[0] for t in outside}
     return {path.resolve() for path in found}
 
 
@@ -122,7 +122,7 @@ def _payload(array: Array, data_type: int) -> NDArray[np.uint8]:
 
 
 def _point_at(tensor: TensorProto, offset: int, length: int) -> None:
-    for name in _PAYLOADS:
+    for name in external_parts.PAYLOADS:
         tensor.ClearField(name)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", ""), ("offset", str(offset)), ("length", str(length))):

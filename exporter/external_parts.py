@@ -1,8 +1,9 @@
-"""Constants that are part of a larger one in a data file: which part is said in the tensor itself, until it is written.
+"""Constants that are not in the file yet which they will be in: where they are is said in the tensor, until then.
 
 A cut model of 7 billion parameters would fill the memory. So what is cut from external data stays a description of it:
-the tensor points at the bytes it was cut from and says which indices stay, and whoever reads it gets these. No file
-holds such an entry; one that does is refused (``external_data.files_read``).
+the tensor points at the bytes it was cut from and says which indices stay, and whoever reads it gets these. New values
+that would fill it lie in temporary files, which the tensor names. No file holds such an entry; one that does is refused
+(``external_data.files_read``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,10 @@ Array = NDArray[np.generic]
 
 PREFIX = "secateur."
 _KEY = f"{PREFIX}part"
+_FILE = f"{PREFIX}file"
+
+PAYLOADS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data")
+"""Fields of a tensor that hold its values, or say where they are."""
 
 Step = Mapping[int, Sequence[int]]
 
@@ -82,3 +88,16 @@ def describe(tensor: TensorProto, origin: TensorProto, axes: Step) -> None:
     tensor.external_data.extend(e for e in origin.external_data if e.key != _KEY)
     text = json.dumps({"dims": before.dims, "steps": [[[axis, list(keep)] for axis, keep in s.items()] for s in steps]})
     tensor.external_data.add(key=_KEY, value=text)
+
+
+def put_in(tensor: TensorProto, file: Path) -> None:
+    """Let a temporary ``.npy`` hold the values of a tensor, in place; type, shape, name and documentation stay."""
+    for name in PAYLOADS:
+        tensor.ClearField(name)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key=_FILE, value=str(file))
+
+
+def file_of(tensor: TensorProto) -> Path | None:
+    """The temporary file that holds a tensor's values, or those it is a part of; None where none does."""
+    return next((Path(entry.value) for entry in tensor.external_data if entry.key == _FILE), None)

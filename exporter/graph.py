@@ -116,6 +116,7 @@ class Source:
         sha256: of the file.
         origin: the file it was read or cut from.
         external: whether that file kept weights outside.
+        holds: whatever keeps the temporary files that weights lie in.
     """
 
     path: Path | None
@@ -123,6 +124,7 @@ class Source:
     sha256: str
     origin: Path | None = None
     external: bool = False
+    holds: tuple[object, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,7 +99,9 @@ def carry_out(graph: Graph, chosen: Chosen, means: Means) -> Outcome:
         return Outcome(chosen, pruned, proof, None)
     from exporter.calibration.fidelity import fitted
 
-    final, fidelity, notes = fitted(pruned, graph, chosen.plan, means.calibration, means.compensate, means.step)
+    final, fidelity, notes = fitted(
+        pruned, graph, chosen.plan, means.calibration, means.compensate, means.step, cache=means.cache
+    )
     return Outcome(chosen, final, proof, fidelity, tuple(notes))
 
 

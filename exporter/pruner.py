@@ -29,6 +29,7 @@ from exporter.sizes import at_sizes
 from exporter.verifier import CannotRun
 
 if TYPE_CHECKING:
+    from exporter.calibration.cache import Cache
     from exporter.calibration.data import Source
     from exporter.calibration.fidelity import Fidelity
     from runtime.images import Preprocess
@@ -251,8 +252,8 @@ def _result(
     chosen, outcome = done.chosen, done.outcome
     before = totals(graph, chosen.whole)
     blocks = find_blocks(chosen.whole) if request.deep or chosen.plan.drop else None
-    cached = tuple(means.cache.notes) if means.cache is not None else ()
     if outcome is None:
+        cached = _finished(means.cache)
         after = _predicted(chosen.groups, chosen.plan)
         warnings = (*chosen.notes, *cached)
         return Result(
@@ -263,6 +264,7 @@ def _result(
     if output is not None:
         means.step("writing the result")
         written = save(outcome.pruned, output, progress=means.step)
+    cached = _finished(means.cache)
     after = replace(totals(outcome.pruned, find_groups(outcome.pruned)), file_bytes=written)
     proof = outcome.proof
     warnings = (
@@ -315,6 +317,17 @@ def _predicted(groups: Groups, plan: Plan) -> Totals:
     kept = {g.name: len(g.keep) for g in plan.groups}
     counts = [kept.get(g.name, g.width) for g in groups]
     return Totals(round(cost.parameters(counts)), round(cost.macs(counts) / groups.graph.binding.batch), None)
+
+
+def _finished(cache: Cache | None) -> tuple[str, ...]:
+    """What the cache has to say in the end; what it kept for a run after this one is not needed any more."""
+    if cache is None:
+        return ()
+    from exporter.calibration.journal import remove
+
+    remove(cache)
+    went_on = f"went on from a run that was interrupted: {cache.resumed} of its steps were not computed again"
+    return (*([went_on] if cache.resumed else []), *cache.notes)
 
 
 def _check(

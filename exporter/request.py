@@ -96,7 +96,7 @@ class Means:
     Attributes:
         inputs: recorded inputs for the proof, and to rank with.
         calibration: inputs to choose and fit with.
-        cache: where predictions are looked for and kept.
+        cache: where predictions are looked for and kept, and what was done of a calculation that is under way.
         compensate: whether the layers that stay are fitted.
         prove: whether rewrites are proved.
         step: called with a line before each step that may take time.

@@ -135,7 +135,9 @@ def _fitted(pruned: Graph, graph: Graph, whole: Chosen, means: Means, start: tup
         return Outcome(whole, pruned, None, None)
     from exporter.calibration.fidelity import fitted
 
-    final, fidelity, notes = fitted(pruned, graph, whole.plan, means.calibration, means.compensate, means.step, start)
+    final, fidelity, notes = fitted(
+        pruned, graph, whole.plan, means.calibration, means.compensate, means.step, start, means.cache
+    )
     return Outcome(whole, final, None, fidelity, tuple(notes))
 
 

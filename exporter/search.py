@@ -250,7 +250,7 @@ class _Searcher:
             raise UsageError(
                 "--max-drop compares the result with the original on the same inputs; leave out --io, or give a budget."
             )
-        found = fit(plain, self.graph, chosen.plan, self.calibration, means.compensate, means.step)
+        found = fit(plain, self.graph, chosen.plan, self.calibration, means.compensate, means.step, cache=means.cache)
         return _Made(chosen, plain, found, self._judged(found.graph))
 
     def _finished(self, made: _Made) -> Outcome:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from exporter.errors import ModelError
-from exporter.external_parts import part_of
+from exporter.external_parts import file_of, part_of
 
 Array = NDArray[np.generic]
 
@@ -127,6 +127,10 @@ def read(tensor: TensorProto, folder: Path, seen: dict[str, Found] | None = None
 
 def _mapped(tensor: TensorProto, folder: Path, dims: tuple[int, ...], seen: dict[str, Found] | None) -> Array:
     """What lies in the data file, in that shape."""
+    temporary = file_of(tensor)
+    if temporary is not None:
+        held: Array = np.load(temporary, mmap_mode="r", allow_pickle=False)
+        return held.reshape(dims)
     path, offset, length = external_file(tensor, folder, seen)
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     count = math.prod(dims)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.calibration.portioned import Portioned, Runs, too_large
 from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import float_outputs
 from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
-from runtime.backends import Session, SessionOptions, open_session
+from runtime.backends import SessionOptions, open_session
 from runtime.errors import BadRequest
 from runtime.feeds import Array, Feeds
 from runtime.metrics import Batch, Metric, Scores, default_output
@@ -86,7 +87,7 @@ def compare_accuracy(pruned: Graph, graph: Graph, samples: Samples, batch: int, 
     return compare_sessions(_session(pruned), _session(graph), samples, batch, metric)
 
 
-def compare_sessions(other: Session, original: Session, samples: Samples, batch: int, metric: str) -> Accuracy:
+def compare_sessions(other: Runs, original: Runs, samples: Samples, batch: int, metric: str) -> Accuracy:
     """As ``compare_accuracy``, for models that are loaded already."""
     judged = _metric(metric, samples)
     chosen = default_output(original.outputs, None).name
@@ -116,7 +117,9 @@ def _metric(name: str, samples: Samples) -> Metric:
     return judged
 
 
-def _session(graph: Graph) -> Session:
+def _session(graph: Graph) -> Runs:
+    if too_large(graph):
+        return Portioned(graph)
     options = SessionOptions(spinning=False)  # between the runs others work
     return open_session(serialize_with_data(graph.model, graph.folder), options=options)
 
@@ -142,7 +145,7 @@ def _compared(
     return _accuracy(judged, _joined(scores[0]), _joined(scores[1]), len(samples))
 
 
-def _run(session: Session, feeds: Feeds, names: list[str] | None) -> dict[str, Array]:
+def _run(session: Runs, feeds: Feeds, names: list[str] | None) -> dict[str, Array]:
     return {name: np.asarray(value) for name, value in session.run(feeds, names).items()}
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter import tensors
-from exporter.atomic import replacing
+from exporter.atomic import beside, put_in_place
 from exporter.graph import Graph
 from runtime.archives import read_npz
 from runtime.errors import BadRequest
@@ -28,6 +29,9 @@ Arrays = dict[str, NDArray[np.float64]]
 
 LARGEST = 256 << 20
 """Bytes that all entries may take together; beyond, those go that were used least recently."""
+
+FAULTS = (BadRequest, OSError, ValueError, KeyError, TypeError)
+"""What reading an entry raises that was damaged, or is none."""
 
 _FORMAT = "secateur-cache 1"
 _HEADER = "header"
@@ -42,12 +46,17 @@ class Cache:
         largest: bytes that they may take together.
         notes: what the reader should know: entries that were damaged, a folder that cannot be written.
         hits: number of results that did not have to be computed.
+        journals: folders of what was kept of calculations that are under way, and the files there that are this run's;
+            see ``journal``.
+        resumed: number of steps of them that an earlier run had done.
     """
 
     folder: Path | None = None
     largest: int = LARGEST
     notes: list[str] = field(default_factory=list)
     hits: int = 0
+    journals: dict[Path, set[str]] = field(default_factory=dict)
+    resumed: int = 0
     _memory: dict[str, Arrays] = field(default_factory=dict)
 
     def remember(self, key: str, make: Callable[[], Arrays]) -> Arrays:
@@ -73,25 +82,17 @@ class Cache:
         if not path.exists():
             return None
         try:
-            header = json.loads(bytes(read_npz(path, [_HEADER])[_HEADER].astype(np.uint8)))
-            if header["format"] != _FORMAT or header["key"] != key:
-                raise ValueError("it is not what its name says")
-            names = [str(name) for name in header["names"]]
-            found = read_npz(path, [str(i) for i in range(len(names))])
+            found = read_entry(path, key)
             os.utime(path)
-            return {name: found[str(i)].astype(np.float64) for i, name in enumerate(names)}
-        except (BadRequest, OSError, ValueError, KeyError, TypeError) as error:
+            return {name: values.astype(np.float64) for name, values in found.items()}
+        except FAULTS as error:
             self.notes.append(f"the cached result {path} cannot be used, and was computed anew: {error}")
             return None
 
     def _write(self, folder: Path, key: str, arrays: Arrays) -> None:
-        header = json.dumps({"format": _FORMAT, "key": key, "names": list(arrays)}).encode()
-        stored: dict[str, Any] = {str(i): values for i, values in enumerate(arrays.values())}
-        stored[_HEADER] = np.frombuffer(header, np.uint8)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / f"{key}.npz") as temporary, temporary.open("wb") as file:
-                np.savez(file, **stored)
+            write_entry(folder / f"{key}.npz", key, arrays)
             self._evict(folder, key)
         except OSError as error:
             self.notes.append(f"nothing could be kept in the cache {folder}: {error.strerror or error}")
@@ -108,6 +109,44 @@ class Cache:
                 total -= size
 
 
+def read_entry(path: Path, key: str) -> dict[str, NDArray[Any]]:
+    """The arrays of an entry, by name.
+
+    Raises:
+        FAULTS: it is damaged, or another key's.
+    """
+    header = json.loads(bytes(read_npz(path, [_HEADER])[_HEADER].astype(np.uint8)))
+    if header["format"] != _FORMAT or header["key"] != key:
+        raise ValueError("it is not what its name says")
+    names = [str(name) for name in header["names"]]
+    found = read_npz(path, [str(i) for i in range(len(names))])
+    return {name: found[str(i)] for i, name in enumerate(names)}
+
+
+def write_entry(path: Path, key: str, arrays: Mapping[str, NDArray[Any]], *, flushed: bool = True) -> None:
+    """Write an entry so that a reader never sees half of it.
+
+    Args:
+        path: of the entry.
+        key: which a reader must know.
+        arrays: of numbers, by name.
+        flushed: whether it has to outlast a failure of the system, not only of the process.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    header = json.dumps({"format": _FORMAT, "key": key, "names": list(arrays)}).encode()
+    stored: dict[str, Any] = {str(i): values for i, values in enumerate(arrays.values())}
+    stored[_HEADER] = np.frombuffer(header, np.uint8)
+    with beside(path) as temporary:
+        with temporary.open("wb") as file:
+            np.savez(file, **stored)
+        if flushed:
+            put_in_place(temporary, path)
+        else:
+            temporary.replace(path)
+
+
 def key_of(graph: Graph, **details: object) -> str:
     """The key of a result.
 
@@ -119,8 +158,18 @@ def key_of(graph: Graph, **details: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+_CONTENTS: weakref.WeakKeyDictionary[Graph, str] = weakref.WeakKeyDictionary()
+
+
 def content(graph: Graph) -> str:
     """SHA-256 of a graph: nodes, weights (external data included), interface, and the sizes taken for dynamic axes."""
+    known = _CONTENTS.get(graph)
+    if known is None:
+        known = _CONTENTS[graph] = _content(graph)
+    return known
+
+
+def _content(graph: Graph) -> str:
     digest = hashlib.sha256(repr(sorted(graph.opsets.items())).encode())
     digest.update(repr(sorted(graph.binding.shapes.items())).encode())
     model = graph.model

@@ -10,15 +10,16 @@ deep neural networks", ICCV 2017). Where a Relu follows, only what it lets throu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
 
 import numpy as np
-import onnx
 
-from exporter import tensors
+from exporter.calibration.cache import Cache
 from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, rows_for, sampled
+from exporter.calibration.fit_journal import Fitted, fit_journal
 from exporter.calibration.joint import Batch, Joint, Pair, find_pairs
 from exporter.calibration.moments import Centred, Moments, Solver, Vector
 from exporter.calibration.readers import (
@@ -35,12 +36,13 @@ from exporter.calibration.readers import (
     plain,
     weight_of,
 )
+from exporter.calibration.renewed import with_values
 from exporter.calibration.runner import Runner
 from exporter.calibration.targets import WIDE, Target, find_target
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.plan import Plan
-from exporter.protos import constant_of, key_of, reads
+from exporter.protos import reads
 from exporter.relative_difference import take_axes
 from exporter.tensors import Array
 from runtime.errors import RunError
@@ -90,6 +92,7 @@ def compensate(
     step: Callable[[str], None] = lambda _: None,
     *,
     quick: bool = False,
+    cache: Cache | None = None,
 ) -> tuple[Graph, list[Refit]]:
     """Fit the weights that stay to calibration inputs.
 
@@ -103,6 +106,7 @@ def compensate(
         batch: samples in one run.
         step: called with a line before each layer.
         quick: each layer once, alone and to fewer rows: good enough to compare plans by.
+        cache: where layers are kept as they are fitted, for the next run to go on if this one is killed.
 
     Returns:
         The pruned graph with new weights, and what became of each reader.
@@ -116,11 +120,13 @@ def compensate(
     todo = [r for r in readers if r.source in touched]
     later = {r.weight for r in todo}
     pairs = find_pairs(pruned, readers) if not quick else {}
+    second_of = {p.first.weight: p.second.weight for p in pairs.values()}
+    journal = fit_journal(cache, pruned, graph, plan, samples, batch)
     known: dict[str, Moments] = {}
     refits = []
-    fresh: dict[str, Array] = {}
     for i, reader in enumerate(todo, 1):
-        step(Count("fitting the layers that stay", i - 1, len(todo)))
+        note = f"{journal.reused} from an interrupted run" if journal.reused else ""
+        step(Count("fitting the layers that stay", i - 1, len(todo), note=note))
         target = find_target(pruned, graph, reader, later)
         later.discard(reader.weight)
         dense.advance([target.tensor])
@@ -128,19 +134,25 @@ def compensate(
         own.held = {p.first.source for p in pairs.values() if p.second.weight in later | {reader.weight}}
         own.advance([reader.source, *([target.other] if target.other else [])])
         fit = _Fit(reader, target, own, dense, plan, quick)
+        first = known.pop(pair.first.weight, None) if pair is not None else None
+        second = second_of.get(reader.weight)
         with threads_for(fit.present.shape[1]):
-            refit, values = fit.values()
-            if any(p.first.weight == reader.weight for p in pairs.values()):
+            found = journal.known(reader.weight)
+            if found is None:
+                started = time.perf_counter()
+                found = fit.fitted(pair, first)
+                journal.keep(reader.weight, found, time.perf_counter() - started)
+            else:
+                own.weights |= found.alone
+                if second is not None and not journal.ahead(second):
+                    fit.see()
+            if second is not None:
                 known[reader.weight] = fit.moments
-            own.weights |= values
-            first = known.pop(pair.first.weight, None) if pair is not None else None
-            together = fit.with_first(pair, first) if pair is not None else {}
-        refits.append(refit)
-        if pair is not None and together:
-            own.weights |= together
+        refits.append(Refit(reader.weight, found.before, found.after, found.damping))
+        if pair is not None and found.together:
+            own.weights |= found.together
             own.rewind(pair.again)
-        fresh |= values | together
-    return with_values(pruned, fresh), refits
+    return with_values(pruned, own.weights), refits
 
 
 @dataclass(frozen=True)
@@ -163,6 +175,23 @@ class _Fit:
         self.weight = own.graph.array(reader.weight)
         self.present = matrix(reader, self.weight)
         self.moments = Moments()
+
+    def fitted(self, pair: Pair | None, first: Moments | None) -> Fitted:
+        """The fit of this reader alone, which the pruned graph then has, and with the first of its pair.
+
+        Args:
+            pair: of which this reader is the second; None where there is none.
+            first: moments of what the first of it reads.
+        """
+        refit, values = self.values()
+        self.own.weights |= values
+        together = self.with_first(pair, first) if pair is not None else {}
+        return Fitted(refit.before, refit.after, refit.damping, values, together)
+
+    def see(self) -> None:
+        """Find the moments as ``values`` does, without a fit."""
+        fit, held = moments_of(sample for sample, _ in self._rows())
+        self.moments = fit + held if held.rows else fit
 
     def values(self) -> tuple[Refit, dict[str, Array]]:
         """The weights that fit the held-out samples best, the present ones included."""
@@ -352,17 +381,3 @@ def _touched(graph: Graph, plan: Plan) -> set[str]:
         if found & reads(node.proto):
             found.update(o for o in node.outputs if o)
     return found
-
-
-def with_values(graph: Graph, values: Mapping[str, Array]) -> Graph:
-    """The graph with other values of some constants."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    constants = {t.name: t for t in model.graph.initializer}
-    for node in model.graph.node:
-        held = constant_of(node)
-        if held is not None:
-            constants[key_of(node)] = held
-    for name, fresh in values.items():
-        tensors.assign(constants[name], fresh)
-    return replace(graph, model=model, constants=constants)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from exporter.calibration.data import Calibration
 from exporter.calibration.evidence import HELD_OUT, evidence
+from exporter.calibration.journal import Journal
 from exporter.calibration.readers import find_readers
 from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import deviations, predicted
@@ -58,7 +59,11 @@ class Prediction:
 
 
 def predict(
-    groups: Groups, numbers: Sequence[int], calibration: Calibration, step: Callable[[str], None]
+    groups: Groups,
+    numbers: Sequence[int],
+    calibration: Calibration,
+    step: Callable[[str], None],
+    journal: Journal | None = None,
 ) -> Prediction:
     """Predict the damage of cutting some groups, each with the layers that read it fitted anew.
 
@@ -71,16 +76,17 @@ def predict(
         numbers: of the groups that may be cut.
         calibration: inputs.
         step: called with a line before each step.
+        journal: where what is known of each group is kept, for the next run to go on if this one is killed.
     """
     graph, cost = groups.graph, macs_per_sample(groups)
     seen = calibration.fit.part(0, affordable(_SEEN, cost, len(calibration.fit)))
-    found = evidence(groups, numbers, Runner(graph, seen, calibration.batch), step)
+    found = evidence(groups, numbers, Runner(graph, seen, calibration.batch), step, journal)
     each = cost * len(found) / 2  # half of the network, for each group
     counts = [affordable(_REACTED[level], each, most, _FEWEST[level]) for level, most in enumerate(_FEW)]
     few = Runner(graph, _held_first(calibration.fit, max(counts)), min(calibration.batch, *counts))
     sums = np.cumsum(few.counts)
     batches = [int(np.searchsorted(sums, count)) + 1 for count in counts]
-    reactions = deviations(found, few, batches, step)
+    reactions = deviations(found, few, batches, step, journal)
     scores = score(groups, "l2")
     damage, later = {}, {}
     places = np.array([r.node.index for r in find_readers(graph)])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from exporter.calibration.directions import Directions, find_directions
 from exporter.calibration.elimination import Curve, Layer, eliminate
-from exporter.calibration.moments import Moments
+from exporter.calibration.evidence_journal import Levels, arrays_of, evidence_in, shelved
+from exporter.calibration.journal import Journal
+from exporter.calibration.moments import Centred, Moments
 from exporter.calibration.readers import (
     Matrix,
     Places,
@@ -28,6 +31,7 @@ from exporter.calibration.readers import (
     positions,
 )
 from exporter.calibration.runner import Runner
+from exporter.calibration.store import Shelf
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.groups import Groups
@@ -41,8 +45,8 @@ UNCERTAIN = 0.02
 
 _ROWS_PER_COLUMN = 12
 _TELLING = 12
-"""Rows for a column below which the error on the rows fitted says little of that on others: those of one sample are
-alike. On MobileNetV2, whose last layers have nine, 42 % were left with a bound of four, and 67 % with this one."""
+"""Rows for a column below which the error on those fitted says little of that on others: rows of one sample are alike.
+MobileNetV2, whose last layers have nine, kept 42 % with a bound of four, and 67 % with this one."""
 
 ENOUGH_TO_COMPARE, ENOUGH_TO_CHOOSE, ENOUGH_TO_FIT = 4096, 8192, 24_000
 """Rows taken for any reader, however few columns it has; fewer of them where it has more than a thousand."""
@@ -232,7 +236,13 @@ class Seen:
 
 
 def readers_of(
-    groups: Groups, numbers: Sequence[int], runner: Runner, step: Callable[[str], None], *, narrow: bool = False
+    groups: Groups,
+    numbers: Sequence[int],
+    runner: Runner,
+    step: Callable[[str], None],
+    *,
+    narrow: bool = False,
+    known: Collection[int] = (),
 ) -> Iterator[Seen]:
     """The readers of some groups in the order of the graph, each as soon as the runner has reached it.
 
@@ -242,29 +252,49 @@ def readers_of(
         runner: at the start of the dense graph.
         step: called with a line before each reader.
         narrow: see wide kernels through few directions.
+        known: groups whose readers are run, so that others see what they would see, but need not be looked at.
     """
-    by_reader: dict[int, dict[int, Reading]] = {}
-    for n, found in readings(groups, numbers).items():
-        for reading in found:
-            by_reader.setdefault(reading.reader.node.index, {})[n] = reading
-    last = {n: place for place, members in sorted(by_reader.items()) for n in members}
-    for i, (place, members) in enumerate(sorted(by_reader.items()), 1):
+    by_reader = _by_reader(groups, numbers)
+    last = _last(by_reader)
+    for i, (place, members) in enumerate(by_reader.items(), 1):
         reader = next(iter(members.values())).reader
         step(Count("measuring what the layers read", i - 1, len(by_reader)))
         runner.advance([reader.source, reader.result])
-        weights = matrix(reader, groups.graph.array(reader.weight))
-        directions = find_directions(weights, positions(reader, groups.graph)) if narrow else None
-        rows = sampled(runner, reader, runner.values(reader.result), ENOUGH_TO_CHOOSE)
-        if directions is not None:
-            rows = (replace(sample, x=directions.rows(sample.x)) for sample in rows)
-            weights = directions.weights(weights)
-        with threads_for(weights.shape[1]):
-            fit, held = moments_of(rows)
-        units = {n: columns_of(reading, weights.shape[1]) for n, reading in members.items()}
-        apart = held.rows > 0 and fit.rows < _TELLING * weights.shape[1]
-        moments, judge = (fit, held) if apart else (fit + held, None)
-        gone = frozenset(n for n in members if last[n] == place)
-        yield Seen(reader, moments, judge, weights, units, gone, directions)
+        wanted = {n: reading for n, reading in members.items() if n not in known}
+        if not wanted:
+            continue
+        gone = frozenset(n for n in wanted if last[n] == place)
+        yield _seen(runner, reader, wanted, gone, narrow)  # no name here holds what is seen while others work with it
+
+
+def _seen(runner: Runner, reader: Reader, members: Mapping[int, Reading], last: frozenset[int], narrow: bool) -> Seen:
+    """What a reader shows that the runner has reached; arguments as for ``readers_of`` and ``Seen``."""
+    weights = matrix(reader, runner.graph.array(reader.weight))
+    directions = find_directions(weights, positions(reader, runner.graph)) if narrow else None
+    rows = sampled(runner, reader, runner.values(reader.result), ENOUGH_TO_CHOOSE)
+    if directions is not None:
+        rows = (replace(sample, x=directions.rows(sample.x)) for sample in rows)
+        weights = directions.weights(weights)
+    with threads_for(weights.shape[1]):
+        fit, held = moments_of(rows)
+    units = {n: columns_of(reading, weights.shape[1]) for n, reading in members.items()}
+    apart = held.rows > 0 and fit.rows < _TELLING * weights.shape[1]
+    moments, judge = (fit, held) if apart else (fit + held, None)
+    return Seen(reader, moments, judge, weights, units, last, directions)
+
+
+def _by_reader(groups: Groups, numbers: Sequence[int]) -> dict[int, dict[int, Reading]]:
+    """Readings by the place of the reader in the graph, in this order, and by the number of the group."""
+    found: dict[int, dict[int, Reading]] = {}
+    for n, known in readings(groups, numbers).items():
+        for reading in known:
+            found.setdefault(reading.reader.node.index, {})[n] = reading
+    return dict(sorted(found.items()))
+
+
+def _last(by_reader: Mapping[int, Mapping[int, Reading]]) -> dict[int, int]:
+    """By number of a group the place of its last reader."""
+    return {n: place for place, members in by_reader.items() for n in members}
 
 
 @dataclass(frozen=True)
@@ -280,35 +310,84 @@ class Evidence:
 
     readers: tuple[Reader, ...]
     curve: Curve
-    levels: tuple[tuple[int, dict[str, Array]], ...]
+    levels: Levels
 
 
 def evidence(
-    groups: Groups, numbers: Sequence[int], runner: Runner, step: Callable[[str], None]
+    groups: Groups,
+    numbers: Sequence[int],
+    runner: Runner,
+    step: Callable[[str], None],
+    journal: Journal | None = None,
 ) -> dict[int, Evidence]:
-    """Damage curves of the groups that readers tell of, by number, from one pass over the calibration inputs."""
+    """Damage curves of the groups that readers tell of, by number, from one pass over the calibration inputs.
+
+    Args:
+        groups: the analysis.
+        numbers: of the groups.
+        runner: at the start of the dense graph.
+        step: called with a line before each reader.
+        journal: where they are kept, for the next run to go on if this one is killed.
+    """
+    journal = journal or Journal()
+    by_reader = _by_reader(groups, numbers)
+    last = _last(by_reader)
+    order = [n for place, members in by_reader.items() for n in members if last[n] == place]
     result: dict[int, Evidence] = {}
-    layers: dict[int, list[tuple[Seen, Layer]]] = {}
-    for seen in readers_of(groups, numbers, runner, step, narrow=True):
-        intercept = seen.reader.bias is not None
-        centred = seen.moments.centred(intercept)
-        judge = seen.judge.centred(intercept) if seen.judge is not None else None
-        damping = DAMPING + UNCERTAIN * seen.weights.shape[1] / max(seen.moments.rows, 1)
-        for n, units in seen.units.items():
-            with threads_for(seen.weights.shape[1]):
-                layer = Layer(centred, units, damping, seen.weights, judge, groups.groups[n].width)
-                layers.setdefault(n, []).append((seen, layer))
-                if n in seen.last:
-                    result[n] = _evidence(groups, n, layers.pop(n))
-    return result
+    shelf = Shelf()
+    for n in order:
+        readers = tuple(members[n].reader for members in by_reader.values() if n in members)
+        known = evidence_in(journal.known(_name(n)) or {}, readers, groups.graph, groups.groups[n].width)
+        if known is not None:
+            curve, levels = known
+            result[n] = Evidence(readers, curve, shelved(levels, shelf, n))
+    if len(result) == len(order):
+        return result
+    layers: dict[int, list[_Read]] = {}
+    seconds: dict[int, float] = {}
+    started = time.perf_counter()
+    for seen in readers_of(groups, numbers, runner, step, narrow=True, known=frozenset(result)):
+        reader, directions, weights, told, done = seen.reader, seen.directions, seen.weights, seen.units, seen.last
+        centred, judge, damping = _about_means(seen)
+        del seen  # the sums are as large again
+        with threads_for(weights.shape[1]):
+            for n, units in told.items():
+                layer = Layer(centred, units, damping, weights, judge, groups.groups[n].width)
+                layers.setdefault(n, []).append((reader, directions, layer))
+            del centred, weights, layer
+            for n in [n for n in order if n in done]:
+                result[n] = _evidence(groups, n, layers.pop(n))
+        now = time.perf_counter()
+        for n in told:
+            seconds[n] = seconds.get(n, 0.0) + (now - started) / len(told)
+        started = now
+        for n in done:
+            journal.keep(_name(n), arrays_of(result[n].curve, result[n].levels), seconds[n])
+            result[n] = replace(result[n], levels=shelved(result[n].levels, shelf, n))
+    return {n: result[n] for n in order}
 
 
-def _evidence(groups: Groups, number: int, layers: list[tuple[Seen, Layer]]) -> Evidence:
+def _name(number: int) -> str:
+    return f"evidence of group {number}"
+
+
+_Read = tuple[Reader, Directions | None, Layer]
+
+
+def _about_means(seen: Seen) -> tuple[Centred, Centred | None, float]:
+    """The moments of a reader, those that judge it, and its damping."""
+    intercept = seen.reader.bias is not None
+    judge = seen.judge.centred(intercept) if seen.judge is not None else None
+    damping = DAMPING + UNCERTAIN * seen.weights.shape[1] / max(seen.moments.rows, 1)
+    return seen.moments.centred(intercept), judge, damping
+
+
+def _evidence(groups: Groups, number: int, read: list[_Read]) -> Evidence:
     width = groups.groups[number].width
     graph = groups.graph
-    readers = tuple(seen.reader for seen, _ in layers)
-    directions = [seen.directions for seen, _ in layers]
-    levels: list[tuple[int, dict[str, Array]]] = []
+    readers = tuple(reader for reader, _, _ in read)
+    directions = [few for _, few, _ in read]
+    levels: list[tuple[int, Mapping[str, Array]]] = []
 
     def look(level: int, layers: Sequence[Layer]) -> None:
         weights: dict[str, Array] = {}
@@ -318,5 +397,5 @@ def _evidence(groups: Groups, number: int, layers: list[tuple[Seen, Layer]]) -> 
         levels.append((level, weights))
 
     pauses = sorted({max(1, width // share) for share in LEVELS if width > 1}, reverse=True)
-    curve = eliminate([layer for _, layer in layers], width, pauses, look)
+    curve = eliminate([layer for *_, layer in read], width, pauses, look)
     return Evidence(readers, curve, tuple(levels))

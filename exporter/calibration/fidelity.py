@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from exporter.calibration.accuracy import Accuracy, compare_answers, usual_metric
+from exporter.calibration.cache import Cache
 from exporter.calibration.compensation import Refit, compensate
 from exporter.calibration.data import Calibration
 from exporter.calibration.runner import Runner
@@ -81,6 +82,7 @@ def fit(
     wanted: bool,
     step: Callable[[str], None],
     start: tuple[Graph, Plan] | None = None,
+    cache: Cache | None = None,
 ) -> Fit:
     """Compensate where that helps.
 
@@ -93,6 +95,7 @@ def fit(
         step: called with a line before each step.
         start: the graph whose tensors the layers are fitted to, and the plan that leads from it to ``pruned``; the
             dense graph by default.
+        cache: see ``compensate``.
 
     Raises:
         ModelError: a model does not run on the samples.
@@ -104,7 +107,8 @@ def fit(
     unfitted = Fit(pruned, plain, plain, (own, original))
     if not wanted:
         return replace(unfitted, why=SWITCHED_OFF)
-    better, refits = compensate(pruned, *(start or (graph, plan)), calibration.fit, batch, step)
+    origin, cut = start or (graph, plan)
+    better, refits = compensate(pruned, origin, cut, calibration.fit, batch, step, cache=cache)
     if not refits:
         return replace(unfitted, notes=("no layer behind the cuts can be fitted",))
     own = answers(better, held, batch)
@@ -164,6 +168,7 @@ def fitted(
     wanted: bool,
     step: Callable[[str], None],
     start: tuple[Graph, Plan] | None = None,
+    cache: Cache | None = None,
 ) -> tuple[Graph, Fidelity | None, list[str]]:
     """Compensate where that helps, and measure what is left; arguments and errors as for ``fit`` and ``fidelity_of``.
 
@@ -172,7 +177,7 @@ def fitted(
     """
     if not comparable(pruned, graph, plan):
         return pruned, None, ["not compensated and not measured: inputs or outputs of the model shrink"]
-    found = fit(pruned, graph, plan, calibration, wanted, step, start)
+    found = fit(pruned, graph, plan, calibration, wanted, step, start, cache)
     return found.graph, fidelity_of(found, plan, calibration), list(found.notes)
 
 

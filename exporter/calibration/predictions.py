@@ -9,6 +9,7 @@ import numpy as np
 from exporter.calibration.cache import Arrays, Cache, key_of
 from exporter.calibration.damage import Prediction, predict
 from exporter.calibration.data import Calibration
+from exporter.calibration.journal import open_journal, remove
 from exporter.calibration.runner import Runner
 from exporter.calibration.scores import CALIBRATED, calibrated_scores
 from exporter.groups import Groups
@@ -43,7 +44,7 @@ def predictions(
 
     def make() -> Arrays:
         if by == RECONSTRUCTION:
-            found = predict(groups, numbers, calibration, step)
+            found = predict(groups, numbers, calibration, step, journal)
         else:
             runner = Runner(groups.graph, calibration.fit, calibration.batch)
             found = Prediction(calibrated_scores(groups, numbers, by, runner, step), {}, {})
@@ -63,7 +64,9 @@ def predictions(
         groups=[(groups.groups[n].name, groups.groups[n].width) for n in numbers],
         io={name: list(axes) for name, axes in groups.io.items()},
     )
+    journal = open_journal(cache, lambda: key)
     found = cache.remember(key, make)
+    remove(cache, journal)
     scores, damage, later = (
         {n.removeprefix(p): v for n, v in found.items() if n.startswith(p)} for p in (_SCORE, _DAMAGE, _LATER)
     )

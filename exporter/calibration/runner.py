@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from itertools import groupby
-from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
 
-from exporter.atomic import scratch
+from exporter.calibration.store import MEMORY, Shelf, Store
 from exporter.errors import ModelError
 from exporter.graph import Graph, Node
 from exporter.protos import reads
-from exporter.tensors import Array, is_external, read
+from exporter.tensors import Array, is_external, nbytes, read
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.samples import Samples
@@ -29,11 +28,14 @@ Stretches = dict[tuple[tuple[int, ...], tuple[str, ...]], Stretch]
 _STRETCHES = 8
 """In how many a graph is cut at most."""
 
-MEMORY = 3 << 28
-"""Bytes of activations a runner holds in memory; beyond, they go to temporary files."""
+LARGE = 1 << 29
+"""Bytes of weights beyond which nodes run in portions, each with a session that is closed before the next is opened."""
 
-_PLAIN = "fiub"
-"""Kinds of arrays that files hold."""
+_PORTION = 1 << 27
+"""Bytes of weights of a portion, unless a node alone has more."""
+
+_RENEWED = 1 << 28
+"""Bytes of new weights that are held in memory."""
 
 
 class Runner:
@@ -54,11 +56,11 @@ class Runner:
 
     def __init__(self, graph: Graph, samples: Samples, batch: int, memory: int = MEMORY) -> None:
         self.graph = graph
-        self.weights: dict[str, Array] = {}
+        self.weights = Shelf(_RENEWED)
         self.held: set[str] = set()
         self._waiting = {n.index: n for n in graph.nodes if n.depth == 0 and n.key not in graph.constants}
         self._reads = {i: reads(n.proto) for i, n in self._waiting.items()}
-        self._store = _Store(memory)
+        self._store = Store(memory)
         self.counts = samples.counts(batch)
         for feed in samples.batches(batch):
             for name, values in feed.items():
@@ -73,7 +75,7 @@ class Runner:
         later = set().union(names, self.held, self.graph.outputs, *(self._reads[i] for i in self._waiting))
         made = {o for node in needed for o in node.outputs if o}
         if needed:
-            self._run(needed, sorted(made & later))
+            self._run(needed, sorted(made & later), self.weights, self._store, range(self.batches))
         self._store.keep(later)
 
     def rewind(self, nodes: Iterable[Node]) -> None:
@@ -87,7 +89,11 @@ class Runner:
         return (self._store.array(name, b) for b in range(self.batches))
 
     def branch(
-        self, names: Sequence[str], weights: Mapping[str, Array], kept: Stretches | None = None
+        self,
+        names: Sequence[str],
+        weights: Mapping[str, Array],
+        kept: Stretches | None = None,
+        count: int | None = None,
     ) -> Iterator[dict[str, Array]]:
         """What these tensors would be if constants had other values, batch by batch; the runner stays where it is.
 
@@ -95,14 +101,20 @@ class Runner:
             names: of the tensors.
             weights: the other values.
             kept: what other calls have opened and may be used again; the nodes then run in stretches, and those that
-                no other value concerns are put there.
+                no other value concerns are put there. What is large is not kept.
+            count: how many of the first batches; all by default.
         """
         rest = [n for n in names if n not in self._store.arrays]
-        values = {**self.weights, **weights}
-        stretches = self._stretches(
-            self._needed(rest), set(rest), values, {} if kept is None else kept, kept is not None
-        )
-        for b in range(self.batches):
+        values = ChainMap(cast(MutableMapping[str, Array], weights), self.weights)
+        nodes, batches = self._needed(rest), range(self.batches)[:count]
+        if self._size(nodes) > LARGE:
+            made = Store(MEMORY)
+            self._run(nodes, rest, values, made, batches)
+            for b in batches:
+                yield {n: (made if n in made.arrays else self._store).array(n, b) for n in names}
+            return
+        stretches = self._stretches(nodes, set(rest), values, {} if kept is None else kept, kept is not None)
+        for b in batches:
             found: dict[str, Array] = {}
             for session, inputs, outputs in stretches:
                 found |= self._feed(session, inputs, outputs, b, found)
@@ -139,12 +151,43 @@ class Runner:
                 wanted |= {n for n in self._reads[node.index] if n not in self._store.arrays}
         return needed[::-1]
 
-    def _run(self, nodes: Sequence[Node], names: Sequence[str]) -> None:
-        session, inputs = self._session(nodes, names, self.weights)
-        for b in range(self.batches):
-            found = self._feed(session, inputs, names, b, {})
-            for name in names:
-                self._store.add(name, found[name])
+    def _run(
+        self, nodes: list[Node], names: Iterable[str], weights: Mapping[str, Array], store: Store, batches: range
+    ) -> None:
+        """Run nodes, in portions where they have many weights, and put what these tensors are into a store."""
+        portions = self._portions(nodes)
+        needed = [set().union(*(self._reads[node.index] for node in part)) for part in portions]
+        for k, part in enumerate(portions):
+            later = set(names).union(*needed[k + 1 :])
+            outputs = sorted({o for node in part for o in node.outputs} & later)
+            session, inputs = self._session(part, outputs, weights)
+            for b in batches:
+                own = {n: store.array(n, b) for n in inputs if n in store.arrays}
+                found = self._feed(session, inputs, outputs, b, own)
+                for name in outputs:
+                    store.add(name, found[name])
+            for name in {o for before in portions[: k + 1] for node in before for o in node.outputs} - later:
+                store.drop(name)
+
+    def _portions(self, nodes: list[Node]) -> list[list[Node]]:
+        """All nodes, or, where their weights are large, so many at a time that these are not."""
+        if self._size(nodes) <= LARGE:
+            return [nodes]
+        portions: list[list[Node]] = [[]]
+        size = 0
+        for node in nodes:
+            own = self._size([node])
+            if portions[-1] and size + own > _PORTION:
+                portions.append([])
+                size = 0
+            portions[-1].append(node)
+            size += own
+        return portions
+
+    def _size(self, nodes: Sequence[Node]) -> int:
+        """Bytes of the weights that nodes read."""
+        read = set().union(*(self._reads[node.index] for node in nodes))
+        return sum(nbytes(self.graph.constants[name]) for name in read if name in self.graph.constants)
 
     def _feed(
         self, session: Session, inputs: Sequence[str], names: Sequence[str], b: int, own: Mapping[str, Array]
@@ -203,52 +246,3 @@ def piece(
     model.graph.node.extend(n.proto for n in nodes)
     model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs)
     return model, inputs
-
-
-class _Store:
-    """Arrays by tensor name and batch: in memory up to a limit, in files beyond, which go when the store goes."""
-
-    def __init__(self, limit: int) -> None:
-        self.arrays: dict[str, list[Array | Path]] = {}
-        self._limit, self._held, self._count = limit, 0, 0
-        self._bytes: dict[str, int] = {}
-        self._files: dict[str, list[Path]] = {}
-        self._folder: Path | None = None
-
-    def array(self, name: str, batch: int) -> Array:
-        values = self.arrays[name][batch]
-        return np.load(values, allow_pickle=False) if isinstance(values, Path) else values
-
-    def add(self, name: str, values: Array) -> None:
-        size = getattr(values, "nbytes", 0)  # a sequence of tensors has no size, and stays in memory
-        here = self.arrays.setdefault(name, [])
-        if size and self._held + size > self._limit and values.dtype.kind in _PLAIN:
-            here.append(self._spill(name, values))
-            return
-        self._held += size
-        self._bytes[name] = self._bytes.get(name, 0) + size
-        here.append(values)
-
-    def keep(self, names: set[str]) -> None:
-        for name in [n for n in self.arrays if n not in names]:
-            del self.arrays[name]
-            self._held -= self._bytes.pop(name, 0)
-            for path in self._files.pop(name, ()):
-                path.unlink()
-
-    def _spill(self, name: str, values: Array) -> Path:
-        if self._folder is None:
-            stack = contextlib.ExitStack()
-            self._folder = stack.enter_context(scratch())
-            weakref.finalize(self, stack.close)
-        path = self._folder / f"{self._count}.npy"
-        self._count += 1
-        try:
-            np.save(path, values)
-        except OSError as error:
-            raise ModelError(
-                f"activations of the model do not fit into {self._folder}: {error}.\nUse fewer samples, or set TMPDIR "
-                "to a folder with more room."
-            ) from error
-        self._files.setdefault(name, []).append(path)
-        return path

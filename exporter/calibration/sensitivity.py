@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from exporter.calibration.evidence import Evidence
+from exporter.calibration.journal import Journal
 from exporter.calibration.runner import Runner, Stretches
 from exporter.graph import Graph
 from exporter.tensors import Array
@@ -90,7 +90,11 @@ def _deviation(got: Iterable[Mapping[str, Array]], want: Iterable[Mapping[str, A
 
 
 def deviations(
-    known: Mapping[int, Evidence], runner: Runner, batches: Sequence[int], step: Callable[[str], None]
+    known: Mapping[int, Evidence],
+    runner: Runner,
+    batches: Sequence[int],
+    step: Callable[[str], None],
+    journal: Journal | None = None,
 ) -> dict[int, list[float]]:
     """Deviation of the outputs, by group, where each group alone is cut to the widths of its evidence.
 
@@ -99,20 +103,27 @@ def deviations(
         runner: at the start of the dense graph, over a few samples.
         batches: how many of its first batches tell, for each of the widths.
         step: called with a line before each group.
+        journal: where they are kept, for the next run to go on if this one is killed.
     """
     outputs = float_outputs(runner.graph)
+    journal = journal or Journal()
     kept: Stretches = {}
     want = list(runner.branch(outputs, {}, kept))
     result: dict[int, list[float]] = {}
     for i, n in enumerate(sorted(known, key=lambda n: known[n].readers[0].node.index), 1):
         step(Count("measuring how the outputs react, groups", i - 1, len(known)))
         runner.advance([known[n].readers[0].source])
-        result[n] = []
-        for count, (_, weights) in zip(batches, known[n].levels, strict=False):
-            reaction = Deviation()
-            for got, dense in islice(zip(runner.branch(outputs, weights, kept), want, strict=True), count):
-                reaction.add(got, dense)
-            result[n].append(reaction.value)
+
+        def measured(n: int = n) -> dict[str, NDArray[np.float64]]:
+            found = []
+            for count, (_, weights) in zip(batches, known[n].levels, strict=False):
+                reaction = Deviation()
+                for got, dense in zip(runner.branch(outputs, weights, kept, count), want, strict=False):
+                    reaction.add(got, dense)
+                found.append(reaction.value)
+            return {"reactions": np.array(found)}
+
+        result[n] = journal.remember(f"reactions of group {n}", measured)["reactions"].tolist()
     return result
 
 

@@ -63,7 +63,7 @@ class Factored:
 
 def inverse(system: Matrix | Rows) -> Matrix:
     """The inverse of systems as ``solve`` takes them, found with the digits given; shape [groups, K, K]."""
-    return np.stack([_inverse(one) for one in system]).astype(np.float64)
+    return np.stack([_inverse(one) for one in system]).astype(np.float64, copy=False)
 
 
 class _Eliminated:

@@ -10,10 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from exporter.calibration.cache import Cache, key_of
 from exporter.calibration.compensation import compensate
 from exporter.calibration.damage import affordable
 from exporter.calibration.data import Calibration
 from exporter.calibration.fidelity import comparable
+from exporter.calibration.journal import open_journal
+from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import answers, deviation
 from exporter.graph import Graph
 from exporter.plan import Plan
@@ -47,6 +52,7 @@ def best_plan(
     calibration: Calibration,
     macs: float,
     step: Callable[[str], None],
+    cache: Cache | None = None,
 ) -> Plan:
     """The plan that is best once its layers are fitted; where they cannot be, the one for which nothing is mended.
 
@@ -56,12 +62,13 @@ def best_plan(
         calibration: inputs; the samples held out for the report are not touched.
         macs: multiply-accumulates of a sample.
         step: called with a line before each trial.
+        cache: where results are kept for the next run, if this one is killed.
     """
     usual = plan_for(USUAL_SHARE)
     pruned = rewrite(graph, usual)
     if not comparable(pruned, graph, usual):
         return plan_for(_NOTHING)
-    judge = _judge(graph, calibration, macs)
+    judge = _judge(graph, calibration, macs, cache)
     if judge is None:
         return usual
     plans = {USUAL_SHARE: usual}
@@ -115,7 +122,9 @@ def errors_of(
     return errors
 
 
-def _judge(graph: Graph, calibration: Calibration, macs: float) -> Callable[[Graph, Plan, bool], float] | None:
+def _judge(
+    graph: Graph, calibration: Calibration, macs: float, cache: Cache | None = None
+) -> Callable[[Graph, Plan, bool], float] | None:
     """What gives the error that a pruned graph, its plan carried out, leaves; after a quick fit or without. None where
     too few samples are affordable."""
     count = affordable(_WORK, macs, _SAMPLES)
@@ -124,11 +133,21 @@ def _judge(graph: Graph, calibration: Calibration, macs: float) -> Callable[[Gra
     samples = calibration.fit.part(0, count)
     cut = min(len(samples) - max(len(samples) // _JUDGES, 1), _FITTED)
     fit, others = samples.part(0, cut), samples.part(cut, len(samples))
-    original = answers(graph, others, calibration.batch)
+    journal = open_journal(
+        cache, lambda: key_of(graph, kind="trials", samples=samples.digest, cut=cut, batch=calibration.batch)
+    )
+    original: list[Runner] = []
 
-    def error(pruned: Graph, plan: Plan, fitting: bool) -> float:
+    def tried(pruned: Graph, plan: Plan, fitting: bool) -> float:
+        if not original:
+            original.append(answers(graph, others, calibration.batch))
         if fitting:
             pruned, _ = compensate(pruned, graph, plan, fit, calibration.batch, quick=True)
-        return deviation(pruned, original, others, calibration.batch)
+        return deviation(pruned, original[0], others, calibration.batch)
+
+    def error(pruned: Graph, plan: Plan, fitting: bool) -> float:
+        name = f"{plan.to_json()} {fitting}" if journal.key else ""
+        found = journal.remember(name, lambda: {"error": np.array(tried(pruned, plan, fitting))})
+        return float(found["error"])
 
     return error

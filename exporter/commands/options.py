@@ -83,7 +83,8 @@ def add_cache(parser: Any) -> None:
     parser.add_argument(
         "--no-cache",
         action="store_true",
-        help="compute predictions anew, and keep none ($XDG_CACHE_HOME/secateur, by default ~/.cache/secateur)",
+        help="compute predictions anew, and keep neither these nor what a killed run would go on from "
+        "($XDG_CACHE_HOME/secateur, by default ~/.cache/secateur)",
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from exporter.calibration.accuracy import Accuracy
-from exporter.calibration.compensation import with_values
 from exporter.calibration.data import Calibration
 from exporter.calibration.fidelity import judged
+from exporter.calibration.renewed import with_values
 from exporter.calibration.sensitivity import answers, deviation
 from exporter.errors import GoalError
 from exporter.graph import Graph

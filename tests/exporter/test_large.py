@@ -28,6 +28,7 @@ from exporter import (
     tensors,
     verify,
 )
+from exporter.calibration import portioned, runner, store
 from exporter.halves import numbers
 from exporter.piecewise import pieces
 from exporter.sparsity import selection
@@ -167,6 +168,39 @@ def test_prune_says_that_it_went_piece_by_piece(llama, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="run of the whole model"):
         prune(llama, tmp_path / "other.onnx", layers=1)
     assert not (tmp_path / "other.onnx").exists()
+
+
+@pytest.fixture
+def portions(monkeypatch):
+    """Whatever has weights is large, and nothing but a temporary file holds what is new. Counts the sessions."""
+    opened = []
+    whole = runner.Runner._session
+    monkeypatch.setattr(runner.Runner, "_session", lambda self, *rest: opened.append(rest) or whole(self, *rest))
+    for module, name in ((runner, "LARGE"), (portioned, "LARGE"), (runner, "_PORTION"), (runner, "_RENEWED")):
+        monkeypatch.setattr(module, name, 0)
+    monkeypatch.setattr(store, "MEMORY", 0)
+    monkeypatch.setattr(rewriter, "_STAYS_OUTSIDE", 0)
+    return opened
+
+
+def test_calibration_in_portions_is_that_of_the_whole(llama, tmp_path, request):
+    """One session for each layer instead of one for all, new weights in files: the same choice and the same model."""
+    ids = np.random.default_rng(0).integers(0, 50, (40, 8))
+    np.savez(tmp_path / "ids.npz", ids=ids)
+    settings = {"macs": 0.7, "align": 1, "calib": tmp_path / "ids.npz"}
+    want = prune(llama, tmp_path / "whole.onnx", **settings)
+    opened = request.getfixturevalue("portions")
+    got = prune(llama, tmp_path / "portions.onnx", **settings)
+    assert max(len(nodes) for nodes, *_ in opened) < 12 < len(load(llama).nodes)
+    assert [g.keep for g in got.plan.groups] == [g.keep for g in want.plan.groups]
+    assert got.fidelity.error == pytest.approx(want.fidelity.error, rel=0.02)
+    assert got.fidelity.accuracy.pruned == pytest.approx(want.fidelity.accuracy.pruned, abs=0.21)
+    assert sum(r.damping is not None for r in got.fidelity.refits) > 5
+    one, other = contents(tmp_path / "whole.onnx"), contents(tmp_path / "portions.onnx")
+    assert one.keys() == other.keys()
+    for name in (n for n in one if n.endswith(".weight") or n == "head"):
+        values = one[name]
+        assert np.allclose(other[name], values, rtol=0.05, atol=0.05 * np.abs(values).max()), name
 
 
 def told(result):

@@ -1,0 +1,65 @@
+"""A model too large for a session of the whole: each run opens a session of one portion of it after another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import onnx
+
+from exporter.calibration.runner import LARGE, Runner
+from exporter.graph import Graph
+from exporter.normalise import input_specs
+from exporter.tensors import Array, nbytes
+from runtime.backends import TensorSpec
+from runtime.samples import samples_of
+
+
+class Runs(Protocol):
+    """What judging needs of a session."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs of the model."""
+        ...
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once; returns the outputs asked for, all by default, by name."""
+        ...
+
+
+def too_large(graph: Graph) -> bool:
+    """Say whether a session of the whole graph would take too much memory."""
+    return sum(nbytes(tensor) for tensor in graph.model.graph.initializer) > LARGE
+
+
+class Portioned:
+    """A graph as something that runs.
+
+    Attributes:
+        outputs: of the model, as the graph was analysed.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        """Nothing is opened yet."""
+        self._graph, self._inputs = graph, input_specs(graph.model)
+        self.outputs = tuple(_spec(graph, name) for name in graph.outputs)
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once; returns the outputs asked for, all by default, by name.
+
+        Raises:
+            ModelError: the graph does not run on the feeds.
+        """
+        names = list(outputs) if outputs is not None else [o.name for o in self.outputs]
+        samples = samples_of([dict(feeds)], self._inputs)
+        runner = Runner(self._graph, samples, len(samples))
+        runner.advance(names)
+        return {name: next(runner.values(name)) for name in names}
+
+
+def _spec(graph: Graph, name: str) -> TensorSpec:
+    kind = graph.inferred.dtype.get(name)
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) if kind else None
+    return TensorSpec(name, dtype, graph.shape(name) or ())
