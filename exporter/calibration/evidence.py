@@ -45,8 +45,7 @@ UNCERTAIN = 0.02
 
 _ROWS_PER_COLUMN = 12
 _TELLING = 12
-"""Rows for a column below which the error on those fitted says little of that on others: rows of one sample are alike.
-MobileNetV2, whose last layers have nine, kept 42 % with a bound of four, and 67 % with this one."""
+"""Rows for a column below which the error on those fitted says little of that on others: a sample's rows are alike."""
 
 ENOUGH_TO_COMPARE, ENOUGH_TO_CHOOSE, ENOUGH_TO_FIT = 4096, 8192, 24_000
 """Rows taken for any reader, however few columns it has; fewer of them where it has more than a thousand."""
