@@ -93,7 +93,7 @@ def test_sure_asks_for_the_whole_interval(tmp_path):
 
 
 def test_sure_says_how_many_samples_it_takes(tmp_path):
-    with pytest.raises(UsageError, match=r"--sure: \d+ samples cannot show .*\n.*Give about \d+ samples"):
+    with pytest.raises(UsageError, match=r"--sure: \d+ samples cannot show .*\n.*Give about [\d,]+ samples"):
         searched(tmp_path, "0.1%", sure=True)
     assert not (tmp_path / "out.onnx").exists()
 
