@@ -14,7 +14,7 @@ import accuracy_data
 import child
 import table
 
-NETWORKS = ("digits_cnn", "digits_vit", "resnet20", "resnet56", "mobilenet_v2")
+NETWORKS = ("digits_cnn", "digits_vit", "resnet20", "resnet56")
 _LIMIT = 3600.0
 _TRIES, _NEAR = 4, 0.015
 
