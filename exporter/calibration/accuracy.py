@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from exporter.calibration.portioned import Portioned, Runs, too_large
 from exporter.calibration.runner import Runner
-from exporter.calibration.sensitivity import float_outputs
+from exporter.calibration.sensitivity import computed_outputs, float_outputs
 from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
 from runtime.backends import SessionOptions, open_session
@@ -102,7 +102,7 @@ def compare_answers(other: Runner, original: Runner, samples: Samples, batch: in
     chosen = next(iter(float_outputs(original.graph)), None)
     if chosen is None:
         raise BadRequest("the model has no floating-point output to judge.")
-    names = [n for n in original.graph.outputs if n not in original.graph.constants] if judged.whole else [chosen]
+    names = computed_outputs(original.graph) if judged.whole else [chosen]
     pairs = zip(original.branch(names, {}), other.branch(names, {}), strict=True)
     return _compared(judged, pairs, chosen, samples, batch)
 

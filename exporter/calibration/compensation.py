@@ -188,10 +188,11 @@ class _Fit:
         together = self.with_first(pair, first) if pair is not None else {}
         return Fitted(refit.before, refit.after, refit.damping, values, together)
 
-    def see(self) -> None:
-        """Find the moments as ``values`` does, without a fit."""
-        fit, held = moments_of(sample for sample, _ in self._rows())
+    def see(self, rows: Iterable[tuple[Sample, Rows]] | None = None) -> tuple[Moments, Moments]:
+        """Find the moments: those to fit to, and those of the held-out samples."""
+        fit, held = moments_of(sample for sample, _ in (self._rows() if rows is None else rows))
         self.moments = fit + held if held.rows else fit
+        return fit, held
 
     def values(self) -> tuple[Refit, dict[str, Array]]:
         """The weights that fit the held-out samples best, the present ones included."""
@@ -200,8 +201,7 @@ class _Fit:
         limited = self.target.limits != WIDE and intercept and not self.quick and self._affordable()
         if limited:
             rows = list(rows)  # they are gone through again
-        fit, held = moments_of(sample for sample, _ in rows)
-        self.moments = fit + held if held.rows else fit
+        fit, held = self.see(rows)
         if not fit.rows:
             return Refit(self.reader.weight, 0.0, 0.0, None), {}
         centre = fit.centred(intercept)

@@ -33,6 +33,9 @@ the end, which the prediction leaves out. Tried on ResNet-20 at half the work: 4
 _FEWEST = (4, 2)
 """Samples taken in any case, at each level."""
 
+_LEAST = 8
+"""Samples that anything else is measured on in any case."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -109,7 +112,7 @@ def macs_per_sample(groups: Groups) -> float:
     return cost.macs(cost.widths) / max(groups.graph.binding.batch, 1)
 
 
-def affordable(work: float, each: float, most: int, least: int = 8) -> int:
+def affordable(work: float, each: float, most: int, least: int = _LEAST) -> int:
     """How many samples some work is enough for.
 
     Args:

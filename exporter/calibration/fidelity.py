@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from exporter.calibration.accuracy import Accuracy, compare_answers, usual_metric
+from exporter.calibration.accuracy import Accuracy, compare_answers
 from exporter.calibration.cache import Cache
 from exporter.calibration.compensation import Refit, compensate
 from exporter.calibration.data import Calibration
@@ -148,10 +148,10 @@ def judged(after: Runner, original: Runner, calibration: Calibration) -> tuple[A
         BadRequest: the metric that was asked for does not fit the outputs or the labels.
     """
     held, batch = calibration.held, calibration.batch
-    metric = calibration.metric or usual_metric(original.graph, held)
+    metric = calibration.metric or ("top1" if held.answers is not None else "agreement")
     accuracy = agreement = None
     try:
-        accuracy = compare_answers(after, original, held, batch, metric) if metric is not None else None
+        accuracy = compare_answers(after, original, held, batch, metric)
     except BadRequest:  # what is called y holds something else
         if calibration.metric is not None:
             raise

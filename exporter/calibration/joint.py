@@ -231,16 +231,15 @@ class _Solver:
     def __init__(self, known: Moments) -> None:
         centre = known.centred(intercept=True)
         damping = _DAMPING * max(1.0, 10 * centre.xx.shape[1] / max(known.rows, 1))
-        self.mean = centre.x
         # a direction needs no more than 32 bits
         self.system = Factored(damped(centre.xx, centre.ridge(damping)), coarse=True)
+        self.centre = replace(centre, xx=np.zeros(()))  # they are in the system
 
     def direction(self, sums: Moments) -> tuple[Matrix, Vector]:
         """Weights and bias that fit what the sums' outputs ask for."""
-        n = max(sums.rows, 1)
-        y = sums.y / n
-        weights = self.system.solve(sums.xy / n - self.mean[:, :, None] * y[:, None])
-        return weights, np.asarray(y - (self.mean[:, None] @ weights)[:, 0])
+        asked = self.centre.with_outputs(sums)
+        weights = self.system.solve(asked.xy)
+        return weights, asked.bias(weights)
 
 
 class _Build:

@@ -176,8 +176,9 @@ class Centred:
 
     def with_outputs(self, sums: Moments) -> Centred:
         """The same inputs, with the outputs of other sums: their ``xy`` and ``y``, about the mean."""
-        y = sums.y / sums.rows
-        return replace(self, xy=sums.xy / sums.rows - self.x[:, :, None] * y[:, None], y=y)
+        n = max(sums.rows, 1)
+        y = sums.y / n
+        return replace(self, xy=sums.xy / n - self.x[:, :, None] * y[:, None], y=y)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,14 @@ from runtime.steps import Count
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
+def computed_outputs(graph: Graph) -> list[str]:
+    """Names of the outputs that are no constants."""
+    return [n for n in graph.outputs if n not in graph.constants]
+
+
 def float_outputs(graph: Graph) -> list[str]:
-    """Names of the floating-point outputs that inputs can change."""
-    return [n for n in graph.outputs if graph.inferred.dtype.get(n) in _FLOATS and n not in graph.constants]
+    """Names of those among them that hold floating-point numbers."""
+    return [n for n in computed_outputs(graph) if graph.inferred.dtype.get(n) in _FLOATS]
 
 
 class Deviation:
@@ -56,7 +61,7 @@ class Deviation:
 def answers(graph: Graph, samples: Samples, batch: int) -> Runner:
     """A graph that has run to its outputs on some samples: they can be compared as often as wanted."""
     runner = Runner(graph, samples, batch)
-    runner.advance([n for n in graph.outputs if n not in graph.constants])
+    runner.advance(computed_outputs(graph))
     return runner
 
 

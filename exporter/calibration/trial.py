@@ -8,6 +8,7 @@ of it, fitted to few samples, and judged by the outputs on others.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -136,14 +137,15 @@ def _judge(
     journal = open_journal(
         cache, lambda: key_of(graph, kind="trials", samples=samples.digest, cut=cut, batch=calibration.batch)
     )
-    original: list[Runner] = []
+
+    @functools.cache
+    def original() -> Runner:
+        return answers(graph, others, calibration.batch)
 
     def tried(pruned: Graph, plan: Plan, fitting: bool) -> float:
-        if not original:
-            original.append(answers(graph, others, calibration.batch))
         if fitting:
             pruned, _ = compensate(pruned, graph, plan, fit, calibration.batch, quick=True)
-        return deviation(pruned, original[0], others, calibration.batch)
+        return deviation(pruned, original(), others, calibration.batch)
 
     def error(pruned: Graph, plan: Plan, fitting: bool) -> float:
         name = f"{plan.to_json()} {fitting}" if journal.key else ""

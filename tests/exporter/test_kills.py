@@ -11,8 +11,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +22,7 @@ import onnx
 import pytest
 
 from tests.exporter.files import write_outside
+from tests.exporter.forking import start_forking
 from tests.exporter.trained import classifier, drawn
 
 FORKS = """
@@ -117,14 +116,7 @@ class Forks:
         self.folder = folder
         for name in ("made", "cache", "tmp"):
             (folder / name).mkdir()
-        root = str(Path(__file__).parents[2])
-        places = {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), "PYTHONPATH": root}
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", FORKS],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
-            env={**os.environ, **places, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert self.process.stdout.readline() == "ready\n"
+        self.process = start_forking(FORKS, folder, XDG_CACHE_HOME=folder / "cache", TMPDIR=folder / "tmp")
 
     def run(self, line: str, kill_after: float | None = None) -> int:
         """The exit code of a command, killed after so many seconds or not at all."""

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from exporter import find_groups, make_plan, rewrite, score
+from exporter.calibration import compensation
 from exporter.calibration.compensation import compensate
 from exporter.model_file import from_model
 from exporter.normalise import input_specs
@@ -134,6 +135,20 @@ def test_a_reader_that_noise_feeds_keeps_its_weights():
     moved = onnx.numpy_helper.to_array(after) - onnx.numpy_helper.to_array(before)
     assert np.abs(moved).max() < 0.2 * np.abs(onnx.numpy_helper.to_array(before)).max()
     assert refit.after > 0.9 * refit.before
+
+
+@pytest.mark.parametrize(("name", "count", "best"), [("residual", 40, 0), ("conv", 256, 1), ("conv", 24, 2)])
+def test_of_all_dampings_the_best_is_found(name, count, best, monkeypatch):
+    """Less than the usual one where rows tell all, more where they are few."""
+    found = Cut(FITS[name][0](), count=count).refits[0]
+    errors = []
+    for damping in compensation._DAMPINGS:
+        with monkeypatch.context() as patch:
+            patch.setattr(compensation, "_DAMPINGS", (damping,))
+            patch.setattr(compensation, "_USUAL", 0)
+            errors.append(Cut(FITS[name][0](), count=count).refits[0].after)
+    assert int(np.argmin(errors)) == best
+    assert found.after == errors[best]
 
 
 def test_nothing_moves_without_a_change():

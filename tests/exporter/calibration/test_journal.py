@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +20,7 @@ from exporter.calibration import journal
 from exporter.calibration.cache import Cache
 from exporter.calibration.journal import Journal, open_journal, remove
 from tests.exporter.files import write
+from tests.exporter.forking import start_forking
 from tests.onnx_builder import build, node
 
 FORKS = """
@@ -115,13 +114,7 @@ class Runs:
         write(deep(), folder)
         rng = np.random.default_rng(1)
         np.savez(folder / "data.npz", x=rng.standard_normal((700, 8)).astype(np.float32))
-        places = {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(Path(__file__).parents[3])}
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", FORKS],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
-            env={**os.environ, **places, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert self.process.stdout.readline() == "ready\n"
+        self.process = start_forking(FORKS, folder, XDG_CACHE_HOME=folder / "cache")
 
     def run(self, request: dict[str, object], last: int = 0) -> int:
         """The exit code of a run, which is killed after so many steps, or never."""
