@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
 from exporter.errors import ModelError
 from exporter.protos import constant_of, reads, set_nodes, subgraphs
+from runtime.calls import check_calls
 from runtime.model_files import graphs_in
 
-NODE_LIMIT = 1_000_000
-"""Most nodes of a model whose calls are written out."""
 _DEPTH_LIMIT = 32
 
 
@@ -47,7 +46,10 @@ def inline(model: ModelProto) -> Calls:
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
     if not functions:
         return calls
-    _check_size(model, functions)
+    try:
+        check_calls(model)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
     calls.uncalled = frozenset(f.name for f in _uncalled(model))
     opsets = {o.domain: o.version for o in model.opset_import}
     nodes: list[NodeProto] = []
@@ -73,47 +75,6 @@ def inline(model: ModelProto) -> Calls:
                     opsets[imported.domain] = imported.version
                     model.opset_import.add(domain=imported.domain, version=imported.version)
     return calls
-
-
-def _check_size(model: ModelProto, functions: Mapping[tuple[str, str, str], FunctionProto]) -> None:
-    """Count the nodes before they are made: thirty functions that call each other twice stand for a billion."""
-    sizes: dict[tuple[str, str, str], int] = {}
-    open_: set[tuple[str, str, str]] = set()
-    stack = list(functions)
-    while stack:
-        key = stack[-1]
-        calls = [] if key in sizes else [k for n in _nodes(functions[key].node) if (k := _key(n)) in functions]
-        missing = [k for k in calls if k not in sizes]
-        if missing:
-            open_.add(key)
-            if open_.intersection(missing):
-                raise ModelError(
-                    f"the local function '{key[1]}' calls itself, directly or through others, which ONNX does not "
-                    "allow. Export the model again."
-                )
-            stack.extend(missing)
-            continue
-        if key not in sizes:
-            sizes[key] = sum(sizes.get(_key(n), 1) for n in _nodes(functions[key].node))
-        open_.discard(key)
-        stack.pop()
-    total = sum(sizes.get(_key(n), 1) for n in _nodes(model.graph.node))
-    if total > NODE_LIMIT:
-        raise ModelError(
-            f"with its local functions written out the model has {total:,} nodes; up to {NODE_LIMIT:,} are supported."
-        )
-
-
-def _key(node: NodeProto) -> tuple[str, str, str]:
-    return node.domain, node.op_type, node.overload
-
-
-def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Nodes and those of their subgraphs."""
-    for node in nodes:
-        yield node
-        for graph in subgraphs(node):
-            yield from _nodes(graph.node)
 
 
 def _expand_inside(

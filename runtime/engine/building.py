@@ -13,6 +13,7 @@ import onnx
 
 from runtime import clocks
 from runtime.backends.protocol import TensorSpec
+from runtime.calls import check_calls
 from runtime.engine.configuring import configure, keep_timings
 from runtime.engine.faults import CannotBuild, Fault, fix_for, log_faults, parser_faults, refused
 from runtime.engine.flavour import Flavour, load_flavour
@@ -186,9 +187,14 @@ def _read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise BadRequest(f"{path}: no such file.{near(path)}")
     try:
-        return onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own classes
         raise RunError(f"{path} is not an ONNX file, or it is truncated.") from error
+    try:
+        check_calls(model)  # TensorRT's parser follows calls without end until the stack is full
+    except ValueError as error:
+        raise RunError(f"{path}: {error}") from error
+    return model
 
 
 def _made(make: Callable[[], Any], flavour: Flavour, log: Sequence[Message]) -> Any:
