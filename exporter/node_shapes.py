@@ -129,6 +129,8 @@ class Schemas:
     def _ask(self, view: View, found: Inferred) -> Mapping[str, TypeProto]:
         node, schema = view.proto, self._schema_of(view)
         assert schema is not None
+        if any(isinstance(d, int) and d < 0 for n in view.inputs for d in found.dims.get(n, ())):
+            return {}  # onnx ends the process: a clamp between bounds the wrong way round
         types = {n: kind for n in view.inputs for kind in [found.type_of(n)] if kind is not None}
         small = {n for n in types if n in found.known and found.known[n].size <= LIMIT}
         data = {n: onnx.numpy_helper.from_array(found.known[n], n) for n in small}

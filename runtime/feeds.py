@@ -234,7 +234,7 @@ def seeded(
         shape = shapes[spec.name]
         if spec.dtype is None or spec.dtype.kind not in "fiub":
             raise BadRequest(f"input '{spec.name}' is not a numeric tensor; give recorded values with --inputs.")
-        if math.prod(shape) > _MOST_NUMBERS:
+        if math.prod(size for size in shape if size) > _MOST_NUMBERS:  # NumPy too refuses an empty array that large
             raise BadRequest(
                 f"input '{spec.name}' of shape {list(shape)} is too large to be made up; choose another with "
                 f"--shape {spec.name}:..., or declare a smaller one."

@@ -250,7 +250,9 @@ def _folded(model: ModelProto) -> ModelProto:
         options.optimized_model_filepath = str(folder / "folded.onnx")
         options.log_severity_level = 3
         try:
-            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=False
+            )
         except Exception as error:  # ONNX Runtime's own errors share no base
             raise ModelError(f"ONNX Runtime cannot load the model: {error}") from error
         return onnx.load(options.optimized_model_filepath)

@@ -210,7 +210,11 @@ def _after(graph: Graph, node: Node, seen: _Seen) -> _Seen:
     if layout is None or node.op not in _MOVES:
         return seen
     if node.op == "Transpose":
-        return replace(seen, layout=layout.transposed(node.attributes.get("perm", range(len(layout.dims))[::-1])))
+        axes = range(len(layout.dims))
+        order = node.attributes.get("perm", axes[::-1])
+        if sorted(order) != list(axes):
+            return replace(seen, layout=None, fault=f"{node.label} names axes that its input does not have")
+        return replace(seen, layout=layout.transposed(order))
     shape = graph.shape(node.outputs[0])
     return replace(seen, layout=layout.reshaped(shape) if shape is not None else None)
 

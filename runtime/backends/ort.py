@@ -108,8 +108,9 @@ class OrtSession:
         providers = [provider] if name == "ort-cpu" else [provider, "CPUExecutionProvider"]
         try:
             self._session = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model), _settings(ort, options), providers=providers
-            )
+                model if isinstance(model, bytes) else str(model), _settings(ort, options), providers=providers,
+                enable_fallback=False,  # it tries again with other providers, and says so on the standard output
+            )  # fmt: skip
         except Exception as error:  # the binding raises a dozen unrelated classes
             line = _first_line(error)
             fix = next((told for words, told in _FIXES.items() if words in line), "")

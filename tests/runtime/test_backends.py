@@ -215,6 +215,7 @@ def _broken():
 REFUSED = {
     "no model": lambda _: open_session(b"no model"),
     "an unknown operator": lambda _: open_session(_broken()),
+    "names in no UTF-8": lambda _: open_session(_broken().replace(b"NoSuchOperator", b"NoSuchOperat\xe4r")),
     "no file": lambda _: open_session("no/such/file.onnx"),
     "an input is missing": lambda s: s.run({"x": FEEDS["x"]}),
     "an input of another name": lambda s: s.run({**FEEDS, "q": FEEDS["x"]}),

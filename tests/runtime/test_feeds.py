@@ -289,6 +289,12 @@ def stored(path, **arrays):
     return path / "data.npz"
 
 
+@pytest.mark.parametrize("shape", [(1 << 20, 1 << 20), (0, 1 << 62, 2)])
+def test_what_memory_cannot_hold_is_not_made_up(shape):
+    with pytest.raises(BadRequest, match=r"input 'x' of shape \[.*\] is too large to be made up"):
+        seeded([spec("x", *shape)], {"x": shape}, 0)
+
+
 def test_samples_lie_along_the_leading_axis(tmp_path):
     images = np.random.default_rng(0).random((5, 3, 4, 6), np.float32)
     ids = np.arange(10).reshape(5, 2)

@@ -138,6 +138,13 @@ REFUSED = {
 }  # fmt: skip
 
 
+def test_a_transpose_of_other_axes_is_a_reason():
+    model = linear(node("Transpose", "w", "v", perm=[1, 0]), node("MatMul", "x v", "y"), w=(6, 8))
+    model.graph.node[0].attribute[0].ints[:] = [2, 1, 0]  # what no file may hold
+    (left,) = choose_weights(from_model(model), TWO_FOUR, also=["w"])[1]
+    assert left.reason == "Transpose 'node_v' names axes that its input does not have"
+
+
 def test_packed_codes_get_no_zeros_anywhere():
     assert not choose_weights(from_model(REFUSED["packed"][0]), parse_pattern("0.5"))[0]
 
