@@ -154,7 +154,8 @@ def input_specs(model: ModelProto) -> list[TensorSpec]:
         shape: list[int | str | None] = []
         for dim in kind.shape.dim:
             positive = dim.HasField("dim_value") and dim.dim_value >= 0
-            named = dim.dim_param if dim.dim_param not in _NAMELESS else ""
+            spoken = isinstance(dim.dim_param, str) and dim.dim_param not in _NAMELESS  # bytes: it is not UTF-8
+            named = dim.dim_param if spoken else ""
             shape.append(dim.dim_value if positive else named or f"{value.name}:{len(shape)}")
         dtype = None
         if value.type.HasField("tensor_type") and kind.HasField("shape"):

@@ -3,84 +3,29 @@
 Each reader of what changed is fitted anew, in the order of the graph: least squares on calibration inputs, with the
 pruned network's own activations as inputs and the original network's output as the target, less what the pruned
 shortcut brings, so that errors do not add up from layer to layer (He et al., "Channel pruning for accelerating very
-deep neural networks", ICCV 2017). Where a Relu follows, only what it lets through has to fit (Zhang et al.,
-"Accelerating very deep convolutional networks", 2015). No labels and no gradients.
+deep neural networks", ICCV 2017). No labels and no gradients.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import repeat
-
-import numpy as np
+from collections.abc import Callable
 
 from exporter.calibration.cache import Cache
-from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, rows_for, sampled
-from exporter.calibration.fit_journal import Fitted, fit_journal
-from exporter.calibration.joint import Batch, Joint, Pair, find_pairs
-from exporter.calibration.moments import Centred, Moments, Solver, Vector
-from exporter.calibration.readers import (
-    Matrix,
-    Reader,
-    Rows,
-    bias_constant,
-    bias_of,
-    columns,
-    constants_of,
-    find_readers,
-    grouped_outputs_at,
-    matrix,
-    plain,
-    weight_of,
-)
+from exporter.calibration.fit import Fit, Refit
+from exporter.calibration.fit_journal import fit_journal
+from exporter.calibration.joint import find_pairs
+from exporter.calibration.moments import Moments
+from exporter.calibration.readers import find_readers
 from exporter.calibration.renewed import with_values
 from exporter.calibration.runner import Runner
-from exporter.calibration.targets import WIDE, Target, find_target
+from exporter.calibration.targets import find_target
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.plan import Plan
 from exporter.protos import reads
-from exporter.relative_difference import take_axes
-from exporter.tensors import Array
-from runtime.errors import RunError
 from runtime.samples import Samples
 from runtime.steps import Count
-
-_DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
-"""Tried where there are ten rows or more for every column; larger ones where there are fewer."""
-
-_USUAL = 1
-"""Which of them is tried first."""
-
-_LIMITED_ROUNDS, _LIMITED_WORK = 1, 1 << 33
-"""Rounds of fitting what a Relu lets through, and rows times weights beyond which that takes too long for what it
-gives."""
-
-_JOINT_ROWS, _JOINT_WORK = 1 << 15, 1 << 30
-"""Rows that two layers are fitted together on, and rows times weights."""
-
-_JOINT_ROWS_PER_COLUMN = 4
-"""Fewer rows are no base for a step of both layers."""
-
-
-@dataclass(frozen=True)
-class Refit:
-    """What became of one reader.
-
-    Attributes:
-        weight: name of its weight.
-        before, after: error of its output on the held-out samples, relative to the output's variance, as it was and as
-            fitted alone.
-        damping: ridge taken, as a share of the mean second moment; None where the weights stayed.
-    """
-
-    weight: str
-    before: float
-    after: float
-    damping: float | None
 
 
 def compensate(
@@ -133,7 +78,7 @@ def compensate(
         pair = pairs.get(reader.weight)
         own.held = {p.first.source for p in pairs.values() if p.second.weight in later | {reader.weight}}
         own.advance([reader.source, *([target.other] if target.other else [])])
-        fit = _Fit(reader, target, own, dense, plan, quick)
+        fit = Fit(reader, target, own, dense, plan, quick)
         first = known.pop(pair.first.weight, None) if pair is not None else None
         second = second_of.get(reader.weight)
         with threads_for(fit.present.shape[1]):
@@ -153,225 +98,6 @@ def compensate(
             own.weights |= found.together
             own.rewind(pair.again)
     return with_values(pruned, own.weights), refits
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """Weights and bias, with their error on the held-out samples, and the damping and solver they came from."""
-
-    error: float
-    damping: float | None
-    weights: Matrix
-    bias: Vector | None
-    solver: Solver | None = None
-
-
-class _Fit:
-    """The fit of one reader."""
-
-    def __init__(self, reader: Reader, target: Target, own: Runner, dense: Runner, plan: Plan, quick: bool) -> None:
-        self.reader, self.target, self.own, self.dense, self.quick = reader, target, own, dense, quick
-        self.axes = plan.hide.get(target.tensor, {})
-        self.weight = own.graph.array(reader.weight)
-        self.present = matrix(reader, self.weight)
-        self.moments = Moments()
-
-    def fitted(self, pair: Pair | None, first: Moments | None) -> Fitted:
-        """The fit of this reader alone, which the pruned graph then has, and with the first of its pair.
-
-        Args:
-            pair: of which this reader is the second; None where there is none.
-            first: moments of what the first of it reads.
-        """
-        refit, values = self.values()
-        self.own.weights |= values
-        together = self.with_first(pair, first) if pair is not None else {}
-        return Fitted(refit.before, refit.after, refit.damping, values, together)
-
-    def see(self, rows: Iterable[tuple[Sample, Rows]] | None = None) -> tuple[Moments, Moments]:
-        """Find the moments: those to fit to, and those of the held-out samples."""
-        fit, held = moments_of(sample for sample, _ in (self._rows() if rows is None else rows))
-        self.moments = fit + held if held.rows else fit
-        return fit, held
-
-    def values(self) -> tuple[Refit, dict[str, Array]]:
-        """The weights that fit the held-out samples best, the present ones included."""
-        intercept = self.reader.bias is not None
-        rows: Iterable[tuple[Sample, Rows]] = self._rows()
-        limited = self.target.limits != WIDE and intercept and not self.quick and self._affordable()
-        if limited:
-            rows = list(rows)  # they are gone through again
-        fit, held = self.see(rows)
-        if not fit.rows:
-            return Refit(self.reader.weight, 0.0, 0.0, None), {}
-        centre = fit.centred(intercept)
-        judge = held.centred(intercept) if held.rows else centre
-        energy = float(judge.yy.sum()) or 1.0
-        old = self._bias()
-        now = _Tried(judge.error(self.present, old), None, self.present, old)
-        few = max(1.0, 10 * self.present.shape[1] / fit.rows)
-
-        def fitted(damping: float) -> _Tried:
-            solver = centre.solver(damping)
-            found = solver.fit(centre.xy, self.present)
-            bias = centre.bias(found) if intercept else None
-            return _Tried(judge.error(found, bias), damping, found, bias, solver)
-
-        def more_helps(tried: _Tried) -> bool:
-            assert tried.solver is not None
-            return judge.slope(tried.weights, tried.solver.drift(tried.weights, self.present)) < 0
-
-        usual = fitted(few * _DAMPINGS[_USUAL])
-        found = usual if self.quick else _best_damping(usual, lambda d: fitted(few * d), more_helps)
-        best = min(now, found, key=lambda t: t.error)
-        refit = Refit(self.reader.weight, now.error / energy, best.error / energy, best.damping)
-        if best.damping is None or best.solver is None:
-            return refit, {}
-        weights, bias = best.weights, best.bias
-        if limited and bias is not None:
-            weights, bias = self._limited(rows, fit, centre, best.solver, weights, bias)
-        elif not self.quick:
-            whole = self.moments.centred(intercept)
-            weights = whole.solver(best.damping).fit(whole.xy, self.present)
-            bias = whole.bias(weights) if intercept else None
-        return refit, constants_of(self.reader, self.own.graph, weights, bias)
-
-    def _bias(self) -> Vector | None:
-        """The present bias, shape [groups, outputs]."""
-        if self.reader.bias is None:
-            return None
-        return bias_of(self.reader, self.own.graph.array(self.reader.bias))
-
-    def with_first(self, pair: Pair, before: Moments | None) -> dict[str, Array]:
-        """New weights of this layer and of the one before it, fitted together; empty where that does not help."""
-        share = self._joint_share(pair)
-        if not share:
-            return {}
-        w1, b1 = self._folded(pair.first)
-        w2, b2 = self._folded(self.reader)
-        others = self.own.values(self.target.other) if self.target.other else repeat(None)
-        batches = [
-            Batch(_first(source, share), _first(wanted, share), _first(other, share) if other is not None else None)
-            for source, wanted, other in zip(self.own.values(pair.first.source), self._wanted(), others, strict=False)
-        ]
-        try:
-            joint = Joint(pair, self.own.graph, (w1, b1, w2, b2), self.target.limits, bool(self.target.other))
-            found = joint.fit(batches, (before, self.moments))
-        except RunError:  # batches of other sizes than those the graph was analysed with
-            return {}
-        if found is None:
-            return {}
-        return self._unfolded(pair.first, *found[:2]) | self._unfolded(self.reader, *found[2:])
-
-    def _folded(self, reader: Reader) -> tuple[Array, Array]:
-        """Weight and bias of a reader as they are now, with what a BatchNormalization behind it does."""
-        weight, bias = (np.asarray(self.own.weights.get(n, self.own.graph.array(n))) for n in _names(reader))
-        return (
-            weight_of(plain(reader), matrix(reader, weight), weight),
-            bias_constant(plain(reader), bias_of(reader, bias), bias),
-        )
-
-    def _unfolded(self, reader: Reader, weight: Array, bias: Array) -> dict[str, Array]:
-        """The constants that hold a weight and a bias of ``_folded``."""
-        whole = plain(reader)
-        return constants_of(reader, self.own.graph, matrix(whole, weight), bias_of(whole, bias))
-
-    def _wanted(self) -> Iterator[Array]:
-        """The part of the target that the pruned graph has."""
-        for values in self.dense.values(self.target.tensor):
-            yield take_axes(values, self.axes)
-
-    def _joint_share(self, pair: Pair) -> float:
-        """The share of every batch that two layers are fitted together on; 0 where that would take too long for what it
-        gives."""
-        shape = self.own.graph.shape(pair.first.result) or ()
-        positions = math.prod(n for k, n in enumerate(shape) if k not in (0, pair.first.channel_axis % len(shape)))
-        dims = [(r, self.own.graph.constants[r.weight].dims) for r in (pair.first, pair.second)]
-        weights: int = sum(math.prod(d) for _, d in dims)
-        rows = min(_JOINT_ROWS, _JOINT_WORK // weights)
-        widest = max(columns(r, d) for r, d in dims)
-        if rows < _JOINT_ROWS_PER_COLUMN * widest:
-            return 0.0
-        return min(1.0, max(rows // max(positions, 1), self.own.batches) / max(self.own.rows, 1))
-
-    def _affordable(self) -> bool:
-        """Whether the rows can be gone through again for what a Relu holds back."""
-        return rows_for(self.present.shape[1], ENOUGH_TO_FIT) * self.present.size <= _LIMITED_WORK
-
-    def _rows(self) -> Iterator[tuple[Sample, Rows]]:
-        """Rows with what the reader itself should give, and what is added to it."""
-        enough = ENOUGH_TO_COMPARE if self.quick else ENOUGH_TO_FIT
-        wholes = sampled(self.own, self.reader, self._wanted(), enough)
-        if not self.target.other:
-            for sample in wholes:
-                yield sample, np.zeros((1, 1, 1), np.float32)
-            return
-        for sample, other in zip(wholes, self.own.values(self.target.other), strict=True):
-            added = grouped_outputs_at(self.reader, other, sample.at)
-            yield replace(sample, y=sample.y - added), added
-
-    def _limited(
-        self,
-        rows: Iterable[tuple[Sample, Rows]],
-        fit: Moments,
-        centre: Centred,
-        solver: Solver,
-        weights: Matrix,
-        bias: Vector,
-    ) -> tuple[Matrix, Vector]:
-        """Fit what a Relu or Clip lets through: where the target is below its limit any output below that will do.
-
-        Each round takes the output there for the target, if it is below, and fits again; the square error behind the
-        Relu does not grow on the samples fitted. Of all rounds the best on the held-out samples is returned.
-        """
-        low, high = self.target.limits
-        best = (np.inf, weights, bias)
-        middle = fit.y / fit.rows
-        for last in range(_LIMITED_ROUNDS + 1):
-            again = Moments(fit.rows, xy=fit.x[:, :, None] * middle[:, None], y=fit.y)
-            error = 0.0
-            for sample, added in rows:
-                for apart in (True, False) if last < _LIMITED_ROUNDS else (True,):
-                    chosen = sample.part(apart)
-                    x, y = sample.x[:, chosen], sample.y[:, chosen]
-                    more = added[:, chosen] if added.shape[1] > 1 else added
-                    own = x @ weights.astype(np.float32) + bias[:, None].astype(np.float32)
-                    if apart:
-                        error += float(np.square(np.clip(own + more, low, high) - np.clip(y + more, low, high)).sum())
-                        continue
-                    wanted = np.where(y + more > low, y, np.minimum(own, low - more))
-                    if high < math.inf:
-                        wanted = np.where(y + more < high, wanted, np.maximum(own, high - more))
-                    again.add_outputs(x, wanted - middle[:, None].astype(np.float32))
-            if error < best[0]:
-                best = error, weights, bias
-            if last < _LIMITED_ROUNDS:
-                renewed = centre.with_outputs(again)
-                weights = solver.fit(renewed.xy, weights)
-                bias = renewed.bias(weights)
-        return best[1], best[2]
-
-
-def _names(reader: Reader) -> tuple[str, str]:
-    """Names of weight and bias, of a reader that has both."""
-    assert reader.bias is not None
-    return reader.weight, reader.bias
-
-
-def _first(values: Array, share: float) -> Array:
-    """The first samples of a batch."""
-    return values[: math.ceil(share * len(values))]
-
-
-def _best_damping(usual: _Tried, fitted: Callable[[float], _Tried], more_helps: Callable[[_Tried], bool]) -> _Tried:
-    """The best of the dampings, from the usual one on in the direction that lowers the error, as long as it falls."""
-    best = usual
-    for damping in _DAMPINGS[_USUAL + 1 :] if more_helps(usual) else _DAMPINGS[:_USUAL][::-1]:
-        tried = fitted(damping)
-        if tried.error >= best.error:
-            break
-        best = tried
-    return best
 
 
 def _touched(graph: Graph, plan: Plan) -> set[str]:

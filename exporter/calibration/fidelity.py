@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from exporter.calibration.accuracy import Accuracy, compare_answers
 from exporter.calibration.cache import Cache
-from exporter.calibration.compensation import Refit, compensate
+from exporter.calibration.compensation import compensate
 from exporter.calibration.data import Calibration
+from exporter.calibration.fit import Refit
 from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import answers, deviation_between
 from exporter.calibration.unfitted import Unfitted, find_unfitted

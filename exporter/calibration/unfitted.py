@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from exporter.calibration.compensation import Refit
+from exporter.calibration.fit import Refit
 from exporter.calibration.readers import find_readers
 from exporter.graph import Graph, Node
 from exporter.plan import Plan

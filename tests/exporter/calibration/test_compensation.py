@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from exporter import find_groups, make_plan, rewrite, score
-from exporter.calibration import compensation
+from exporter.calibration import fit as one_fit
 from exporter.calibration.compensation import compensate
 from exporter.model_file import from_model
 from exporter.normalise import input_specs
@@ -142,13 +142,27 @@ def test_of_all_dampings_the_best_is_found(name, count, best, monkeypatch):
     """Less than the usual one where rows tell all, more where they are few."""
     found = Cut(FITS[name][0](), count=count).refits[0]
     errors = []
-    for damping in compensation._DAMPINGS:
+    for damping in one_fit._DAMPINGS:
         with monkeypatch.context() as patch:
-            patch.setattr(compensation, "_DAMPINGS", (damping,))
-            patch.setattr(compensation, "_USUAL", 0)
+            patch.setattr(one_fit, "_DAMPINGS", (damping,))
+            patch.setattr(one_fit, "_USUAL", 0)
             errors.append(Cut(FITS[name][0](), count=count).refits[0].after)
     assert int(np.argmin(errors)) == best
     assert found.after == errors[best]
+
+
+def test_many_outputs_are_fitted_some_at_a_time(monkeypatch):
+    """Each block with a damping of its own, so that the error is no larger."""
+    constants = networks.scaled(w0=(6, 20), w1=(20, 64)) | {"b1": np.linspace(-1, 1, 64, dtype=np.float32)}
+    nodes = [node("MatMul", "x w0", "a"), node("Relu", "a", "h"), node("Gemm", "h w1 b1", "y")]
+    model = build(nodes, {"x": ["N", 6]}, ["y"], constants)
+    (whole,) = Cut(model).refits
+    monkeypatch.setattr(one_fit, "_AT_ONCE", 1)
+    cut = Cut(model)
+    (blocks,) = cut.refits
+    assert blocks.after <= whole.after < 0.5 * whole.before
+    assert blocks.before == pytest.approx(whole.before)
+    assert {"w1", "b1"} <= cut.changed()
 
 
 def test_nothing_moves_without_a_change():
