@@ -111,6 +111,8 @@ class OrtSession:
                 model if isinstance(model, bytes) else str(model), _settings(ort, options), providers=providers,
                 enable_fallback=False,  # it tries again with other providers, and says so on the standard output
             )  # fmt: skip
+            self.inputs = tuple(_spec(i) for i in self._session.get_inputs())  # which fails where a name is no UTF-8
+            self.outputs = tuple(_spec(o) for o in self._session.get_outputs())
         except Exception as error:  # the binding raises a dozen unrelated classes
             line = _first_line(error)
             fix = next((told for words, told in _FIXES.items() if words in line), "")
@@ -120,8 +122,6 @@ class OrtSession:
                 f"backend {name}: ONNX Runtime offers {self._about.provider}, but it does not start on this machine "
                 f"(no {self._about.device}, or no driver or library for it).{said}"
             )
-        self.inputs = tuple(_spec(i) for i in self._session.get_inputs())
-        self.outputs = tuple(_spec(o) for o in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; outputs by name."""
