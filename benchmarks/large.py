@@ -1,9 +1,10 @@
-"""Time and memory of inspect, prune and sparsify on a large model, beside a copy of its files.
+"""Time and memory of inspect, prune, sparsify and convert on a large model, beside a copy of its files.
 
     python benchmarks/large_model.py /tmp/big/llama.onnx --layers 32 --hidden 4096 --inner 11008 --heads 32
     python benchmarks/large.py /tmp/big/llama.onnx
 
 Peak memory is that of the process, mapped pages that were touched included. Each result is deleted once it is measured.
+A model in fp32 (``large_model.py --dtype float32``) is converted to fp16 as well.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import onnx
+import table
 
 from exporter.tensors import nbytes
 
@@ -36,37 +39,60 @@ def measured(command: list[str], log: Path) -> tuple[int, float, float, float]:
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure and write a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--only", default="cp,inspect,prune,prune-unproved,sparsify")
+    parser.add_argument("--only", default="cp,inspect,prune,prune-unproved,sparsify,convert")
+    parser.add_argument("--results", type=Path, default=table.RESULTS)
     options = parser.parse_args()
+    about = table.environment()
     out = options.model.parent / "large-out"
     shutil.rmtree(out, ignore_errors=True)
     model, result = str(options.model), str(out / "out.onnx")
+    files = [f for f in options.model.parent.iterdir() if f.is_file()]
     commands = {
-        "cp": [shutil.which("cp"), "-r", str(options.model.parent), str(out / "copy")],
+        "cp": [shutil.which("cp"), *map(str, files), str(out)],
         "inspect": [*SECATEUR, "inspect", model],
-        "prune-unproved": [*SECATEUR, "prune", model, "-o", result, "--ratio", "0.5", "--no-verify"],
         "prune": [*SECATEUR, "prune", model, "-o", result, "--ratio", "0.5"],
+        "prune-unproved": [*SECATEUR, "prune", model, "-o", result, "--ratio", "0.5", "--no-verify"],
         "sparsify": [*SECATEUR, "sparsify", model, "-o", result],
+        "convert": [*SECATEUR, "convert", model, "-o", result, "--precision", "fp16"],
     }
-    largest = max(nbytes(t) for t in onnx.load(model, load_external_data=False).graph.initializer)
-    print(f"largest tensor {largest / 1e9:.2f} GB")
-    for name in options.only.split(","):
+    tensors = onnx.load(model, load_external_data=False).graph.initializer
+    if all(t.data_type == onnx.TensorProto.FLOAT16 for t in tensors if nbytes(t) > 1 << 20):
+        del commands["convert"]
+    largest, size = max(nbytes(t) for t in tensors), sum(f.stat().st_size for f in files)
+    rows = []
+    for name in (n for n in options.only.split(",") if n in commands):
         out.mkdir()
-        command = commands[name]
-        if name == "cp":  # not into itself
-            files = [str(f) for f in options.model.parent.iterdir() if f.is_file()]
-            command = [command[0], *files, str(out)]
-        log = Path(f"{options.model}.{name}.log")
-        code, seconds, used, peak = measured(command, log)
-        size = sum(f.stat().st_size for f in out.iterdir()) / 1e9
-        print(
-            f"{name:15} exit {code}  {seconds:6.1f} s  cpu {used:6.1f} s  peak {peak:5.2f} GB  wrote {size:5.2f} GB",
-            flush=True,
+        log = options.model.parent.parent / f"{options.model.stem}.{name}.log"
+        code, seconds, used, peak = measured(commands[name], log)
+        wrote = sum(f.stat().st_size for f in out.iterdir())
+        rows.append(
+            {"command": name, "exit": code, "seconds": seconds, "cpu": used, "peak": peak * 1e9, "wrote": wrote}
         )
+        table.say(f"{name}: exit {code}, {seconds:.1f} s, {used:.1f} CPU s, {peak:.2f} GB")
         shutil.rmtree(out)
+    data = {"bytes": size, "largest": largest, "rows": rows}
+    table.publish("large", page(data), data, about, options.results)
+
+
+def page(data: dict[str, Any]) -> str:
+    """What was measured, as Markdown."""
+    copied = next((row["seconds"] for row in data["rows"] if row["command"] == "cp"), None)
+    lines = [["command", "exit", "seconds", "of cp", "CPU s", "peak memory, GB", "wrote, GB"]]
+    lines += [
+        [
+            row["command"], str(row["exit"]), f"{row['seconds']:.0f}",
+            f"{row['seconds'] / copied:.2f}" if copied else "-", f"{row['cpu']:.0f}", f"{row['peak'] / 1e9:.2f}",
+            f"{row['wrote'] / 1e9:.2f}",
+        ]
+        for row in data["rows"]
+    ]  # fmt: skip
+    return (
+        f"# A large model\n\nA Llama-like model of {data['bytes'] / 1e9:.1f} GB; its largest tensor has "
+        f"{data['largest'] / 1e9:.2f} GB.\n\n{table.markdown(lines, right=(1, 2, 3, 4, 5, 6))}"
+    )
 
 
 if __name__ == "__main__":

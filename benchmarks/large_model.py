@@ -1,4 +1,4 @@
-"""Write a Llama-like fp16 model of any size, weights in a data file beside it: for the figures on large models.
+"""Write a Llama-like model of any size, in fp16 or fp32, weights in a data file beside it, for figures on large models.
 
     python benchmarks/large_model.py /tmp/big/llama.onnx --layers 32 --hidden 4096 --inner 11008 --heads 32   # 7 B
 
@@ -22,21 +22,21 @@ _ALIGNMENT = 4096
 class Writer:
     """Tensors one after another in a data file."""
 
-    def __init__(self, path: Path) -> None:
-        self.name, self.stream, self.offset = path.name, path.open("wb"), 0
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.name, self.stream, self.offset, self.dtype = path.name, path.open("wb"), 0, dtype
         self.rng = np.random.default_rng(0)
-        self.pool = (self.rng.standard_normal(_POOL, np.float32)).astype(np.float16)
+        self.pool = (self.rng.standard_normal(_POOL, np.float32)).astype(dtype)
         self.tensors: list[TensorProto] = []
         self._scaled: dict[float, np.ndarray] = {}
 
     def weight(self, name: str, *shape: int) -> str:
         """A matrix of normal numbers, scaled by the root of its inputs (axis 0; rows of an embedding count as one)."""
-        scale = np.float16(1.0 if name == "embed" else shape[0] ** -0.5)
+        scale = self.dtype.type(1.0 if name == "embed" else shape[0] ** -0.5)
         if float(scale) not in self._scaled:
             self._scaled[float(scale)] = self.pool * scale
         pool = self._scaled[float(scale)]
         left, start = int(np.prod(shape)), int(self.rng.integers(_POOL))
-        length = 2 * left
+        length = self.dtype.itemsize * left
         while left:
             part = pool[start : start + left]
             self.stream.write(part.data)
@@ -45,11 +45,11 @@ class Writer:
 
     def ones(self, name: str, size: int) -> str:
         """A vector of ones."""
-        self.stream.write(np.ones(size, np.float16).tobytes())
-        return self._add(name, (size,), 2 * size)
+        self.stream.write(np.ones(size, self.dtype).tobytes())
+        return self._add(name, (size,), self.dtype.itemsize * size)
 
     def _add(self, name: str, shape: tuple[int, ...], length: int) -> str:
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT16, dims=shape)
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(self.dtype), dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.name), ("offset", self.offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
@@ -61,10 +61,18 @@ class Writer:
 
 
 def write(
-    path: Path, layers: int, hidden: int, inner: int, heads: int, vocabulary: int, sequence: int = SEQUENCE
+    path: Path,
+    layers: int,
+    hidden: int,
+    inner: int,
+    heads: int,
+    vocabulary: int,
+    sequence: int = SEQUENCE,
+    dtype: str = "float16",
 ) -> int:
     """Write the model; returns its bytes."""
-    writer = Writer(path.with_suffix(".weights"))
+    numbers = np.dtype(dtype)
+    writer = Writer(path.with_suffix(".weights"), numbers)
     size = hidden // heads
     constants: list[TensorProto] = []
     nodes: list[onnx.NodeProto] = []
@@ -86,10 +94,10 @@ def write(
     split = constant("to_heads", [0, sequence, heads, size])
     joined = constant("from_heads", [0, sequence, hidden])
     angles = np.outer(np.arange(sequence), 10000.0 ** (-np.arange(0, size, 2) / size))
-    constant("cos", np.cos(np.concatenate([angles, angles], 1)), np.float16)
-    constant("sin", np.sin(np.concatenate([angles, angles], 1)), np.float16)
-    mask = constant("mask", np.triu(np.full((sequence, sequence), -np.inf), 1), np.float16)
-    scale = constant("scale", size**-0.5, np.float16)
+    constant("cos", np.cos(np.concatenate([angles, angles], 1)), numbers)
+    constant("sin", np.sin(np.concatenate([angles, angles], 1)), numbers)
+    mask = constant("mask", np.triu(np.full((sequence, sequence), -np.inf), 1), numbers)
+    scale = constant("scale", size**-0.5, numbers)
     x = op("Gather", [writer.weight("embed", vocabulary, hidden), "ids"], "stream")
     for k in range(layers):
         p = f"layers.{k}"
@@ -119,7 +127,11 @@ def write(
         nodes,
         "llama",
         [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", sequence])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT16, ["batch", sequence, vocabulary])],
+        [
+            helper.make_tensor_value_info(
+                "logits", helper.np_dtype_to_tensor_dtype(numbers), ["batch", sequence, vocabulary]
+            )
+        ],
         [*constants, *writer.tensors],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
@@ -141,6 +153,7 @@ def main() -> None:
         ("sequence", SEQUENCE),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
     options = vars(parser.parse_args())
     path = options.pop("model")
     path.parent.mkdir(parents=True, exist_ok=True)

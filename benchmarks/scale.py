@@ -1,7 +1,7 @@
 """How the cost of the analysis grows: processor time of load, find_groups, score and plan against nodes and parameters.
 
-    python benchmarks/scale.py                     # layers 2 ... 200 and widths 256 ... 8192, fitted exponents, a plot
-    python benchmarks/scale.py --nodes 50000       # one graph of so many nodes
+    python benchmarks/scale.py                     # layers 2 ... 200, widths 256 ... 8192, 50,000 nodes; exponents
+    python benchmarks/scale.py --nodes 50000       # one graph of so many nodes alone
 
 A layer is a residual block of 10 nodes: a normalisation, two linear layers with biases and activations, heads apart and
 joined, a sum. Exponents are slopes of log time against log size over the upper half of the sizes, where the fixed part
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import table
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter import find_groups, load, make_plan, score
@@ -28,6 +29,9 @@ from exporter.atomic import write_text
 LAYERS = (2, 5, 10, 20, 50, 100, 200)
 WIDTHS = (256, 512, 1024, 2048, 4096, 8192)
 NODES_PER_LAYER = 10
+MANY = 50_000
+"""Nodes of the one large graph."""
+
 COLOURS = {"analysis": "#0072b2", "all": "#d55e00"}
 _HEADS = 4
 
@@ -152,6 +156,7 @@ def main() -> None:
     if options.nodes:
         print(json.dumps(costs(options.nodes // NODES_PER_LAYER, options.width), indent=1))
         return
+    about = table.environment()
     by_layers = [costs(n, options.width) for n in LAYERS]
     by_width = [costs(4, w) for w in WIDTHS if w <= options.largest_width]
     exponents = {
@@ -160,14 +165,25 @@ def main() -> None:
         "analysis against parameters": exponent(by_width, "parameters", "analysis"),
         "all steps against parameters": exponent(by_width, "parameters", "all"),
     }
-    for row in (*by_layers, *by_width):
-        print("  ".join(f"{k} {v:g}" if v >= 1 else f"{k} {v:.3f}" for k, v in row.items()))
-    for name, value in exponents.items():
-        print(f"exponent of {name}: {value:.2f}")
+    rows = [*by_layers, *by_width, costs(MANY // NODES_PER_LAYER, options.width)]
     panels = [("nodes", "seconds against nodes", by_layers), ("parameters", "seconds against parameters", by_width)]
     write_text(options.out / "scale.svg", plot(panels))
-    write_text(
-        options.out / "scale.json", json.dumps({"rows": [*by_layers, *by_width], "exponents": exponents}, indent=1)
+    table.publish("scale", page(rows, exponents), {"rows": rows, "exponents": exponents}, about, options.out)
+
+
+def page(rows: list[dict[str, float]], exponents: dict[str, float]) -> str:
+    """Every size and what it took, as Markdown."""
+    sizes, times = ("layers", "width", "nodes", "parameters"), ("load", "find_groups", "score", "plan", "all")
+    lines = [[*sizes, *times]]
+    lines += [[*(f"{row[k]:,.0f}" for k in sizes), *(f"{row[k]:.2f}" for k in times)] for row in rows]
+    return "\n\n".join(
+        [
+            "# Cost of the analysis",
+            "Processor seconds. Stacks of residual blocks of 10 nodes each, in fp16.",
+            table.markdown(lines, right=tuple(range(len(lines[0])))),
+            "\n".join(f"- exponent of {name}: {value:.2f}" for name, value in exponents.items()),
+            "![seconds against nodes and parameters](scale.svg)",
+        ]
     )
 
 

@@ -38,12 +38,13 @@ class Portioned:
     """A graph as something that runs.
 
     Attributes:
-        outputs: of the model, as the graph was analysed.
+        inputs, outputs: of the model, these as the graph was analysed.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        """Nothing is opened yet."""
-        self._graph, self._inputs = graph, input_specs(graph.model)
+    def __init__(self, graph: Graph, values: Mapping[str, Array] | None = None) -> None:
+        """Nothing is opened yet. ``values``: of constants that differ from the file's, read when they are needed."""
+        self._graph, self._values = graph, values or {}
+        self.inputs = tuple(input_specs(graph.model))
         self.outputs = tuple(_spec(graph, name) for name in graph.outputs)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -53,10 +54,9 @@ class Portioned:
             ModelError: the graph does not run on the feeds.
         """
         names = list(outputs) if outputs is not None else [o.name for o in self.outputs]
-        samples = samples_of([dict(feeds)], self._inputs)
+        samples = samples_of([dict(feeds)], self.inputs)
         runner = Runner(self._graph, samples, len(samples))
-        runner.advance(names)
-        return {name: next(runner.values(name)) for name in names}
+        return next(runner.branch(names, self._values))
 
 
 def _spec(graph: Graph, name: str) -> TensorSpec:

@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from exporter.graph import Graph, Node
 from exporter.precision.lowering import Operands, lowered_operands
-from exporter.precision.ranges import ENDLESS, Extent
+from exporter.precision.ranges import Extent, largest
 
 LARGEST: dict[int, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.3e38}
 HEADROOM = 2.0
@@ -112,18 +112,12 @@ def _too_large(graph: Graph, node: Node, operands: Operands, low: int, extents: 
     most = LARGEST[low] / HEADROOM
     names = [node.inputs[k] for k in sorted(operands.inputs)] + [node.outputs[k] for k in sorted(operands.outputs)]
     for name in names:
-        size = _constant_size(graph, name) if name in graph.constants else extents.get(name, Extent(math.nan)).largest
+        size = largest(graph.array(name)) if name in graph.constants else extents.get(name, Extent(math.nan)).largest
         if size > most:
             return f"'{name}' reaches {size:.3g}, half precision ends at {LARGEST[low]:.3g}"
         if node.op in _SQUARING and size * size > most:
             return f"'{name}' reaches {size:.3g}, its square does not fit"
     return ""
-
-
-def _constant_size(graph: Graph, name: str) -> float:
-    values = np.abs(np.asarray(graph.array(name), np.float32))
-    finite = values[values < ENDLESS]
-    return float(finite.max()) if finite.size else 0.0
 
 
 def _too_fine(graph: Graph, node: Node, low: int, extents: Mapping[str, Extent], kinds: Mapping[str, int]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +13,23 @@ import onnx
 from onnx import TensorProto
 
 from exporter.atomic import obstacle
+from exporter.calibration.portioned import Portioned
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.forced_branches import Way, force, ways
 from exporter.functions import Calls
 from exporter.graph import Graph
 from exporter.model_file import save
-from exporter.normalise import inline_data, input_specs, serialize_with_data
+from exporter.normalise import inline_data, input_specs, is_large, normalise, serialize_with_data
 from exporter.precision.choosing import Stays, choose_nodes, types_of
 from exporter.precision.lowering import LOW
 from exporter.precision.ranges import measure_extents
 from exporter.precision.rewriting import rewrite_types
-from exporter.precision.rounded import rounded_model
+from exporter.precision.rounded import rounded, rounded_model
+from exporter.precision.values import Later, convert_values
 from exporter.relative_difference import difference, signal
 from exporter.sizes import at_sizes
 from exporter.synthetic import synthetic_samples
+from exporter.tensors import Array
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.feeds import Feeds
@@ -119,7 +123,8 @@ def convert_precision(
     step("running the model")
     given = calib not in (None, "synthetic")
     graph, feeds, dense = _prepared(path, shapes, calib if given else None, preprocess, calib_samples, seed)
-    around: list[Way] = [] if given else ways(graph)  # made-up inputs are to show every branch
+    large = is_large(graph.model)
+    around: list[Way] = [] if given or large else ways(graph)  # made-up inputs are to show every branch
     step("measuring how large the numbers get")
     kinds = types_of(graph)
     floats = [n for n, kind in kinds.items() if kind == TensorProto.FLOAT and n not in graph.constants]
@@ -130,17 +135,24 @@ def convert_precision(
         )
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    casts = rewrite_types(model, graph.folder, low, lowered, kinds, graph.constants, keep_io)
+    casts, later = rewrite_types(model, graph.folder, low, lowered, kinds, graph.constants, keep_io)
+    values = Later(graph, later, partial(convert_values, low=low)) if later else None
     step("comparing with the original")
     # ONNX Runtime computes fp16 on the CPU; for bf16 the original runs with every result rounded, which is what tensor
     # cores do that add in fp32
-    shown = model if low == TensorProto.FLOAT16 else rounded_model(graph, lowered, low)
-    errors = _compare(dense, graph, shown, feeds, around)
+    shown, shown_values = model, values
+    if low != TensorProto.FLOAT16:
+        shown, later = rounded_model(graph, lowered, low)
+        shown_values = Later(graph, later, partial(rounded, low=low))
+    if large:
+        errors = _differences(dense, _portioned(shown, graph, shown_values), feeds)
+    else:
+        errors = _compare(dense, graph, shown, feeds, around)
     _judge(errors, max_error, precision)
     after = 0
     if output is not None:
         step("writing")
-        after = save(replace(graph, model=model, calls=Calls()), output)
+        after = save(replace(graph, model=model, calls=Calls()), output, values=values, progress=step)
     return Converted(
         Path(output) if output is not None else None,
         precision,
@@ -163,11 +175,13 @@ def _prepared(
     preprocess: Preprocess | None,
     limit: int,
     seed: int,
-) -> tuple[Graph, list[Feeds], Session]:
-    """The graph, inputs it runs on, and a session of it."""
+) -> tuple[Graph, list[Feeds], Session | Portioned]:
+    """The graph, inputs it runs on, and what runs it; a large one is not tried here."""
     refused: RunError | None = None
     for graph in at_sizes(path, shapes):
         feeds = _feeds(graph, calib, preprocess, limit, seed)
+        if is_large(graph.model):
+            return graph, feeds, Portioned(graph)
         try:
             dense = open_session(serialize_with_data(graph.model, graph.folder), options=_PLAIN)
             dense.run(feeds[0])
@@ -196,8 +210,15 @@ def _rows(feed: Feeds) -> int:
     return next((len(v) for v in feed.values() if v.ndim), 1)
 
 
+def _portioned(model: onnx.ModelProto, graph: Graph, values: Mapping[str, Array] | None) -> Portioned:
+    """What runs a large converted model piece by piece, at the sizes of the original."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return Portioned(normalise(copy, graph.folder, graph.source, graph.binding.shapes), values)
+
+
 def _compare(
-    dense: Session, graph: Graph, model: onnx.ModelProto, feeds: Sequence[Feeds], around: Sequence[Way]
+    dense: Session | Portioned, graph: Graph, model: onnx.ModelProto, feeds: Sequence[Feeds], around: Sequence[Way]
 ) -> dict[str, float]:
     """Differences of the outputs from those of the original, whichever way the inputs take through branches."""
     whole = inline_data(model, graph.folder)
@@ -219,7 +240,7 @@ def _compare(
     return errors
 
 
-def _differences(dense: Session, session: Session, feeds: Sequence[Feeds]) -> dict[str, float]:
+def _differences(dense: Session | Portioned, session: Session | Portioned, feeds: Sequence[Feeds]) -> dict[str, float]:
     types = {spec.name: spec.dtype for spec in session.inputs}
     errors: dict[str, float] = {}
     for feed in feeds:

@@ -11,14 +11,16 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
+from exporter.calibration.runner import Runner
 from exporter.errors import ModelError
 from exporter.forced_branches import Way, force
 from exporter.graph import Graph
-from exporter.normalise import fresh_names, inline_data
+from exporter.normalise import fresh_names, inline_data, input_specs, is_large
 from exporter.protos import add_outputs, set_nodes, subgraphs
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.feeds import Array, Feeds
+from runtime.samples import samples_of
 
 ENDLESS = 1e30
 """Numbers beyond this stand for infinity (masks hold the lowest fp32 number); half precision has one too."""
@@ -27,6 +29,10 @@ _WITH_WHERE = 9
 """The first operator set in which magnitudes can be told apart inside the model."""
 _UNSEEN = -1.0
 """Stands for the magnitude of a tensor that was not made; a magnitude is never negative."""
+_TOGETHER = 32
+"""Tensors that are kept at a time where a graph runs piece by piece."""
+_AT_ONCE = 1 << 22
+"""Numbers looked at at a time."""
 _PER_SCAN_OUTPUT = ("scan_output_axes", "scan_output_directions")
 
 
@@ -47,7 +53,7 @@ def measure_extents(
     """Run the graph and read the largest magnitude of tensors.
 
     A tensor in a branch of an If is handed out by the If, one in the body of a Loop or Scan as one number for each
-    iteration.
+    iteration. A graph too large for one message runs piece by piece; what lies in its branches and bodies is not known.
 
     Args:
         graph: the graph; it stays as it is.
@@ -63,6 +69,8 @@ def measure_extents(
         ModelError: the model does not run on the inputs.
     """
     wanted = list(names)
+    if is_large(graph.model):
+        return {name: Extent(value) for name, value in _piece_by_piece(graph, wanted, feeds).items()}
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     inside = graph.opsets.get("", 0) >= _WITH_WHERE
@@ -82,17 +90,38 @@ def measure_extents(
             for feed in feeds:
                 got = session.run(feed, list(outputs.values()))
                 for name, output in outputs.items():
-                    largest = float(np.asarray(got[output])) if inside else _largest(got[output])
-                    found[name] = float(np.fmax(found[name], largest))
+                    most = float(np.asarray(got[output])) if inside else largest(got[output])
+                    found[name] = float(np.fmax(found[name], most))
         except RunError as error:
             if not way:
                 raise ModelError(f"the model does not run on the calibration inputs: {error}") from error
     return {name: Extent(value if value >= 0 else math.nan) for name, value in found.items()}
 
 
-def _largest(values: Array) -> float:
-    sizes = np.abs(np.asarray(values, np.float32))
-    return float(sizes[sizes < ENDLESS].max(initial=0.0))
+def _piece_by_piece(graph: Graph, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, float]:
+    """Largest magnitudes of the tensors of the main graph, NaN for others."""
+    found = dict.fromkeys(names, math.nan)
+    order = [*graph.inputs, *(name for node in graph.nodes if node.depth == 0 for name in node.outputs)]
+    wanted = [name for name in order if name in found]
+    for feed in feeds:
+        samples = samples_of([feed], input_specs(graph.model))
+        runner = Runner(graph, samples, len(samples))
+        for start in range(0, len(wanted), _TOGETHER):
+            here = wanted[start : start + _TOGETHER]
+            runner.advance(here)
+            for name in here:
+                found[name] = float(np.fmax(found[name], max(map(largest, runner.values(name)))))
+    return found
+
+
+def largest(values: Array) -> float:
+    """The largest magnitude of numbers below ``ENDLESS``; 0 where there is none."""
+    flat = np.asarray(values).reshape(-1)
+    found = 0.0
+    for start in range(0, flat.size, _AT_ONCE):
+        sizes = np.abs(np.asarray(flat[start : start + _AT_ONCE], np.float32))
+        found = max(found, float(sizes.max(initial=0.0, where=sizes < ENDLESS)))
+    return found
 
 
 class _Meter:

@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from exporter import tensors
-from exporter.normalise import fresh_names
+from exporter.normalise import fresh_names, is_large
 from exporter.precision.lowering import Operands
+from exporter.precision.values import convert_values, placeholder
 from exporter.protos import all_nodes, key_of, reads, set_nodes, subgraphs
 
-_DTYPES: dict[int, Any] = {
-    TensorProto.FLOAT16: np.dtype(np.float16),
-    TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
-}
-_ENDLESS = 1e30
 _NOTHING = Operands(frozenset(), frozenset())
 
 
@@ -36,6 +30,8 @@ class _Work:
         other: name of the same tensor in the other type.
         top: the new list of nodes of the main graph.
         home: the new list of nodes of the graph a tensor belongs to, where that is a subgraph.
+        large: whether values from outside the model are left out.
+        later: constants whose values were, and those of the file they are made from.
     """
 
     model: ModelProto
@@ -48,6 +44,8 @@ class _Work:
     other: dict[str, str]
     top: list[NodeProto]
     home: dict[str, list[NodeProto]]
+    large: bool
+    later: dict[str, str]
 
 
 def rewrite_types(
@@ -58,8 +56,10 @@ def rewrite_types(
     kinds: Mapping[str, int],
     constants: Mapping[str, TensorProto],
     keep_io: bool,
-) -> int:
+) -> tuple[int, dict[str, str]]:
     """Change a model in place so that some nodes compute in half precision.
+
+    Of a model too large for one message, what lies outside is not converted here: a ``placeholder`` stands for it.
 
     Args:
         model: the model, without function calls.
@@ -71,9 +71,10 @@ def rewrite_types(
         keep_io: the types of inputs and outputs stay.
 
     Returns:
-        How many casts were added.
+        How many casts were added, and by name the constants that are still to be converted, with those they are made
+        from.
     """
-    work = _Work(model, folder, low, kinds, dict(kinds), fresh_names(model), constants, {}, [], {})
+    work = _Work(model, folder, low, kinds, dict(kinds), fresh_names(model), constants, {}, [], {}, is_large(model), {})
     named = {v.name for v in model.graph.output} if keep_io else set()
     if not keep_io:
         _change_inputs(work, lowered)
@@ -82,7 +83,7 @@ def rewrite_types(
     if not keep_io:
         _declare(work)
     _drop_unused(model)
-    return _casts(model) - before
+    return _casts(model) - before, work.later
 
 
 def _casts(model: ModelProto) -> int:
@@ -126,20 +127,6 @@ def _rewrite(
     del graph.value_info[:]  # their types have changed
 
 
-def convert_values(values: tensors.Array, low: int) -> tensors.Array:
-    """Values in half precision; what stands for infinity becomes the largest number there is, with its sign.
-
-    Args:
-        values: of any shape.
-        low: FLOAT16 or BFLOAT16.
-    """
-    wide = np.asarray(values, np.float32)
-    if low == TensorProto.FLOAT16:
-        endless = np.isfinite(wide) & (np.abs(wide) >= _ENDLESS)
-        wide = np.where(endless, np.copysign(np.float32(np.finfo(np.float16).max), wide), wide)
-    return wide.astype(_DTYPES[low])
-
-
 def _suffix(kind: int) -> str:
     return "fp32" if kind == TensorProto.FLOAT else "fp16" if kind == TensorProto.FLOAT16 else "bf16"
 
@@ -160,9 +147,11 @@ def _in_type(work: _Work, name: str, wanted: int) -> str:
     made = work.fresh(f"{name}.{_suffix(wanted)}")
     if name in work.constants:
         old = work.constants[name]
-        tensor = onnx.numpy_helper.from_array(
-            np.ascontiguousarray(convert_values(tensors.read(old, work.folder), wanted)).reshape(tuple(old.dims)), made
-        )
+        if work.large and tensors.is_external(old):
+            tensor = placeholder(old, made, wanted)
+            work.later[made] = name
+        else:
+            tensor = onnx.numpy_helper.from_array(convert_values(tensors.read(old, work.folder), wanted), made)
         work.model.graph.initializer.append(tensor)
     else:
         nodes = work.home.get(name, work.top)  # what reads it in a subgraph is part of a node that comes later

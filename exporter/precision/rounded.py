@@ -11,14 +11,16 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from exporter import tensors
 from exporter.graph import Graph
-from exporter.normalise import fresh_names
+from exporter.normalise import fresh_names, is_large
 from exporter.precision.lowering import Operands
-from exporter.precision.rewriting import convert_values
+from exporter.precision.values import convert_values, placeholder
 from exporter.protos import key_of, set_nodes, subgraphs
 
 
-def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> onnx.ModelProto:
-    """A model of fp32 tensors whose lowered nodes read and give rounded numbers.
+def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """A model of fp32 tensors whose lowered nodes read and give rounded numbers, and the constants still to be rounded.
+
+    The latter are those of a model too large for one message: by name, with those of the file they are made from.
 
     Args:
         graph: the graph; it stays as it is.
@@ -27,8 +29,14 @@ def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> on
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    _round(model.graph, _Rounding(graph, model, lowered, low, fresh_names(model)))
-    return model
+    work = _Rounding(graph, model, lowered, low, fresh_names(model), is_large(model))
+    _round(model.graph, work)
+    return model, work.later
+
+
+def rounded(values: tensors.Array, low: int) -> tensors.Array:
+    """Values as half precision holds them, in fp32."""
+    return convert_values(values, low).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -40,23 +48,28 @@ class _Rounding:
     lowered: Mapping[str, Operands]
     low: int
     fresh: Callable[[str], str]
+    large: bool
     constants: dict[str, str] = field(default_factory=dict)
+    later: dict[str, str] = field(default_factory=dict)
 
     def constant(self, name: str) -> str:
         """Name of a constant's rounded values."""
         if name not in self.constants:
             old = self.source.constants[name]
-            values = convert_values(tensors.read(old, self.source.folder), self.low).astype(np.float32)
             made = self.constants[name] = self.fresh(f"{name}.rounded")
-            shaped = np.ascontiguousarray(values).reshape(tuple(old.dims))
-            self.model.graph.initializer.append(onnx.numpy_helper.from_array(shaped, made))
+            if self.large and tensors.is_external(old):
+                tensor = placeholder(old, made, TensorProto.FLOAT)
+                self.later[made] = name
+            else:
+                tensor = onnx.numpy_helper.from_array(rounded(tensors.read(old, self.source.folder), self.low), made)
+            self.model.graph.initializer.append(tensor)
         return self.constants[name]
 
 
 def _round(graph: GraphProto, work: _Rounding) -> None:
     """Round in a graph and what lies in it, in place."""
     nodes: list[NodeProto] = []
-    rounded: dict[str, str] = {}
+    cut: dict[str, str] = {}
 
     def cast(name: str, result: str) -> str:
         inner = work.fresh(f"{result}.low")
@@ -75,9 +88,9 @@ def _round(graph: GraphProto, work: _Rounding) -> None:
             if name in work.source.constants:
                 made.input[k] = work.constant(name)
                 continue
-            if name not in rounded:
-                rounded[name] = cast(name, work.fresh(f"{name}.rounded"))
-            made.input[k] = rounded[name]
+            if name not in cut:
+                cut[name] = cast(name, work.fresh(f"{name}.rounded"))
+            made.input[k] = cut[name]
         nodes.append(made)
         for k in operands.outputs if operands is not None else ():
             name = made.output[k]

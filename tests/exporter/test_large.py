@@ -4,6 +4,7 @@ with the limits lowered, so that what runs is what runs at 14 GB."""
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -31,6 +32,7 @@ from exporter import (
 from exporter.calibration import portioned, runner, store
 from exporter.halves import numbers
 from exporter.piecewise import pieces
+from exporter.precision.converting import convert_precision
 from exporter.sparsity import selection
 from tests.exporter.files import write, write_outside
 from tests.rows.networks import ROWS
@@ -168,6 +170,24 @@ def test_prune_says_that_it_went_piece_by_piece(llama, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="run of the whole model"):
         prune(llama, tmp_path / "other.onnx", layers=1)
     assert not (tmp_path / "other.onnx").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_in_portions_is_that_of_the_whole(precision, tmp_path, request, monkeypatch):
+    write_llama(tmp_path / "wide.onnx", layers=2, hidden=32, inner=80, heads=2, vocabulary=50, dtype="float32")
+    want = convert_precision(tmp_path / "wide.onnx", tmp_path / "whole.onnx", precision)
+    opened = request.getfixturevalue("portions")
+    monkeypatch.setattr(normalise, "LARGEST", 1000)
+    got = convert_precision(tmp_path / "wide.onnx", tmp_path / "portions.onnx", precision)
+    assert len(opened) > 30
+    assert replace(got, path=None, errors={}, after=0) == replace(want, path=None, errors={}, after=0)
+    assert want.error / 2 < got.error < 2 * want.error  # ONNX Runtime rounds otherwise where it joins nodes
+    one, other = contents(tmp_path / "whole.onnx"), contents(tmp_path / "portions.onnx")
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    with pytest.raises(GoalError, match="more than --max-error"):
+        convert_precision(tmp_path / "wide.onnx", tmp_path / "bad.onnx", precision, max_error=1e-6)
+    assert not list(tmp_path.glob("bad*"))
 
 
 @pytest.fixture
