@@ -25,7 +25,7 @@ from exporter.relative_difference import Array, difference, is_float, signal, ta
 from exporter.rounding import code_error, code_tensors, given, hand_over, is_quantized
 from exporter.sessions import cannot_run, open_given, open_own, run_own, with_outputs
 from exporter.widened import is_narrow, widened
-from runtime import feeds
+from runtime import bounds, feeds
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.nouns import counted
@@ -91,13 +91,16 @@ def verify(
     if piece_bytes is not None or is_large(graph.model):
         prover = _Prover(pruned, graph, plan, tolerance or TOLERANCE, step)
         return prover.prove_pieces(list(inputs), piece_bytes or PIECE_BYTES)
-    warnings = []
-    if is_narrow(graph):
+    narrow = is_narrow(graph)
+    if narrow:
         graph, pruned = widened(graph), widened(pruned)
-        warnings.append("compared in 32 bits, because ONNX Runtime has no bfloat16 arithmetic on a CPU")
     prover = _Prover(pruned, graph, plan, tolerance, step)
-    prover.warnings += warnings
-    return prover.prove(runs, list(inputs))
+    prover.warnings += ["compared in 32 bits: ONNX Runtime has no bfloat16 arithmetic on a CPU"] if narrow else []
+    try:
+        with bounds.memory(bounds.available()):  # rather an error than a process that the system ends
+            return prover.prove(runs, list(inputs))
+    except MemoryError as error:
+        raise CannotRun(cannot_run("the model", RunError(f"no memory is left: {error}"))) from error
 
 
 class _Prover:
