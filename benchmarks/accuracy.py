@@ -27,7 +27,7 @@ import child
 import table
 
 PARTS = ("table", "curves", "samples", "cost")
-CURVES = ("resnet56", "resnet20")
+CURVES = ("resnet20",)
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25)
 SAMPLES = 512
 COUNTS = ("resnet56", 0.5, (128, 512, 2000))
