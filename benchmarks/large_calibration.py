@@ -147,7 +147,10 @@ def main() -> None:
             table.say(f"{found.usage.cpu:.0f} CPU-seconds, {found.usage.wall:.0f} s, {found.error or 'done'}")
             if found.error and not kill:
                 raise SystemExit(found.error)
-            runs.append({"cpu": found.usage.cpu, "wall": found.usage.wall, **found.value})
+            runs.append({"cpu": found.usage.cpu, "wall": found.usage.wall, **(found.value or {})})
+            if kill and not found.error:
+                table.say(f"there were no {kill} layers to fit: nothing was killed")
+                break
     data = {
         "shape": shape,
         "only": options.only,
