@@ -23,6 +23,8 @@ from typing import Any
 import child
 import table
 
+from runtime.nouns import counted
+
 _SECONDS = 4 * 3600
 SHAPE = {"layers": 22, "hidden": 2048, "inner": 5632, "heads": 32, "vocabulary": 32000}
 
@@ -178,7 +180,7 @@ def page(data: dict[str, Any]) -> str:
         "",
         f"{last['parameters'] / 1e6:,.0f} M parameters in fp16, {data['bytes'] / 1e9:.2f} GB; {options['samples']} "
         f"samples of {options['tokens']} tokens; `{asked} --calib`, "
-        f"{child.THREADS} threads. {last['fitted']} layers fitted; peak memory {peak / 1e9:.2f} GB, "
+        f"{child.THREADS} threads. {counted(last['fitted'], 'layer')} fitted; peak memory {peak / 1e9:.2f} GB, "
         f"{peak / data['bytes']:.2f} of the file; {last['cpu']:.0f} CPU-seconds, {last['wall']:.0f} s.",
         "",
         table.markdown(rows, right=(1, 2)),

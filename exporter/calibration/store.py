@@ -13,7 +13,7 @@ from exporter.atomic import scratch
 from exporter.errors import ModelError
 from exporter.tensors import Array
 
-MEMORY = 3 << 28
+MEMORY = 5 << 27
 """Bytes that a store holds in memory; beyond, they go to temporary files."""
 
 _PLAIN = "fiub"
