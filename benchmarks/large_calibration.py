@@ -1,6 +1,6 @@
 """Memory and time of ``prune --calib`` on a Llama-like model with a billion parameters, and what it takes after a kill.
 
-    python benchmarks/large_calibration.py                       # 1.1 B parameters, fp16, 32 samples of 32 tokens
+    python benchmarks/large_calibration.py                       # 1.3 B parameters, fp16, 32 samples of 32 tokens
     python benchmarks/large_calibration.py --layers 4 --hidden 1024 --inner 2816 --heads 16 --vocabulary 8000
 
 The model is written to a temporary folder (2.2 GB, and as much again for the result) and is random, so the figures say
