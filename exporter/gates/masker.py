@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from exporter.errors import ModelError
 from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
 from exporter.plan import AxisTake, Plan
@@ -21,6 +22,21 @@ Cut = Mapping[int, AxisTake]
 
 _WHERE_OPSET = 9
 _AXES_INPUT_OPSET = 18
+
+
+def surgeon_of(graph: Graph) -> gs.Graph:
+    """A copy of a graph, with its weights inside, as onnx-graphsurgeon holds it.
+
+    Raises:
+        ModelError: an attribute holds bytes, which onnx-graphsurgeon takes for text.
+    """
+    model = onnx.load_model_from_string(serialize_with_data(graph.model, graph.folder))
+    try:
+        return gs.import_onnx(model)
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"an attribute of a node holds bytes that are no text, so no gate can be set: {error}."
+        ) from error
 
 
 class Masker:
@@ -40,11 +56,12 @@ class Masker:
 
     def build(self) -> onnx.ModelProto:
         """The graph with all its gates."""
-        model = onnx.load_model_from_string(serialize_with_data(self.source.model, self.source.folder))
-        surgeon = gs.import_onnx(model)
+        surgeon = surgeon_of(self.source)
         self.gate_graph(surgeon)
         masked: onnx.ModelProto = gs.export_onnx(surgeon, do_type_check=False)
-        masked.ir_version = model.ir_version  # onnx-graphsurgeon 0.5 writes the newest, which ONNX Runtime may not know
+        masked.ir_version = (
+            self.source.model.ir_version
+        )  # onnx-graphsurgeon 0.5 writes the newest, which ONNX Runtime may not know
         _share_constants(masked.graph)
         return masked
 

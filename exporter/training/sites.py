@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from exporter.gates import GATES, Masker
+from exporter.gates.masker import surgeon_of
 from exporter.graph import Graph
 from exporter.groups import Groups
-from exporter.normalise import serialize_with_data
 from exporter.plan import AxisTake
 from exporter.slots import Axis, Fixed
 
@@ -89,8 +88,7 @@ def find_places(groups: Groups) -> Places:
         groups: the analysis.
     """
     recorder = _Recorder(groups)
-    model = onnx.load_model_from_string(serialize_with_data(groups.graph.model, groups.graph.folder))
-    recorder.gate_graph(gs.import_onnx(model))
+    recorder.gate_graph(surgeon_of(groups.graph))
     return recorder.places
 
 
