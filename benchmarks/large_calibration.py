@@ -3,7 +3,7 @@
     python benchmarks/large_calibration.py                       # 1.3 B parameters, fp16, 32 samples of 32 tokens
     python benchmarks/large_calibration.py --layers 4 --hidden 1024 --inner 2816 --heads 16 --vocabulary 8000
 
-The model is written to a temporary folder (2.2 GB, and as much again for the result) and is random, so the figures say
+The model is written to a temporary folder (2.5 GB, and as much again for the result) and is random, so the figures say
 nothing about accuracy. Peak memory is that of the process, mapped pages that were touched included, for each stretch of
 the calculation. With ``--kill N`` a first run is killed once N layers are fitted, and what is measured goes on from it.
 """
@@ -149,7 +149,7 @@ def main() -> None:
             table.say(f"{found.usage.cpu:.0f} CPU-seconds, {found.usage.wall:.0f} s, {found.error or 'done'}")
             if found.error and not kill:
                 raise SystemExit(found.error)
-            runs.append({"cpu": found.usage.cpu, "wall": found.usage.wall, **(found.value or {})})
+            runs.append({"cpu": found.usage.cpu, "wall": found.usage.wall, **found.value})
             if kill and not found.error:
                 table.say(f"there were no {kill} layers to fit: nothing was killed")
                 break

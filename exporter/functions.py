@@ -9,7 +9,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from exporter.errors import ModelError
 from exporter.protos import constant_of, reads, set_nodes, subgraphs
-from runtime.calls import check_calls
+from runtime.calls import callee, check_calls
 from runtime.model_files import graphs_in
 
 _DEPTH_LIMIT = 32
@@ -152,7 +152,7 @@ def _expand(
     opsets: Mapping[str, int],
     depth: int,
 ) -> list[NodeProto] | None:
-    function = functions.get((node.domain, node.op_type, node.overload))
+    function = functions.get(callee(node))
     if function is None or depth > _DEPTH_LIMIT:
         return None
     if any(opsets.get(o.domain, o.version) != o.version for o in function.opset_import):
@@ -220,7 +220,7 @@ def _uncalled(model: ModelProto) -> list[FunctionProto]:
     stack = list(model.graph.node)
     while stack:
         node = stack.pop()
-        key = (node.domain, node.op_type, node.overload)
+        key = callee(node)
         if key in defined and key not in reached:
             reached.add(key)
             stack.extend(defined[key].node)

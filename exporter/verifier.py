@@ -91,11 +91,12 @@ def verify(
     if piece_bytes is not None or is_large(graph.model):
         prover = _Prover(pruned, graph, plan, tolerance or TOLERANCE, step)
         return prover.prove_pieces(list(inputs), piece_bytes or PIECE_BYTES)
-    narrow = is_narrow(graph)
-    if narrow:
+    warnings = []
+    if is_narrow(graph):
         graph, pruned = widened(graph), widened(pruned)
+        warnings.append("compared in 32 bits, because ONNX Runtime has no bfloat16 arithmetic on a CPU")
     prover = _Prover(pruned, graph, plan, tolerance, step)
-    prover.warnings += ["compared in 32 bits: ONNX Runtime has no bfloat16 arithmetic on a CPU"] if narrow else []
+    prover.warnings += warnings
     try:
         with bounds.memory(bounds.available()):  # rather an error than a process that the system ends
             return prover.prove(runs, list(inputs))
@@ -114,6 +115,7 @@ class _Prover:
         }  # the only ids that both models know
         self.codes = code_tensors(graph, pruned, _INNER_ELEMENTS)
         self.noise: dict[str, float] = {}
+        self.inner_error = 0.0
 
     def _looser(self) -> float:
         kinds = {
@@ -384,8 +386,6 @@ class _Prover:
                 if total <= _INNER_ELEMENTS:
                     chosen.append(name)
         return chosen
-
-    inner_error = 0.0
 
     def _failure(self, errors: Mapping[str, float]) -> str:
         name = max(errors, key=errors.__getitem__)

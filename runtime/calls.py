@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 
 from onnx import ModelProto, NodeProto
 
-from runtime.model_files import graphs_in
+from runtime.model_files import nodes_in
 
 NODE_LIMIT = 1_000_000
 """Most nodes of a model whose calls are written out."""
@@ -20,22 +19,13 @@ def callee(node: NodeProto) -> Callee:
     return node.domain, node.op_type, node.overload
 
 
-def with_nested(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Nodes and those of their subgraphs."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in graphs_in(attribute):
-                yield from with_nested(graph.node)
-
-
 def check_calls(model: ModelProto) -> None:
     """Refuse calls without end, and calls without number: thirty functions that call each other twice are a billion.
 
     Raises:
         ValueError: a function calls itself, or more than ``NODE_LIMIT`` nodes would be written out.
     """
-    bodies = {(f.domain, f.name, f.overload): list(with_nested(f.node)) for f in model.functions}
+    bodies = {(f.domain, f.name, f.overload): list(nodes_in(f.node)) for f in model.functions}
     if not bodies:
         return
     calls = {key: {called for n in nodes if (called := callee(n)) in bodies} for key, nodes in bodies.items()}
@@ -48,7 +38,7 @@ def check_calls(model: ModelProto) -> None:
             f"the local function '{error.args[1][0][1]}' calls itself, directly or through others, which ONNX does not "
             "allow. Export the model again."
         ) from error
-    total = sum(sizes.get(callee(n), 1) for n in with_nested(model.graph.node))
+    total = sum(sizes.get(callee(n), 1) for n in nodes_in(model.graph.node))
     if total > NODE_LIMIT:
         raise ValueError(
             f"with its local functions written out the model has {total:,} nodes; up to {NODE_LIMIT:,} are supported."

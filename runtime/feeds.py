@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from runtime.archives import FAULTS
 from runtime.backends.protocol import TensorSpec
 from runtime.errors import BadRequest
+from runtime.model_files import nodes_in
 from runtime.nouns import counted
 
 Array = NDArray[np.generic]
@@ -170,15 +171,6 @@ class Constraint:
 _MOVES = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand", "Slice"})
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Nodes of a graph and of the subgraphs in it, which read its tensors too."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _all_nodes(inner)
-
-
 def constraints(graph: onnx.GraphProto) -> dict[str, Constraint]:
     """Find what values integer inputs may take, from how the graph uses them.
 
@@ -187,7 +179,7 @@ def constraints(graph: onnx.GraphProto) -> dict[str, Constraint]:
     """
     sizes = {t.name: tuple(t.dims) for t in graph.initializer}
     values = {t.name: t for t in graph.initializer}
-    nodes = list(_all_nodes(graph))
+    nodes = list(nodes_in(graph.node))
     for node in nodes:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             sizes[node.output[0]] = tuple(node.attribute[0].t.dims)

@@ -22,6 +22,15 @@ def graphs_in(attribute: AttributeProto) -> Iterator[GraphProto]:
     yield from attribute.graphs
 
 
+def nodes_in(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes and those of their subgraphs, which come after the node that holds them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in graphs_in(attribute):
+                yield from nodes_in(graph.node)
+
+
 def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Every tensor of a graph: initializers and attributes, those of subgraphs included."""
     yield from graph.initializer

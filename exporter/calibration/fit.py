@@ -135,7 +135,7 @@ class Fit:
         weights, bias = self.present.copy(), old.copy() if old is not None else None
         parts = []
         for block in self._blocks():
-            part, found, offset = self._fit(block)
+            part, found, offset = self._fit(block, old[:, block] if old is not None else None)
             parts.append(part)
             weights[:, :, block] = found
             if bias is not None and offset is not None:
@@ -158,17 +158,15 @@ class Fit:
         self.moments = fit + held if held.rows else fit
         return fit, held
 
-    def _fit(self, block: slice) -> tuple[_Part, Matrix, Vector | None]:
-        """What becomes of some outputs, their weights and bias."""
+    def _fit(self, block: slice, old: Vector | None) -> tuple[_Part, Matrix, Vector | None]:
+        """What becomes of some outputs, whose present bias is ``old``: their weights and bias."""
         intercept = self.reader.bias is not None
         rows: Iterable[tuple[Sample, Rows]] = self._rows(block)
         limited = self.target.limits != WIDE and intercept and not self.quick and self._affordable()
         if limited:
             rows = list(rows)  # they are gone through again
         fit, held = self._moments(rows)
-        present, old = self.present[:, :, block], self._bias()
-        if old is not None:
-            old = old[:, block]
+        present = self.present[:, :, block]
         if not fit.rows:
             return _Part(), present, old
         centre = fit.centred(intercept)

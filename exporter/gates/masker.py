@@ -59,9 +59,8 @@ class Masker:
         surgeon = surgeon_of(self.source)
         self.gate_graph(surgeon)
         masked: onnx.ModelProto = gs.export_onnx(surgeon, do_type_check=False)
-        masked.ir_version = (
-            self.source.model.ir_version
-        )  # onnx-graphsurgeon 0.5 writes the newest, which ONNX Runtime may not know
+        # onnx-graphsurgeon 0.5 writes the newest, which ONNX Runtime may not know
+        masked.ir_version = self.source.model.ir_version
         _share_constants(masked.graph)
         return masked
 

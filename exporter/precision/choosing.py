@@ -11,8 +11,10 @@ import numpy as np
 from onnx import TensorProto
 
 from exporter.graph import Graph, Node
+from exporter.normalise import is_large
 from exporter.precision.lowering import Operands, lowered_operands
-from exporter.precision.ranges import Extent, largest
+from exporter.precision.ranges import Extent
+from exporter.precision.values import largest
 
 LARGEST: dict[int, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.3e38}
 HEADROOM = 2.0
@@ -76,7 +78,7 @@ def choose_nodes(
             continue
         reason = (
             _asked(node, keep, refused)
-            or _not_seen(node, found, extents)
+            or _not_seen(graph, node, found, extents)
             or _too_large(graph, node, found, low, extents)
             or _too_fine(graph, node, low, extents, kinds)
         )
@@ -100,11 +102,16 @@ def _asked(node: Node, keep: Sequence[str], refused: Sequence[str]) -> str:
     return f"--keep-fp32 {match}" if match is not None else ""
 
 
-def _not_seen(node: Node, operands: Operands, extents: Mapping[str, Extent]) -> str:
-    """A node in a branch that no input led to."""
+def _not_seen(graph: Graph, node: Node, operands: Operands, extents: Mapping[str, Extent]) -> str:
+    """A node in a branch that no input led to, or that was not looked into."""
     names = [node.outputs[k] for k in sorted(operands.outputs)]
     if node.depth and any(math.isnan(extents.get(name, Extent(math.nan)).largest) for name in names):
-        return "no input led to its branch: how large its numbers get is not known"
+        why = (
+            "branches of so large a model are not looked into"
+            if is_large(graph.model)
+            else "no input led to its branch"
+        )
+        return f"{why}: how large its numbers get is not known"
     return ""
 
 

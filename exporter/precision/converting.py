@@ -24,8 +24,8 @@ from exporter.precision.choosing import Stays, choose_nodes, types_of
 from exporter.precision.lowering import LOW
 from exporter.precision.ranges import measure_extents
 from exporter.precision.rewriting import rewrite_types
-from exporter.precision.rounded import rounded, rounded_model
-from exporter.precision.values import Later, convert_values
+from exporter.precision.rounded import rounded_model
+from exporter.precision.values import Retyped, convert_values
 from exporter.relative_difference import difference, signal
 from exporter.sizes import at_sizes
 from exporter.synthetic import synthetic_samples
@@ -135,24 +135,21 @@ def convert_precision(
         )
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    casts, later = rewrite_types(model, graph.folder, low, lowered, kinds, graph.constants, keep_io)
-    values = Later(graph, later, partial(convert_values, low=low)) if later else None
+    retyped = Retyped(graph, low, partial(convert_values, low=low))
+    casts = rewrite_types(model, low, lowered, kinds, graph.constants, retyped, keep_io)
     step("comparing with the original")
     # ONNX Runtime computes fp16 on the CPU; for bf16 the original runs with every result rounded, which is what tensor
     # cores do that add in fp32
-    shown, shown_values = model, values
-    if low != TensorProto.FLOAT16:
-        shown, later = rounded_model(graph, lowered, low)
-        shown_values = Later(graph, later, partial(rounded, low=low))
+    shown, outside = (model, retyped) if low == TensorProto.FLOAT16 else rounded_model(graph, lowered, low)
     if large:
-        errors = _differences(dense, _portioned(shown, graph, shown_values), feeds)
+        errors = _differences(dense, _portioned(shown, graph, outside), feeds)
     else:
         errors = _compare(dense, graph, shown, feeds, around)
     _judge(errors, max_error, precision)
     after = 0
     if output is not None:
         step("writing")
-        after = save(replace(graph, model=model, calls=Calls()), output, values=values, progress=step)
+        after = save(replace(graph, model=model, calls=Calls()), output, values=retyped or None, progress=step)
     return Converted(
         Path(output) if output is not None else None,
         precision,
@@ -210,11 +207,17 @@ def _rows(feed: Feeds) -> int:
     return next((len(v) for v in feed.values() if v.ndim), 1)
 
 
-def _portioned(model: onnx.ModelProto, graph: Graph, values: Mapping[str, Array] | None) -> Portioned:
-    """What runs a large converted model piece by piece, at the sizes of the original."""
+def _portioned(model: onnx.ModelProto, graph: Graph, outside: Mapping[str, Array]) -> Portioned:
+    """What runs a large converted model piece by piece, at the sizes of the original.
+
+    Args:
+        model: the model.
+        graph: the original.
+        outside: values of constants that the model does not hold.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    return Portioned(normalise(copy, graph.folder, graph.source, graph.binding.shapes), values)
+    return Portioned(normalise(copy, graph.folder, graph.source, graph.binding.shapes), outside)
 
 
 def _compare(

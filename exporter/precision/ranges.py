@@ -1,5 +1,5 @@
-"""How large the numbers of a network get on calibration inputs, in subgraphs too: one run of the fp32 file, nothing is
-stored."""
+"""How large the numbers of a network get on calibration inputs, in subgraphs too: one run of the fp32 file, whole or
+piece by piece."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from exporter.errors import ModelError
 from exporter.forced_branches import Way, force
 from exporter.graph import Graph
 from exporter.normalise import fresh_names, inline_data, input_specs, is_large
+from exporter.precision.values import ENDLESS, largest
 from exporter.protos import add_outputs, set_nodes, subgraphs
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
-from runtime.feeds import Array, Feeds
+from runtime.feeds import Feeds
 from runtime.samples import samples_of
-
-ENDLESS = 1e30
-"""Numbers beyond this stand for infinity (masks hold the lowest fp32 number); half precision has one too."""
 
 _WITH_WHERE = 9
 """The first operator set in which magnitudes can be told apart inside the model."""
@@ -31,8 +29,6 @@ _UNSEEN = -1.0
 """Stands for the magnitude of a tensor that was not made; a magnitude is never negative."""
 _TOGETHER = 32
 """Tensors that are kept at a time where a graph runs piece by piece."""
-_AT_ONCE = 1 << 22
-"""Numbers looked at at a time."""
 _PER_SCAN_OUTPUT = ("scan_output_axes", "scan_output_directions")
 
 
@@ -111,16 +107,6 @@ def _piece_by_piece(graph: Graph, names: Sequence[str], feeds: Sequence[Feeds]) 
             runner.advance(here)
             for name in here:
                 found[name] = float(np.fmax(found[name], max(map(largest, runner.values(name)))))
-    return found
-
-
-def largest(values: Array) -> float:
-    """The largest magnitude of numbers below ``ENDLESS``; 0 where there is none."""
-    flat = np.asarray(values).reshape(-1)
-    found = 0.0
-    for start in range(0, flat.size, _AT_ONCE):
-        sizes = np.abs(np.asarray(flat[start : start + _AT_ONCE], np.float32))
-        found = max(found, float(sizes.max(initial=0.0, where=sizes < ENDLESS)))
     return found
 
 

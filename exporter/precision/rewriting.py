@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from exporter import tensors
-from exporter.normalise import fresh_names, is_large
+from exporter.normalise import fresh_names
 from exporter.precision.lowering import Operands
-from exporter.precision.values import convert_values, placeholder
+from exporter.precision.values import Retyped, convert_values
 from exporter.protos import all_nodes, key_of, reads, set_nodes, subgraphs
 
 _NOTHING = Operands(frozenset(), frozenset())
@@ -30,51 +28,44 @@ class _Work:
         other: name of the same tensor in the other type.
         top: the new list of nodes of the main graph.
         home: the new list of nodes of the graph a tensor belongs to, where that is a subgraph.
-        large: whether values from outside the model are left out.
-        later: constants whose values were, and those of the file they are made from.
     """
 
     model: ModelProto
-    folder: Path
     low: int
     kinds: Mapping[str, int]
     stored: dict[str, int]
     fresh: Callable[[str], str]
     constants: Mapping[str, TensorProto]
+    retyped: Retyped
     other: dict[str, str]
     top: list[NodeProto]
     home: dict[str, list[NodeProto]]
-    large: bool
-    later: dict[str, str]
 
 
 def rewrite_types(
     model: ModelProto,
-    folder: Path,
     low: int,
     lowered: Mapping[str, Operands],
     kinds: Mapping[str, int],
     constants: Mapping[str, TensorProto],
+    retyped: Retyped,
     keep_io: bool,
-) -> tuple[int, dict[str, str]]:
+) -> int:
     """Change a model in place so that some nodes compute in half precision.
-
-    Of a model too large for one message, what lies outside is not converted here: a ``placeholder`` stands for it.
 
     Args:
         model: the model, without function calls.
-        folder: where its external data lies.
         low: FLOAT16 or BFLOAT16.
         lowered: operands that become half precision, by the node's first output.
         kinds: types of all tensors.
         constants: initializers and outputs of Constant nodes.
+        retyped: makes them half precision.
         keep_io: the types of inputs and outputs stay.
 
     Returns:
-        How many casts were added, and by name the constants that are still to be converted, with those they are made
-        from.
+        How many casts were added.
     """
-    work = _Work(model, folder, low, kinds, dict(kinds), fresh_names(model), constants, {}, [], {}, is_large(model), {})
+    work = _Work(model, low, kinds, dict(kinds), fresh_names(model), constants, retyped, {}, [], {})
     named = {v.name for v in model.graph.output} if keep_io else set()
     if not keep_io:
         _change_inputs(work, lowered)
@@ -83,7 +74,7 @@ def rewrite_types(
     if not keep_io:
         _declare(work)
     _drop_unused(model)
-    return _casts(model) - before, work.later
+    return _casts(model) - before
 
 
 def _casts(model: ModelProto) -> int:
@@ -146,13 +137,7 @@ def _in_type(work: _Work, name: str, wanted: int) -> str:
         return work.other[name]
     made = work.fresh(f"{name}.{_suffix(wanted)}")
     if name in work.constants:
-        old = work.constants[name]
-        if work.large and tensors.is_external(old):
-            tensor = placeholder(old, made, wanted)
-            work.later[made] = name
-        else:
-            tensor = onnx.numpy_helper.from_array(convert_values(tensors.read(old, work.folder), wanted), made)
-        work.model.graph.initializer.append(tensor)
+        work.model.graph.initializer.append(work.retyped.tensor(name, made))
     else:
         nodes = work.home.get(name, work.top)  # what reads it in a subgraph is part of a node that comes later
         nodes.append(helper.make_node("Cast", [name], [made], f"{made}.cast", to=wanted))

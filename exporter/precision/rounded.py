@@ -9,18 +9,15 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from exporter import tensors
 from exporter.graph import Graph
-from exporter.normalise import fresh_names, is_large
+from exporter.normalise import fresh_names
 from exporter.precision.lowering import Operands
-from exporter.precision.values import convert_values, placeholder
+from exporter.precision.values import Retyped, convert_values
 from exporter.protos import key_of, set_nodes, subgraphs
 
 
-def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """A model of fp32 tensors whose lowered nodes read and give rounded numbers, and the constants still to be rounded.
-
-    The latter are those of a model too large for one message: by name, with those of the file they are made from.
+def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> tuple[onnx.ModelProto, Retyped]:
+    """A model of fp32 tensors whose lowered nodes read and give rounded numbers, and the constants left outside it.
 
     Args:
         graph: the graph; it stays as it is.
@@ -29,14 +26,9 @@ def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> tu
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    work = _Rounding(graph, model, lowered, low, fresh_names(model), is_large(model))
-    _round(model.graph, work)
-    return model, work.later
-
-
-def rounded(values: tensors.Array, low: int) -> tensors.Array:
-    """Values as half precision holds them, in fp32."""
-    return convert_values(values, low).astype(np.float32)
+    retyped = Retyped(graph, TensorProto.FLOAT, lambda values: convert_values(values, low).astype(np.float32))
+    _round(model.graph, _Rounding(graph, model, lowered, low, fresh_names(model), retyped))
+    return model, retyped
 
 
 @dataclass(frozen=True)
@@ -48,21 +40,14 @@ class _Rounding:
     lowered: Mapping[str, Operands]
     low: int
     fresh: Callable[[str], str]
-    large: bool
+    retyped: Retyped
     constants: dict[str, str] = field(default_factory=dict)
-    later: dict[str, str] = field(default_factory=dict)
 
     def constant(self, name: str) -> str:
         """Name of a constant's rounded values."""
         if name not in self.constants:
-            old = self.source.constants[name]
             made = self.constants[name] = self.fresh(f"{name}.rounded")
-            if self.large and tensors.is_external(old):
-                tensor = placeholder(old, made, TensorProto.FLOAT)
-                self.later[made] = name
-            else:
-                tensor = onnx.numpy_helper.from_array(rounded(tensors.read(old, self.source.folder), self.low), made)
-            self.model.graph.initializer.append(tensor)
+            self.model.graph.initializer.append(self.retyped.tensor(name, made))
         return self.constants[name]
 
 

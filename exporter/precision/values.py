@@ -1,4 +1,4 @@
-"""Constants in half precision: converted at once, or, of a large model, when somebody asks for them."""
+"""The numbers of tensors, some at a time: how large they get, and constants in another type."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from exporter.graph import Graph
-from exporter.tensors import Array
+from exporter.normalise import is_large
+from exporter.tensors import Array, is_external
 
 _DTYPES: dict[int, Any] = {
     TensorProto.FLOAT16: np.dtype(np.float16),
     TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
 }
-_ENDLESS = 1e30
+ENDLESS = 1e30
+"""Numbers beyond this stand for infinity (masks hold the lowest fp32 number); half precision has one too."""
+
 _AT_ONCE = 1 << 22
-"""Numbers converted at a time."""
+"""Numbers looked at or converted at a time."""
 
 
 def convert_values(values: Array, low: int) -> Array:
@@ -33,25 +36,43 @@ def convert_values(values: Array, low: int) -> Array:
     for start in range(0, flat.size, _AT_ONCE):
         wide = np.asarray(flat[start : start + _AT_ONCE], np.float32)
         if low == TensorProto.FLOAT16:
-            endless = np.isfinite(wide) & (np.abs(wide) >= _ENDLESS)
+            endless = np.isfinite(wide) & (np.abs(wide) >= ENDLESS)
             wide = np.where(endless, np.copysign(np.float32(np.finfo(np.float16).max), wide), wide)
         result[start : start + _AT_ONCE] = wide.astype(_DTYPES[low])
     return result.reshape(np.shape(values))
 
 
-def placeholder(old: TensorProto, name: str, kind: int) -> TensorProto:
-    """A tensor outside the model, of another type than the one it is made from, whose values somebody else brings."""
-    tensor = TensorProto(name=name, data_type=kind, dims=old.dims, data_location=TensorProto.EXTERNAL)
-    tensor.external_data.extend(old.external_data)
-    return tensor
+def largest(values: Array) -> float:
+    """The largest magnitude of numbers below ``ENDLESS``; 0 where there is none."""
+    flat = np.asarray(values).reshape(-1)
+    found = 0.0
+    for start in range(0, flat.size, _AT_ONCE):
+        sizes = np.abs(np.asarray(flat[start : start + _AT_ONCE], np.float32))
+        found = max(found, float(sizes.max(initial=0.0, where=sizes < ENDLESS)))
+    return found
 
 
-class Later(Mapping[str, Array]):
-    """Constants that are converted when they are asked for, each time anew."""
+class Retyped(Mapping[str, Array]):
+    """Constants of a graph in another type.
 
-    def __init__(self, graph: Graph, made: Mapping[str, str], convert: Callable[[Array], Array]) -> None:
-        """``made``: names, and those of the graph's constants that they are made from."""
-        self._graph, self._made, self._convert = graph, made, convert
+    Of a graph too large for one message, those outside it are left there until somebody asks: these, by their new name,
+    are what this mapping holds, and each is converted anew whenever it is asked for.
+    """
+
+    def __init__(self, graph: Graph, kind: int, convert: Callable[[Array], Array]) -> None:
+        """``kind``: the type that ``convert`` gives."""
+        self._graph, self._kind, self._convert = graph, kind, convert
+        self._large, self._made = is_large(graph.model), dict[str, str]()
+
+    def tensor(self, name: str, made: str) -> TensorProto:
+        """A constant of the graph as a new one, called ``made``; its values come later if they are left outside."""
+        old = self._graph.constants[name]
+        if not (self._large and is_external(old)):
+            return numpy_helper.from_array(self._convert(self._graph.array(name)), made)
+        self._made[made] = name
+        tensor = TensorProto(name=made, data_type=self._kind, dims=old.dims, data_location=TensorProto.EXTERNAL)
+        tensor.external_data.extend(old.external_data)
+        return tensor
 
     def __getitem__(self, name: str) -> Array:
         return self._convert(self._graph.array(self._made[name]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import signal
@@ -12,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.exporter.engines.test_build import rtx
 from tests.exporter.forking import start_forking
 from tests.exporter.mutations import mutated, seeds
 
 SECONDS = 60
 BUILT, REFUSED, WRONG = 0, 1, 2
 LEFT = {BUILT: {"model.onnx", "out.engine", "out.engine.json"}, REFUSED: {"model.onnx"}}
-rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed")
 
 
 def forks():
