@@ -156,13 +156,14 @@ def test_many_outputs_are_fitted_some_at_a_time(monkeypatch):
     constants = networks.scaled(w0=(6, 20), w1=(20, 64)) | {"b1": np.linspace(-1, 1, 64, dtype=np.float32)}
     nodes = [node("MatMul", "x w0", "a"), node("Relu", "a", "h"), node("Gemm", "h w1 b1", "y")]
     model = build(nodes, {"x": ["N", 6]}, ["y"], constants)
-    (whole,) = Cut(model).refits
+    at_once = Cut(model)
     monkeypatch.setattr(one_fit, "_AT_ONCE", 1)
     cut = Cut(model)
-    (blocks,) = cut.refits
+    (whole,), (blocks,) = at_once.refits, cut.refits
     assert blocks.after <= whole.after < 0.5 * whole.before
     assert blocks.before == pytest.approx(whole.before)
     assert {"w1", "b1"} <= cut.changed()
+    assert cut.error(cut.fixed) == pytest.approx(at_once.error(at_once.fixed), rel=0.05)
 
 
 def test_nothing_moves_without_a_change():
