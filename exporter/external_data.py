@@ -6,8 +6,11 @@ import contextlib
 import glob
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -22,6 +25,11 @@ from exporter.tensors import Array
 from runtime.model_files import all_tensors
 from runtime.steps import Count
 
+T = TypeVar("T")
+Made = TypeVar("Made")
+
+_AHEAD = 2
+"""Tensors made while another is written."""
 _SMALLEST_OUTSIDE = 1024
 _ALIGNMENT = 64
 _NAME = re.compile(r"-[0-9a-f]{12}\.data")
@@ -71,14 +79,15 @@ def write(
 ) -> Path:
     """Move the large initializers of a model into one data file beside ``target``; the model is changed in place.
 
-    The file is named after its content, so that a new model never meets old data. Only one tensor is in memory at a
-    time.
+    The file is named after its content, so that a new model never meets old data. A few tensors are in memory at a
+    time: the next ones are made while one is written.
 
     Args:
         model: points at the file afterwards.
         folder: where its present external data lies.
         target: the model file to be written.
-        values: new values of constants, of the old shape and type; each is asked for once, when its turn comes.
+        values: new values of constants, of the old shape and type; each is asked for once, in another thread,
+            before its turn comes.
         step: called with a line now and then.
         announce: called with the data file before it is put in place.
 
@@ -86,16 +95,20 @@ def write(
         The data file.
     """
     given: Mapping[str, Array] = {} if values is None else values
+
+    def payload_of(tensor: TensorProto) -> NDArray[np.uint8]:
+        array = given[tensor.name] if tensor.name in given else tensors.read(tensor, folder)
+        return _payload(array, tensor.data_type)
+
     moved = [t for t in model.graph.initializer if _goes_outside(t)]
     total = sum(tensors.nbytes(t) for t in moved)
     with beside(target) as temporary:
         with temporary.open("wb", buffering=0) as file, HashedStream(file) as stream:
-            for tensor in moved:
+            for tensor, payload in _ahead(moved, payload_of):
                 stream.pad(-stream.written % _ALIGNMENT)
                 start = stream.written
-                array = given[tensor.name] if tensor.name in given else tensors.read(tensor, folder)
-                stream.write(_payload(array, tensor.data_type))
-                del array
+                stream.write(payload)
+                del payload
                 _point_at(tensor, start, stream.written - start)
                 step(Count("writing the weights", stream.written, total, "B"))
         name = f"{target.stem}-{stream.hexdigest()[:12]}.data"
@@ -107,6 +120,17 @@ def write(
         announce(final)
         put_in_place(temporary, final)
     return final.resolve()  # like those that are compared with it
+
+
+def _ahead(items: Sequence[T], make: Callable[[T], Made]) -> Iterator[tuple[T, Made]]:
+    """Items and what is made of them, in order; the next ones are made while one is used."""
+    with ThreadPoolExecutor(_AHEAD) as makers:
+        coming = deque(makers.submit(make, item) for item in items[:_AHEAD])
+        for k, item in enumerate(items):
+            made = coming.popleft().result()
+            coming.extend(makers.submit(make, following) for following in items[k + _AHEAD : k + _AHEAD + 1])
+            yield item, made
+            del made
 
 
 def _goes_outside(tensor: TensorProto) -> bool:

@@ -9,6 +9,10 @@ from exporter.tensors import Array
 
 _HALF_INFINITY = 0x7C00
 _HALF_SHIFT = 13
+_HALF_BITS = ~(0b111 << 28 | 0x1FFF)
+"""All bits but copies of the sign, and those that float16 has none of."""
+_BEYOND_HALF = np.float32(2.0**16)
+"""What infinity and NaN become, or more."""
 _BLOCK = 1 << 17
 _HALF_FACTOR = np.float32(2.0**112)
 """Between the exponents of both formats; subnormal numbers come out right as well (IEEE 754)."""
@@ -38,14 +42,24 @@ def numbers(values: Array) -> NDArray[np.float32]:
     """
     result = np.empty(values.shape, np.float32)
     flat, out = np.ascontiguousarray(values).reshape(-1), result.reshape(-1)
+    widen = _widen_half if values.dtype == np.float16 else _widen_bfloat
     for start in range(0, flat.size, _BLOCK):
-        part = flat[start : start + _BLOCK]
-        if values.dtype == np.float16:
-            signs = (part.view(np.uint16) & np.uint16(0x8000)).astype(np.uint32)
-            signs <<= 16
-            signs |= magnitudes(part).view(np.uint32) & np.uint32(0x7FFFFFFF)
-        else:
-            signs = part.view(np.uint16).astype(np.uint32)
-            signs <<= 16
-        out[start : start + _BLOCK] = signs.view(np.float32)
+        part = slice(start, start + _BLOCK)
+        widen(flat[part], out[part])
     return result
+
+
+def _widen_half(part: Array, out: NDArray[np.float32]) -> None:
+    _widen_bfloat(part, out)  # the sign is in its place, the rest three bits too far to the left
+    moved = out.view(np.int32)
+    moved >>= 16 - _HALF_SHIFT  # with copies of the sign
+    moved &= np.int32(_HALF_BITS)
+    out *= _HALF_FACTOR
+    if max(out.max(), -out.min()) >= _BEYOND_HALF:
+        out[:] = part
+
+
+def _widen_bfloat(part: Array, out: NDArray[np.float32]) -> None:
+    bits = out.view(np.uint32)
+    bits[:] = part.view(np.uint16)
+    bits <<= 16

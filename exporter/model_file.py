@@ -11,7 +11,7 @@ import google.protobuf.message
 import onnx
 from onnx import ModelProto
 
-from exporter import external_data, functions, tensors
+from exporter import external_data, freed_memory, functions, tensors
 from exporter.atomic import replacing
 from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph, Source, opsets_of
@@ -57,6 +57,8 @@ def _load(file: Path, shapes: Mapping[str, tuple[int, ...]] | None, profile: int
     size = len(data)
     del data
     outside = external_data.files_read(model, file.parent)
+    if outside:
+        freed_memory.keep()  # such models are worked on in blocks
     size += sum(f.stat().st_size for f in outside)
     source = Source(file, size, digest.hexdigest(), file, external=bool(outside))
     return normalise(model, file.parent, source, shapes, profile)

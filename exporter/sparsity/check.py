@@ -11,7 +11,7 @@ import fnmatch
 import math
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,11 @@ _WEIGHT = {
 }  # fmt: skip
 """Operators that TensorRT may compute with sparse kernels, and the input that holds the weight."""
 
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
 _ZERO = {"ConvInteger": 3, "MatMulInteger": 3, "QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5}
 _LOOKS_UP = ("Gather", "EmbedLayerNormalization")
+_CHUNK = 1 << 18
+"""Elements looked at at a time."""
 _DENSE = 0.5
 """A layer with fewer than this share of the zeros the pattern asks for was never made sparse."""
 
@@ -73,26 +76,25 @@ class _Scope:
     folder: Path
     constants: ChainMap[str, TensorProto]
     makers: ChainMap[str, NodeProto]
-    users: dict[str, list[NodeProto]] = field(default_factory=dict)
-    overrides: Mapping[str, Array] = field(default_factory=dict)
+    users: dict[str, list[NodeProto]]
 
-    def value(self, name: str) -> tuple[Array, frozenset[str]] | None:
+    def value(self, name: str, overrides: Mapping[str, Array]) -> tuple[Array, frozenset[str]] | None:
         """A tensor that depends on constants alone, and the names of those; None for any other."""
         if name in self.constants:
-            given = self.overrides.get(name)
+            given = overrides.get(name)
             return (read(self.constants[name], self.folder) if given is None else given), frozenset({name})
         node = self.makers.get(name)
         if node is None:
             return None
         if node.op_type == "Constant":
             made = _evaluate(node, {})
-            return None if made is None else (self.overrides.get(name, made), frozenset({name}))
+            return None if made is None else (overrides.get(name, made), frozenset({name}))
         if not node.input or any(a.HasField("g") or a.graphs for a in node.attribute):
             return None
         inputs: dict[str, Array] = {}
         names = {name}
         for each in node.input:
-            known = self.value(each) if each else None
+            known = self.value(each, overrides) if each else None
             if each and known is None:
                 return None
             if known is not None:
@@ -137,17 +139,18 @@ class Checker:
                 model = onnx.inliner.inline_local_functions(model)
             except Exception as error:
                 raise ModelError(f"the local functions of the model cannot be inlined: {error}") from error
-        self._graph, self._folder, self._pattern = model.graph, folder, pattern
-        self._made_of: dict[str, set[str]] = {}  # what depends on each constant, and on constants alone
+        self._pattern = pattern
+        self._layers = list(_layers(model.graph, folder, None))
+        self._reading: dict[str, list[int]] = {}  # places of the layers whose weight is made of a constant
         known = {t.name: frozenset({t.name}) for t in model.graph.initializer}
         for node in (n for graph in graphs_of(model.graph) for n in graph.node):
             inputs = [name for name in node.input if name]
             if all(name in known for name in inputs):
                 roots = frozenset[str]().union(*(known[name] for name in inputs)) | frozenset(node.output)
                 known |= dict.fromkeys(node.output, roots)
-        for name, roots in known.items():
-            for root in roots:
-                self._made_of.setdefault(root, set()).add(name)
+        for place, (node, _) in enumerate(self._layers):
+            for root in known.get(node.input[_WEIGHT[node.op_type]], ()):
+                self._reading.setdefault(root, []).append(place)
 
     def rows(self, overrides: Mapping[str, Array], about: str | None = None) -> Iterator[Checked]:
         """One row for each layer with a constant weight; with ``about``, for those whose weight is made of it.
@@ -156,8 +159,11 @@ class Checker:
             overrides: values that stand in for constants.
             about: name of a constant.
         """
-        only = None if about is None else self._made_of.get(about, set())
-        return _graph_rows(self._graph, self._folder, self._pattern, None, overrides, only)
+        places = range(len(self._layers)) if about is None else self._reading.get(about, [])
+        for node, scope in (self._layers[place] for place in places):
+            row = _row(node, scope, self._pattern, overrides)
+            if row is not None:
+                yield row
 
 
 def check_pattern(
@@ -216,81 +222,93 @@ def _matches(row: Checked, globs: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for glob in globs for name in row.names)
 
 
-def _graph_rows(
-    graph: GraphProto,
-    folder: Path,
-    pattern: Pattern,
-    outer: _Scope | None,
-    overrides: Mapping[str, Array],
-    weights: set[str] | None = None,
-) -> Iterator[Checked]:
+def _layers(graph: GraphProto, folder: Path, outer: _Scope | None) -> Iterator[tuple[NodeProto, _Scope]]:
+    """Nodes that may have a weight, those of subgraphs before the node they are in."""
     constants = {t.name: t for t in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output if name}
     if outer is None:
-        scope = _Scope(folder, ChainMap(constants), ChainMap(makers), {}, overrides)
+        scope = _Scope(folder, ChainMap(constants), ChainMap(makers), {})
     else:
         scope = _Scope(folder, outer.constants.new_child(constants), outer.makers.new_child(makers), outer.users)
-        scope.overrides = overrides
     for node in graph.node:
         for name in node.input:
             scope.users.setdefault(name, []).append(node)
     for node in graph.node:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _graph_rows(inner, folder, pattern, scope, overrides, weights)
-        row = _row(node, scope, pattern, weights)
-        if row is not None:
-            yield row
+                yield from _layers(inner, folder, scope)
+        if _WEIGHT.get(node.op_type, len(node.input)) < len(node.input) and node.domain in _DOMAINS:
+            yield node, scope
 
 
-def _row(node: NodeProto, scope: _Scope, pattern: Pattern, weights: set[str] | None) -> Checked | None:
-    index = _WEIGHT.get(node.op_type)
-    if index is None or node.domain not in ("", "ai.onnx", "com.microsoft") or len(node.input) <= index:
-        return None
-    if weights is not None and node.input[index] not in weights:
-        return None
-    known = scope.value(node.input[index])
+def _row(node: NodeProto, scope: _Scope, pattern: Pattern, overrides: Mapping[str, Array]) -> Checked | None:
+    known = scope.value(node.input[_WEIGHT[node.op_type]], overrides)
     if known is None:
         return None
     weight, made_of = known
     names = frozenset({node.name, *node.output, *made_of} - {""})
     label = f"{node.op_type} '{node.name or node.output[0]}'"
-    nonzero = _nonzero(weight)
+    level: Array = np.zeros((), weight.dtype)
     zero = _ZERO.get(node.op_type)
     if zero is not None and len(node.input) > zero and node.input[zero]:
-        point = scope.value(node.input[zero])
+        point = scope.value(node.input[zero], overrides)
         if point is None:
             return Checked(label, names, weight.shape, 0, 0, 0.0, "its zero point is computed")
         level = point[0]
         if level.size > 1 and node.op_type in ("ConvInteger", "QLinearConv"):
             level = level.reshape(-1, *[1] * (weight.ndim - 1))
-        nonzero = weight != level
-    share = 1 - np.count_nonzero(nonzero) / max(weight.size, 1)
-    summed, why = _summed(node, nonzero, pattern)
+    if level.size != 1:
+        weight, level = weight != level, np.zeros((), bool)
+    step, why = _runs_of(node, weight.shape, pattern)
     if any(u.op_type in _LOOKS_UP and u.input[0] == name for name in made_of for u in scope.users.get(name, ())):
         why = "a tied embedding"
-    if why or summed is None:
+    nonzero, broken = _counts(weight, level, step, pattern)
+    share = 1 - nonzero / max(weight.size, 1)
+    if why:
         return Checked(label, names, weight.shape, 0, 0, share, why)
-    runs = _count(summed)
-    return Checked(label, names, weight.shape, runs.size, int((runs > pattern.keep).sum()), share)
+    return Checked(label, names, weight.shape, weight.size // pattern.of, broken, share)
 
 
-def _summed(node: NodeProto, nonzero: Array, pattern: Pattern) -> tuple[Array | None, str]:
-    """The weight with its runs along the middle one of three axes, or why there is no pattern in it."""
+def _runs_of(node: NodeProto, shape: tuple[int, ...], pattern: Pattern) -> tuple[int, str]:
+    """Distance between neighbours of a run, or why there is no pattern in the weight."""
     given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if "Conv" in node.op_type:
-        if nonzero.ndim < 3:
-            return None, "no convolution weight"
+        if len(shape) < 3:
+            return 1, "no convolution weight"
         if given.get("group", 1) > 1:
-            return None, "a grouped convolution"
-        along, after = nonzero.shape[1], math.prod(nonzero.shape[2:])
-    elif nonzero.ndim != 2:
-        return None, f"a weight of {counted(nonzero.ndim, 'axis')}"
+            return 1, "a grouped convolution"
+        along, after = shape[1], math.prod(shape[2:])
+    elif len(shape) != 2:
+        return 1, f"a weight of {counted(len(shape), 'axis')}"
     else:
-        along, after = (nonzero.shape[1], 1) if given.get("transB", 0) else nonzero.shape
-    if along % pattern.of:
-        return None, f"{counted(along, 'input')}, no multiple of {pattern.of}"
-    return np.ascontiguousarray(nonzero).reshape(-1, pattern.of, after), ""
+        along, after = (shape[1], 1) if given.get("transB", 0) else shape
+    return after, f"{counted(along, 'input')}, no multiple of {pattern.of}" if along % pattern.of else ""
+
+
+def _counts(weight: Array, level: Array, step: int, pattern: Pattern) -> tuple[int, int]:
+    """How many elements are not zero, and how many runs have too many of them.
+
+    Args:
+        weight: of any shape.
+        level: what stands for zero, one value.
+        step: distance between neighbours of a run.
+        pattern: N:M.
+    """
+    flat: NDArray[Any] = np.ascontiguousarray(weight).reshape(-1)
+    halves = flat.dtype == np.float16
+    if halves:  # compared as bits without the sign, five times as fast
+        flat = flat.view(np.uint16)
+    step = max(step, 1)
+    block = pattern.of * step
+    length = max(_CHUNK // block, 1) * block
+    nonzero = broken = 0
+    for start in range(0, flat.size, length):
+        part = flat[start : start + length]
+        found = part << np.uint16(1) != 0 if halves else part != level
+        runs = _count(found[: found.size - found.size % block].reshape(-1, pattern.of, step))
+        nonzero += int(np.count_nonzero(found))
+        broken += int((runs > pattern.keep).sum())
+    return nonzero, broken
 
 
 def _count(runs: Array) -> NDArray[np.uint8]:
@@ -304,10 +322,3 @@ def _count(runs: Array) -> NDArray[np.uint8]:
     for k in range(runs.shape[1] if flat.size else 0):
         sums[:last] += flat[k * step : k * step + last]
     return np.ascontiguousarray(sums.reshape(runs.shape)[:, 0])
-
-
-def _nonzero(weight: Array) -> Array:
-    """Which elements are not zero; 16-bit numbers are compared as bits, five times as fast."""
-    if weight.dtype == np.float16:
-        return np.asarray((weight.view(np.uint16) << 1) != 0)
-    return np.asarray(weight != 0)

@@ -38,7 +38,7 @@ class Stored:
         else:
             zero, scale = (x if x.size == 1 else x[part] for x in (self.zero, self.scale))
             sizes = np.abs((values.astype(np.float32) - zero.astype(np.float32)) * scale.astype(np.float32))
-        if np.isnan(sizes.sum()):
+        if sizes.size and np.isnan(sizes.max()):
             sizes = np.where(np.isnan(sizes), np.float32(np.inf), sizes)
         return sizes
 
@@ -64,10 +64,11 @@ class Stored:
             return np.asarray((values.view(np.uint16) << 1) != 0)
         return np.asarray(values != 0)
 
-    def nonzero(self, values: Array) -> int:
-        """How many of some elements do not stand for zero; they are of this type, and as many as these."""
+    def nonzero(self, part: slice = slice(None)) -> int:
+        """How many of some of the elements do not stand for zero."""
+        values = self.values[part]
         if not self.plain:
-            return int(np.count_nonzero(values != self.zero.astype(values.dtype)))
+            return int(np.count_nonzero(self.stays(values, part)))
         bits = values.view(f"u{values.dtype.itemsize}")
         return int(np.count_nonzero(bits << 1)) if "float" in values.dtype.name else int(np.count_nonzero(bits))
 
@@ -99,7 +100,7 @@ def stored_values(graph: Graph, weight: Weight) -> Stored:
     Raises:
         ModelError: its data are missing or damaged.
     """
-    values = graph.array(weight.name)
+    values = np.asarray(graph.array(weight.name))  # without what mapped arrays do at every step
     coding = weight.coding
     zero: Array = np.zeros(1, np.float32)
     scale: Array = np.ones(1, np.float32)

@@ -336,7 +336,7 @@ def _streamed(
 
 def _zeros(graph: Graph, weight: Weight) -> int:
     stored = stored_values(graph, weight)
-    return int(stored.values.size - stored.nonzero(stored.values))
+    return int(stored.values.size - stored.nonzero())
 
 
 def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> SparseLayer:
@@ -346,9 +346,9 @@ def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> Spar
     for start in range(0, flat.size, _CHUNK):
         part = slice(start, start + _CHUNK)
         sizes, stays = stored.magnitudes(part), stored.stays(flat[part], part)
-        total += float(sizes.sum(dtype=np.float64))
+        total += float(sizes.sum())
         left += float(sizes.dot(stays))
-        before += int(np.count_nonzero(stored.stays(stored.values[part], part)))
+        before += stored.nonzero(part)
         after += int(np.count_nonzero(stays))
     kept = left / total if total > 0 and np.isfinite(total) else 1.0
     return SparseLayer(weight, 1 - before / weight.size, 1 - after / weight.size, kept, fit)
