@@ -3,14 +3,19 @@ which then need no place in it."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
 from exporter import tensors
+from exporter.ahead import made_ahead
 from exporter.errors import ModelError
 from exporter.graph import Graph
 from exporter.halves import numbers
@@ -95,8 +100,22 @@ def _declare(model: ModelProto, name: str, kind: TypeProto | None, values: Array
             value.type.tensor_type.shape.dim.add()
 
 
+class Room:
+    """Memory for the weights of one excerpt after another: new memory costs more time than what is done in it."""
+
+    def __init__(self) -> None:
+        self._numbers = np.empty(0, np.float32)
+
+    def divided(self, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:
+        """Arrays of some shapes side by side; what was in those before is gone."""
+        ends = list(accumulate(map(math.prod, shapes), initial=0))
+        if ends[-1] > self._numbers.size:
+            self._numbers = np.empty(ends[-1], np.float32)
+        return [self._numbers[a:b].reshape(s) for a, b, s in zip(ends, ends[1:], shapes, strict=False)]
+
+
 def run_excerpt(
-    model: ModelProto, part: Excerpt, names: Sequence[str], values: Sequence[Mapping[str, Array]], what: str
+    model: ModelProto, part: Excerpt, names: Sequence[str], values: Sequence[Mapping[str, Array]], what: str, room: Room
 ) -> list[dict[str, Array]]:
     """Run a model on several sets of values.
 
@@ -106,16 +125,68 @@ def run_excerpt(
         names: outputs to return.
         values: for each run, the tensors before the excerpt.
         what: what messages call it.
+        room: where weights of 16 bits are while it runs.
 
     Raises:
         ModelError: ONNX Runtime does not run it.
     """
     if not names:
         return [{} for _ in values]
+    narrow = [n for n in part.weights if part.graph.constants[n].data_type in NARROW]
+    places = dict(zip(narrow, room.divided([tuple(part.graph.constants[n].dims) for n in narrow]), strict=True))
+
+    def weight(name: str) -> Array:
+        values = part.graph.array(name)
+        return numbers(values, places[name]) if name in places else values
+
+    fed = dict(made_ahead(part.weights, weight))
+    model = _without_gates(model, fed, set(narrow))
     session = open_own(model.SerializeToString(), what)
     wanted = {spec.name for spec in session.inputs}
-    fed = {n: np.ascontiguousarray(in_32_bits(part.graph.array(n))) for n in part.weights if n in wanted}
+    fed = {n: np.ascontiguousarray(v) for n, v in fed.items() if n in wanted}
     return [run_own(session, fed | {n: v[n] for n in part.inputs if n in wanted}, what, names) for v in values]
+
+
+def _without_gates(model: ModelProto, fed: dict[str, Array], own: set[str]) -> ModelProto:
+    """A model without what sets parts of a weight to zero: the weight that is fed has them, once for all runs.
+
+    Args:
+        model: stays as it is.
+        fed: weights by name. One that only a gate reads is replaced by the gate's output.
+        own: those of them that may be changed in place.
+    """
+    times = Counter(name for node in model.graph.node for name in reads(node))
+    times.update(output.name for output in model.graph.output)
+    constants = {t.name: t for t in model.graph.initializer}
+    result = ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    inputs = {value.name: value for value in result.graph.input}
+    for node in model.graph.node:
+        hidden = None
+        if node.op_type == "Where" and times[node.input[1]] == 1 and node.input[1] in fed:
+            hidden = _hidden(fed[node.input[1]].shape, *(constants.get(node.input[i]) for i in (0, 2)))
+        if hidden is None:
+            result.graph.node.append(node)
+            continue
+        name, output = node.input[1], node.output[0]
+        values = fed.pop(name) if name in own else np.array(fed.pop(name))
+        bits = values.view(f"i{values.itemsize}")
+        bits &= np.where(hidden, 0, -1).astype(bits.dtype)  # many times as fast as a copy of what is hidden
+        fed[output] = values
+        own.add(output)
+        inputs[output] = inputs.pop(name)
+        inputs[output].name = output
+    return result
+
+
+def _hidden(shape: tuple[int, ...], mask: TensorProto | None, fill: TensorProto | None) -> NDArray[np.bool_] | None:
+    """Where a gate sets a weight of some shape to zero; None where it does something else."""
+    if mask is None or fill is None or np.any(onnx.numpy_helper.to_array(fill)) or math.prod(fill.dims) != 1:
+        return None
+    stays = onnx.numpy_helper.to_array(mask)
+    fits = len(fill.dims) <= len(shape) >= stays.ndim and np.broadcast_shapes(shape, stays.shape) == shape
+    return ~stays if fits else None
 
 
 def in_32_bits(values: Array) -> Array:

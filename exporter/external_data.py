@@ -6,11 +6,8 @@ import contextlib
 import glob
 import re
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from exporter import external_parts, tensors
+from exporter.ahead import made_ahead
 from exporter.atomic import beside, put_in_place
 from exporter.errors import ModelError
 from exporter.streams import HashedStream
@@ -25,11 +23,6 @@ from exporter.tensors import Array
 from runtime.model_files import all_tensors
 from runtime.steps import Count
 
-T = TypeVar("T")
-Made = TypeVar("Made")
-
-_AHEAD = 2
-"""Tensors made while another is written."""
 _SMALLEST_OUTSIDE = 1024
 _ALIGNMENT = 64
 _NAME = re.compile(r"-[0-9a-f]{12}\.data")
@@ -104,7 +97,7 @@ def write(
     total = sum(tensors.nbytes(t) for t in moved)
     with beside(target) as temporary:
         with temporary.open("wb", buffering=0) as file, HashedStream(file) as stream:
-            for tensor, payload in _ahead(moved, payload_of):
+            for tensor, payload in made_ahead(moved, payload_of):
                 stream.pad(-stream.written % _ALIGNMENT)
                 start = stream.written
                 stream.write(payload)
@@ -120,17 +113,6 @@ def write(
         announce(final)
         put_in_place(temporary, final)
     return final.resolve()  # like those that are compared with it
-
-
-def _ahead(items: Sequence[T], make: Callable[[T], Made]) -> Iterator[tuple[T, Made]]:
-    """Items and what is made of them, in order; the next ones are made while one is used."""
-    with ThreadPoolExecutor(_AHEAD) as makers:
-        coming = deque(makers.submit(make, item) for item in items[:_AHEAD])
-        for k, item in enumerate(items):
-            made = coming.popleft().result()
-            coming.extend(makers.submit(make, following) for following in items[k + _AHEAD : k + _AHEAD + 1])
-            yield item, made
-            del made
 
 
 def _goes_outside(tensor: TensorProto) -> bool:

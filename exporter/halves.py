@@ -13,7 +13,7 @@ _HALF_BITS = ~(0b111 << 28 | 0x1FFF)
 """All bits but copies of the sign, and those that float16 has none of."""
 _BEYOND_HALF = np.float32(2.0**16)
 """What infinity and NaN become, or more."""
-_BLOCK = 1 << 17
+_BLOCK = 1 << 18
 _HALF_FACTOR = np.float32(2.0**112)
 """Between the exponents of both formats; subnormal numbers come out right as well (IEEE 754)."""
 
@@ -34,13 +34,14 @@ def magnitudes(values: Array) -> NDArray[np.float32]:
     return result
 
 
-def numbers(values: Array) -> NDArray[np.float32]:
+def numbers(values: Array, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """16-bit floating-point numbers, float16 or bfloat16, in 32 bits, exactly.
 
     Args:
         values: of any shape; mapped ones are read block by block.
+        out: an array of that shape to put them in.
     """
-    result = np.empty(values.shape, np.float32)
+    result = np.empty(values.shape, np.float32) if out is None else out
     flat, out = np.ascontiguousarray(values).reshape(-1), result.reshape(-1)
     widen = _widen_half if values.dtype == np.float16 else _widen_bfloat
     for start in range(0, flat.size, _BLOCK):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.ahead import TWO, made_ahead
 from exporter.codes import is_plain, numbers_of
 from exporter.errors import UsageError
 from exporter.graph import Graph
@@ -191,9 +192,12 @@ def _magnitude(
     for group in groups:
         for span in _owned(groups.graph, group.parameters):
             by_tensor.setdefault(span.tensor, {}).setdefault(span.axis, []).append((group.name, span))
-    for count, (tensor, axes) in enumerate(by_tensor.items(), 1):
+    tensors = list(by_tensor)
+    ahead = TWO if any(_is_large(groups.graph, tensor) for tensor in tensors) else 0
+    found = made_ahead(tensors, lambda t: _sums(groups.graph, t, power, tuple(by_tensor[t])), ahead)
+    for count, (tensor, sums) in enumerate(found, 1):
         options.step(Count("scoring tensors", count - 1, len(by_tensor)))
-        sums = _sums(groups.graph, tensor, power, tuple(axes))
+        axes = by_tensor[tensor]
         if sums is None:
             continue
         for axis, spans in axes.items():
@@ -211,13 +215,17 @@ def _sums(
     graph: Graph, tensor: str, power: Callable[[NDArray[np.float64]], NDArray[np.float64]], axes: tuple[int, ...]
 ) -> dict[int, NDArray[np.float64]] | None:
     """Sum of ``power(w)`` over all axes but one, for each of some axes; None for what is neither number nor code."""
-    if is_plain(graph, tensor) and math.prod(graph.constants[tensor].dims) > _LARGE:
+    if is_plain(graph, tensor) and _is_large(graph, tensor):
         return _sums_by_rows(graph.array(tensor), power, axes)
     values = numbers_of(graph, tensor)
     if values is None:
         return None
     magnitude = power(values)
     return {axis: magnitude.sum(axis=tuple(k for k in range(magnitude.ndim) if k != axis)) for axis in axes}
+
+
+def _is_large(graph: Graph, tensor: str) -> bool:
+    return int(math.prod(graph.constants[tensor].dims)) > _LARGE
 
 
 def _sums_by_rows(

@@ -20,7 +20,7 @@ from onnx import ModelProto, NodeProto
 
 from exporter import tensors
 from exporter.errors import GoalError, ModelError
-from exporter.excerpts import FLOATS, NARROW, Excerpt, excerpt, in_32_bits, run_excerpt
+from exporter.excerpts import FLOATS, NARROW, Excerpt, Room, excerpt, in_32_bits, run_excerpt
 from exporter.forced_branches import ways
 from exporter.graph import Graph, Node
 from exporter.masked import masked_original
@@ -97,7 +97,7 @@ def prove_pieces(
     for number, nodes in enumerate(cuts, 1):
         progress(Count("comparing pieces with the masked original", number - 1, len(cuts)))
         later = {n for rest in cuts[number:] for node in rest for n in reads(node.proto)} | set(graph.outputs)
-        _check_read(wide, walk.values, nodes, file, tolerance)
+        _check_read(wide, walk.values, nodes, file, tolerance, walk.room)
         made = walk.masked(nodes, later)
         got = walk.pruned(made[0])
         noise: list[dict[str, float]] | None = None
@@ -160,6 +160,7 @@ class _Walk:
         last: the piece of the masked original that ran last, its outputs, and what it was given.
         done: keys of the nodes of the pruned graph that have run.
         compared: names of the tensors that were compared.
+        room: where weights are while a piece runs.
     """
 
     graph: Graph
@@ -169,6 +170,7 @@ class _Walk:
     last: tuple[ModelProto, Excerpt, list[str], list[dict[str, Array]]] = field(init=False)
     done: set[str] = field(default_factory=set)
     compared: set[str] = field(default_factory=set)
+    room: Room = field(default_factory=Room)
 
     def __post_init__(self) -> None:
         self.instead = stand_ins(self.plan.drop)
@@ -194,7 +196,7 @@ class _Walk:
         part = excerpt(self.graph, [n.proto for n in nodes], names, self.values[0])
         model = masked_original(replace(self.graph, model=part.model), self.plan)
         self.last = model, part, names, [{n: v[n] for n in part.inputs} for v in self.values]
-        results = run_excerpt(*self.last, "the masked original")
+        results = run_excerpt(*self.last, "the masked original", self.room)
         for values, found in zip(self.values, results, strict=True):
             values.update(found)
         return results
@@ -218,7 +220,7 @@ class _Walk:
         part = excerpt(self.small, [n.proto for n in nodes], names, before[0])
         self.done.update(n.key for n in nodes)
         self.compared.update(names)
-        results = run_excerpt(part.model, part, names, before, "the pruned model")
+        results = run_excerpt(part.model, part, names, before, "the pruned model", self.room)
         for own, found in zip(self.own, results, strict=True):
             own.update({n: v for n, v in found.items() if not is_float(v)})
         return results
@@ -235,7 +237,7 @@ class _Walk:
         model, part, names, before = self.last
         rng = np.random.default_rng(0)
         moved = [{name: _jittered(values, rng) for name, values in each.items()} for each in before]
-        other = run_excerpt(model, part, names, moved, "the masked original")
+        other = run_excerpt(model, part, names, moved, "the masked original", self.room)
         return [
             {name: difference(have[name], want[name], signal(want[name])) for name in names if is_float(want[name])}
             for have, want in zip(other, made, strict=True)
@@ -291,6 +293,7 @@ def _check_read(
     nodes: Sequence[Node],
     file: Mapping[str, NodeProto] | None,
     tolerance: float,
+    room: Room,
 ) -> None:
     """The graph as analysed must do what the file does: the nodes are the same, or give the same.
 
@@ -305,8 +308,8 @@ def _check_read(
     ours = excerpt(graph, [n.proto for n in nodes], names, values[0])
     model = onnx.load_model(str(graph.source.path), load_external_data=False)
     theirs = excerpt(_as_read(graph, model), _back(file, names, values[0]), names, values[0])
-    want = run_excerpt(theirs.model, theirs, names, values[:1], str(graph.source.path))[0]
-    have = run_excerpt(ours.model, ours, names, values[:1], "the model as read")[0]
+    want = run_excerpt(theirs.model, theirs, names, values[:1], str(graph.source.path), room)[0]
+    have = run_excerpt(ours.model, ours, names, values[:1], "the model as read", room)[0]
     for name in names:
         error = difference(have[name], want[name], signal(want[name]))
         if error > tolerance:
