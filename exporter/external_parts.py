@@ -70,6 +70,11 @@ def part_of(tensor: TensorProto) -> Part | None:
     return None
 
 
+def is_described(tensor: TensorProto) -> bool:
+    """Whether only this program knows how to read it."""
+    return any(entry.key.startswith(PREFIX) for entry in tensor.external_data)
+
+
 def describe(tensor: TensorProto, origin: TensorProto, axes: Step) -> None:
     """Make a tensor, in place, the part of an external one.
 

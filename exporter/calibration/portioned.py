@@ -13,6 +13,7 @@ from exporter.graph import Graph
 from exporter.normalise import input_specs
 from exporter.tensors import Array, nbytes
 from runtime.backends import TensorSpec
+from runtime.feeds import Feeds
 from runtime.samples import samples_of
 
 
@@ -54,9 +55,21 @@ class Portioned:
             ModelError: the graph does not run on the feeds.
         """
         names = list(outputs) if outputs is not None else [o.name for o in self.outputs]
-        samples = samples_of([dict(feeds)], self.inputs)
-        runner = Runner(self._graph, samples, len(samples))
-        return next(runner.branch(names, self._values))
+        return self.runs([dict(feeds)], names)[0]
+
+    def runs(self, feeds: Sequence[Feeds], names: Sequence[str]) -> list[dict[str, Array]]:
+        """The outputs with these names for each of some feeds; each portion is opened once.
+
+        Args:
+            feeds: as many samples in each, but the last may have fewer.
+            names: of the outputs.
+
+        Raises:
+            ModelError: the graph does not run on the feeds.
+        """
+        samples = samples_of(feeds, self.inputs)
+        runner = Runner(self._graph, samples, -(-len(samples) // len(feeds)))
+        return list(runner.branch(names, self._values))
 
 
 def _spec(graph: Graph, name: str) -> TensorSpec:

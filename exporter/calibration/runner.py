@@ -12,9 +12,10 @@ import onnx
 
 from exporter.calibration.store import MEMORY, Shelf, Store
 from exporter.errors import ModelError
+from exporter.external_parts import is_described
 from exporter.graph import Graph, Node
 from exporter.protos import reads
-from exporter.tensors import Array, is_external, nbytes, read
+from exporter.tensors import Array, nbytes, read
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.samples import Samples
@@ -203,7 +204,8 @@ class Runner:
         """A session of some nodes, and the names of its inputs."""
         model, inputs = piece(self.graph, nodes, outputs, weights)
         try:
-            return open_session(model.SerializeToString(), options=SessionOptions(spinning=False)), inputs
+            options = SessionOptions(spinning=False, folder=self.graph.folder.absolute())
+            return open_session(model.SerializeToString(), options=options), inputs
         except RunError as error:
             raise ModelError(f"a part of the model cannot be run for calibration: {error}") from error
 
@@ -217,7 +219,7 @@ def piece(
         graph: the graph.
         nodes: top-level nodes, in order.
         outputs: tensors to return.
-        weights: values of constants that differ from the file's.
+        weights: values of constants that differ from the file's. Others that lie outside are left there.
     """
     model = onnx.ModelProto(ir_version=graph.model.ir_version)
     model.opset_import.extend(graph.model.opset_import)
@@ -230,7 +232,7 @@ def piece(
         if name in graph.constants:
             tensor = model.graph.initializer.add()
             given = graph.constants[name]
-            if name in weights or is_external(given):
+            if name in weights or is_described(given):
                 values = weights[name] if name in weights else read(given, graph.folder)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(values, order="C"), name))
             else:

@@ -22,7 +22,7 @@ from exporter.model_file import save
 from exporter.normalise import inline_data, input_specs, is_large, normalise, serialize_with_data
 from exporter.precision.choosing import Stays, choose_nodes, types_of
 from exporter.precision.lowering import LOW
-from exporter.precision.ranges import measure_extents
+from exporter.precision.ranges import measure_extents, measure_pieces
 from exporter.precision.rewriting import rewrite_types
 from exporter.precision.rounded import rounded_model
 from exporter.precision.values import Retyped, convert_values
@@ -39,6 +39,8 @@ from runtime.samples import load_samples
 _MADE_UP = 4
 _SAMPLES = 64
 _PLAIN = SessionOptions(optimize=False)
+
+Outputs = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -123,12 +125,16 @@ def convert_precision(
     step("running the model")
     given = calib not in (None, "synthetic")
     graph, feeds, dense = _prepared(path, shapes, calib if given else None, preprocess, calib_samples, seed)
-    large = is_large(graph.model)
-    around: list[Way] = [] if given or large else ways(graph)  # made-up inputs are to show every branch
+    around: list[Way] = [] if given or dense is None else ways(graph)  # made-up inputs are to show every branch
     step("measuring how large the numbers get")
     kinds = types_of(graph)
     floats = [n for n, kind in kinds.items() if kind == TensorProto.FLOAT and n not in graph.constants]
-    lowered, stay = choose_nodes(graph, low, measure_extents(graph, floats, feeds, around), keep, refused)
+    extents, want = (
+        (measure_extents(graph, floats, feeds, around), [dense.run(feed) for feed in feeds])
+        if dense is not None
+        else measure_pieces(graph, floats, feeds)
+    )
+    lowered, stay = choose_nodes(graph, low, extents, keep, refused)
     if not lowered:
         raise ModelError(
             f"{path}: no node can compute in {precision}. " + "; ".join(f"{s.node}: {s.reason}" for s in stay[:3])
@@ -141,10 +147,11 @@ def convert_precision(
     # ONNX Runtime computes fp16 on the CPU; for bf16 the original runs with every result rounded, which is what tensor
     # cores do that add in fp32
     shown, outside = (model, retyped) if low == TensorProto.FLOAT16 else rounded_model(graph, lowered, low)
-    if large:
-        errors = _differences(dense, _portioned(shown, graph, outside), feeds)
+    if dense is None:
+        session = _portioned(shown, graph, outside)
+        errors = _differences(want, session.runs(_typed(feeds, session), graph.outputs))
     else:
-        errors = _compare(dense, graph, shown, feeds, around)
+        errors = _compare(want, graph, shown, feeds, around)
     _judge(errors, max_error, precision)
     after = 0
     if output is not None:
@@ -172,13 +179,13 @@ def _prepared(
     preprocess: Preprocess | None,
     limit: int,
     seed: int,
-) -> tuple[Graph, list[Feeds], Session | Portioned]:
-    """The graph, inputs it runs on, and what runs it; a large one is not tried here."""
+) -> tuple[Graph, list[Feeds], Session | None]:
+    """The graph, inputs it runs on, and what runs it: None for a large one, which is not tried here."""
     refused: RunError | None = None
     for graph in at_sizes(path, shapes):
         feeds = _feeds(graph, calib, preprocess, limit, seed)
         if is_large(graph.model):
-            return graph, feeds, Portioned(graph)
+            return graph, feeds, None
         try:
             dense = open_session(serialize_with_data(graph.model, graph.folder), options=_PLAIN)
             dense.run(feeds[0])
@@ -221,7 +228,7 @@ def _portioned(model: onnx.ModelProto, graph: Graph, outside: Mapping[str, Array
 
 
 def _compare(
-    dense: Session | Portioned, graph: Graph, model: onnx.ModelProto, feeds: Sequence[Feeds], around: Sequence[Way]
+    want: Sequence[Outputs], graph: Graph, model: onnx.ModelProto, feeds: Sequence[Feeds], around: Sequence[Way]
 ) -> dict[str, float]:
     """Differences of the outputs from those of the original, whichever way the inputs take through branches."""
     whole = inline_data(model, graph.folder)
@@ -231,27 +238,30 @@ def _compare(
         raise ModelError(
             f"the converted model does not load: {error}\nNothing was written; please report it."
         ) from error
-    errors = _differences(dense, session, feeds)
+    errors = _differences(want, [session.run(feed) for feed in _typed(feeds, session)])
     for way in around:
         forced = force(inline_data(graph.model, graph.folder), way)
         try:
             pair = [open_session(data, options=_PLAIN) for data in (forced, force(whole, way))]
-            found = _differences(pair[0], pair[1], feeds[:1])
+            found = _differences(*([s.run(feed) for feed in _typed(feeds[:1], s)] for s in pair))
         except RunError:  # made-up inputs do not run everywhere
             continue
         errors = {name: max(error, found.get(name, 0.0)) for name, error in errors.items()}
     return errors
 
 
-def _differences(dense: Session | Portioned, session: Session | Portioned, feeds: Sequence[Feeds]) -> dict[str, float]:
+def _typed(feeds: Sequence[Feeds], session: Session | Portioned) -> list[Feeds]:
+    """Feeds in the types that a session takes."""
     types = {spec.name: spec.dtype for spec in session.inputs}
+    return [{n: np.asarray(v, types[n]) for n, v in feed.items() if n in types} for feed in feeds]
+
+
+def _differences(wanted: Sequence[Outputs], got: Sequence[Outputs]) -> dict[str, float]:
     errors: dict[str, float] = {}
-    for feed in feeds:
-        want = dense.run(feed)
-        got = session.run({n: np.asarray(v, types[n]) for n, v in feed.items() if n in types})
+    for want, have in zip(wanted, got, strict=True):
         for name, values in want.items():
             if isinstance(values, np.ndarray):
-                found = difference(np.asarray(got[name]).astype(values.dtype), values, signal(values))
+                found = difference(np.asarray(have[name]).astype(values.dtype), values, signal(values))
                 errors[name] = max(errors.get(name, 0.0), found)
     return errors
 

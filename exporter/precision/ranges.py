@@ -15,9 +15,10 @@ from exporter.calibration.runner import Runner
 from exporter.errors import ModelError
 from exporter.forced_branches import Way, force
 from exporter.graph import Graph
-from exporter.normalise import fresh_names, inline_data, input_specs, is_large
+from exporter.normalise import fresh_names, inline_data, input_specs
 from exporter.precision.values import ENDLESS, largest
 from exporter.protos import add_outputs, set_nodes, subgraphs
+from exporter.tensors import Array
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.feeds import Feeds
@@ -49,7 +50,7 @@ def measure_extents(
     """Run the graph and read the largest magnitude of tensors.
 
     A tensor in a branch of an If is handed out by the If, one in the body of a Loop or Scan as one number for each
-    iteration. A graph too large for one message runs piece by piece; what lies in its branches and bodies is not known.
+    iteration.
 
     Args:
         graph: the graph; it stays as it is.
@@ -65,8 +66,6 @@ def measure_extents(
         ModelError: the model does not run on the inputs.
     """
     wanted = list(names)
-    if is_large(graph.model):
-        return {name: Extent(value) for name, value in _piece_by_piece(graph, wanted, feeds).items()}
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     inside = graph.opsets.get("", 0) >= _WITH_WHERE
@@ -94,20 +93,25 @@ def measure_extents(
     return {name: Extent(value if value >= 0 else math.nan) for name, value in found.items()}
 
 
-def _piece_by_piece(graph: Graph, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, float]:
-    """Largest magnitudes of the tensors of the main graph, NaN for others."""
+def measure_pieces(
+    graph: Graph, names: Iterable[str], feeds: Sequence[Feeds]
+) -> tuple[dict[str, Extent], list[dict[str, Array]]]:
+    """The same for a graph too large for one message, which runs piece by piece, and its outputs for each of the feeds.
+
+    What lies in branches and bodies is not known.
+    """
     found = dict.fromkeys(names, math.nan)
     order = [*graph.inputs, *(name for node in graph.nodes if node.depth == 0 for name in node.outputs)]
     wanted = [name for name in order if name in found]
-    for feed in feeds:
-        samples = samples_of([feed], input_specs(graph.model))
-        runner = Runner(graph, samples, len(samples))
-        for start in range(0, len(wanted), _TOGETHER):
-            here = wanted[start : start + _TOGETHER]
-            runner.advance(here)
-            for name in here:
-                found[name] = float(np.fmax(found[name], max(map(largest, runner.values(name)))))
-    return found
+    runner = Runner(graph, samples_of(feeds, input_specs(graph.model)), max(graph.binding.batch, 1))
+    for start in range(0, len(wanted), _TOGETHER):
+        here = wanted[start : start + _TOGETHER]
+        runner.advance(here)
+        for name in here:
+            found[name] = max(map(largest, runner.values(name)))
+    runner.advance(graph.outputs)
+    outputs = list(runner.branch(graph.outputs, {}))
+    return {name: Extent(value) for name, value in found.items()}, outputs
 
 
 class _Meter:

@@ -20,7 +20,7 @@ _DTYPES: dict[int, Any] = {
 ENDLESS = 1e30
 """Numbers beyond this stand for infinity (masks hold the lowest fp32 number); half precision has one too."""
 
-_AT_ONCE = 1 << 22
+_AT_ONCE = 1 << 18
 """Numbers looked at or converted at a time."""
 
 
@@ -35,7 +35,7 @@ def convert_values(values: Array, low: int) -> Array:
     result = np.empty(flat.size, _DTYPES[low])
     for start in range(0, flat.size, _AT_ONCE):
         wide = np.asarray(flat[start : start + _AT_ONCE], np.float32)
-        if low == TensorProto.FLOAT16:
+        if low == TensorProto.FLOAT16 and not np.abs(wide).max() < ENDLESS:  # some number, or NaN
             endless = np.isfinite(wide) & (np.abs(wide) >= ENDLESS)
             wide = np.where(endless, np.copysign(np.float32(np.finfo(np.float16).max), wide), wide)
         result[start : start + _AT_ONCE] = wide.astype(_DTYPES[low])
@@ -76,6 +76,9 @@ class Retyped(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         return self._convert(self._graph.array(self._made[name]))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._made
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._made)
