@@ -14,6 +14,7 @@ from benchmarks.large_model import write as write_llama
 from exporter import (
     GoalError,
     ModelError,
+    excerpts,
     external_parts,
     find_groups,
     importance,
@@ -135,7 +136,8 @@ def test_scores_by_rows(llama, monkeypatch, by):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_proof_by_pieces(name, tmp_path):
+def test_proof_by_pieces(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(excerpts, "_FED_BYTES", 0)
     graph = load(write(NETWORKS[name].model, tmp_path))
     pruned, plan = cut(graph)
     proof = verify(pruned, graph, plan, piece_bytes=1)
@@ -145,7 +147,8 @@ def test_proof_by_pieces(name, tmp_path):
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 30_000, 1 << 30], ids=["each layer", "some layers", "whole"])
-def test_a_wrong_rewrite_fails_wherever_it_is(llama, piece_bytes):
+def test_a_wrong_rewrite_fails_wherever_it_is(llama, piece_bytes, monkeypatch):
+    monkeypatch.setattr(excerpts, "_FED_BYTES", 0)
     graph = load(llama)
     pruned, plan = cut(graph)
     assert verify(pruned, graph, plan, piece_bytes=piece_bytes).error < 1e-4
