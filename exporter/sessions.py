@@ -12,7 +12,7 @@ from exporter.protos import add_outputs
 from exporter.relative_difference import Array
 from runtime import feeds
 from runtime.backends import Session, SessionOptions, open_session
-from runtime.errors import Refused, RunError
+from runtime.errors import NoMemory, Refused, RunError
 
 
 def open_given(model: bytes | Path, what: str) -> Session:
@@ -31,7 +31,7 @@ def open_own(model: bytes, what: str) -> Session:
     """Open a model made here from one that runs.
 
     Raises:
-        ModelError: ONNX Runtime refuses it: a defect, or files that were changed.
+        ModelError: ONNX Runtime refuses it: a defect, files that were changed, or too little memory.
     """
     try:
         return open_session(model, options=SessionOptions(optimize=False))
@@ -43,7 +43,7 @@ def run_own(session: Session, feed: feeds.Feeds, what: str, names: Sequence[str]
     """Run a model made here from one that runs; outputs by name.
 
     Raises:
-        ModelError: it does not run: a defect, or files that were changed.
+        ModelError: it does not run: a defect, files that were changed, or too little memory.
     """
     try:
         return session.run(feed, names)
@@ -52,6 +52,8 @@ def run_own(session: Session, feed: feeds.Feeds, what: str, names: Sequence[str]
 
 
 def _broken(what: str, error: RunError) -> str:
+    if isinstance(error, NoMemory):
+        return cannot_run(what, error)
     return (
         f"{what} does not run, although the model it was made from does: {error}\nNothing was written. "
         "If the plan and the files are Secateur's own this is a defect; please report it with the model."
@@ -62,6 +64,11 @@ def cannot_run(what: str, error: RunError) -> str:
     """What to say of a model that ONNX Runtime does not run."""
     if isinstance(error, Refused):
         return f"{what} cannot be proved: {error}\n--no-verify skips the proof at your own risk."
+    if isinstance(error, NoMemory):
+        return (
+            f"{what} cannot be proved: {error}\nNothing was written. Close other programs, give dynamic axes smaller "
+            "sizes with --shape NAME:1x3x224x224, or skip the proof with --no-verify at your own risk."
+        )
     return (
         f"{what} cannot be proved: {error}\n"
         "Give sizes its dynamic axes accept with --shape NAME:1x3x224x224, recorded inputs with --inputs FILE.npz, "

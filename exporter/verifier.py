@@ -27,7 +27,7 @@ from exporter.sessions import cannot_run, open_given, open_own, run_own, with_ou
 from exporter.widened import is_narrow, widened
 from runtime import bounds, feeds
 from runtime.backends import Session, SessionOptions, open_session
-from runtime.errors import RunError
+from runtime.errors import NoMemory, RunError
 from runtime.nouns import counted
 from runtime.steps import Count
 
@@ -101,7 +101,7 @@ def verify(
         with bounds.memory(bounds.available()):  # rather an error than a process that the system ends
             return prover.prove(runs, list(inputs))
     except MemoryError as error:
-        raise CannotRun(cannot_run("the model", RunError(f"no memory is left: {error}"))) from error
+        raise CannotRun(cannot_run("the model", NoMemory(f"no memory is left: {error}"))) from error
 
 
 class _Prover:

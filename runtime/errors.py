@@ -21,3 +21,7 @@ class BadRequest(RunError):
 
 class Refused(RunError):
     """A backend does not take the model at all, whatever it would be fed."""
+
+
+class NoMemory(RunError):
+    """Less memory is free than a model takes."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.protocol import Array, Availability, Session, SessionOptions, TensorSpec, backend
-from runtime.errors import BackendMissing, BadRequest, Refused, RunError
+from runtime.errors import BackendMissing, BadRequest, NoMemory, Refused, RunError
 
 _DTYPES: dict[str, Any] = {
     "float": np.float32,
@@ -115,6 +115,8 @@ class OrtSession:
             self.outputs = tuple(_spec(o) for o in self._session.get_outputs())
         except Exception as error:  # the binding raises a dozen unrelated classes
             line = _first_line(error)
+            if _lacks_memory(line):
+                raise NoMemory(f"no memory is left for the model: {line}") from error
             fix = next((told for words, told in _FIXES.items() if words in line), "")
             raise Refused(f"ONNX Runtime {ort.__version__} refuses the model: {line}{fix}") from error
         if self._about.provider not in self._session.get_providers():  # it falls back without a word
@@ -132,7 +134,7 @@ class OrtSession:
             with _stopped_after(self._options.seconds, replay=not self._options.capture) as settings:
                 return dict(zip(names, self._session.run(names, dict(feeds), settings), strict=True))
         except Exception as error:
-            raise RunError(f"ONNX Runtime failed to run the model: {_first_line(error)}") from error
+            raise _failed(error) from error
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], None]:
         """Bind the inputs once; the returned call has the least overhead ONNX Runtime offers from Python."""
@@ -166,7 +168,7 @@ class OrtSession:
                 if wait is not None:
                     wait()
             except Exception as error:
-                raise RunError(f"ONNX Runtime failed to run the model: {_first_line(error)}") from error
+                raise _failed(error) from error
 
         return call
 
@@ -254,6 +256,17 @@ _FIXES = {
 """What to do, by words of a refusal."""
 _PLACE = re.compile(r"/onnxruntime_src/\S+ .*?\)(?: const)? (?=[A-Z])")
 """Where in ONNX Runtime's source a message comes from, with the function's signature."""
+
+
+def _lacks_memory(line: str) -> bool:
+    return "Failed to allocate memory" in line or "bad_alloc" in line
+
+
+def _failed(error: Exception) -> RunError:
+    line = _first_line(error)
+    if _lacks_memory(line):
+        return NoMemory(f"no memory is left to run the model: {line}")
+    return RunError(f"ONNX Runtime failed to run the model: {line}")
 
 
 def _first_line(error: Exception) -> str:

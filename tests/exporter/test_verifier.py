@@ -12,7 +12,9 @@ import pytest
 from exporter import GoalError, ModelError, UsageError, find_groups, load, make_plan, rewrite, score, verify
 from exporter.graph import Graph
 from exporter.model_file import from_model
+from exporter.sessions import run_own
 from exporter.verifier import difference
+from runtime.errors import NoMemory
 from tests.exporter.files import write
 from tests.onnx_builder import build, node, weights
 from tests.rows.networks import ROWS
@@ -218,3 +220,13 @@ def test_rounding_noise_leaves_sizes_alone(tmp_path):
     plan = make_plan(groups, score(groups), ratio=0.5, align=1)
     with contextlib.suppress(GoalError):  # below what 32 bits can tell
         verify(rewrite(graph, plan), graph, plan, tolerance=1e-12)
+
+
+def test_too_little_memory_is_no_defect():
+    class Full:
+        def run(self, feeds, outputs=None):
+            raise NoMemory("no memory is left to run the model: Failed to allocate memory")
+
+    with pytest.raises(ModelError, match=r"the pruned model cannot be proved: no memory is left.*\n.*--shape") as found:
+        run_own(Full(), {}, "the pruned model")
+    assert "defect" not in str(found.value)

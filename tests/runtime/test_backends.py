@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from runtime import backends
+from runtime import backends, bounds
 from runtime.backends import BACKENDS, SessionOptions, TensorSpec, backend, open_session, protocol
-from runtime.errors import BackendMissing, BadRequest, Refused, RunError
+from runtime.errors import BackendMissing, BadRequest, NoMemory, Refused, RunError
 from tests.onnx_builder import build, node, weights
 
 
@@ -237,3 +237,13 @@ def test_what_onnx_runtime_refuses_is_told_in_one_line(name, session, capfd):
     assert len(str(caught.value).splitlines()) == 1
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")  # nothing beside the exception
+
+
+def test_too_little_memory_is_told_from_other_failures():
+    model = build([node("MatMul", "x w", "y")], {"x": ["N", 1]}, ["y"], {"w": np.zeros((1, 1 << 20), np.float32)})
+    session = open_session(model.SerializeToString())
+    feeds = {"x": np.ones((1 << 14, 1), np.float32)}
+    for run in (lambda: session.run(feeds), lambda: session.bind(feeds)()):
+        with bounds.memory(1 << 30), pytest.raises(NoMemory, match="no memory is left to run"):
+            run()
+    assert session.run({"x": feeds["x"][:2]})["y"].shape == (2, 1 << 20)
