@@ -243,7 +243,7 @@ def test_too_little_memory_is_told_from_other_failures():
     model = build([node("MatMul", "x w", "y")], {"x": ["N", 1]}, ["y"], {"w": np.zeros((1, 1 << 20), np.float32)})
     session = open_session(model.SerializeToString())
     feeds = {"x": np.ones((1 << 14, 1), np.float32)}
-    for run in (lambda: session.run(feeds), lambda: session.bind(feeds)()):
+    for run in (lambda: session.run(feeds), session.bind(feeds)):
         with bounds.memory(1 << 30), pytest.raises(NoMemory, match="no memory is left to run"):
             run()
     assert session.run({"x": feeds["x"][:2]})["y"].shape == (2, 1 << 20)
