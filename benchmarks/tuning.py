@@ -44,7 +44,7 @@ SAMPLES = 512
 FITTED, UNFITTED = 1e-4, 1e-3
 """Learning rates of models that layers were fitted in, which a large step would undo, and of those of magnitude."""
 
-_TIMED = {"cpu": 8, "cuda": 150}
+_TIMED = {"cpu": 40, "cuda": 150}
 """Steps that are timed to find out how many there is time for."""
 
 HEAD = """# Pruning, then training
