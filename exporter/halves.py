@@ -1,4 +1,5 @@
-"""16-bit numbers in 32 bits, several times as fast as numpy converts them: their bits are moved, not decoded."""
+"""16-bit numbers in 32 bits. Their bits are moved, not decoded: several times as fast as numpy does it, but on
+processors that compute in 16 bits."""
 
 from __future__ import annotations
 
