@@ -60,16 +60,16 @@ class Portioned:
     def runs(self, feeds: Sequence[Feeds], names: Sequence[str]) -> list[dict[str, Array]]:
         """The outputs with these names for each of some feeds; each portion is opened once.
 
-        Args:
-            feeds: as many samples in each, but the last may have fewer.
-            names: of the outputs.
-
         Raises:
             ModelError: the graph does not run on the feeds.
         """
-        samples = samples_of(feeds, self.inputs)
-        runner = Runner(self._graph, samples, -(-len(samples) // len(feeds)))
-        return list(runner.branch(names, self._values))
+        return list(runner_over(self._graph, feeds).branch(names, self._values))
+
+
+def runner_over(graph: Graph, feeds: Sequence[Feeds]) -> Runner:
+    """A runner at the start of feeds: its batches are these, where none but the last of a shape has fewer samples."""
+    inputs = input_specs(graph.model)
+    return Runner(graph, samples_of(feeds, inputs), max(len(samples_of([feed], inputs)) for feed in feeds))
 
 
 def _spec(graph: Graph, name: str) -> TensorSpec:

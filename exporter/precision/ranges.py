@@ -11,18 +11,17 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
-from exporter.calibration.runner import Runner
+from exporter.calibration.portioned import runner_over
 from exporter.errors import ModelError
 from exporter.forced_branches import Way, force
 from exporter.graph import Graph
-from exporter.normalise import fresh_names, inline_data, input_specs
+from exporter.normalise import fresh_names, inline_data
 from exporter.precision.values import ENDLESS, largest
 from exporter.protos import add_outputs, set_nodes, subgraphs
 from exporter.tensors import Array
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.feeds import Feeds
-from runtime.samples import samples_of
 
 _WITH_WHERE = 9
 """The first operator set in which magnitudes can be told apart inside the model."""
@@ -103,15 +102,13 @@ def measure_pieces(
     found = dict.fromkeys(names, math.nan)
     order = [*graph.inputs, *(name for node in graph.nodes if node.depth == 0 for name in node.outputs)]
     wanted = [name for name in order if name in found]
-    runner = Runner(graph, samples_of(feeds, input_specs(graph.model)), max(graph.binding.batch, 1))
+    runner = runner_over(graph, feeds)
     for start in range(0, len(wanted), _TOGETHER):
         here = wanted[start : start + _TOGETHER]
         runner.advance(here)
         for name in here:
             found[name] = max(map(largest, runner.values(name)))
-    runner.advance(graph.outputs)
-    outputs = list(runner.branch(graph.outputs, {}))
-    return {name: Extent(value) for name, value in found.items()}, outputs
+    return {name: Extent(value) for name, value in found.items()}, list(runner.branch(graph.outputs, {}))
 
 
 class _Meter:

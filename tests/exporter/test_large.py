@@ -193,6 +193,17 @@ def test_half_precision_in_portions_is_that_of_the_whole(precision, tmp_path, re
     assert not list(tmp_path.glob("bad*"))
 
 
+def test_half_precision_in_portions_takes_batches_that_are_not_full(tmp_path, request, monkeypatch):
+    write_llama(tmp_path / "wide.onnx", layers=1, hidden=32, inner=80, heads=2, vocabulary=50, dtype="float32")
+    np.savez(tmp_path / "ids.npz", ids=np.random.default_rng(0).integers(0, 50, (9, 8)))
+    settings = {"calib": str(tmp_path / "ids.npz"), "shapes": {"ids": (4, 8)}}
+    want = convert_precision(tmp_path / "wide.onnx", None, "fp16", **settings)
+    request.getfixturevalue("portions")
+    monkeypatch.setattr(normalise, "LARGEST", 1000)
+    got = convert_precision(tmp_path / "wide.onnx", None, "fp16", **settings)
+    assert want.error / 2 < got.error < 2 * want.error < 0.1
+
+
 @pytest.fixture
 def portions(monkeypatch):
     """Whatever has weights is large, and nothing but a temporary file holds what is new. Counts the sessions."""
