@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from exporter.errors import UsageError
-from exporter.sweeps.store import Outcome, opened
+from exporter.sweeps.store import NAME, Outcome, opened
 from exporter.sweeps.turns import Stopped, turn
 from tests.exporter.trained import files
 
@@ -51,7 +55,17 @@ def jobs_done():
         return store._base.execute("SELECT kind, name, at FROM jobs WHERE code = 0").fetchall()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends children with their parent")
+def nothing_runs(place):
+    until = time.monotonic() + 60
+    while commands_in(place) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not commands_in(place)
+
+
+ONLY_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends children with a parent")
+
+
+@ONLY_LINUX
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed(how, place):
     files(place, 100, "y")
@@ -69,10 +83,7 @@ def test_killed(how, place):
     process.stderr.close()
     assert process.wait(60) == (130 if how == signal.SIGINT else -9)
     assert ("what was done is kept in out" in said) == (how == signal.SIGINT)
-    until = time.monotonic() + 60
-    while commands_in(place) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not commands_in(place)
+    assert nothing_runs(place)
     known = jobs_done()
     assert [job[:2] for job in known] == [("eval", "model")]
     if how == signal.SIGINT:
@@ -82,6 +93,57 @@ def test_killed(how, place):
     with opened(Path("out")) as store:
         assert known[0] in store._base.execute("SELECT kind, name, at FROM jobs").fetchall()  # it was not done again
     assert "cut" in done.stdout
+
+
+def found():
+    """What a sweep came to: of each of its models accuracy, cost and content."""
+    rows = [(r["budget"], r["accuracy"], r["macs"]) for r in json.loads(Path("found.json").read_text())["rows"]]
+    return rows, {str(m): m.read_bytes() for m in Path("out").rglob("*.onnx")}
+
+
+@ONLY_LINUX
+@pytest.mark.slow
+def test_killed_often(place):
+    """24 kills at random moments, or SECATEUR_KILLS: what was done stays done, and the end is the same."""
+    times, rng = int(os.environ.get("SECATEUR_KILLS", "24")), random.Random(0)
+    files(place, 100, "y")
+    Path("sweep.yaml").write_text(SWEEP.replace("[0.5]", "[0.7, 0.5]"))
+    before = {p.name: p.read_bytes() for p in place.iterdir() if p.is_file()}
+    line = [sys.executable, "-m", "exporter", "sweep", "sweep.yaml", "--jobs", "2", "--json", "found.json"]
+    quiet = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.DEVNULL}
+    killed = kept = 0
+
+    def ends():
+        done = subprocess.run(line, check=False, stderr=subprocess.PIPE, text=True, timeout=300, **quiet)
+        assert done.returncode == 0, done.stderr
+        return found()
+
+    started = time.monotonic()
+    want = ends()
+    seconds = time.monotonic() - started
+    while killed < times:
+        shutil.rmtree("out")
+        Path("found.json").unlink()
+        known = set()
+        for _ in range(4):
+            process = subprocess.Popen(line, stderr=subprocess.DEVNULL, **quiet)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, seconds))
+            process.kill()
+            killed += process.wait(60) == -signal.SIGKILL
+            assert nothing_runs(place)
+            assert {name: Path(name).read_bytes() for name in before} == before
+            assert not Path("found.json").exists() or found() == want
+            if Path("out", NAME).exists():
+                assert known <= set(jobs_done()), "what was done is not done again"
+                known = set(jobs_done())
+        kept += len(known)
+        for left in place.rglob(".*.tmp"):
+            os.utime(left, (0, 0))  # it was not made just now
+        assert ends() == want
+        assert known <= set(jobs_done())
+        assert not list(place.rglob(".*.tmp"))
+    assert kept
 
 
 def test_two_sweeps_in_one_folder(place):
