@@ -303,6 +303,8 @@ def eligible(
 
 def _nothing(groups: Groups, granularity: Sequence[str] | None, keep: Sequence[str], only: Sequence[str]) -> str:
     if not len(groups):
+        if not groups.frozen:
+            return "nothing in this model can be pruned: it has no layer whose weight is a constant tensor."
         reasons = Counter(f.reason.text for f in groups.frozen)
         where = {f.reason.text: f.reason.where for f in reversed(groups.frozen)}
         listed = "".join(f"\n  {t}: {counted(n, 'axis')}, {where[t]}" for t, n in reasons.most_common(_REASONS))
