@@ -22,7 +22,7 @@ from runtime.engine.options import BuildOptions
 from runtime.engine.profiles import Ranges, profiles_for
 from runtime.engine.quantized import Fallback, float_layers, quantized_types
 from runtime.errors import BackendMissing, BadRequest, RunError
-from runtime.model_files import near
+from runtime.model_files import near, nodes_in
 
 _SIZES = re.compile(r"profile|reshape|broadcast|dimension|shape", re.IGNORECASE)
 """Failures that other sizes for the dynamic axes may mend."""
@@ -104,6 +104,7 @@ def build_engine(
         BackendMissing: TensorRT is not installed.
         BadRequest: an option does not fit the model, or this version of TensorRT.
         CannotBuild: TensorRT refuses the model; the message names node, operator, reason and a fix.
+        RunError: the file is no ONNX model, or a damaged one.
     """
     options, step = options or BuildOptions(), progress or (lambda _: None)
     flavour = load_flavour(backend)
@@ -190,6 +191,10 @@ def _read(path: Path) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own classes
         raise RunError(f"{path} is not an ONNX file, or it is truncated.") from error
+    for node in nodes_in((*model.graph.node, *(n for f in model.functions for n in f.node))):
+        wrong = [name for name in (node.name, *node.input, *node.output) if isinstance(name, bytes)]  # no text
+        if wrong:
+            raise RunError(f"a name in {path} is not UTF-8 text: {wrong[0]!r}. Export the model again.")
     try:
         check_calls(model)  # TensorRT's parser follows calls without end until the stack is full
     except ValueError as error:

@@ -222,6 +222,7 @@ def kills(name: str, times: int, folder: Path, seed: int = 0) -> dict[str, int]:
         assert old != new
         files = listed(folder)
         while count["killed"] < times:
+            aged(folder)
             late = rng.random() < 0.5  # about when it writes
             code = place.run(case.new, seconds * (rng.uniform(0.7, 1.1) if late else rng.uniform(0.0, 1.0)))
             assert code in (-signal.SIGKILL, 0), place.log()

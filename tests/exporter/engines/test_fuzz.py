@@ -75,8 +75,8 @@ def outcomes(seeds_, folder):
 
 @rtx
 def test_broken_models_into_engines(tmp_path):
-    codes = outcomes(range(24), tmp_path)  # 13 and 20 have functions that call themselves
-    assert 2 < codes.count(BUILT) < 22
+    codes = outcomes([*range(24), 3352], tmp_path)  # 13, 20: functions that call themselves; 3352: a name that is no text
+    assert 2 < codes.count(BUILT) < 23
 
 
 @rtx
