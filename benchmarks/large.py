@@ -4,7 +4,7 @@
     python benchmarks/large.py /tmp/big/llama.onnx
 
 Peak memory is that of the process, mapped pages that were touched included. Each result is deleted once it is measured.
-A model in fp32 (``large_model.py --dtype float32``) is converted to fp16 as well.
+A model in fp32 (``large_model.py --dtype float32``) is converted to fp16 as well; the page is then ``large-fp32``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> None:
         table.say(f"{name}: exit {code}, {seconds:.1f} s, {used:.1f} CPU s, {peak:.2f} GB")
         shutil.rmtree(out)
     data = {"bytes": size, "largest": largest, "rows": rows}
-    table.publish("large", page(data), data, about, options.results)
+    table.publish("large-fp32" if "convert" in commands else "large", page(data), data, about, options.results)
 
 
 def page(data: dict[str, Any]) -> str:

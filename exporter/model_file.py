@@ -135,6 +135,7 @@ def save(
     *,
     values: Mapping[str, Array] | None = None,
     progress: Callable[[str], None] | None = None,
+    judge: Callable[[Path], None] = lambda _: None,
 ) -> int:
     """Write a graph atomically: under a temporary name beside ``path``, checked, flushed, then renamed.
 
@@ -148,6 +149,7 @@ def save(
         values: new values of constants of a model with external data, of the old shape and type. Each is asked for
             once, so they may be made when they are.
         progress: called with a line now and then.
+        judge: called with the complete file, which has another name yet; nothing is kept if it raises.
 
     Returns:
         Bytes written, external data included.
@@ -171,6 +173,7 @@ def save(
                         data_file = external_data.write(model, graph.folder, target, values, step, announce)
                     written = temporary.write_bytes(model.SerializeToString(deterministic=True))
                     _check(temporary, target, graph.source)
+                    judge(temporary)
             except BaseException:
                 if data_file is not None and data_file not in before | _read_by(graph):
                     data_file.unlink(missing_ok=True)

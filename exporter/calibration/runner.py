@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 import onnx
 
+from exporter.ahead import TWO, made_ahead
 from exporter.calibration.store import MEMORY, Shelf, Store
 from exporter.errors import ModelError
 from exporter.external_parts import is_described
@@ -34,6 +35,12 @@ LARGE = 1 << 29
 
 _PORTION = 1 << 27
 """Bytes of weights of a portion, unless a node alone has more."""
+
+_FEW = 8
+"""Batches for which weights are not laid out anew, and large new ones are fed: copies of them would take longer."""
+
+_APART = 1 << 16
+"""Bytes of a constant that is fed rather than put into a model."""
 
 _RENEWED = 1 << 28
 """Bytes of new weights that are held in memory."""
@@ -161,9 +168,10 @@ class Runner:
         for k, part in enumerate(portions):
             later = set(names).union(*needed[k + 1 :])
             outputs = sorted({o for node in part for o in node.outputs} & later)
-            session, inputs = self._session(part, outputs, weights)
+            apart: dict[str, Array] | None = {} if len(portions) > 1 and len(batches) <= _FEW else None
+            session, inputs = self._session(part, outputs, weights, apart)
             for b in batches:
-                own = {n: store.array(n, b) for n in inputs if n in store.arrays}
+                own = {n: store.array(n, b) for n in inputs if n in store.arrays} | (apart or {})
                 found = self._feed(session, inputs, outputs, b, own)
                 for name in outputs:
                     store.add(name, found[name])
@@ -199,19 +207,27 @@ class Runner:
             raise ModelError(f"the model does not run on the calibration inputs: {error}") from error
 
     def _session(
-        self, nodes: Sequence[Node], outputs: Sequence[str], weights: Mapping[str, Array]
+        self,
+        nodes: Sequence[Node],
+        outputs: Sequence[str],
+        weights: Mapping[str, Array],
+        apart: dict[str, Array] | None = None,
     ) -> tuple[Session, list[str]]:
-        """A session of some nodes, and the names of its inputs."""
-        model, inputs = piece(self.graph, nodes, outputs, weights)
+        """A session of some nodes, and the names of its inputs; with ``apart``, as ``piece`` has it, for a few runs."""
+        model, inputs = piece(self.graph, nodes, outputs, weights, apart)
         try:
-            options = SessionOptions(spinning=False, folder=self.graph.folder.absolute())
+            options = SessionOptions(spinning=False, packing=apart is None, folder=self.graph.folder.absolute())
             return open_session(model.SerializeToString(), options=options), inputs
         except RunError as error:
             raise ModelError(f"a part of the model cannot be run for calibration: {error}") from error
 
 
 def piece(
-    graph: Graph, nodes: Sequence[Node], outputs: Sequence[str], weights: Mapping[str, Array]
+    graph: Graph,
+    nodes: Sequence[Node],
+    outputs: Sequence[str],
+    weights: Mapping[str, Array],
+    apart: dict[str, Array] | None = None,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """Some nodes of a graph as a model, and the names of the tensors it is to be fed.
 
@@ -220,6 +236,7 @@ def piece(
         nodes: top-level nodes, in order.
         outputs: tensors to return.
         weights: values of constants that differ from the file's. Others that lie outside are left there.
+        apart: gets the large ones of ``weights``, which are then inputs too: no copy of them is made.
     """
     model = onnx.ModelProto(ir_version=graph.model.ir_version)
     model.opset_import.extend(graph.model.opset_import)
@@ -227,22 +244,32 @@ def piece(
     model.graph.name = "piece"
     made = {o for node in nodes for o in node.outputs}
     used = {n for node in nodes for n in reads(node.proto)} | set(outputs)
+    before = sorted(used - made)
+    constants = {name: graph.constants[name] for name in before if name in graph.constants}
+    new = [name for name, tensor in constants.items() if name in weights or is_described(tensor)]
+
+    def value_of(name: str) -> Array:
+        return np.asarray(weights[name] if name in weights else read(constants[name], graph.folder), order="C")
+
     inputs = []
-    for name in sorted(used - made):
-        if name in graph.constants:
+    for name, values in made_ahead(new, value_of, 0 if apart is None else TWO):
+        if apart is None or values.nbytes < _APART:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+            continue
+        inputs.append(name)
+        apart[name] = values
+        kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, values.shape))
+    for name in before:
+        if name in constants and name not in new:
             tensor = model.graph.initializer.add()
-            given = graph.constants[name]
-            if name in weights or is_described(given):
-                values = weights[name] if name in weights else read(given, graph.folder)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(values, order="C"), name))
-            else:
-                tensor.CopyFrom(given)
-                tensor.name = name
-        elif (kind := graph.inferred.type_of(name)) is not None:
+            tensor.CopyFrom(constants[name])
+            tensor.name = name
+        elif name not in constants and (of := graph.inferred.type_of(name)) is not None:
             inputs.append(name)
             value = model.graph.input.add(name=name)
-            value.type.CopyFrom(kind)
-            if kind.HasField("tensor_type"):
+            value.type.CopyFrom(of)
+            if of.HasField("tensor_type"):
                 for dim in value.type.tensor_type.shape.dim:
                     dim.Clear()
     model.graph.node.extend(n.proto for n in nodes)

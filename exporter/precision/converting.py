@@ -143,20 +143,32 @@ def convert_precision(
     model.CopyFrom(graph.model)
     retyped = Retyped(graph, low, partial(convert_values, low=low))
     casts = rewrite_types(model, low, lowered, kinds, graph.constants, retyped, keep_io)
-    step("comparing with the original")
-    # ONNX Runtime computes fp16 on the CPU; for bf16 the original runs with every result rounded, which is what tensor
-    # cores do that add in fp32
-    shown, outside = (model, retyped) if low == TensorProto.FLOAT16 else rounded_model(graph, lowered, low)
-    if dense is None:
-        session = _portioned(shown, graph, outside)
-        errors = _differences(want, session.runs(_typed(feeds, session), graph.outputs))
-    else:
-        errors = _compare(want, graph, shown, feeds, around)
-    _judge(errors, max_error, precision)
+    errors: dict[str, float] = {}
+
+    def compare(written: Path | None = None) -> None:
+        """Judge the model, or its file, of which ONNX Runtime maps the weights."""
+        step("comparing with the original")
+        # ONNX Runtime computes fp16 on the CPU; for bf16 the original runs with every result rounded, which is what
+        # tensor cores do that add in fp32
+        if low == TensorProto.FLOAT16:
+            shown, outside = (model, retyped) if written is None else (onnx.load(written, load_external_data=False), {})
+        else:
+            shown, outside = rounded_model(graph, lowered, low)
+        if dense is None:
+            session = _portioned(shown, graph, outside, graph.folder if written is None else written.parent)
+            errors.update(_differences(want, session.runs(_typed(feeds, session), graph.outputs)))
+        else:
+            errors.update(_compare(want, graph, shown, feeds, around))
+        _judge(errors, max_error, precision)
+
+    late = dense is None and low == TensorProto.FLOAT16 and output is not None  # nothing is converted twice
+    if not late:
+        compare()
     after = 0
     if output is not None:
         step("writing")
-        after = save(replace(graph, model=model, calls=Calls()), output, values=retyped or None, progress=step)
+        done, judge = replace(graph, model=model, calls=Calls()), compare if late else lambda _: None
+        after = save(done, output, values=retyped or None, progress=step, judge=judge)
     return Converted(
         Path(output) if output is not None else None,
         precision,
@@ -214,17 +226,18 @@ def _rows(feed: Feeds) -> int:
     return next((len(v) for v in feed.values() if v.ndim), 1)
 
 
-def _portioned(model: onnx.ModelProto, graph: Graph, outside: Mapping[str, Array]) -> Portioned:
+def _portioned(model: onnx.ModelProto, graph: Graph, outside: Mapping[str, Array], folder: Path) -> Portioned:
     """What runs a large converted model piece by piece, at the sizes of the original.
 
     Args:
         model: the model.
         graph: the original.
         outside: values of constants that the model does not hold.
+        folder: where its external data lies.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    return Portioned(normalise(copy, graph.folder, graph.source, graph.binding.shapes), outside)
+    return Portioned(normalise(copy, folder, graph.source, graph.binding.shapes), outside)
 
 
 def _compare(

@@ -234,6 +234,8 @@ def _settings(ort: Any, options: SessionOptions) -> Any:
     }[options.level if options.optimize else "off"]
     if not options.spinning:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not options.packing:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
     if options.folder is not None:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(options.folder))
     if options.profile is not None:

@@ -66,6 +66,7 @@ class SessionOptions:
         optimize: graph optimisation; off gives the file's own arithmetic, which proofs need.
         level: how far to optimise, one of ``LEVELS``; ``optimize=False`` is ``off``.
         spinning: idle threads wait busily for work. Off costs a little latency and leaves the processor to others.
+        packing: weights are laid out anew when the model is loaded. Off saves that time and memory where runs are few.
         binding: timed calls keep inputs and outputs where they are (I/O binding); off copies them on every run.
         capture: record the run once and replay it (CUDA graphs), where the backend can.
         profile: write a profile whose name begins so.
@@ -78,6 +79,7 @@ class SessionOptions:
     optimize: bool = True
     level: str = "all"
     spinning: bool = True
+    packing: bool = True
     binding: bool = True
     capture: bool = False
     profile: Path | None = None

@@ -188,9 +188,12 @@ def test_half_precision_in_portions_is_that_of_the_whole(precision, tmp_path, re
     one, other = contents(tmp_path / "whole.onnx"), contents(tmp_path / "portions.onnx")
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name]) for name in one)
+    (tmp_path / "bad.onnx").write_text("what was there")
     with pytest.raises(GoalError, match="more than --max-error"):
         convert_precision(tmp_path / "wide.onnx", tmp_path / "bad.onnx", precision, max_error=1e-6)
-    assert not list(tmp_path.glob("bad*"))
+    assert [p.read_text() for p in tmp_path.glob("bad*")] == ["what was there"]
+    dry = convert_precision(tmp_path / "wide.onnx", None, precision)
+    assert dry == replace(got, path=None, after=0)
 
 
 def test_half_precision_in_portions_takes_batches_that_are_not_full(tmp_path, request, monkeypatch):
@@ -212,6 +215,7 @@ def portions(monkeypatch):
     monkeypatch.setattr(runner.Runner, "_session", lambda self, *rest: opened.append(rest) or whole(self, *rest))
     for module, name in ((runner, "LARGE"), (portioned, "LARGE"), (runner, "_PORTION"), (runner, "_RENEWED")):
         monkeypatch.setattr(module, name, 0)
+    monkeypatch.setattr(runner, "_APART", 0)
     monkeypatch.setattr(store, "MEMORY", 0)
     monkeypatch.setattr(rewriter, "_STAYS_OUTSIDE", 0)
     return opened
