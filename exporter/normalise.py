@@ -76,6 +76,7 @@ def normalise(
     check_model(model)
     schemas = Schemas(opsets)
     nested = _put_in_order(model, schemas)
+    _declare_axes(model, shapes or {})
     signature, constants = input_specs(model), _constants(model, folder)
     static = infer(model.graph, schemas, _inputs(signature, None), constants)
     while nested and take_known_branches(model, static):
@@ -165,6 +166,16 @@ def input_specs(model: ModelProto) -> list[TensorSpec]:
                 dtype = None
         specs.append(TensorSpec(value.name, dtype, tuple(shape)))
     return specs
+
+
+def _declare_axes(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give inputs that declare no shape at all as many axes as were asked for, of any size."""
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        if value.name in shapes and value.type.HasField("tensor_type") and not kind.HasField("shape"):
+            kind.shape.SetInParent()
+            for _ in shapes[value.name]:
+                kind.shape.dim.add()
 
 
 def _inputs(

@@ -97,6 +97,8 @@ def bind(
         if name not in known:
             raise BadRequest(f"--shape {name}: the model has no such input. Inputs: {', '.join(known) or 'none'}.")
         spec = known[name]
+        if not spec.shape:
+            continue  # a number, or a tensor of any number of axes: ONNX Runtime tells neither from the other
         if len(spec.shape) != len(shape):
             raise BadRequest(f"--shape {name}: {counted(len(shape), 'axis')} given, the model declares {_show(spec)}.")
         for axis, (declared, size) in enumerate(zip(spec.shape, shape, strict=True)):
@@ -121,7 +123,7 @@ def bind(
             if symbol not in symbols:
                 symbols[symbol] = _sum(symbol, symbols, profile) or _default(spec, axis, profile)
             sizes.append(symbols[symbol])
-        shapes[spec.name] = tuple(sizes)
+        shapes[spec.name] = tuple(sizes) if spec.shape else tuple(requested.get(spec.name, ()))
     dynamic = [(s, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int)]
     batches = {_symbol(s, k) for s, k in dynamic if is_batch(s, k)}
     return Binding(shapes, symbols, symbols[batches.pop()] if len(batches) == 1 else 1)
@@ -223,6 +225,8 @@ def seeded(
     rng = np.random.default_rng(seed)
     feeds: Feeds = {}
     for spec in inputs:
+        if spec.name not in shapes:
+            raise BadRequest(f"input '{spec.name}' declares no shape, so none can be made up; give one with --shape {spec.name}:...")
         shape = shapes[spec.name]
         if spec.dtype is None or spec.dtype.kind not in "fiub":
             raise BadRequest(f"input '{spec.name}' is not a numeric tensor; give recorded values with --inputs.")

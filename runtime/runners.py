@@ -202,10 +202,12 @@ def _fitted(shapes: Shapes, first: Sequence[TensorSpec], mine: Sequence[TensorSp
     theirs, own = {s.name: s for s in first}, {s.name: s for s in mine}
     fitted = {}
     for name, shape in shapes.items():
-        if name not in own or len(own[name].shape) != len(shape):
-            if name not in theirs or name in own:
-                fitted[name] = shape  # refused further on
+        if name in theirs and name not in own:
             continue
-        declared = zip(shape, theirs[name].shape, own[name].shape, strict=True)
-        fitted[name] = tuple(o if isinstance(o, int) and isinstance(t, int) else s for s, t, o in declared)
+        declared = [specs[name].shape for specs in (theirs, own) if name in specs]
+        if [len(axes) for axes in declared] != [len(shape)] * 2:
+            fitted[name] = shape  # refused further on, or nothing is declared
+            continue
+        axes = zip(shape, *declared, strict=True)
+        fitted[name] = tuple(o if isinstance(o, int) and isinstance(t, int) else s for s, t, o in axes)
     return fitted

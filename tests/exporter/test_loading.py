@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from exporter import load, save
+from exporter import find_groups, load, prune, save
+from runtime.backends import open_session
 from runtime.errors import RunError
 from tests.exporter.files import Case, check, cut, declared_as_inputs, ints, mlp, reordered, versioned, write
 from tests.onnx_builder import build, node, weights
@@ -244,6 +245,17 @@ def test_requested_shapes_are_used(tmp_path):
     assert graph.binding.batch == 3
     with pytest.raises(RunError, match="--shape x: axis 2 is fixed to 5"):
         load(path, {"x": (3, 4, 6)})
+
+
+def test_an_input_that_declares_no_axes_gets_those_asked_for(tmp_path):
+    model = mlp()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    path, out = write(model, tmp_path), tmp_path / "out.onnx"
+    assert not len(find_groups(load(path)))
+    result = prune(path, out, ratio=0.5, align=1, shapes={"x": (4, 5)})
+    assert result.proof.error < 1e-5
+    feed = {"x": np.ones((7, 5), np.float32)}
+    assert open_session(out).run(feed)["y"].shape == open_session(path).run(feed)["y"].shape
 
 
 @pytest.mark.parametrize("symbol", ["", "?", "None", "-1"])

@@ -7,11 +7,11 @@ import onnx
 import pytest
 
 from runtime import comparison
-from runtime.backends import SessionOptions
+from runtime.backends import SessionOptions, TensorSpec
 from runtime.comparison import Goal, compare_models, verdict_of
 from runtime.errors import BadRequest
 from runtime.robust import Ratio
-from runtime.runners import Asked
+from runtime.runners import Asked, _fitted
 from runtime.sampling import Samples
 from tests.onnx_builder import build, node, weights
 
@@ -190,3 +190,10 @@ def test_long_rounds_go_by_their_lower_quartiles(pairs, close):
         taken.append(Samples(wall, wall, wall, none.astype(np.int64), none, wall, True))
     found = comparison._ratio(taken, "wall").value
     assert (abs(found - 1.03) < 0.002) == close
+
+
+def test_shapes_asked_for_are_those_of_both_models():
+    some, none, fixed = ([TensorSpec("x", np.dtype("f4"), shape)] for shape in ((None, 5), (), (3, 5)))
+    assert _fitted({"x": (2, 5)}, some, none) == _fitted({"x": (2, 5)}, none, some) == {"x": (2, 5)}
+    assert _fitted({"x": (2, 5)}, fixed, fixed) == {"x": (3, 5)}
+    assert _fitted({"x": (2, 5), "z": (1,)}, some, []) == {"z": (1,)}

@@ -35,6 +35,13 @@ SHAPES = {
 }
 
 
+def test_what_declares_no_axes_gets_those_asked_for():
+    assert bind([spec("x"), spec("y", "N")], {"x": (2, 3)}).shapes == {"x": (2, 3), "y": (PROFILES[0].batch,)}
+    assert bind([spec("x")], {}).shapes == {"x": ()}
+    with pytest.raises(BadRequest, match="input 'x' declares no shape.*--shape x:"):
+        seeded([spec("x")], {}, 0)
+
+
 @pytest.mark.parametrize("text", SHAPES)
 def test_shape_options(text):
     name, shape = SHAPES[text]
@@ -133,7 +140,7 @@ REFUSED = {
     "no such input": ([spec("x", "N", 4)], {"z": (1, 4)}, r"--shape z: the model has no such input. Inputs: x\."),
     "no inputs at all": ([], {"z": (1,)}, "no such input. Inputs: none"),
     "too few axes": ([spec("x", "N", None, 4)], {"x": (4,)}, r"--shape x: 1 axis given, .* x\[N, \?, 4\]"),
-    "too many axes": ([spec("x")], {"x": (4,)}, r"--shape x: 1 axis given, the model declares x\[\]"),
+    "too many axes": ([spec("x", 4)], {"x": (4, 1)}, r"--shape x: 2 axes given, the model declares x\[4\]"),
     "a fixed axis": ([spec("x", "N", 4)], {"x": (1, 5)}, r"axis 1 is fixed to 4 in x\[N, 4\], not 5"),
     "one symbol, two sizes": (
         [spec("x", "N", 4), spec("z", "N", 4)], {"x": (2, 4), "z": (3, 4)}, "--shape z: 'N' is 2 in another input",
