@@ -226,7 +226,9 @@ def seeded(
     feeds: Feeds = {}
     for spec in inputs:
         if spec.name not in shapes:
-            raise BadRequest(f"input '{spec.name}' declares no shape, so none can be made up; give one with --shape {spec.name}:...")
+            raise BadRequest(
+                f"input '{spec.name}' declares no shape, so none can be made up; give one with --shape {spec.name}:..."
+            )
         shape = shapes[spec.name]
         if spec.dtype is None or spec.dtype.kind not in "fiub":
             raise BadRequest(f"input '{spec.name}' is not a numeric tensor; give recorded values with --inputs.")

@@ -38,7 +38,7 @@ SHAPES = {
 def test_what_declares_no_axes_gets_those_asked_for():
     assert bind([spec("x"), spec("y", "N")], {"x": (2, 3)}).shapes == {"x": (2, 3), "y": (PROFILES[0].batch,)}
     assert bind([spec("x")], {}).shapes == {"x": ()}
-    with pytest.raises(BadRequest, match="input 'x' declares no shape.*--shape x:"):
+    with pytest.raises(BadRequest, match=r"input 'x' declares no shape.*--shape x:"):
         seeded([spec("x")], {}, 0)
 
 

@@ -75,7 +75,7 @@ def outcomes(seeds_, folder):
 
 @rtx
 def test_broken_models_into_engines(tmp_path):
-    codes = outcomes([*range(24), 3352], tmp_path)  # 13, 20: functions that call themselves; 3352: a name that is no text
+    codes = outcomes([*range(24), 3352], tmp_path)  # 13 and 20: endless functions; 3352: a name that is no text
     assert 2 < codes.count(BUILT) < 23
 
 
