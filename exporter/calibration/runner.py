@@ -251,7 +251,7 @@ def piece(
     def value_of(name: str) -> Array:
         return np.asarray(weights[name] if name in weights else read(constants[name], graph.folder), order="C")
 
-    inputs = []
+    inputs, as_before = [], constants.keys() - set(new)
     for name, values in made_ahead(new, value_of, 0 if apart is None else TWO):
         if apart is None or values.nbytes < _APART:
             model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
@@ -261,7 +261,7 @@ def piece(
         kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, values.shape))
     for name in before:
-        if name in constants and name not in new:
+        if name in as_before:
             tensor = model.graph.initializer.add()
             tensor.CopyFrom(constants[name])
             tensor.name = name
