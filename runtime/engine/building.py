@@ -23,6 +23,7 @@ from runtime.engine.profiles import Ranges, profiles_for
 from runtime.engine.quantized import Fallback, float_layers, quantized_types
 from runtime.errors import BackendMissing, BadRequest, RunError
 from runtime.model_files import near, nodes_in
+from runtime.nouns import counted
 
 _SIZES = re.compile(r"profile|reshape|broadcast|dimension|shape", re.IGNORECASE)
 """Failures that other sizes for the dynamic axes may mend."""
@@ -195,6 +196,14 @@ def _read(path: Path) -> onnx.ModelProto:
         wrong = [name for name in (node.name, *node.input, *node.output) if isinstance(name, bytes)]  # no text
         if wrong:
             raise RunError(f"a name in {path} is not UTF-8 text: {wrong[0]!r}. Export the model again.")
+    sizes = {t.name: sum(t.dims) for t in model.graph.initializer if len(t.dims) == 1}
+    for node in nodes_in(model.graph.node):
+        wanted = sizes.get(node.input[1]) if node.op_type == "Split" and len(node.input) > 1 else None
+        if wanted is not None and wanted != len(node.output):  # TensorRT's parser reads beyond their end
+            raise RunError(
+                f"{path}: Split '{node.name or node.output[0]}' has {counted(wanted, 'size')} for "
+                f"{counted(len(node.output), 'output')}. Export the model again."
+            )
     try:
         check_calls(model)  # TensorRT's parser follows calls without end until the stack is full
     except ValueError as error:

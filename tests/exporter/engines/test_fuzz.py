@@ -75,8 +75,9 @@ def outcomes(seeds_, folder):
 
 @rtx
 def test_broken_models_into_engines(tmp_path):
-    codes = outcomes([*range(24), 3352], tmp_path)  # 13 and 20: endless functions; 3352: a name that is no text
-    assert 2 < codes.count(BUILT) < 23
+    # of 13 and 20 functions call themselves; 3352 has a name that is no text, 20709 a Split without sizes
+    codes = outcomes([*range(24), 3352, 20709], tmp_path)
+    assert 2 < codes.count(BUILT) < 24
 
 
 @rtx
