@@ -192,23 +192,28 @@ def _read(path: Path) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own classes
         raise RunError(f"{path} is not an ONNX file, or it is truncated.") from error
+    _check_for_parser(model, path)
+    return model
+
+
+def _check_for_parser(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse what TensorRT's parser does not: it ends the process, or gives names that cannot be read."""
+    sizes = {t.name: sum(t.dims) for t in model.graph.initializer if len(t.dims) == 1}
     for node in nodes_in((*model.graph.node, *(n for f in model.functions for n in f.node))):
         wrong = [name for name in (node.name, *node.input, *node.output) if isinstance(name, bytes)]  # no text
         if wrong:
             raise RunError(f"a name in {path} is not UTF-8 text: {wrong[0]!r}. Export the model again.")
-    sizes = {t.name: sum(t.dims) for t in model.graph.initializer if len(t.dims) == 1}
     for node in nodes_in(model.graph.node):
         wanted = sizes.get(node.input[1]) if node.op_type == "Split" and len(node.input) > 1 else None
-        if wanted is not None and wanted != len(node.output):  # TensorRT's parser reads beyond their end
+        if wanted is not None and wanted != len(node.output):  # it reads beyond their end
             raise RunError(
                 f"{path}: Split '{node.name or node.output[0]}' has {counted(wanted, 'size')} for "
                 f"{counted(len(node.output), 'output')}. Export the model again."
             )
     try:
-        check_calls(model)  # TensorRT's parser follows calls without end until the stack is full
+        check_calls(model)  # it follows calls without end until the stack is full
     except ValueError as error:
         raise RunError(f"{path}: {error}") from error
-    return model
 
 
 def _made(make: Callable[[], Any], flavour: Flavour, log: Sequence[Message]) -> Any:
