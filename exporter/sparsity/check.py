@@ -36,8 +36,10 @@ _WEIGHT = {
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 _ZERO = {"ConvInteger": 3, "MatMulInteger": 3, "QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5}
 _LOOKS_UP = ("Gather", "EmbedLayerNormalization")
-_CHUNK = 1 << 18
+_CHUNK = 1 << 17
 """Elements looked at at a time."""
+_ROW = 64
+"""Elements side by side that are worth to be added as a row."""
 _DENSE = 0.5
 """A layer with fewer than this share of the zeros the pattern asks for was never made sparse."""
 
@@ -312,11 +314,14 @@ def _counts(weight: Array, level: Array, step: int, pattern: Pattern) -> tuple[i
 
 
 def _count(runs: Array) -> NDArray[np.uint8]:
-    """Number of true elements along the middle one of three axes."""
+    """Number of true elements along the middle one of three axes; shape [runs, step]."""
     packed = np.dtype(f"u{runs.shape[1]}") if runs.shape[1] in (2, 4, 8) and runs.shape[2] == 1 else None
     if packed is not None and hasattr(np, "bitwise_count"):
-        return np.asarray(np.bitwise_count(runs.reshape(-1).view(packed)))
-    flat, step = runs.reshape(-1).view(np.uint8), runs.shape[2]
+        return np.asarray(np.bitwise_count(runs.reshape(-1).view(packed)).reshape(len(runs), 1))
+    step = runs.shape[2]
+    if step >= _ROW:
+        return np.asarray(np.add.reduce(runs.view(np.uint8), axis=1, dtype=np.uint8))
+    flat = runs.reshape(-1).view(np.uint8)
     last = flat.size - (runs.shape[1] - 1) * step  # where a run may begin; all places are added up, which is faster
     sums = np.zeros(flat.size, np.uint8)
     for k in range(runs.shape[1] if flat.size else 0):

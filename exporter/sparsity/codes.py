@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter import halves
 from exporter.graph import Graph
-from exporter.halves import magnitudes
 from exporter.sparsity.layers import Coding, Weight
 from exporter.tensors import Array
 
 Magnitudes = NDArray[np.float32]
+
+_IN_ORDER = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
+"""Types whose bits without the sign are in the order of the absolute values (IEEE 754)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Stored:
         values = self.values[part]
         if self.plain:
             half = values.dtype == np.float16
-            sizes = magnitudes(values) if half else np.abs(values.astype(np.float32, copy=False))
+            sizes = halves.magnitudes(values) if half else np.abs(values.astype(np.float32, copy=False))
         else:
             zero, scale = (x if x.size == 1 else x[part] for x in (self.zero, self.scale))
             sizes = np.abs((values.astype(np.float32) - zero.astype(np.float32)) * scale.astype(np.float32))
@@ -42,11 +47,17 @@ class Stored:
             sizes = np.where(np.isnan(sizes), np.float32(np.inf), sizes)
         return sizes
 
+    def total(self, part: slice = slice(None)) -> float:
+        """Sum of the ``magnitudes``."""
+        half = self.plain and self.values.dtype == np.float16
+        found = halves.total(self.values[part]) if half else float(self.magnitudes(part).sum())
+        return np.inf if np.isnan(found) else found
+
     def ranks(self, part: slice = slice(None)) -> NDArray[np.signedinteger] | Magnitudes:
         """Numbers in the order of the absolute values of some elements: their bits without the sign where these are in
-        that order (IEEE 754), which compare fastest, else ``magnitudes``."""
+        that order, which compare fastest, else ``magnitudes``."""
         values = self.values[part]
-        if not self.plain or "float" not in values.dtype.name or values.itemsize not in (2, 4):
+        if not self.plain or values.dtype not in _IN_ORDER:
             return self.magnitudes(part)
         kind = np.dtype(f"i{values.itemsize}")
         bits: NDArray[np.signedinteger] = values.view(kind) & np.iinfo(kind).max
@@ -60,7 +71,7 @@ class Stored:
         if not self.plain:
             zero = self.zero if self.zero.size == 1 else self.zero[part]
             return np.asarray(values != zero.astype(values.dtype))
-        if values.itemsize == 2 and "float" in values.dtype.name:  # compared as bits, without the sign
+        if values.itemsize == 2 and values.dtype in _IN_ORDER:  # compared as bits, without the sign
             return np.asarray((values.view(np.uint16) << 1) != 0)
         return np.asarray(values != 0)
 
@@ -72,7 +83,7 @@ class Stored:
         bits = values.view(f"u{values.dtype.itemsize}")
         return int(np.count_nonzero(bits << 1)) if "float" in values.dtype.name else int(np.count_nonzero(bits))
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether these are numbers, not codes."""
         return self.zero.size == 1 and self.scale.size == 1 and not self.zero.item() and self.scale.item() == 1

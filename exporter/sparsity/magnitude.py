@@ -6,6 +6,7 @@ Of equals the first stays, so the same file always gives the same result.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from exporter.tensors import Array
 
 Mask = NDArray[np.bool_]
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 17
 """Elements worked on at a time: what fits into the cache."""
 _COMPARED = 8
 """Runs up to this length are ranked by comparing all pairs, which needs no sort."""
+_ROW = 64
+"""Elements side by side that are worth to be compared as a row."""
 
 
 def strongest(scores: NDArray[np.floating | np.signedinteger], keep: int) -> Mask:
@@ -35,8 +38,27 @@ def strongest(scores: NDArray[np.floating | np.signedinteger], keep: int) -> Mas
         mask = np.zeros(scores.shape, bool)
         np.put_along_axis(mask, order[:, :keep], True, axis=1)
         return mask
-    flat, step = scores.reshape(-1), scores.shape[2]
-    ahead = np.zeros(flat.size, np.uint8)  # how many of its run come before an element
+    ahead = _by_rows(scores) if scores.shape[2] >= _ROW else _by_neighbours(scores)
+    return ahead < keep
+
+
+def _by_rows(scores: NDArray[np.floating | np.signedinteger]) -> NDArray[np.uint8]:
+    """How many of its run come before each element; fast where a row of elements is compared at once."""
+    length = scores.shape[1]
+    ahead = np.empty(scores.shape, np.uint8)
+    ahead[:] = np.arange(length - 1, -1, -1, dtype=np.uint8)[:, None]
+    for k, later in combinations(range(length), 2):
+        first = (scores[:, k] >= scores[:, later]).view(np.uint8)
+        ahead[:, k] -= first
+        ahead[:, later] += first
+    return ahead
+
+
+def _by_neighbours(scores: NDArray[np.floating | np.signedinteger]) -> NDArray[np.uint8]:
+    """The same; fast where runs are close to each other."""
+    length, step = scores.shape[1:]
+    flat = scores.reshape(-1)
+    ahead = np.zeros(flat.size, np.uint8)
     for apart in range(1, length):  # neighbours so far apart, where both are of one run
         period = b"\1" * ((length - apart) * step) + b"\0" * (apart * step)
         inside = np.frombuffer(period * len(scores), np.uint8)
@@ -47,7 +69,7 @@ def strongest(scores: NDArray[np.floating | np.signedinteger], keep: int) -> Mas
         ahead += inside
         ahead[near] -= first
         ahead[far] += first
-    return (ahead < keep).reshape(scores.shape)
+    return ahead.reshape(scores.shape)
 
 
 def thin_runs(weight: Stored, step: int, keep: int, of: int, scores: Magnitudes | None = None) -> Array:

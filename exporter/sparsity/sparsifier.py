@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from runtime.images import Preprocess
 
 METHODS = ("magnitude", "wanda", "obs", *GRADIENTS)
-_CHUNK = 1 << 18
+_CHUNK = 1 << 17
 """Elements described at a time."""
 SCOPES = ("local", "global")
 STORAGES = ("dense", "sparse")
@@ -340,16 +340,19 @@ def _zeros(graph: Graph, weight: Weight) -> int:
 
 
 def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> SparseLayer:
-    stored, flat = stored_values(graph, weight), values.reshape(-1)
+    stored = stored_values(graph, weight)
+    new = replace(stored, values=values.reshape(-1))
     total = left = 0.0
     before = after = 0
-    for start in range(0, flat.size, _CHUNK):
+    for start in range(0, weight.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        sizes, stays = stored.magnitudes(part), stored.stays(flat[part], part)
-        total += float(sizes.sum())
-        left += float(sizes.dot(stays))
+        total += stored.total(part)
+        if fit is None:  # what stays is what it was
+            left += new.total(part)
+        else:
+            left += float(stored.magnitudes(part).dot(new.stays(new.values[part], part)))
         before += stored.nonzero(part)
-        after += int(np.count_nonzero(stays))
+        after += new.nonzero(part)
     kept = left / total if total > 0 and np.isfinite(total) else 1.0
     return SparseLayer(weight, 1 - before / weight.size, 1 - after / weight.size, kept, fit)
 

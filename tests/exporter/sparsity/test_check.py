@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from exporter.errors import ModelError, UsageError
-from exporter.sparsity.check import check_file, check_pattern
+from exporter.sparsity.check import _count, check_file, check_pattern
 from exporter.sparsity.patterns import parse_pattern
 from tests.exporter.files import branch, choose
 from tests.exporter.sparsity.test_layers import REFUSED, RESERVED, STEPS
@@ -99,6 +99,13 @@ def test_branches_and_what_they_read_from_outside():
     nodes = [choose("flag", "y", inside, outside)]
     model = build(nodes, {"x": ["N", 8], "flag": []}, ["y"], {"v": weights(v=(8, 12))["v"]}, kinds={"flag": "b"})
     assert sorted(r.broken for r in check_pattern(model, Path(), TWO_FOUR)) == [0, 24]
+
+
+@pytest.mark.parametrize("step", [1, 2, 63, 64, 100])
+@pytest.mark.parametrize("of", [2, 4, 5, 8])
+def test_counting_along_runs(step, of):
+    runs = np.random.default_rng(step).random((7, of, step)) < 0.5
+    assert (_count(runs) == runs.sum(axis=1)).all()
 
 
 def test_values_may_stand_in():

@@ -32,7 +32,7 @@ PATTERNS = [(2, 4), (1, 4), (3, 4), (1, 2), (2, 8), (4, 16)]
 
 
 @pytest.mark.parametrize(("keep", "of"), PATTERNS, ids=str)
-@pytest.mark.parametrize("step", [1, 9, 40])
+@pytest.mark.parametrize("step", [1, 9, 80])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, bfloat16, np.int8])
 def test_the_largest_of_every_run_stay(keep, of, step, dtype):
     values = (10 * np.random.default_rng(0).standard_normal(step * of * 5)).round().astype(dtype)  # with many ties
@@ -53,6 +53,18 @@ def test_what_is_no_number_stays_and_breaks_nothing():
     assert (found != 0).reshape(-1, 4).sum(1).tolist() == [2, 2]
     assert np.isnan(found[0])
     assert found[3] == np.inf
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, bfloat16])
+def test_the_total_is_the_sum_of_all_magnitudes(dtype):
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)].astype(dtype)
+    stored = Stored(finite, *PLAIN)
+    assert np.isclose(stored.total(), np.abs(finite.astype(np.float64)).sum(), rtol=1e-5)
+    small = slice(0, 900)  # of float16 all are subnormal
+    assert np.isclose(stored.total(small), np.abs(finite[small].astype(np.float64)).sum(), rtol=1e-5)
+    for odd in (np.inf, -np.inf, np.nan):
+        assert Stored(np.array([1, odd, 2], dtype), *PLAIN).total() == np.inf
 
 
 def test_codes_are_compared_as_numbers_and_become_their_zero_point():
