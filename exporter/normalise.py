@@ -23,7 +23,7 @@ from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.inferred import INTEGERS, Dims, Inferred
 from exporter.node_shapes import Schemas
 from exporter.ordering import in_order, sort_nodes
-from exporter.protos import add_outputs, constant_of, graphs_of, reads, set_nodes
+from exporter.protos import add_outputs, constant_of, drop_left_out, graphs_of, reads, set_nodes
 from exporter.shapes import infer
 from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
@@ -74,6 +74,7 @@ def normalise(
     calls = functions.inline(model)
     opsets = opsets_of(model)
     check_model(model)
+    drop_left_out(model.graph)
     schemas = Schemas(opsets)
     nested = _put_in_order(model, schemas)
     _declare_axes(model, shapes or {})

@@ -61,6 +61,14 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
         yield from each.node
 
 
+def drop_left_out(graph: GraphProto) -> None:
+    """Take empty names off the ends of what nodes read, subgraphs included: what is left out there needs no name, and
+    ONNX Runtime's optimiser ends the process at some that have one (LayerNormalization behind an Add, 1.31)."""
+    for node in all_nodes(graph):
+        while node.input and not node.input[-1]:
+            del node.input[-1]
+
+
 def set_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     """Make ``nodes`` the nodes of a graph, in place; they may be nodes of it."""
     given = list(nodes)

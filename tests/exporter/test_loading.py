@@ -186,6 +186,17 @@ def test_what_exporters_write(case, tmp_path):
     check(write(case.model, tmp_path), case, tmp_path / "out.onnx")
 
 
+def test_inputs_left_out_at_the_end_need_no_name(tmp_path):
+    """ONNX Runtime's optimiser ends the process at this one, so nobody may hand it on."""
+    nodes = [node("Gemm", "x w", "h"), node("Gemm", "h v", "m"), node("Add", "m x", "a")]
+    nodes.append(node("LayerNormalization", "a s -", "y"))
+    values = weights(w=(8, 16), v=(16, 8), s=(8,))
+    path = write(build(nodes, {"x": ["N", 8]}, ["y"], values), tmp_path)
+    pruned = prune(path, tmp_path / "out.onnx", ratio=0.5)
+    assert pruned.proof.error < 1e-3
+    assert list(onnx.load(tmp_path / "out.onnx").graph.node[-1].input) == ["a", "s"]
+
+
 def test_a_default_is_resized_where_it_is_declared(tmp_path):
     graph = load(write(_defaults().model, tmp_path))
     assert graph.inputs == ["x"]
