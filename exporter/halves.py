@@ -1,19 +1,15 @@
-"""16-bit numbers in 32 bits. Their bits are moved, not decoded: several times as fast as numpy does it, but on
-processors that compute in 16 bits."""
+"""16-bit numbers in 32 bits, several times as fast as numpy does it."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.casts import to_single
 from exporter.tensors import Array
 
 _HALF_INFINITY = 0x7C00
 _HALF_SHIFT = 13
-_HALF_BITS = ~(0b111 << 28 | 0x1FFF)
-"""All bits but copies of the sign, and those that float16 has none of."""
-_BEYOND_HALF = np.float32(2.0**16)
-"""What infinity and NaN become, or more."""
 _BLOCK = 1 << 18
 _HALF_FACTOR = np.float32(2.0**112)
 """Between the exponents of both formats; subnormal numbers come out right as well (IEEE 754)."""
@@ -58,24 +54,11 @@ def numbers(values: Array, out: NDArray[np.float32] | None = None) -> NDArray[np
     """
     result = np.empty(values.shape, np.float32) if out is None else out
     flat, out = np.ascontiguousarray(values).reshape(-1), result.reshape(-1)
-    widen = _widen_half if values.dtype == np.float16 else _widen_bfloat
+    if values.dtype == np.float16:
+        to_single(flat, out)
+        return result
     for start in range(0, flat.size, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        widen(flat[part], out[part])
+        bits = out[start : start + _BLOCK].view(np.uint32)
+        bits[:] = flat[start : start + _BLOCK].view(np.uint16)
+        bits <<= 16
     return result
-
-
-def _widen_half(part: Array, out: NDArray[np.float32]) -> None:
-    _widen_bfloat(part, out)  # the sign is in its place, the rest three bits too far to the left
-    moved = out.view(np.int32)
-    moved >>= 16 - _HALF_SHIFT  # with copies of the sign
-    moved &= np.int32(_HALF_BITS)
-    out *= _HALF_FACTOR
-    if max(out.max(), -out.min()) >= _BEYOND_HALF:
-        out[:] = part
-
-
-def _widen_bfloat(part: Array, out: NDArray[np.float32]) -> None:
-    bits = out.view(np.uint32)
-    bits[:] = part.view(np.uint16)
-    bits <<= 16

@@ -7,8 +7,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from exporter.casts import to_half
 from exporter.graph import Graph
 from exporter.normalise import is_large
 from exporter.tensors import Array, is_external
@@ -35,10 +37,14 @@ def convert_values(values: Array, low: int) -> Array:
     result = np.empty(flat.size, _DTYPES[low])
     for start in range(0, flat.size, _AT_ONCE):
         wide = np.asarray(flat[start : start + _AT_ONCE], np.float32)
-        if low == TensorProto.FLOAT16 and not np.abs(wide).max() < ENDLESS:  # some number, or NaN
+        into = result[start : start + _AT_ONCE]
+        if low == TensorProto.BFLOAT16:
+            into[:] = wide.astype(_DTYPES[low])
+            continue
+        if not _size(wide) < ENDLESS:  # some number, or NaN
             endless = np.isfinite(wide) & (np.abs(wide) >= ENDLESS)
             wide = np.where(endless, np.copysign(np.float32(np.finfo(np.float16).max), wide), wide)
-        result[start : start + _AT_ONCE] = wide.astype(_DTYPES[low])
+        to_half(wide, into)
     return result.reshape(np.shape(values))
 
 
@@ -47,9 +53,17 @@ def largest(values: Array) -> float:
     flat = np.asarray(values).reshape(-1)
     found = 0.0
     for start in range(0, flat.size, _AT_ONCE):
-        sizes = np.abs(np.asarray(flat[start : start + _AT_ONCE], np.float32))
-        found = max(found, float(sizes.max(initial=0.0, where=sizes < ENDLESS)))
+        part = np.asarray(flat[start : start + _AT_ONCE], np.float32)
+        size = _size(part)
+        if not size < ENDLESS:  # some number, or NaN
+            size = float(np.abs(part).max(initial=0.0, where=np.abs(part) < ENDLESS))
+        found = max(found, size)
     return found
+
+
+def _size(part: NDArray[np.float32]) -> float:
+    """The largest magnitude of numbers; NaN if one is none. Several times as fast as looking at their magnitudes."""
+    return max(float(part.max()), -float(part.min()))
 
 
 class Retyped(Mapping[str, Array]):
