@@ -21,25 +21,37 @@ def magnitudes(values: Array) -> NDArray[np.float32]:
     Args:
         values: of any shape.
     """
-    small = _far_too_small(values)
-    return np.abs(values.astype(np.float32)) if small is None else np.multiply(small, _HALF_FACTOR, out=small)
+    bits = _without_sign(values)
+    if _is_endless(bits):
+        return np.abs(values.astype(np.float32))
+    small = _far_too_small(bits)
+    return np.multiply(small, _HALF_FACTOR, out=small)
 
 
-def total(values: Array) -> float:
-    """Sum of the absolute values of float16 numbers, added up in 32 bits.
+def content(values: Array) -> tuple[int, float]:
+    """How many float16 numbers are not zero, and the sum of their absolute values, added up in 32 bits.
 
     Args:
         values: of any shape; few enough to stay in the processor's cache.
     """
-    small = _far_too_small(values)
-    return float(magnitudes(values).sum()) if small is None else float(small.sum()) * float(_HALF_FACTOR)
+    bits = _without_sign(values)
+    count = int(np.count_nonzero(bits))
+    if _is_endless(bits):
+        return count, float(np.abs(values.astype(np.float32)).sum())
+    return count, float(_far_too_small(bits).sum()) * float(_HALF_FACTOR)
 
 
-def _far_too_small(values: Array) -> NDArray[np.float32] | None:
-    """Absolute values over ``_HALF_FACTOR``: their bits, moved; None where some are not finite."""
-    bits = values.view(np.uint16) & np.uint16(0x7FFF)
-    if bits.size and int(bits.max()) >= _HALF_INFINITY:
-        return None
+def _without_sign(values: Array) -> NDArray[np.uint16]:
+    return values.view(np.uint16) & np.uint16(0x7FFF)
+
+
+def _is_endless(bits: NDArray[np.uint16]) -> bool:
+    """Whether some are infinite, or no numbers."""
+    return bool(bits.size) and int(bits.max()) >= _HALF_INFINITY
+
+
+def _far_too_small(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Absolute values over ``_HALF_FACTOR``: their bits, moved."""
     wide = bits.astype(np.uint32)
     wide <<= _HALF_SHIFT
     return wide.view(np.float32)

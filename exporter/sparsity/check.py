@@ -36,7 +36,7 @@ _WEIGHT = {
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 _ZERO = {"ConvInteger": 3, "MatMulInteger": 3, "QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5}
 _LOOKS_UP = ("Gather", "EmbedLayerNormalization")
-_CHUNK = 1 << 17
+_CHUNK = 1 << 18
 """Elements looked at at a time."""
 _ROW = 64
 """Elements side by side that are worth to be added as a row."""

@@ -47,11 +47,13 @@ class Stored:
             sizes = np.where(np.isnan(sizes), np.float32(np.inf), sizes)
         return sizes
 
-    def total(self, part: slice = slice(None)) -> float:
-        """Sum of the ``magnitudes``."""
-        half = self.plain and self.values.dtype == np.float16
-        found = halves.total(self.values[part]) if half else float(self.magnitudes(part).sum())
-        return np.inf if np.isnan(found) else found
+    def content(self, part: slice = slice(None)) -> tuple[int, float]:
+        """How many of some of the elements do not stand for zero, and the sum of their ``magnitudes``."""
+        if self.plain and self.values.dtype == np.float16:
+            count, total = halves.content(self.values[part])
+        else:
+            count, total = self.nonzero(part), float(self.magnitudes(part).sum())
+        return count, np.inf if np.isnan(total) else total
 
     def ranks(self, part: slice = slice(None)) -> NDArray[np.signedinteger] | Magnitudes:
         """Numbers in the order of the absolute values of some elements: their bits without the sign where these are in
@@ -88,9 +90,9 @@ class Stored:
         """Whether these are numbers, not codes."""
         return self.zero.size == 1 and self.scale.size == 1 and not self.zero.item() and self.scale.item() == 1
 
-    def where(self, keep: NDArray[np.bool_]) -> Array:
-        """The elements, zero outside the mask; both are in one row."""
-        result = np.empty_like(self.values)
+    def where(self, keep: NDArray[np.bool_], out: Array | None = None) -> Array:
+        """The elements, zero outside the mask; both are in one row, and so is an array to put them in."""
+        result = np.empty_like(self.values) if out is None else out
         self.put(keep, slice(None), result)
         return result
 

@@ -17,7 +17,7 @@ from exporter.tensors import Array
 
 Mask = NDArray[np.bool_]
 
-_CHUNK = 1 << 17
+_CHUNK = 1 << 18
 """Elements worked on at a time: what fits into the cache."""
 _COMPARED = 8
 """Runs up to this length are ranked by comparing all pairs, which needs no sort."""
@@ -72,7 +72,9 @@ def _by_neighbours(scores: NDArray[np.floating | np.signedinteger]) -> NDArray[n
     return ahead.reshape(scores.shape)
 
 
-def thin_runs(weight: Stored, step: int, keep: int, of: int, scores: Magnitudes | None = None) -> Array:
+def thin_runs(
+    weight: Stored, step: int, keep: int, of: int, scores: Magnitudes | None = None, out: Array | None = None
+) -> Array:
     """A weight of which the largest (or highest) of every run stay, in one row.
 
     Args:
@@ -81,8 +83,9 @@ def thin_runs(weight: Stored, step: int, keep: int, of: int, scores: Magnitudes 
         keep: how many of a run stay.
         of: length of a run.
         scores: of the elements, in one row; by default their magnitudes.
+        out: an array like the weight's to put them in.
     """
-    result = np.empty_like(weight.values)
+    result = np.empty_like(weight.values) if out is None else out
     for part in _chunks(weight.values.size, step * of):
         judged = weight.ranks(part) if scores is None else scores[part]
         mask = strongest(judged.reshape(-1, of, step), keep)

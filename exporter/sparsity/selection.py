@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporter.graph import Graph
+from exporter.reused import Reused
 from exporter.score_names import GRADIENTS
 from exporter.sparsity.codes import Magnitudes, stored_values
 from exporter.sparsity.layers import Weight
@@ -70,7 +71,8 @@ def choose_elements(
 def one_by_one(graph: Graph, weights: Sequence[Weight], plan: Plan, share: float) -> Callable[[Weight], Array]:
     """A function that chooses the elements of one of these weights by magnitude, when it is asked to."""
     counts = {} if plan.pattern.grouped else _counts(graph, weights, plan.scope, share, {})
-    return lambda weight: _thinned(graph, weight, plan, counts.get(weight.name, 0), None)
+    room = Reused()
+    return lambda weight: _thinned(graph, weight, plan, counts.get(weight.name, 0), None, room)
 
 
 def _counts(
@@ -83,10 +85,13 @@ def _counts(
     return dict(zip((w.name for w in weights), shares(ranked, share), strict=True))
 
 
-def _thinned(graph: Graph, weight: Weight, plan: Plan, count: int, scores: Magnitudes | None) -> Array:
+def _thinned(
+    graph: Graph, weight: Weight, plan: Plan, count: int, scores: Magnitudes | None, room: Reused | None = None
+) -> Array:
     stored, pattern = stored_values(graph, weight), plan.pattern
+    out = None if room is None else room.empty_like(stored.values)
     if pattern.grouped:
-        values = thin_runs(stored, weight.uses[0].step, pattern.keep, pattern.of, scores)
+        values = thin_runs(stored, weight.uses[0].step, pattern.keep, pattern.of, scores, out)
     else:
-        values = stored.where(~smallest(stored.magnitudes() if scores is None else scores, count))
+        values = stored.where(~smallest(stored.magnitudes() if scores is None else scores, count), out)
     return values.reshape(weight.dims)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from runtime.images import Preprocess
 
 METHODS = ("magnitude", "wanda", "obs", *GRADIENTS)
-_CHUNK = 1 << 17
+_CHUNK = 1 << 18
 """Elements described at a time."""
 SCOPES = ("local", "global")
 STORAGES = ("dense", "sparse")
@@ -346,13 +346,11 @@ def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> Spar
     before = after = 0
     for start in range(0, weight.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        total += stored.total(part)
-        if fit is None:  # what stays is what it was
-            left += new.total(part)
-        else:
-            left += float(stored.magnitudes(part).dot(new.stays(new.values[part], part)))
-        before += stored.nonzero(part)
-        after += new.nonzero(part)
+        count, size = stored.content(part)
+        rest, stays = new.content(part)
+        if fit is not None:  # what stays is not what it was
+            stays = float(stored.magnitudes(part).dot(new.stays(new.values[part], part)))
+        total, left, before, after = total + size, left + stays, before + count, after + rest
     kept = left / total if total > 0 and np.isfinite(total) else 1.0
     return SparseLayer(weight, 1 - before / weight.size, 1 - after / weight.size, kept, fit)
 
