@@ -31,6 +31,9 @@ def surgeon_of(graph: Graph) -> gs.Graph:
         ModelError: an attribute holds bytes, which onnx-graphsurgeon takes for text.
     """
     model = onnx.load_model_from_string(serialize_with_data(graph.model, graph.folder))
+    for value in (v for g in graphs_of(model.graph) for v in (*g.input, *g.output, *g.value_info)):
+        if value.type.WhichOneof("value") is None:  # it tells no type at all from one that says nothing
+            value.ClearField("type")
     try:
         return gs.import_onnx(model)
     except UnicodeDecodeError as error:
