@@ -47,6 +47,11 @@ def files_read(model: ModelProto, folder: Path) -> set[Path]:
     kept = [t for t in all_tensors(model.graph) if t.external_data or tensors.is_external(t)]
     for tensor in kept:
         for entry in tensor.external_data:
+            if not (isinstance(entry.key, str) and isinstance(entry.value, str)):  # protobuf hands out bytes then
+                raise ModelError(
+                    f"initializer '{tensor.name}' has an entry in its external data that is not UTF-8 text: "
+                    f"{entry.key!r}: {entry.value!r}. Export the model again."
+                )
             if entry.key.startswith(external_parts.PREFIX):
                 raise ModelError(
                     f"initializer '{tensor.name}' has an entry '{entry.key}' in its external data, which no file has "

@@ -118,7 +118,8 @@ def block_names(graph: Graph, blocks: Sequence[tuple[str, Collection[str], Colle
 
 def _module(node: Node) -> str:
     """The module PyTorch's exporter says a node comes from; empty where it does not."""
-    scopes = next((p.value for p in node.proto.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+    told = (p.value for p in node.proto.metadata_props if p.key == "pkg.torch.onnx.name_scopes")
+    scopes: str = next((value for value in told if isinstance(value, str)), "")  # bytes: it is not UTF-8
     return (["", *re.findall(r"'([^']*)'", scopes)])[-2] if scopes else ""
 
 

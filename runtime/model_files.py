@@ -67,7 +67,7 @@ def weight_files(path: Path) -> list[Path]:
         if entry.key == "location"
     }
     folder = path.absolute().parent.resolve()
-    files = {(folder / name).resolve() for name in names if name}
+    files = {(folder / name).resolve() for name in names if name and isinstance(name, str)}  # not where it is no UTF-8
     return sorted(f for f in files if f.is_file() and f.is_relative_to(folder))
 
 

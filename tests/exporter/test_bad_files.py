@@ -117,6 +117,13 @@ def _not_text(model):
     model.graph.node[1].op_type = "Re!u"
 
 
+def _outside(model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="locat!on", value="weights")
+
+
 BAD = {
     "empty": (b"", "holds no ONNX graph \\(0 bytes"),
     "text": (b"this is not a model\n" * 20, "is not an ONNX file|holds no ONNX graph"),
@@ -146,6 +153,7 @@ BAD = {
     "an unknown element type": (changed(_unknown_type), "'w1'"),
     "an operator without its inputs": (changed(_without_weights), "Gemm 'node_h'"),
     "a name that is not UTF-8": (changed(_not_text).replace(b"Re!u", b"Re\xffu"), "UTF-8|not text"),
+    "external data in no UTF-8": (changed(_outside).replace(b"locat!on", b"locat\xffon"), "'w1' has an entry .* UTF-8"),
 }  # fmt: skip
 
 

@@ -78,3 +78,10 @@ def test_a_file_that_is_no_model(tmp_path):
     for name in ("data.npz", "broken.onnx"):
         (tmp_path / name).write_bytes(b"\xff\xff no model")
         assert digest_of(tmp_path / name) == hashlib.sha256(b"\xff\xff no model").hexdigest()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_place_that_is_no_text_is_not_read(tmp_path, place):
+    path = written(tmp_path, place, "weights.bin")
+    path.write_bytes(path.read_bytes().replace(b"weights.bin", b"weights\xffbin"))
+    assert weight_files(path) == []
