@@ -110,7 +110,7 @@ def calibration_of(
     cut = count - spare - _runs((count - spare) // HELD_OUT, run, 1)
     kept = count - spare + more
     fit, held, judges = samples.part(0, cut), samples.part(cut, kept), samples.part(kept, count)
-    return Calibration(fit, held, _batch(graph), text, _made_up(source), judges if judged else None, metric)
+    return Calibration(fit, held, batch_of(graph), text, _made_up(source), judges if judged else None, metric)
 
 
 def _check_numbers(samples: Samples, text: str) -> None:
@@ -158,7 +158,7 @@ def _read(
     return samples, str(source)
 
 
-def _batch(graph: Graph) -> int:
+def batch_of(graph: Graph) -> int:
     """Samples in one run, so that no tensor of it takes more than 64 MB."""
     largest = 1
     for name in graph.producer:

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto
 
 from exporter.atomic import obstacle
+from exporter.calibration.data import batch_of
 from exporter.calibration.portioned import Portioned
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.forced_branches import Way, force, ways
@@ -218,7 +219,8 @@ def _feeds(graph: Graph, calib: str | None, preprocess: Preprocess | None, limit
         samples = synthetic_samples(graph, _MADE_UP, seed)
     else:
         samples = load_samples(Path(calib), input_specs(graph.model), preprocess=preprocess, limit=limit, seed=seed)
-    batch = max(graph.binding.batch, 1)
+    # weights are read again for each batch, which takes all the time where they are many
+    batch = batch_of(graph) if is_large(graph.model) else max(graph.binding.batch, 1)
     return list(samples.batches(batch))
 
 
