@@ -27,7 +27,7 @@ from exporter.masked import masked_original
 from exporter.noise import NOISE_FACTOR
 from exporter.normalise import input_specs
 from exporter.plan import Plan
-from exporter.protos import reads
+from exporter.protos import drop_left_out, reads
 from exporter.relative_difference import Array, difference, is_float, signal, take_axes
 from exporter.removal import stand_ins
 from exporter.rounding import is_quantized
@@ -284,6 +284,7 @@ def _nodes_of_file(graph: Graph) -> dict[str, NodeProto] | None:
     model = onnx.load_model(path, load_external_data=False)
     if model.functions:
         return None
+    drop_left_out(model.graph)
     return {name: node for node in model.graph.node for name in node.output if name}
 
 
