@@ -114,19 +114,21 @@ def _could_be_take(graph: Graph, shape: tuple[int, ...] | None, last: Node) -> b
 
 
 def move(graph: Graph, node: Node, value: NDArray[T]) -> NDArray[T] | None:
-    """Carry an array through one movement node; None if the node depends on anything but constants."""
+    """Carry an array through one movement node; None if the node depends on anything but constants, or cannot run."""
     shape = graph.shape(node.outputs[0])
     if shape is None:
         return None
-    if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"):
-        return value.reshape(shape) if value.size == int(np.prod(shape)) else None
-    if node.op == "Transpose":
-        return np.transpose(value, node.attributes.get("perm", list(range(value.ndim))[::-1]))
-    if node.op == "Gather":
-        indices = graph.static.known.get(node.inputs[1])
-        if indices is None:
-            return None
-        return np.asarray(np.take(value, indices.astype(np.int64), axis=node.attributes.get("axis", 0)))
+    try:
+        if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"):
+            return value.reshape(shape)
+        if node.op == "Transpose":
+            return np.transpose(value, node.attributes.get("perm", list(range(value.ndim))[::-1]))
+        if node.op == "Gather":
+            indices = graph.static.known.get(node.inputs[1])
+            if indices is not None:
+                return np.asarray(np.take(value, indices.astype(np.int64), axis=node.attributes.get("axis", 0)))
+    except (ValueError, IndexError):  # what the file says does not fit the array
+        return None
     return None
 
 
