@@ -114,9 +114,9 @@ class Masker:
     def hide(self, node: gs.Node, i: int, axes: Sequence[int], neutral: float | gs.Tensor = 0.0) -> float:
         """Put a gate on the cut ones of some axes of an input; returns the share of slots that stay."""
         cut = self.cut_of(node, i)
-        tensor = self.behind.get(node.inputs[i].name, node.inputs[i])
         if not cut:
             return 1.0
+        tensor = self.behind.get(node.inputs[i].name, node.inputs[i])
         rank = self.rank(tensor)
         share = 1.0
         for axis in {a % rank for a in axes}:
