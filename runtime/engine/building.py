@@ -200,7 +200,8 @@ def _check_for_parser(model: onnx.ModelProto, path: Path) -> None:
     """Refuse what TensorRT's parser does not: it ends the process, or gives names that cannot be read."""
     sizes = {t.name: sum(t.dims) for t in model.graph.initializer if len(t.dims) == 1}
     for node in nodes_in((*model.graph.node, *(n for f in model.functions for n in f.node))):
-        wrong = [name for name in (node.name, *node.input, *node.output) if isinstance(name, bytes)]  # no text
+        names = (node.name, node.op_type, node.domain, *node.input, *node.output)
+        wrong = [name for name in names if isinstance(name, bytes)]  # no text
         if wrong:
             raise RunError(f"a name in {path} is not UTF-8 text: {wrong[0]!r}. Export the model again.")
     for node in nodes_in(model.graph.node):
