@@ -75,7 +75,7 @@ def outcomes(seeds_, folder):
 
 @rtx
 def test_broken_models_into_engines(tmp_path):
-    # of 13 and 20 functions call themselves; 3352 has a name that is no text, 4515 an operator, 20709 a Split without sizes
+    # of 13 and 20 functions call themselves; names in 3352 and 4515 are no text; 20709 has a Split without sizes
     codes = outcomes([*range(24), 3352, 4515, 20709], tmp_path)
     assert 2 < codes.count(BUILT) < 24
 
