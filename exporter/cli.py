@@ -98,6 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.as_step:
             return _as_step(options)
         options.check(options)
+        if getattr(options, "custom_ops", None):
+            from runtime.backends import use_custom_ops
+
+            use_custom_ops(options.custom_ops)
         return command(options)
     except BrokenPipeError:  # the reader of our output went away; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,6 +17,11 @@ EXIT_CODES = """exit codes:
   5  inconclusive (too noisy)
 """
 
+_CUSTOM_OPS = frozenset(
+    "inspect advise sensitivity prune sparsify verify eval bench compare profile lint align convert run".split()  # noqa: SIM905
+)
+"""Commands that run models with ONNX Runtime in ways that custom operators can go."""
+
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -47,6 +52,14 @@ def command(commands: Any, name: str, run: Command, text: str, check: Check | No
     parser.add_argument(
         "--as-step", action="store_true", help="print this as a step for 'secateur run', and do nothing"
     )
+    if name in _CUSTOM_OPS:
+        parser.add_argument(
+            "--custom-ops",
+            action="append",
+            default=[],
+            metavar="LIB",
+            help="shared library with custom operators of the model, for ONNX Runtime; its code is run; repeatable",
+        )
     return parser
 
 

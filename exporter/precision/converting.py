@@ -32,7 +32,7 @@ from exporter.sizes import at_sizes
 from exporter.synthetic import synthetic_samples
 from exporter.tensors import Array
 from runtime.backends import Session, SessionOptions, open_session
-from runtime.errors import RunError
+from runtime.errors import Refused, RunError
 from runtime.feeds import Feeds
 from runtime.images import Preprocess
 from runtime.samples import load_samples
@@ -208,6 +208,8 @@ def _prepared(
             return graph, feeds, dense
         if calib is not None:
             break
+    if isinstance(refused, Refused):  # whatever it would be fed
+        raise ModelError(str(refused)) from refused
     raise ModelError(
         f"the model does not run on the calibration inputs: {refused}\n"
         "Give sizes its dynamic axes accept with --shape NAME:1x3x224x224, or recorded inputs with --calib."

@@ -12,8 +12,8 @@ from typing import Any
 
 from runtime.meant import closest
 
-HIDDEN = ("help", "quiet", "as_step")
-"""Options that say nothing of a step."""
+HIDDEN = ("help", "quiet", "as_step", "custom_ops")
+"""Options that say nothing of a step, or that no file may give: a library of custom operators is a program."""
 
 WRITES = frozenset({"json", "csv", "trace", "save_plan", "plot", "checkpoint", "report"})
 """Options that name a file to write, beside ``-o``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime.backends.custom_ops import use_custom_ops
 from runtime.backends.protocol import (
     ABOUT,
     BACKENDS,
@@ -87,4 +88,5 @@ __all__: Sequence[str] = [
     "backend",
     "need_backend",
     "open_session",
+    "use_custom_ops",
 ]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.backends.custom_ops import register_custom_ops
 from runtime.backends.protocol import Array, Availability, Session, SessionOptions, TensorSpec, backend
 from runtime.errors import BackendMissing, BadRequest, NoMemory, Refused, RunError
 
@@ -106,9 +107,11 @@ class OrtSession:
             provider = (provider, {self._about.capture: "1"})
         said = _load_cuda(ort) if self._about.memory == "cuda" else ""
         providers = [provider] if name == "ort-cpu" else [provider, "CPUExecutionProvider"]
+        settings = _settings(ort, options)
+        register_custom_ops(settings)
         try:
             self._session = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model), _settings(ort, options), providers=providers,
+                model if isinstance(model, bytes) else str(model), settings, providers=providers,
                 enable_fallback=False,  # it tries again with other providers, and says so on the standard output
             )  # fmt: skip
             self.inputs = tuple(_spec(i) for i in self._session.get_inputs())  # which fails where a name is no UTF-8
@@ -250,10 +253,16 @@ _NEWER = (
     "\nThe file is newer than this ONNX Runtime: pip install --upgrade onnxruntime, or export it for an older operator "
     "set (onnx.version_converter.convert_version does so too)."
 )
+_CUSTOM = (
+    "\nIf a library has this operator, name it with --custom-ops LIB (that of ai.onnx.contrib comes with "
+    "pip install onnxruntime-extensions)."
+)
 _FIXES = {
     "INVALID_PROTOBUF": " (not an ONNX file, or truncated: export it again)",
     "under development and support for this is limited": _NEWER,
     "Unsupported model IR version": _NEWER,
+    "is not a registered function/op": _CUSTOM,
+    "Error No opset import for domain": _CUSTOM,
 }
 """What to do, by words of a refusal."""
 _PLACE = re.compile(r"/onnxruntime_src/\S+ .*?\)(?: const)? (?=[A-Z])")

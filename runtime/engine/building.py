@@ -198,18 +198,22 @@ def _read(path: Path) -> onnx.ModelProto:
 
 def _check_for_parser(model: onnx.ModelProto, path: Path) -> None:
     """Refuse what TensorRT's parser does not: it ends the process, or gives names that cannot be read."""
-    sizes = {t.name: sum(t.dims) for t in model.graph.initializer if len(t.dims) == 1}
     for node in nodes_in((*model.graph.node, *(n for f in model.functions for n in f.node))):
         names = (node.name, node.op_type, node.domain, *node.input, *node.output)
-        wrong = [name for name in names if isinstance(name, bytes)]  # no text
-        if wrong:
-            raise RunError(f"a name in {path} is not UTF-8 text: {wrong[0]!r}. Export the model again.")
+        unread = [name for name in names if isinstance(name, bytes)]
+        if unread:
+            raise RunError(f"a name in {path} is not UTF-8 text: {unread[0]!r}. Export the model again.")
+    shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
     for node in nodes_in(model.graph.node):
-        wanted = sizes.get(node.input[1]) if node.op_type == "Split" and len(node.input) > 1 else None
-        if wanted is not None and wanted != len(node.output):  # it reads beyond their end
+        given = [shapes.get(name) for name in node.input[1:]]
+        wrong = ""  # it reads beyond their end
+        if node.op_type == "Split" and given[:1] and given[0] not in (None, (len(node.output),)):
+            wrong = f"sizes of shape {given[0]} for {counted(len(node.output), 'output')}"
+        if node.op_type == "Slice" and () in given:
+            wrong = "a bound, axis or step that is a number instead of a list"
+        if wrong:
             raise RunError(
-                f"{path}: Split '{node.name or node.output[0]}' has {counted(wanted, 'size')} for "
-                f"{counted(len(node.output), 'output')}. Export the model again."
+                f"{path}: {node.op_type} '{node.name or node.output[0]}' has {wrong}. Export the model again."
             )
     try:
         check_calls(model)  # it follows calls without end until the stack is full
