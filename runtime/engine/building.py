@@ -203,6 +203,8 @@ def _check_for_parser(model: onnx.ModelProto, path: Path) -> None:
         unread = [name for name in names if isinstance(name, bytes)]
         if unread:
             raise RunError(f"a name in {path} is not UTF-8 text: {unread[0]!r}. Export the model again.")
+        if not (node.op_type and node.output):
+            raise RunError(f"{path}: node '{node.name}' names no operator, or no output. Export the model again.")
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
     for node in nodes_in(model.graph.node):
         given = [shapes.get(name) for name in node.input[1:]]

@@ -76,8 +76,8 @@ def outcomes(seeds_, folder):
 @rtx
 def test_broken_models_into_engines(tmp_path):
     # of 13 and 20 functions call themselves; names in 3352 and 4515 are no text; 20709 has a Split without sizes,
-    # 4918 a Slice from a number
-    codes = outcomes([*range(24), 3352, 4515, 4918, 20709], tmp_path)
+    # 4918 a Slice from a number, 5352 a node without an operator
+    codes = outcomes([*range(24), 3352, 4515, 4918, 5352, 20709], tmp_path)
     assert 2 < codes.count(BUILT) < 24
 
 
