@@ -35,6 +35,7 @@ from exporter.commands import (
     tune,
     verify,
 )
+from exporter.commands.apart import run_apart
 from exporter.commands.console import complain, erase_bar, say
 from exporter.commands.options import EXIT_CODES
 from exporter.commands.parsing import Parser
@@ -102,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from runtime.backends import use_custom_ops
 
             use_custom_ops(options.custom_ops)
+        if getattr(options, "apart", False) and arguments is None:
+            return run_apart(lambda: command(options))
         return command(options)
     except BrokenPipeError:  # the reader of our output went away; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

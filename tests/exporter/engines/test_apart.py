@@ -1,0 +1,84 @@
+"""``secateur build`` from a shell: whatever ends TensorRT is told, and nobody is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SECONDS = 60
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that can fork")
+
+
+def start(body, **options):
+    """A shell's ``secateur build``, whose work is some lines instead."""
+    lines = [
+        "import os, signal, sys, time",
+        "import exporter.commands.build as build",
+        "def run(options):",
+        *(f"    {line}" for line in body.splitlines()),
+        "build.run = run",
+        "from exporter.cli import main",
+        "sys.argv = ['secateur', 'build', 'model.onnx', '-o', 'out.engine']",
+        "sys.exit(main())",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "text"),
+    [
+        ("return 0", 0, ""),
+        ("return 5", 5, ""),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 3, "TensorRT ended the process (SIGSEGV)"),
+        ("os.abort()", 3, "TensorRT ended the process (SIGABRT)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 3, "want of memory"),
+        ("from runtime.errors import BadRequest\nraise BadRequest('no such thing')", 2, "no such thing"),
+    ],
+)
+def test_what_became_of_it_is_told(body, code, text):
+    with start(body) as process:
+        _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == code
+    assert said.count("secateur:") == (1 if text else 0)
+    assert text in said
+
+
+def gone(pid):
+    """Whether a process has ended, within a while."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux, where a parent's end can be followed")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_it_ends_with_the_process_that_started_it(how):
+    with start("print(os.getpid(), flush=True)\ntime.sleep(300)") as process:
+        child = int(process.stdout.readline())
+        assert child != process.pid
+        os.kill(process.pid, how)
+        assert process.wait(SECONDS) in (-how, 128 + how)
+        assert gone(child)
+
+
+def test_an_interrupt_is_told_once():
+    with start("print('ready', flush=True)\ntime.sleep(300)", start_new_session=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    assert said.count("interrupted") == 1
