@@ -8,10 +8,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+from exporter.recipes.processes import end_with
 from runtime.errors import RunError
-
-_DEATH_SIGNAL = 1
-"""PR_SET_PDEATHSIG of prctl(2)."""
 
 
 def run_apart(run: Callable[[], int]) -> int:
@@ -27,8 +25,7 @@ def run_apart(run: Callable[[], int]) -> int:
     parent = os.getpid()
     child = os.fork()
     if not child:
-        _end_with(parent)
-        return run()
+        return run() if end_with(parent) else 1
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
     while True:
         with contextlib.suppress(KeyboardInterrupt):  # the child has it too, and says so
@@ -45,13 +42,3 @@ def run_apart(run: Callable[[], int]) -> int:
         "It does so at files that are broken in ways it does not look for; python -m onnx.checker MODEL finds many. "
         "If the file is sound this is a defect of TensorRT or its driver."
     )
-
-
-def _end_with(parent: int) -> None:
-    """Let this process be killed when its parent is; Linux alone can."""
-    with contextlib.suppress(AttributeError, OSError):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:  # it was quicker
-            os.kill(os.getpid(), signal.SIGKILL)

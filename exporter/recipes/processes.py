@@ -66,9 +66,18 @@ def bind_to_parent() -> bool:
         False where it has ended already.
     """
     parent = os.environ.pop(_PARENT, "")
-    if not parent.isdigit() or not sys.platform.startswith("linux"):
+    return not parent.isdigit() or end_with(int(parent))
+
+
+def end_with(parent: int) -> bool:
+    """Have the system end this process when its parent ends, however that ends (Linux).
+
+    Returns:
+        False where it has ended already.
+    """
+    if not sys.platform.startswith("linux"):
         return True
     import ctypes
 
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-    return os.getppid() == int(parent)
+    return os.getppid() == parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,9 +91,9 @@ class Stored:
         """Whether these are numbers, not codes."""
         return self.zero.size == 1 and self.scale.size == 1 and not self.zero.item() and self.scale.item() == 1
 
-    def where(self, keep: NDArray[np.bool_], out: Array | None = None) -> Array:
-        """The elements, zero outside the mask; both are in one row, and so is an array to put them in."""
-        result = np.empty_like(self.values) if out is None else out
+    def where(self, keep: NDArray[np.bool_], new: Callable[[Array], Array] = np.empty_like) -> Array:
+        """The elements, zero outside the mask, in an array that ``new`` makes like theirs; all are in one row."""
+        result = new(self.values)
         self.put(keep, slice(None), result)
         return result
 

@@ -5,7 +5,7 @@ Of equals the first stays, so the same file always gives the same result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -73,7 +73,12 @@ def _by_neighbours(scores: NDArray[np.floating | np.signedinteger]) -> NDArray[n
 
 
 def thin_runs(
-    weight: Stored, step: int, keep: int, of: int, scores: Magnitudes | None = None, out: Array | None = None
+    weight: Stored,
+    step: int,
+    keep: int,
+    of: int,
+    scores: Magnitudes | None = None,
+    new: Callable[[Array], Array] = np.empty_like,
 ) -> Array:
     """A weight of which the largest (or highest) of every run stay, in one row.
 
@@ -83,9 +88,9 @@ def thin_runs(
         keep: how many of a run stay.
         of: length of a run.
         scores: of the elements, in one row; by default their magnitudes.
-        out: an array like the weight's to put them in.
+        new: makes an array like the weight's to put them in.
     """
-    result = np.empty_like(weight.values) if out is None else out
+    result = new(weight.values)
     for part in _chunks(weight.values.size, step * of):
         judged = weight.ranks(part) if scores is None else scores[part]
         mask = strongest(judged.reshape(-1, of, step), keep)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from exporter.graph import Graph
 from exporter.reused import Reused
 from exporter.score_names import GRADIENTS
@@ -71,8 +73,8 @@ def choose_elements(
 def one_by_one(graph: Graph, weights: Sequence[Weight], plan: Plan, share: float) -> Callable[[Weight], Array]:
     """A function that chooses the elements of one of these weights by magnitude, when it is asked to."""
     counts = {} if plan.pattern.grouped else _counts(graph, weights, plan.scope, share, {})
-    room = Reused()
-    return lambda weight: _thinned(graph, weight, plan, counts.get(weight.name, 0), None, room)
+    new = Reused().empty_like
+    return lambda weight: _thinned(graph, weight, plan, counts.get(weight.name, 0), None, new)
 
 
 def _counts(
@@ -86,12 +88,16 @@ def _counts(
 
 
 def _thinned(
-    graph: Graph, weight: Weight, plan: Plan, count: int, scores: Magnitudes | None, room: Reused | None = None
+    graph: Graph,
+    weight: Weight,
+    plan: Plan,
+    count: int,
+    scores: Magnitudes | None,
+    new: Callable[[Array], Array] = np.empty_like,
 ) -> Array:
     stored, pattern = stored_values(graph, weight), plan.pattern
-    out = None if room is None else room.empty_like(stored.values)
     if pattern.grouped:
-        values = thin_runs(stored, weight.uses[0].step, pattern.keep, pattern.of, scores, out)
+        values = thin_runs(stored, weight.uses[0].step, pattern.keep, pattern.of, scores, new)
     else:
-        values = stored.where(~smallest(stored.magnitudes() if scores is None else scores, count), out)
+        values = stored.where(~smallest(stored.magnitudes() if scores is None else scores, count), new)
     return values.reshape(weight.dims)

@@ -347,10 +347,10 @@ def _layer(graph: Graph, weight: Weight, values: Array, fit: Fit | None) -> Spar
     for start in range(0, weight.size, _CHUNK):
         part = slice(start, start + _CHUNK)
         count, size = stored.content(part)
-        rest, stays = new.content(part)
+        count_left, size_left = new.content(part)
         if fit is not None:  # what stays is not what it was
-            stays = float(stored.magnitudes(part).dot(new.stays(new.values[part], part)))
-        total, left, before, after = total + size, left + stays, before + count, after + rest
+            size_left = float(stored.magnitudes(part).dot(new.stays(new.values[part], part)))
+        total, left, before, after = total + size, left + size_left, before + count, after + count_left
     kept = left / total if total > 0 and np.isfinite(total) else 1.0
     return SparseLayer(weight, 1 - before / weight.size, 1 - after / weight.size, kept, fit)
 
