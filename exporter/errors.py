@@ -13,6 +13,10 @@ class GoalError(SecateurError):
     exit_code = 1
 
 
+SMALLER = "Lower --align or --min-width, widen --granularity, or ask for more to be left."
+"""What helps where too much is left."""
+
+
 class OutOfReach(GoalError):
     """No choice of widths leaves as little as a budget allows.
 
@@ -22,8 +26,7 @@ class OutOfReach(GoalError):
 
     def __init__(self, budget: str, left: float) -> None:
         super().__init__(
-            f"{budget} cannot be reached: with every group at its smallest width {left:.3f} is left.\n"
-            "Lower --align or --min-width, widen --granularity, or ask for more to be left."
+            f"{budget} cannot be reached: with every group at its smallest width {left:.3f} is left.\n{SMALLER}"
         )
         self.left = left
 

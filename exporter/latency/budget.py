@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from exporter.atomic import scratch
 from exporter.choice import Shallow, recorded, without_blocks
-from exporter.errors import GoalError, OutOfReach, UsageError
+from exporter.errors import SMALLER, GoalError, OutOfReach, UsageError
 from exporter.graph import Graph
 from exporter.groups import find_groups
 from exporter.latency.choice import Candidate, Chooser, check_competition, chooser
@@ -49,6 +49,7 @@ _COMPARE_SECONDS = 8.0
 _PROFILED_RUNS = 500
 _COMPARED_RUNS = 2000
 _LESS = 0.97
+_MORE = 1 + 1e-6
 _NUDGES = 20
 _DENSE = "dense.onnx"
 _NOTHING = "Nothing was written."
@@ -291,11 +292,13 @@ def _search(bench: _Bench, cost: LatencyCost, choose: Chooser, share: float, tar
     for number in range(1, _ROUNDS + 1):
         try:
             found = _unseen(choose, wanted, seen, share)
+        except OutOfReach as error:
+            if tries:
+                break
+            found = choose(min(error.left * _MORE, 1 - 1e-6))  # only the table says so: the smallest is measured
         except GoalError as error:
             if tries:
                 break
-            if isinstance(error, OutOfReach):
-                raise GoalError(f"{OutOfReach(f'--latency {target.text}', error.left)}\n{_NOTHING}") from error
             raise GoalError(_out_of_reach(str(error), target)) from error
         if _key(found) in seen:
             break  # alignment leaves nothing in between
@@ -348,7 +351,7 @@ def _check_gain(best: _Try, share: float, target: Target) -> None:
             "See why with: secateur profile MODEL"
         )
     if ratio.value > share * (1 + 2 * CLOSE):
-        raise GoalError(_out_of_reach(f"the best result measures {ratio.value:.3f}x.", target))
+        raise GoalError(_out_of_reach(f"the best result measures {ratio.value:.3f}x.\n{SMALLER}", target))
 
 
 def _out_of_reach(why: str, target: Target) -> str:

@@ -155,6 +155,14 @@ def test_the_target_is_met(share, fixed, power, rate, device, model, tmp_path):
     assert 1 <= len(outcome.tried) <= 6
 
 
+def test_what_the_table_calls_out_of_reach_is_measured(device, model, tmp_path):
+    """Here less work is left than its share: the table, which knows only the original, cannot know."""
+    device.power, device.fixed, device.rate = 2.0, 0.0, 1e-14
+    _, outcome = prune_to_latency(model, tmp_path / "out.onnx", Target(share=0.04), Asked(), align=4)
+    assert outcome.tried[0][0] > 0.05
+    assert outcome.ratio.value < 0.0416
+
+
 def test_a_time_is_a_share_of_the_original(device, model, tmp_path):
     dense = device.profile(model, Asked()).busy
     _, outcome = prune_to_latency(model, tmp_path / "out.onnx", Target(seconds=dense / 2), Asked(), align=1)
@@ -216,7 +224,7 @@ def test_savings_are_told(device, model, tmp_path):
     ("fixed", "target", "text"),
     [
         (0.0, Target(seconds=10.0), "the original takes .* already; nothing to do"),
-        (0.0, Target(share=0.01), "--latency 0.01x cannot be reached"),
+        (0.0, Target(share=0.001), "--latency 0.001x cannot be reached: the best result measures 0.0.*\nLower --align"),
         (1e-3, Target(share=0.5), "no gain"),
     ],
 )
