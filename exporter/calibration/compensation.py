@@ -14,8 +14,8 @@ from collections.abc import Callable
 from exporter.calibration.cache import Cache
 from exporter.calibration.fit import Fit, Refit
 from exporter.calibration.fit_journal import fit_journal
-from exporter.calibration.joint import find_pairs
 from exporter.calibration.moments import Moments
+from exporter.calibration.pairs import find_pairs
 from exporter.calibration.readers import find_readers
 from exporter.calibration.renewed import with_values
 from exporter.calibration.runner import Runner
@@ -65,7 +65,7 @@ def compensate(
     todo = [r for r in readers if r.source in touched]
     later = {r.weight for r in todo}
     pairs = find_pairs(pruned, readers) if not quick else {}
-    second_of = {p.first.weight: p.second.weight for p in pairs.values()}
+    second_of = {first.weight: p.second.weight for p in pairs.values() for first in p.firsts}
     journal = fit_journal(cache, pruned, graph, plan, samples, batch)
     known: dict[str, Moments] = {}
     refits = []
@@ -76,16 +76,17 @@ def compensate(
         later.discard(reader.weight)
         dense.advance([target.tensor])
         pair = pairs.get(reader.weight)
-        own.held = {p.first.source for p in pairs.values() if p.second.weight in later | {reader.weight}}
+        waiting = [p for p in pairs.values() if p.second.weight in later | {reader.weight}]
+        own.held = {first.source for p in waiting for first in p.firsts}
         own.advance([reader.source, *([target.other] if target.other else [])])
         fit = Fit(reader, target, own, dense, plan, quick)
-        first = known.pop(pair.first.weight, None) if pair is not None else None
+        firsts = [known.pop(first.weight, None) for first in pair.firsts] if pair is not None else []
         second = second_of.get(reader.weight)
         with threads_for(fit.present.shape[1]):
             found = journal.known(reader.weight)
             if found is None:
                 started = time.perf_counter()
-                found = fit.fitted(pair, first)
+                found = fit.fitted(pair, firsts)
                 journal.keep(reader.weight, found, time.perf_counter() - started)
             else:
                 own.weights |= found.alone

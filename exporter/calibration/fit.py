@@ -8,7 +8,7 @@ moments, are needed a dozen times over.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 
@@ -16,8 +16,9 @@ import numpy as np
 
 from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, rows_for, sampled
 from exporter.calibration.fit_journal import Fitted
-from exporter.calibration.joint import Batch, Joint, Pair
+from exporter.calibration.joint import Batch, Joint, Layer
 from exporter.calibration.moments import Centred, Moments, Solver, Vector
+from exporter.calibration.pairs import Pair
 from exporter.calibration.readers import (
     Matrix,
     Reader,
@@ -113,16 +114,16 @@ class Fit:
         self.present = matrix(reader, self.weight)
         self.moments = Moments()
 
-    def fitted(self, pair: Pair | None, first: Moments | None) -> Fitted:
-        """The fit of this reader alone, which the pruned graph then has, and with the first of its pair.
+    def fitted(self, pair: Pair | None, firsts: Sequence[Moments | None]) -> Fitted:
+        """The fit of this reader alone, which the pruned graph then has, and with the first ones of its pair.
 
         Args:
             pair: of which this reader is the second; None where there is none.
-            first: moments of what the first of it reads.
+            firsts: moments of what the first ones of it read, as far as they are known.
         """
         refit, values = self.values()
         self.own.weights |= values
-        together = self.with_first(pair, first) if pair is not None else {}
+        together = self.with_first(pair, firsts) if pair is not None else {}
         return Fitted(refit.before, refit.after, refit.damping, values, together)
 
     def see(self) -> None:
@@ -205,39 +206,50 @@ class Fit:
             return None
         return bias_of(self.reader, self.own.graph.array(self.reader.bias))
 
-    def with_first(self, pair: Pair, before: Moments | None) -> dict[str, Array]:
-        """New weights of this layer and of the one before it, fitted together; empty where that does not help."""
+    def with_first(self, pair: Pair, before: Sequence[Moments | None]) -> dict[str, Array]:
+        """New weights of this layer and of those before it, fitted together; empty where that does not help."""
         share = self._joint_share(pair)
         if not share:
             return {}
-        w1, b1 = self._folded(pair.first)
-        w2, b2 = self._folded(self.reader)
+        layers = [self._folded(reader) for reader in pair.readers]
         others = self.own.values(self.target.other) if self.target.other else repeat(None)
+        sources = zip(*(self.own.values(first.source) for first in pair.firsts), strict=True)
         batches = [
-            Batch(_first(source, share), _first(wanted, share), _first(other, share) if other is not None else None)
-            for source, wanted, other in zip(self.own.values(pair.first.source), self._wanted(), others, strict=False)
+            Batch(
+                tuple(_first(source, share) for source in read),
+                _first(wanted, share),
+                _first(other, share) if other is not None else None,
+            )
+            for read, wanted, other in zip(sources, self._wanted(), others, strict=False)
         ]
         try:
-            joint = Joint(pair, self.own.graph, (w1, b1, w2, b2), self.target.limits, bool(self.target.other))
-            found = joint.fit(batches, (before, self.moments))
+            joint = Joint(pair, self.own.graph, layers, self.target.limits, bool(self.target.other))
+            found = joint.fit(batches, (*before, self.moments))
         except RunError:  # batches of other sizes than those the graph was analysed with
             return {}
-        if found is None:
-            return {}
-        return self._unfolded(pair.first, *found[:2]) | self._unfolded(self.reader, *found[2:])
+        values: dict[str, Array] = {}
+        for reader, layer in zip(pair.readers, found or (), strict=False):
+            values |= self._unfolded(reader, *layer)
+        return values
 
-    def _folded(self, reader: Reader) -> tuple[Array, Array]:
+    def _folded(self, reader: Reader) -> Layer:
         """Weight and bias of a reader as they are now, with what a BatchNormalization behind it does."""
-        weight, bias = (np.asarray(self.own.weights.get(n, self.own.graph.array(n))) for n in _names(reader))
-        return (
-            weight_of(plain(reader), matrix(reader, weight), weight),
-            bias_constant(plain(reader), bias_of(reader, bias), bias),
-        )
+        weight = self._now(reader.weight)
+        folded = weight_of(plain(reader), matrix(reader, weight), weight)
+        if reader.bias is None:
+            return folded, None
+        bias = self._now(reader.bias)
+        return folded, bias_constant(plain(reader), bias_of(reader, bias), bias)
 
-    def _unfolded(self, reader: Reader, weight: Array, bias: Array) -> dict[str, Array]:
+    def _now(self, name: str) -> Array:
+        """A constant as it is now."""
+        return np.asarray(self.own.weights.get(name, self.own.graph.array(name)))
+
+    def _unfolded(self, reader: Reader, weight: Array, bias: Array | None) -> dict[str, Array]:
         """The constants that hold a weight and a bias of ``_folded``."""
         whole = plain(reader)
-        return constants_of(reader, self.own.graph, matrix(whole, weight), bias_of(whole, bias))
+        found = bias_of(whole, bias) if bias is not None else None
+        return constants_of(reader, self.own.graph, matrix(whole, weight), found)
 
     def _wanted(self) -> Iterator[Array]:
         """The part of the target that the pruned graph has."""
@@ -245,11 +257,12 @@ class Fit:
             yield take_axes(values, self.axes)
 
     def _joint_share(self, pair: Pair) -> float:
-        """The share of every batch that two layers are fitted together on; 0 where that would take too long for what it
+        """The share of every batch that layers are fitted together on; 0 where that would take too long for what it
         gives."""
-        shape = self.own.graph.shape(pair.first.result) or ()
-        positions = math.prod(n for k, n in enumerate(shape) if k not in (0, pair.first.channel_axis % len(shape)))
-        dims = [(r, self.own.graph.constants[r.weight].dims) for r in (pair.first, pair.second)]
+        first = pair.firsts[0]
+        shape = self.own.graph.shape(first.result) or ()
+        positions = math.prod(n for k, n in enumerate(shape) if k not in (0, first.channel_axis % len(shape)))
+        dims = [(r, self.own.graph.constants[r.weight].dims) for r in pair.readers]
         weights: int = sum(math.prod(d) for _, d in dims)
         rows = min(_JOINT_ROWS, _JOINT_WORK // weights)
         widest = max(columns(r, d) for r, d in dims)
@@ -313,12 +326,6 @@ class Fit:
                 weights = solver.fit(renewed.xy, weights)
                 bias = renewed.bias(weights)
         return best[1], best[2]
-
-
-def _names(reader: Reader) -> tuple[str, str]:
-    """Names of weight and bias, of a reader that has both."""
-    assert reader.bias is not None
-    return reader.weight, reader.bias
 
 
 def _first(values: Array, share: float) -> Array:
