@@ -9,17 +9,16 @@ from collections.abc import Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto
 
-from exporter.inferred import Inferred
 from exporter.protos import graphs_of, set_nodes, subgraphs
-from exporter.values import is_standard
+from exporter.values import Known, is_standard
 
 
-def take_known_branches(model: ModelProto, found: Inferred) -> bool:
+def take_known_branches(model: ModelProto, known: Mapping[str, Known]) -> bool:
     """Replace, in place, every If with a known condition by the branch it takes.
 
     Args:
         model: its names are unique in all subgraphs together, and its constants are in the main graph.
-        found: what holds for every input size.
+        known: values by name.
 
     Returns:
         Whether there was one.
@@ -30,17 +29,17 @@ def take_known_branches(model: ModelProto, found: Inferred) -> bool:
             continue
         nodes: list[NodeProto] = []
         for node in graph.node:
-            branch = _taken(node, found)
+            branch = _taken(node, known)
             nodes.extend([node] if branch is None else _inline(node, branch))
             changed |= branch is not None
         set_nodes(graph, nodes)
     return changed
 
 
-def _taken(node: NodeProto, found: Inferred) -> GraphProto | None:
+def _taken(node: NodeProto, known: Mapping[str, Known]) -> GraphProto | None:
     if node.op_type != "If" or not is_standard(node) or not node.input:
         return None
-    condition = found.known.get(node.input[0])
+    condition = known.get(node.input[0])
     if condition is None or condition.size != 1:
         return None
     name = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"

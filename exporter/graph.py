@@ -157,6 +157,7 @@ class Graph:
         calls: local function calls that were inlined.
         before: the whole graph, where residual branches were taken out of it; plans are made for that one.
         unmeasured: why no run told the shapes that inference does not know; empty where nothing kept it from running.
+        shared: constants that nodes read which were left out.
         given: names of the inputs of subgraphs.
     """
 
@@ -171,6 +172,7 @@ class Graph:
     calls: Calls = field(default_factory=Calls)
     before: Before | None = None
     unmeasured: str = ""
+    shared: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.opsets = opsets_of(self.model)

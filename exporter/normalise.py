@@ -80,7 +80,7 @@ def normalise(
     _declare_axes(model, shapes or {})
     signature, constants = input_specs(model), _constants(model, folder)
     static = infer(model.graph, schemas, _inputs(signature, None), constants)
-    while nested and take_known_branches(model, static):
+    while nested and take_known_branches(model, static.known):
         schemas.forget()
         constants = _constants(model, folder)
         static = infer(model.graph, schemas, _inputs(signature, None), constants)
@@ -111,7 +111,7 @@ def normalise(
         again = True
         while again:
             static = infer(model.graph, schemas, _inputs(signature, None), constants, ranks)
-            again = nested and take_known_branches(model, static)
+            again = nested and take_known_branches(model, static.known)
             _fold(model, static)
             schemas.forget()
             constants = _constants(model, folder)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from exporter.calibration.branches import along
 from exporter.calibration.cache import Cache
 from exporter.calibration.fit import Fit, Refit
 from exporter.calibration.fit_journal import fit_journal
@@ -59,6 +60,8 @@ def compensate(
     Raises:
         ModelError: a model does not run on the samples.
     """
+    whole = pruned
+    pruned, graph = along((pruned, graph), samples, batch)
     own, dense = Runner(pruned, samples, batch), Runner(graph, samples, batch)
     touched = _touched(pruned, plan)
     readers = find_readers(pruned)
@@ -98,7 +101,7 @@ def compensate(
         if pair is not None and found.together:
             own.weights |= found.together
             own.rewind(pair.again)
-    return with_values(pruned, own.weights), refits
+    return with_values(whole, own.weights), refits
 
 
 def _touched(graph: Graph, plan: Plan) -> set[str]:

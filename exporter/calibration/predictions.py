@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from exporter.calibration.branches import along
 from exporter.calibration.cache import Arrays, Cache, key_of
 from exporter.calibration.damage import Prediction, predict
 from exporter.calibration.data import Calibration
@@ -43,11 +45,13 @@ def predictions(
         return None
 
     def make() -> Arrays:
+        (graph,) = along([groups.graph], calibration.fit, calibration.batch)
+        seen = replace(groups, graph=graph)
         if by == RECONSTRUCTION:
-            found = predict(groups, numbers, calibration, step, journal)
+            found = predict(seen, numbers, calibration, step, journal)
         else:
-            runner = Runner(groups.graph, calibration.fit, calibration.batch)
-            found = Prediction(calibrated_scores(groups, numbers, by, runner, step), {}, {})
+            runner = Runner(graph, calibration.fit, calibration.batch)
+            found = Prediction(calibrated_scores(seen, numbers, by, runner, step), {}, {})
         return {
             **{_SCORE + name: values for name, values in found.scores.items()},
             **{_DAMAGE + name: values for name, values in found.damage.items()},

@@ -186,6 +186,7 @@ def _own(graph: Graph, name: str) -> bool:
         name in graph.constants
         and graph.constants[name].data_type in _FLOATS
         and len(graph.users.get(name, ())) == 1
+        and name not in graph.shared
         and name not in graph.outputs
     )
 

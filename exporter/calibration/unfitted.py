@@ -58,12 +58,14 @@ def find_unfitted(pruned: Graph, plan: Plan, refits: Iterable[Refit], why: str =
             continue
         reader = readers.get(node.index)
         name = node.proto.name or node.key
-        if reader is None:
+        refit = tried.get(reader.weight if reader is not None else weight)
+        if refit is not None:
+            if refit.damping is None:
+                found.append(Unfitted(name, weight, "no fit did better on the held-out inputs"))
+        elif reader is None:
             found.append(Unfitted(name, weight, _reason(pruned, node, weight)))
-        elif reader.weight not in tried:
+        else:
             found.append(Unfitted(name, weight, why or "what it reads is what it was"))
-        elif tried[reader.weight].damping is None:
-            found.append(Unfitted(name, weight, "no fit did better on the held-out inputs"))
     return found
 
 

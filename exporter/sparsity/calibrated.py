@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exporter.calibration.branches import along
 from exporter.calibration.data import Calibration
 from exporter.calibration.evidence import moments_of, sampled
 from exporter.calibration.moments import Centred, Moments, Vector
@@ -86,6 +87,7 @@ def fit_layers(
     Returns:
         New values of weights and biases, and what became of each layer.
     """
+    (graph,) = along([graph], calibration.fit, calibration.batch)
     readers = {r.weight: r for r in find_readers(graph)}
     todo = sorted((readers[w.name] for w in weights if w.name in readers), key=lambda r: r.node.index)
     own, dense = (Runner(graph, calibration.fit, calibration.batch) for _ in range(2))
