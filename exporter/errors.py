@@ -41,3 +41,7 @@ class ModelError(SecateurError):
     """The model file cannot be read, is invalid, or has nothing that can be pruned."""
 
     exit_code = 3
+
+
+class CannotRun(ModelError):
+    """ONNX Runtime does not run the dense model on the inputs chosen."""

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from exporter.blocks import Block, Blocks
-from exporter.errors import UsageError
+from exporter.errors import CannotRun, UsageError
 from exporter.normalise import inline_data, input_specs
 from exporter.registry import enter
 from exporter.sessions import with_outputs
-from exporter.verifier import CannotRun
 from runtime import feeds
 from runtime.backends import SessionOptions, open_session
 from runtime.errors import RunError

@@ -257,11 +257,11 @@ def _bind(
     """Bind dynamic axes with the first profile whose shapes work out.
 
     Where onnx cannot infer a shape (an operator it does not know, control flow, a size that depends on the data), real
-    runs tell it; where the model does not run under any profile either, the profile with the fewest unknowns is kept.
+    runs tell it. Else a profile with which the model runs is kept, or that with the fewest unknowns.
     The last of the results is why a run was not tried, or not finished.
     """
     why, end = "", time.monotonic() + _MEASURE_SECONDS
-    best: tuple[int, feeds.Binding, Inferred] | None = None
+    best: tuple[tuple[bool, int], feeds.Binding, Inferred] | None = None
     tensor_inputs = [s for s in signature if s.dtype is not None]
     for profile in feeds.PROFILES[first:]:
         binding = feeds.bind(tensor_inputs, shapes, profile)
@@ -269,17 +269,19 @@ def _bind(
             continue
         inputs = _inputs(signature, binding.shapes)
         found = infer(model.graph, schemas, inputs, constants)
+        runs = False
         if (found.failed or not _all_fixed(found)) and not _has_empty(found):
             varying = of_varying_rank(model.graph, found)
             shown, limit = _measure(model, folder, binding, found, end)
-            why = why or limit
+            why, runs = why or limit, bool(shown)
             measured = {n: d for n, d in shown.items() if n not in varying}
             if measured:
                 again = infer(model.graph, schemas, inputs, constants, measured)
                 return binding, again, measured, ""
         failures = len(found.failed) + _has_empty(found)
-        if best is None or failures < best[0]:
-            best = (failures, binding, found)
+        rank = (failures > 0 and not runs, failures)
+        if best is None or rank < best[0]:
+            best = (rank, binding, found)
         if failures == 0:
             break
     assert best is not None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from exporter.calibration.allocation import allocate
 from exporter.cost import CostModel
 from exporter.edits import complete
-from exporter.errors import GoalError, ModelError, UsageError
+from exporter.errors import GoalError, ModelError, OutOfReach, UsageError
 from exporter.factor_choice import one_per_product
 from exporter.groups import Groups
 from exporter.importance import Scores
@@ -215,8 +215,8 @@ def least_damage(
                 lambda counts: measure(widths.repaired(counts.copy())),  # noqa: B023  (called within the round)
                 budget.value * measure(cost.widths),
             )
-        except GoalError as error:
-            failure = error
+        except OutOfReach as error:
+            failure = OutOfReach(f"--{budget.kind} {budget.value:g}", error.left)
             continue
         relaxed = [_relaxed(relax)]
         return widths.repaired(counts), relaxed if relax > 1 else []

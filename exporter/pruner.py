@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from exporter.atomic import obstacle
 from exporter.blocks import Blocks, find_blocks
 from exporter.choice import Grounds
 from exporter.cost import CostModel
-from exporter.errors import UsageError
+from exporter.errors import CannotRun, UsageError
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.model_file import load, save
@@ -26,7 +26,6 @@ from exporter.request import Means, Progress, Request, means_of
 from exporter.rounds import Round, in_rounds
 from exporter.search import Search, parse_limit, smallest
 from exporter.sizes import at_sizes
-from exporter.verifier import CannotRun
 
 if TYPE_CHECKING:
     from exporter.calibration.cache import Cache
@@ -192,6 +191,8 @@ def prune(
             done = _done(graph, plan, request, means, dry_run)
         except CannotRun as error:
             refused = refused or error
+            if isinstance(calib, Iterator):  # it is used up
+                break
             step("reading and analysing the model")
         else:
             return _result(graph, request, done, means, None if dry_run else output, started)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from exporter.errors import ModelError
+from exporter.errors import CannotRun, ModelError
 from exporter.protos import add_outputs
 from exporter.relative_difference import Array
 from runtime import feeds
@@ -73,6 +73,14 @@ def cannot_run(what: str, error: RunError) -> str:
         f"{what} cannot be proved: {error}\n"
         "Give sizes its dynamic axes accept with --shape NAME:1x3x224x224, recorded inputs with --inputs FILE.npz, "
         "or skip the proof with --no-verify at your own risk."
+    )
+
+
+def not_calibrated(error: RunError) -> CannotRun:
+    """What to say of a model that does not run on the inputs it is calibrated with."""
+    return CannotRun(
+        f"the model does not run on the calibration inputs: {error}\n"
+        "Give sizes its dynamic axes accept with --shape NAME:1x3x224x224, or recorded inputs with --calib."
     )
 
 

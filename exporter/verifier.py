@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import onnx
 
-from exporter.errors import GoalError, ModelError, UsageError
+from exporter.errors import CannotRun, GoalError, ModelError, UsageError
 from exporter.forced_branches import force, name_of, ways
 from exporter.graph import Graph
 from exporter.interface import shrunk
@@ -41,10 +41,6 @@ _STRICTER = 10.0
 """Pieces are held to a tenth of what whole models are: what rounding does to one node is far less."""
 
 Progress = Callable[[str], None]
-
-
-class CannotRun(ModelError):
-    """ONNX Runtime does not run the dense model on the inputs chosen."""
 
 
 def verify(

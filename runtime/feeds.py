@@ -22,7 +22,7 @@ Array = NDArray[np.generic]
 Feeds = dict[str, Array]
 
 _BATCH = re.compile(r"batch|^n$|^bs$|^b$", re.IGNORECASE)
-_IMAGE_AXES = 2
+_IMAGE_AXES, _STATE_AXES = 2, 3
 _MOST_NUMBERS = 1 << 30
 
 
@@ -112,6 +112,8 @@ def bind(
             total = sum(int(p) if p.isdigit() else symbols[p] for p in parts)
             if total != size:
                 raise BadRequest(f"--shape: '{symbol}' is {size}, but its parts add up to {total}.")
+    dynamic = [(s, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int)]
+    batches = {_symbol(s, k) for s, k in dynamic if is_batch(s, k)}
     shapes = {}
     for spec in inputs:
         sizes = []
@@ -121,17 +123,24 @@ def bind(
                 continue
             symbol = _symbol(spec, axis)
             if symbol not in symbols:
-                symbols[symbol] = _sum(symbol, symbols, profile) or _default(spec, axis, profile)
+                batch = next((symbols[b] for b in sorted(batches & symbols.keys())), profile.batch)
+                sized = batch if _is_state(spec, axis) else _default(spec, axis, profile)
+                symbols[symbol] = _sum(symbol, symbols, profile) or sized
             sizes.append(symbols[symbol])
         shapes[spec.name] = tuple(sizes) if spec.shape else tuple(requested.get(spec.name, ()))
-    dynamic = [(s, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int)]
-    batches = {_symbol(s, k) for s, k in dynamic if is_batch(s, k)}
     return Binding(shapes, symbols, symbols[batches.pop()] if len(batches) == 1 else 1)
 
 
 def is_batch(spec: TensorSpec, axis: int) -> bool:
     """Say whether an axis counts samples: by its name, or the first of several."""
     return bool(_BATCH.search(_symbol(spec, axis))) or (axis == 0 and len(spec.shape) > 1)
+
+
+def _is_state(spec: TensorSpec, axis: int) -> bool:
+    """Say whether an unnamed axis is the batch of a recurrent state, [layers, batch, hidden] of several layers."""
+    fixed = len(spec.shape) == _STATE_AXES and all(isinstance(d, int) for d in (spec.shape[0], spec.shape[2]))
+    floating = spec.dtype is not None and spec.dtype.kind == "f"
+    return fixed and floating and spec.shape[0] != 1 and axis == 1 and _symbol(spec, 1) == f"{spec.name}:1"
 
 
 def _symbol(spec: TensorSpec, axis: int) -> str:

@@ -16,6 +16,7 @@ from exporter.errors import ModelError
 from exporter.external_parts import is_described
 from exporter.graph import Graph, Node
 from exporter.protos import reads
+from exporter.sessions import not_calibrated
 from exporter.tensors import Array, nbytes, read
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
@@ -204,7 +205,7 @@ class Runner:
         try:
             return session.run({n: own[n] if n in own else self._store.array(n, b) for n in inputs}, names)
         except RunError as error:
-            raise ModelError(f"the model does not run on the calibration inputs: {error}") from error
+            raise not_calibrated(error) from error
 
     def _session(
         self,

@@ -11,6 +11,7 @@ from onnx import TensorProto
 from exporter.calibration.evidence import Evidence
 from exporter.calibration.journal import Journal
 from exporter.calibration.runner import Runner, Stretches
+from exporter.errors import ModelError
 from exporter.graph import Graph
 from exporter.tensors import Array
 from runtime.samples import Samples
@@ -26,7 +27,34 @@ def computed_outputs(graph: Graph) -> list[str]:
 
 def float_outputs(graph: Graph) -> list[str]:
     """Names of those among them that hold floating-point numbers."""
-    return [n for n in computed_outputs(graph) if graph.inferred.dtype.get(n) in _FLOATS]
+    declared = {v.name: v.type.tensor_type.elem_type for v in graph.model.graph.output}
+    return [n for n in computed_outputs(graph) if graph.inferred.dtype.get(n, declared[n]) in _FLOATS]
+
+
+def compared(graph: Graph) -> list[str]:
+    """Names of what the outputs are compared by: those of floating point or, where there are none, what whole numbers
+    among them come from: the logits behind an ArgMax.
+
+    Raises:
+        ModelError: no output comes from floating-point numbers.
+    """
+    if outputs := float_outputs(graph):
+        return outputs
+    found: list[str] = []
+    todo, seen = computed_outputs(graph), set[str]()
+    while todo:
+        node = graph.producer.get(todo.pop())
+        for name in node.inputs if node is not None and node.op not in ("Shape", "Size") else ():
+            if not name or name in seen or name in graph.constants:
+                continue
+            seen.add(name)
+            if graph.inferred.dtype.get(name) not in _FLOATS:
+                todo.append(name)
+            elif name in graph.producer and graph.producer[name].depth == 0:
+                found.append(name)
+    if not found:
+        raise ModelError("no output of this model comes from floating-point numbers: inputs tell nothing about it.")
+    return sorted(found)
 
 
 class Deviation:
@@ -61,13 +89,13 @@ class Deviation:
 def answers(graph: Graph, samples: Samples, batch: int) -> Runner:
     """A graph that has run to its outputs on some samples: they can be compared as often as wanted."""
     runner = Runner(graph, samples, batch)
-    runner.advance(computed_outputs(graph))
+    runner.advance([*computed_outputs(graph), *compared(graph)])
     return runner
 
 
 def deviation_between(changed: Runner, original: Runner) -> float:
     """As ``deviation``, of the ``answers`` of two graphs to the same samples."""
-    outputs = float_outputs(original.graph)
+    outputs = _alike(original.graph, changed.graph)
     return _deviation(changed.branch(outputs, {}), original.branch(outputs, {}))
 
 
@@ -83,8 +111,13 @@ def deviation(
         batch: samples in one run.
         values: constants of the changed graph that are to have other values.
     """
-    outputs = float_outputs(original.graph)
+    outputs = _alike(original.graph, changed)
     return _deviation(Runner(changed, samples, batch).branch(outputs, values or {}), original.branch(outputs, {}))
+
+
+def _alike(original: Graph, changed: Graph) -> list[str]:
+    """Those of ``compared`` that are of equal shape in both: what is no output may have been cut."""
+    return [n for n in compared(original) if original.shape(n) == changed.shape(n)]
 
 
 def _deviation(got: Iterable[Mapping[str, Array]], want: Iterable[Mapping[str, Array]]) -> float:
@@ -110,7 +143,7 @@ def deviations(
         step: called with a line before each group.
         journal: where they are kept, for the next run to go on if this one is killed.
     """
-    outputs = float_outputs(runner.graph)
+    outputs = compared(runner.graph)
     journal = journal or Journal()
     kept: Stretches = {}
     want = list(runner.branch(outputs, {}, kept))

@@ -28,6 +28,7 @@ from exporter.precision.rewriting import rewrite_types
 from exporter.precision.rounded import rounded_model
 from exporter.precision.values import Retyped, convert_values
 from exporter.relative_difference import difference, signal
+from exporter.sessions import not_calibrated
 from exporter.sizes import at_sizes
 from exporter.synthetic import synthetic_samples
 from exporter.tensors import Array
@@ -210,10 +211,8 @@ def _prepared(
             break
     if isinstance(refused, Refused):  # whatever it would be fed
         raise ModelError(str(refused)) from refused
-    raise ModelError(
-        f"the model does not run on the calibration inputs: {refused}\n"
-        "Give sizes its dynamic axes accept with --shape NAME:1x3x224x224, or recorded inputs with --calib."
-    ) from refused
+    assert refused is not None
+    raise not_calibrated(refused) from refused
 
 
 def _feeds(graph: Graph, calib: str | None, preprocess: Preprocess | None, limit: int, seed: int) -> list[Feeds]:

@@ -12,12 +12,12 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
 from exporter.calibration.portioned import runner_over
-from exporter.errors import ModelError
 from exporter.forced_branches import Way, force
 from exporter.graph import Graph
 from exporter.normalise import fresh_names, inline_data
 from exporter.precision.values import ENDLESS, largest
 from exporter.protos import add_outputs, set_nodes, subgraphs
+from exporter.sessions import not_calibrated
 from exporter.tensors import Array
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
@@ -88,7 +88,7 @@ def measure_extents(
                     found[name] = float(np.fmax(found[name], most))
         except RunError as error:
             if not way:
-                raise ModelError(f"the model does not run on the calibration inputs: {error}") from error
+                raise not_calibrated(error) from error
     return {name: Extent(value if value >= 0 else math.nan) for name, value in found.items()}
 
 

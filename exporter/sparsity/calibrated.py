@@ -19,6 +19,7 @@ from exporter.calibration.moments import Centred, Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, bias_of, constants_of, find_readers, matrix
 from exporter.calibration.runner import Runner
 from exporter.calibration.targets import Target, find_target
+from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.sparsity import solver
 from exporter.sparsity.layers import Weight
@@ -103,7 +104,8 @@ def fit_layers(
         own.advance([reader.source, *([target.other] if target.other else [])])
         moments = moments_of(sampled(own, reader, _targets(own, dense, target)))
         layer = _Layer(graph, reader, moments, pattern, counts.get(reader.weight, 0), method, schedule)
-        fit, fresh = layer.best(given[reader.weight], refit)
+        with threads_for(layer.dense.shape[1]):
+            fit, fresh = layer.best(given[reader.weight], refit)
         own.weights |= fresh
         values |= fresh
         fits.append(fit)

@@ -6,16 +6,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from exporter import UsageError, load, prune
+from exporter import GoalError, ModelError, UsageError, load, prune
 from exporter.calibration.data import calibration_of
 from exporter.cli import main
 from runtime.errors import BadRequest
 from runtime.evaluation import evaluate
 from runtime.samples import load_samples
 from tests.exporter.files import run, write
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 TRAIN, TEST = f"{MODELS / 'digits.npz'}:train", f"{MODELS / 'digits.npz'}:test"
@@ -170,3 +171,36 @@ def test_errors(options, says, tmp_path):
     with pytest.raises(UsageError, match=says):
         prune(MODELS / "digits_cnn.onnx", tmp_path / "out.onnx", **options)
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_budget_that_calibration_cannot_reach_is_named(tmp_path):
+    with pytest.raises(GoalError, match=r"--macs 0\.001 cannot be reached: with every group at its smallest width"):
+        prune(MODELS / "digits_cnn.onnx", tmp_path / "out.onnx", macs=0.001, calib=TRAIN, calib_samples=16)
+
+
+def padded(tmp_path):
+    """What it is padded by, mirrored, has to be shorter than the sequence; nothing in the file says so."""
+    nodes = [node("Pad", "x pads", "p", mode="reflect"), node("Conv", "p a", "c"), node("Conv", "c b", "y")]
+    constants = weights(a=(16, 4, 3), b=(4, 16, 3)) | {"pads": ints(0, 0, 100, 0, 0, 100)}
+    onnx.save(build(nodes, {"x": ["N", 4, "T"]}, ["y"], constants), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def test_inputs_are_made_up_at_sizes_at_which_the_model_runs(tmp_path):
+    result = prune(padded(tmp_path), tmp_path / "o.onnx", macs=0.5, align=1, calib="synthetic", calib_samples=32)
+    assert 0 < result.fidelity.error < result.fidelity.plain
+
+
+def test_what_does_not_run_on_its_inputs_is_told_what_helps(tmp_path):
+    """A generator is used up by the first attempt."""
+    short = ({"x": np.ones((1, 4, 16), np.float32)} for _ in range(32))
+    with pytest.raises(ModelError, match=r"does not run on the calibration inputs: [\s\S]*Pad[\s\S]*\n.*--shape"):
+        prune(padded(tmp_path), tmp_path / "o.onnx", macs=0.5, align=1, calib=short)
+
+
+def test_a_model_that_answers_with_classes_is_judged_by_what_they_come_from(tmp_path):
+    nodes = [node("MatMul", "x a", "h"), node("Relu", "h", "r"), node("MatMul", "r b", "z"), node("ArgMax", "z", "y")]
+    made = build(nodes, {"x": ["N", 6]}, ["y"], weights(a=(6, 32), b=(32, 5)), kinds={"y": "i"})
+    onnx.save(made, tmp_path / "m.onnx")
+    result = prune(tmp_path / "m.onnx", tmp_path / "o.onnx", macs=0.5, align=1, calib="synthetic", calib_samples=64)
+    assert 0 < result.fidelity.error < result.fidelity.plain

@@ -299,3 +299,18 @@ def test_the_written_file_stays_dynamic(tmp_path):
     before, after = (onnx.load(tmp_path / n).graph for n in ("model.onnx", "out.onnx"))
     assert list(after.input) == list(before.input)
     assert list(after.output) == list(before.output)
+
+
+def test_sizes_at_which_a_model_runs_win_over_those_at_which_a_branch_is_empty(tmp_path):
+    """The branch taken needs a hundred samples; the other, which nobody takes, fits shorter ones alone."""
+    long = [node("Slice", "x from to one", "a"), node("ReduceMax", "a one", "t")]
+    short = [node("MatMul", "x w", "c"), node("ReduceMax", "c one", "u")]
+    branches = [
+        helper.make_graph(inner, "branch", [], [helper.make_tensor_value_info(result, 1, None)])
+        for inner, result in ((long, "t"), (short, "u"))
+    ]
+    nodes = [node("If", "flag", "y", then_branch=branches[0], else_branch=branches[1])]
+    constants = weights(w=(16, 3)) | {"from": ints(100), "to": ints(400), "one": ints(1)}
+    made = build(nodes, {"x": ["N", "T"], "flag": []}, ["y"], constants, kinds={"flag": "b"})
+    graph = load(write(made, tmp_path))
+    assert graph.binding.shapes["x"] == (2, 512)

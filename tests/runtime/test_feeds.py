@@ -89,6 +89,11 @@ BINDINGS = {
     "a vector is no batch": ([spec("x", "length")], {}, {"x": (16,)}, 1),
     "a batch by name": ([spec("x", "batch_size")], {}, {"x": (2,)}, 2),
     "a batch in second place": ([spec("x", 7, "batch", 8)], {}, {"x": (7, 2, 8)}, 2),
+    "a state has the batch of the others": (
+        [spec("x", None, None), spec("h", 2, None, 8)], {"x": (3, 5)}, {"x": (3, 5), "h": (2, 3, 8)}, 3,
+    ),
+    "a state before the others": ([spec("h", 2, None, 8), spec("x", "N", "T")], {}, {"h": (2, 2, 8), "x": (2, 16)}, 2),
+    "features are no state": ([spec("x", 1, None, 80)], {}, {"x": (1, 16, 80)}, 1),
     "two batches": ([spec("x", "N", 4), spec("z", "M", 4)], {}, {"x": (2, 4), "z": (2, 4)}, 1),
     "one symbol, one size": (
         [spec("x", "N", "T", 4), spec("z", "N", "T")], {"x": (5, 9, 4)}, {"x": (5, 9, 4), "z": (5, 9)}, 5,

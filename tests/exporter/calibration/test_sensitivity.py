@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporter.calibration.sensitivity import answers, deviation, deviation_between, float_outputs, predicted
+from exporter.calibration.sensitivity import answers, compared, deviation, deviation_between, float_outputs, predicted
+from exporter.errors import ModelError
 from tests.exporter.calibration import networks
 from tests.onnx_builder import build, ints, node, weights
 
@@ -49,3 +50,18 @@ def test_an_output_that_is_a_constant_tells_nothing(beside):
     assert found > 0.1
     assert deviation_between(answers(changed, samples, 4), known) == found
     assert deviation_between(known, known) == 0
+
+
+def test_where_no_output_holds_floating_point_numbers_what_they_come_from_is_compared():
+    nodes = [
+        node("MatMul", "x w", "z"), node("ArgMax", "z", "at"), node("Cast", "at", "y", to=7),
+        node("Shape", "z", "size"),
+    ]  # fmt: skip
+    made = build(nodes, {"x": ["N", 3]}, ["y", "size"], weights(w=(3, 4)), kinds={"y": "i", "size": "i"})
+    graph = networks.loaded(made)
+    assert compared(graph) == ["z"]
+    samples = networks.samples(graph, 10)
+    assert deviation_between(answers(graph, samples, 4), answers(graph, samples, 4)) == 0
+    first = build([node("Shape", "x", "y")], {"x": ["N", 3]}, ["y"], kinds={"y": "i"})
+    with pytest.raises(ModelError, match="no output of this model comes from floating-point numbers"):
+        compared(networks.loaded(first))

@@ -408,3 +408,20 @@ def test_a_broken_result_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(GoalError, match=r"runs? breaks? 2:4"):
         sparsify(MODELS / "digits_vit.onnx", tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_small_systems_are_solved_by_one_thread(tmp_path, monkeypatch):
+    """Two wait for each other in loops: on a busy machine that took twenty times as long."""
+    from threadpoolctl import threadpool_info
+
+    from exporter.sparsity import solver
+
+    seen, refit = set(), solver.refit
+
+    def looking(*arguments):
+        seen.update(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return refit(*arguments)
+
+    monkeypatch.setattr(solver, "refit", looking)
+    sparsify(MODELS / "digits_cnn.onnx", tmp_path / "out.onnx", calib=DIGITS, calib_samples=64)
+    assert seen == {1}
