@@ -34,6 +34,9 @@ def surgeon_of(graph: Graph) -> gs.Graph:
     for value in (v for g in graphs_of(model.graph) for v in (*g.input, *g.output, *g.value_info)):
         if value.type.WhichOneof("value") is None:  # it tells no type at all from one that says nothing
             value.ClearField("type")
+    if all(imported.domain for imported in model.opset_import):  # it knows the standard domain by its short name alone
+        for imported in model.opset_import:
+            imported.domain = imported.domain if imported.domain != "ai.onnx" else ""
     try:
         return gs.import_onnx(model)
     except UnicodeDecodeError as error:

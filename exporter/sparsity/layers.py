@@ -28,7 +28,8 @@ _CODES = frozenset(
     for name in ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2")
     if hasattr(TensorProto, name)
 )
-_SAME = frozenset({"Identity", "Cast", "Dropout", "QuantizeLinear", "com.microsoft::QuantizeLinear"})
+_SAME = frozenset({"Identity", "Cast", "Dropout"})
+_QUANTIZE = frozenset({"QuantizeLinear", "com.microsoft::QuantizeLinear"})
 _DEQUANTIZE = frozenset({"DequantizeLinear", "com.microsoft::DequantizeLinear"})
 _MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _SELECT = frozenset({"Gather", "com.microsoft::EmbedLayerNormalization"})
@@ -184,7 +185,7 @@ class _Seen:
 def _readers(graph: Graph, name: str, seen: _Seen) -> Iterator[tuple[Node, int, _Seen]]:
     """The nodes that compute with a tensor, the input they read it with, and how they see the constant."""
     for node, index in graph.users.get(name, ()):
-        passes = node.op in _SAME or node.op in _DEQUANTIZE or node.op in _MOVES
+        passes = node.op in _SAME | _QUANTIZE | _DEQUANTIZE or node.op in _MOVES
         if index != 0 or not passes:
             yield node, index, seen
             continue
@@ -207,6 +208,8 @@ def _after(graph: Graph, node: Node, seen: _Seen) -> _Seen:
         axis = int(node.attributes.get("axis", 1))
         coding = Coding(scale, zero, axis % len(layout.dims), int(node.attributes.get("block_size", 0)))
         return replace(seen, coding=coding, codes=False)
+    if node.op in _QUANTIZE and not seen.codes:
+        return replace(seen, coding=Coding("", "", 0))  # the constant holds numbers, whatever reads their codes
     if layout is None or node.op not in _MOVES:
         return seen
     if node.op == "Transpose":

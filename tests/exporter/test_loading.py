@@ -314,3 +314,12 @@ def test_sizes_at_which_a_model_runs_win_over_those_at_which_a_branch_is_empty(t
     made = build(nodes, {"x": ["N", "T"], "flag": []}, ["y"], constants, kinds={"flag": "b"})
     graph = load(write(made, tmp_path))
     assert graph.binding.shapes["x"] == (2, 512)
+
+
+def test_the_standard_domain_may_go_by_its_long_name(tmp_path):
+    """Some write ``ai.onnx``; operators are then looked up in version 1 by those who know the short name alone."""
+    made = mlp(opset=10, ir=5)
+    made.opset_import[0].domain = "ai.onnx"
+    result = prune(write(made, tmp_path), tmp_path / "out.onnx", ratio=0.5, align=1)
+    assert result.proof is not None
+    assert [o.domain for o in onnx.load(tmp_path / "out.onnx").opset_import] == ["ai.onnx"]

@@ -69,6 +69,11 @@ STEPS = {
         linear(node("DynamicQuantizeLinear", "x", "q s p"), node("MatMulInteger", "q w p z", "i"),
                node("Cast", "i", "y", to=1), w=codes(8, 6, dtype=np.uint8), z=np.array(7, np.uint8)), "w", 6, 8,
     ),
+    "quantized-for-an-integer-layer": (
+        linear(node("DynamicQuantizeLinear", "x", "q s p"), node("QuantizeLinear", "w t z", "c"),
+               node("MatMulInteger", "q c p z", "i"), node("Cast", "i", "y", to=1), w=(8, 6), t=np.array(0.1, F),
+               z=np.array(113, np.uint8)), "w", 6, 8,
+    ),
     "function": (
         linear(node("local::Linear", "x w b", "y"), functions=[LINEAR], domains={"local": 1}, w=(8, 6), b=(6,)),
         "w", 6, 8,

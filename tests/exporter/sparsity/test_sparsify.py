@@ -425,3 +425,17 @@ def test_small_systems_are_solved_by_one_thread(tmp_path, monkeypatch):
     monkeypatch.setattr(solver, "refit", looking)
     sparsify(MODELS / "digits_cnn.onnx", tmp_path / "out.onnx", calib=DIGITS, calib_samples=64)
     assert seen == {1}
+
+
+def test_numbers_that_are_quantized_for_an_integer_layer_become_zero(tmp_path):
+    """Their codes then are the zero point."""
+    nodes = [
+        node("DynamicQuantizeLinear", "x", "q s p"), node("QuantizeLinear", "w t z", "c"),
+        node("MatMulInteger", "q c p z", "i"), node("Cast", "i", "y", to=1),
+    ]  # fmt: skip
+    constants = weights(w=(8, 6)) | {"t": np.array(0.1, np.float32), "z": np.array(113, np.uint8)}
+    path = write(build(nodes, {"x": ["N", 8]}, ["y"], constants), tmp_path)
+    result = sparsify(path, tmp_path / "out.onnx")
+    assert [layer.weight.name for layer in result.layers] == ["w"]
+    (kept,) = [t for t in onnx.load(tmp_path / "out.onnx").graph.initializer if t.name == "w"]
+    assert (numpy_helper.to_array(kept) == 0).sum() == 24
