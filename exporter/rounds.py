@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from exporter.choice import known_patterns
 from exporter.cost import CostModel
-from exporter.errors import UsageError
+from exporter.errors import OutOfReach, UsageError
 from exporter.graph import Graph
 from exporter.groups import find_groups
 from exporter.one_round import Chosen, Outcome, chosen_for, proved
@@ -73,7 +73,10 @@ def in_rounds(graph: Graph, request: Request, means: Means) -> tuple[Outcome, tu
         part = _first(request, kind, share) if last is None else _next(request, kind, share, now, dense)
         if part is None:
             continue
-        chosen = chosen_for(now, part, means)
+        try:
+            chosen = chosen_for(now, part, means)
+        except OutOfReach as error:
+            raise OutOfReach(f"--{kind} {target:g}", error.left * share / part.budget[kind]) from error
         means.step("rewriting the graph")
         pruned = rewrite(now, chosen.plan)
         proof = proved(pruned, now, chosen.plan, means)

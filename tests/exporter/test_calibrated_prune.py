@@ -204,3 +204,12 @@ def test_a_model_that_answers_with_classes_is_judged_by_what_they_come_from(tmp_
     onnx.save(made, tmp_path / "m.onnx")
     result = prune(tmp_path / "m.onnx", tmp_path / "o.onnx", macs=0.5, align=1, calib="synthetic", calib_samples=64)
     assert 0 < result.fidelity.error < result.fidelity.plain
+
+
+@pytest.mark.parametrize("macs", [0.001, 0.2])
+def test_a_budget_of_several_rounds_is_named_as_it_was_given(macs, tmp_path):
+    """Whichever round cannot do its part: what is left is a share of the original."""
+    asked = {"macs": macs, "steps": 2, "min_width": 24, "calib": TRAIN, "calib_samples": 16}
+    with pytest.raises(GoalError, match=rf"--macs {macs} cannot be reached: .* (0\.\d+) is left") as caught:
+        prune(MODELS / "digits_cnn.onnx", tmp_path / "out.onnx", **asked)
+    assert 0.2 < float(str(caught.value).split(" is left")[0].split()[-1]) < 0.6
