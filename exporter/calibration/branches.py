@@ -33,26 +33,29 @@ def along(graphs: Sequence[Graph], samples: Samples, batch: int) -> list[Graph]:
     while True:
         conditions = [_conditions(graph, samples, batch) for graph in found]
         same = {name: way for name, way in conditions[0].items() if all(c.get(name) == way for c in conditions[1:])}
-        if not same:
+        taken = [_taken(graph, same) for graph in found] if same else []
+        if not taken or None in taken:
             return found
-        found = [_taken(graph, same) for graph in found]
+        found = [graph for graph in taken if graph is not None]
 
 
 def _conditions(graph: Graph, samples: Samples, batch: int) -> dict[str, bool]:
     """Names of what decides an If of the main graph, with what it is for all samples."""
-    ifs = [n for n in graph.nodes if n.op == "If" and n.depth == 0 and n.inputs[0] not in graph.constants]
-    names = sorted({node.inputs[0] for node in ifs})
+    ifs = [n for n in graph.nodes if n.op == "If" and n.depth == 0]
+    names = sorted({name for node in ifs for name in node.inputs[:1] if name not in graph.constants})
     ways: dict[str, set[bool]] = {name: set() for name in names}
     for values in Runner(graph, samples, batch).branch(names, {}) if names else ():
         for name in names:
-            ways[name].add(bool(values[name].reshape(-1)[0]))
+            ways[name] |= {bool(value) for value in values[name].flat}
     return {name: way.pop() for name, way in ways.items() if len(way) == 1}
 
 
-def _taken(graph: Graph, conditions: dict[str, bool]) -> Graph:
+def _taken(graph: Graph, conditions: dict[str, bool]) -> Graph | None:
+    """The graph with the branches that known conditions lead to; None where that changes nothing."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    take_known_branches(model, {name: np.array(way) for name, way in conditions.items()})
+    if not take_known_branches(model, {name: np.array(way) for name, way in conditions.items()}):
+        return None
     found = replace(graph, model=model, nodes=make_nodes(model.graph, graph.opsets))
     fewer = {n for n in graph.constants if len(found.users.get(n, ())) < len(graph.users.get(n, ()))}
     return replace(found, shared=graph.shared | fewer)

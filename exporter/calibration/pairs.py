@@ -94,7 +94,7 @@ def _pair(graph: Graph, second: Reader, by_result: Mapping[str, Reader]) -> Pair
         for k, r in enumerate(readers)
         for tensor in (splits[r.result].outputs if r.result in splits else [r.result])
     )
-    if len({r.weight for r in (*readers, second)}) <= len(readers) or second.node.op == "ConvTranspose":
+    if not readers or len({r.weight for r in (*readers, second)}) <= len(readers) or second.node.op == "ConvTranspose":
         return None
     if not all(_simple(graph, r) for r in (*readers, second)):
         return None

@@ -146,3 +146,9 @@ def test_sparse_weights_in_the_branch_are_fitted(tmp_path):
     onnx.save(network(), tmp_path / "m.onnx")
     result = sparsify(tmp_path / "m.onnx", tmp_path / "o.onnx", pattern="0.5", calib=feeds([True] * 16))
     assert {layer.weight.name for layer in result.layers if layer.fit is not None} == {"wi", "w1", "v1", "wo"}
+
+
+def test_what_cannot_be_taken_out_is_tried_once(monkeypatch):
+    graph = from_model(network())
+    monkeypatch.setattr("exporter.calibration.branches.take_known_branches", lambda *_: False)
+    assert along([graph], samples(graph.model, feeds([True] * 2)), 24) == [graph]
