@@ -34,6 +34,8 @@ class Layer:
         weight: name of the initializer.
         shape: of the weight.
         names: of the node and of all tensors it touches, for patterns.
+        many_scales: whether its bias has more elements than its weight has output channels: a transposed convolution
+            of several groups, where onnxruntime.quantization takes one for the other.
     """
 
     node: str
@@ -41,6 +43,7 @@ class Layer:
     weight: str
     shape: tuple[int, ...]
     names: frozenset[str]
+    many_scales: bool = False
 
 
 def name_nodes(model: ModelProto) -> None:
@@ -66,7 +69,9 @@ def layers_of(model: ModelProto) -> list[Layer]:
         weight = weights.get(node.input[1])
         if weight is not None and weight.name not in fed and len(weight.dims) >= 2:
             names = frozenset({node.name, *(n for n in (*node.input, *node.output) if n)})
-            found.append(Layer(node.name, node.op_type, weight.name, tuple(weight.dims), names))
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            many = node.op_type == "ConvTranspose" and groups > 1 and len(node.input) > 2 and bool(node.input[2])
+            found.append(Layer(node.name, node.op_type, weight.name, tuple(weight.dims), names, many))
     return found
 
 

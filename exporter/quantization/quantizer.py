@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 _RANGES = ("auto", "on", "off")
 _MOST_BYTES = 2_000_000_000
+_MANY_SCALES = (
+    "a transposed convolution of several groups: onnxruntime.quantization fails on its bias; --no-per-channel takes it"
+)
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -146,6 +149,11 @@ def quantize(
     chosen = [layer for layer in chosen if fits(layer, kind)]
     if not chosen:
         raise ModelError(f"--precision {kind.name}: no layer has a weight that is a matrix. Try int8-weight.")
+    if per_channel and kind.name != "fp8" and not kind.weights_only:
+        reasons |= {layer.node: _MANY_SCALES for layer in chosen if layer.many_scales}
+        chosen = [layer for layer in chosen if not layer.many_scales]
+    if not chosen:
+        raise ModelError(f"nothing to quantize: every layer is {_MANY_SCALES}.")
     calibration = None
     if calib is not None:
         calibration = calibration_of(

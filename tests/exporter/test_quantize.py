@@ -12,6 +12,7 @@ from exporter.cli import main
 from exporter.quantization.weights import blocked, per_channel
 from runtime.backends import open_session
 from tests.exporter.trained import classifier, drawn
+from tests.onnx_builder import build, node, weights
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +123,25 @@ def test_rounding(bits):
     integers, scale = per_channel(values, 1, bits)
     assert scale.shape == (6,)
     assert (np.abs(integers * scale - values) <= scale * 0.501).all()
+
+
+def test_transposed_convolutions_of_groups(tmp_path, monkeypatch, capsys):
+    """Of their weights onnxruntime.quantization takes fewer scales than their biases have elements."""
+    nodes = [
+        node("ConvTranspose", "x w b", "h", group=2), node("Relu", "h", "r"), node("Conv", "r v c", "y"),
+        node("ConvTranspose", "x w b", "z", group=2),
+    ]  # fmt: skip
+    constants = weights(w=(8, 4, 3, 3), b=(8,), v=(5, 8, 3, 3), c=(5,))
+    onnx.save(build(nodes, {"x": ["N", 8, 6, 6]}, ["y"], constants), tmp_path / "m.onnx")
+    onnx.save(build(nodes[3:], {"x": ["N", 8, 6, 6]}, ["z"], constants), tmp_path / "alone.onnx")
+    asked = "-o q.onnx --precision int8 --calib synthetic --seconds 0.1 --json r.json"
+    code, told = call(tmp_path, f"m.onnx {asked}", monkeypatch, capsys)
+    assert code == 0, told.err
+    layers = {x["op"]: x for x in json.loads((tmp_path / "r.json").read_text())["layers"]}
+    assert layers["Conv"]["quantized"]
+    assert "several groups" in layers["ConvTranspose"]["reason"]
+    code, told = call(tmp_path, f"m.onnx {asked} --no-per-channel", monkeypatch, capsys)
+    assert code == 0, told.err
+    assert all(x["quantized"] for x in json.loads((tmp_path / "r.json").read_text())["layers"])
+    code, told = call(tmp_path, f"alone.onnx {asked}", monkeypatch, capsys)
+    assert (code, "nothing to quantize: every layer is a transposed convolution" in told.err) == (3, True)
