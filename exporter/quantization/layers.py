@@ -99,6 +99,11 @@ def chosen_layers(layers: Sequence[Layer], only: Sequence[str], keep: Sequence[s
         for layer in layers
         if (not only or any(_touches(layer, p) for p in only)) and not any(_touches(layer, p) for p in keep)
     ]
+    if not layers:
+        raise ModelError(
+            f"nothing to quantize: no layer of the main graph ({', '.join(LAYERS)}) has 32-bit constant weights. Those "
+            "in branches and loops are not quantized."
+        )
     if not found:
         raise ModelError(
             f"nothing to quantize: of {counted(len(layers), 'layer')} with 32-bit constant weights "

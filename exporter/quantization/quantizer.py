@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from runtime.samples import Samples
 
 _RANGES = ("auto", "on", "off")
+_IR = 4
+"""The oldest in which initializers need not be declared as inputs."""
 _MOST_BYTES = 2_000_000_000
 _MANY_SCALES = (
     "a transposed convolution of several groups: onnxruntime.quantization fails on its bias; --no-per-channel takes it"
@@ -243,8 +245,19 @@ def _plain(graph: Graph, kind: Precision) -> tuple[ModelProto, list[str]]:
         model = _folded(model)
         notes.append("BatchNormalization was folded into the layers before, by ONNX Runtime")
     model = _upgraded(model, kind.opset)
+    _free_initializers(model)
     name_nodes(model)
     return model, notes
+
+
+def _free_initializers(model: ModelProto) -> None:
+    """Take initializers out of the inputs, where old files declare all of them: integers cannot be fed as floats."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = max(model.ir_version, _IR)
 
 
 def _folded(model: ModelProto) -> ModelProto:

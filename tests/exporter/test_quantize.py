@@ -11,6 +11,7 @@ import pytest
 from exporter.cli import main
 from exporter.quantization.weights import blocked, per_channel
 from runtime.backends import open_session
+from tests.exporter.files import declared_as_inputs
 from tests.exporter.trained import classifier, drawn
 from tests.onnx_builder import build, node, weights
 
@@ -145,3 +146,27 @@ def test_transposed_convolutions_of_groups(tmp_path, monkeypatch, capsys):
     assert all(x["quantized"] for x in json.loads((tmp_path / "r.json").read_text())["layers"])
     code, told = call(tmp_path, f"alone.onnx {asked}", monkeypatch, capsys)
     assert (code, "nothing to quantize: every layer is a transposed convolution" in told.err) == (3, True)
+
+
+def test_weights_that_old_files_declare_as_inputs(place, monkeypatch, capsys):
+    model = classifier()
+    model.ir_version = 3
+    declared_as_inputs(model)
+    onnx.save(model, place / "old.onnx")
+    asked = "-o old-q.onnx --precision int8 --calib data.npz --seconds 0.1"
+    code, told = call(place, f"old.onnx {asked}", monkeypatch, capsys)
+    assert code == 0, told.err
+    made = onnx.load(place / "old-q.onnx")
+    assert ([i.name for i in made.graph.input], made.ir_version >= 4) == (["x"], True)
+
+
+def test_layers_of_branches_are_not_quantized(tmp_path, monkeypatch, capsys):
+    inner = [
+        onnx.helper.make_graph([node("MatMul", "x w", name)], "branch", [], [onnx.ValueInfoProto(name=name)])
+        for name in ("a", "b")
+    ]
+    nodes = [node("If", "flag", "y", then_branch=inner[0], else_branch=inner[1])]
+    made = build(nodes, {"x": ["N", 4], "flag": []}, ["y"], weights(w=(4, 5)), kinds={"flag": "b"})
+    onnx.save(made, tmp_path / "m.onnx")
+    code, told = call(tmp_path, "m.onnx -o q.onnx --precision int8 --calib synthetic", monkeypatch, capsys)
+    assert (code, "Those in branches and loops are not quantized" in told.err) == (3, True)
