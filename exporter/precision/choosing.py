@@ -14,6 +14,7 @@ from exporter.graph import Graph, Node
 from exporter.normalise import is_large
 from exporter.precision.lowering import Operands, lowered_operands
 from exporter.precision.ranges import Extent
+from exporter.precision.types import types_of
 from exporter.precision.values import largest
 
 LARGEST: dict[int, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.3e38}
@@ -87,11 +88,6 @@ def choose_nodes(
         else:
             lowered[node.key] = found
     return _with_quantized(graph, lowered, stay), stay
-
-
-def types_of(graph: Graph) -> dict[str, int]:
-    """Type of every tensor, constants included."""
-    return {**graph.inferred.dtype, **{n: t.data_type for n, t in graph.constants.items()}}
 
 
 def _asked(node: Node, keep: Sequence[str], refused: Sequence[str]) -> str:

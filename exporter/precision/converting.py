@@ -21,11 +21,12 @@ from exporter.functions import Calls
 from exporter.graph import Graph
 from exporter.model_file import save
 from exporter.normalise import inline_data, input_specs, is_large, normalise, serialize_with_data
-from exporter.precision.choosing import Stays, choose_nodes, types_of
+from exporter.precision.choosing import Stays, choose_nodes
 from exporter.precision.lowering import LOW
 from exporter.precision.ranges import measure_extents, measure_pieces
 from exporter.precision.rewriting import rewrite_types
 from exporter.precision.rounded import rounded_model
+from exporter.precision.types import types_of
 from exporter.precision.values import Retyped, convert_values
 from exporter.relative_difference import difference, signal
 from exporter.sessions import not_calibrated
