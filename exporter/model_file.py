@@ -25,7 +25,7 @@ OLDEST_OPSET = 7
 OLDEST_IR = 3
 EXTERNAL_BYTES = 1_500_000_000
 """A model whose weights exceed this is written with external data: protobuf stops at 2 GB."""
-_IR_WITH_FREE_INITIALIZERS = 4
+IR_WITH_FREE_INITIALIZERS = 4
 
 
 def load(
@@ -200,7 +200,7 @@ def finished(graph: Graph) -> ModelProto:
     Args:
         graph: any graph; it stays as it is.
     """
-    old = graph.model.ir_version < _IR_WITH_FREE_INITIALIZERS
+    old = graph.model.ir_version < IR_WITH_FREE_INITIALIZERS
     if not graph.calls.nodes and not graph.calls.inside and not old:
         return graph.model
     model = _copy(graph.model)

@@ -30,13 +30,17 @@ def along(graphs: Sequence[Graph], samples: Samples, batch: int) -> list[Graph]:
         Graphs to run and to look at; all names are what they were. The graphs themselves where there is nothing to do.
     """
     found = list(graphs)
-    while True:
-        conditions = [_conditions(graph, samples, batch) for graph in found]
-        same = {name: way for name, way in conditions[0].items() if all(c.get(name) == way for c in conditions[1:])}
-        taken = [_taken(graph, same) for graph in found] if same else []
-        if not taken or None in taken:
-            return found
-        found = [graph for graph in taken if graph is not None]
+    while same := _agreed([_conditions(graph, samples, batch) for graph in found]):
+        taken = [_taken(graph, same) for graph in found]
+        if taken == found:
+            break
+        found = taken
+    return found
+
+
+def _agreed(conditions: Sequence[dict[str, bool]]) -> dict[str, bool]:
+    first, *others = conditions
+    return {name: way for name, way in first.items() if all(c.get(name) == way for c in others)}
 
 
 def _conditions(graph: Graph, samples: Samples, batch: int) -> dict[str, bool]:
@@ -50,12 +54,12 @@ def _conditions(graph: Graph, samples: Samples, batch: int) -> dict[str, bool]:
     return {name: way.pop() for name, way in ways.items() if len(way) == 1}
 
 
-def _taken(graph: Graph, conditions: dict[str, bool]) -> Graph | None:
-    """The graph with the branches that known conditions lead to; None where that changes nothing."""
+def _taken(graph: Graph, conditions: dict[str, bool]) -> Graph:
+    """The graph with the branches that known conditions lead to; itself where that changes nothing."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     if not take_known_branches(model, {name: np.array(way) for name, way in conditions.items()}):
-        return None
+        return graph
     found = replace(graph, model=model, nodes=make_nodes(model.graph, graph.opsets))
     fewer = {n for n in graph.constants if len(found.users.get(n, ())) < len(graph.users.get(n, ()))}
     return replace(found, shared=graph.shared | fewer)

@@ -7,6 +7,8 @@ from onnx import TensorProto
 
 from exporter.graph import Graph, Node
 
+_NAMES = frozenset(TensorProto.DataType.keys())
+
 
 def types_of(graph: Graph) -> dict[str, int]:
     """``TensorProto.DataType`` of every tensor, constants included, by name."""
@@ -56,6 +58,3 @@ def _only(texts: list[str]) -> int | None:
     """The one type of a list in which schemas write ``tensor(int64)``; None where there are several."""
     name = texts[0].removeprefix("tensor(").removesuffix(")").upper() if len(texts) == 1 else ""
     return TensorProto.DataType.Value(name) if name in _NAMES else None
-
-
-_NAMES = frozenset(TensorProto.DataType.keys())

@@ -15,7 +15,7 @@ from exporter.calibration.accuracy import Accuracy, compare_sessions, usual_metr
 from exporter.calibration.data import Calibration, calibration_of
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.graph import Graph
-from exporter.model_file import finished, from_model, load, save
+from exporter.model_file import IR_WITH_FREE_INITIALIZERS, finished, from_model, load, save
 from exporter.normalise import serialize_with_data
 from exporter.quantization.activations import find_ranges, quantized
 from exporter.quantization.layers import Layer, chosen_layers, layers_of, name_nodes
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from runtime.samples import Samples
 
 _RANGES = ("auto", "on", "off")
-_IR = 4
-"""The oldest in which initializers need not be declared as inputs."""
 _MOST_BYTES = 2_000_000_000
 _MANY_SCALES = (
     "a transposed convolution of several groups: onnxruntime.quantization fails on its bias; --no-per-channel takes it"
@@ -257,7 +255,7 @@ def _free_initializers(model: ModelProto) -> None:
     if len(inputs) < len(model.graph.input):
         del model.graph.input[:]
         model.graph.input.extend(inputs)
-        model.ir_version = max(model.ir_version, _IR)
+        model.ir_version = max(model.ir_version, IR_WITH_FREE_INITIALIZERS)
 
 
 def _folded(model: ModelProto) -> ModelProto:

@@ -13,8 +13,7 @@ from exporter import SecateurError, find_groups, load, prune, sparsify
 from runtime.errors import RunError
 from tests.exporter.mutations import mutated, parsed, seeds
 
-SECONDS = 180
-"""Of processor time; a run of the proof that ends for want of memory took 90 on a slow machine."""
+SECONDS = 60
 REFUSED = (SecateurError, RunError)
 FAULTS = (8517, 8656, 12576, 17921, 20780, 76994, 318210, 332267, 350214, 376044, 388964)
 """Seeds that once found one."""
