@@ -11,15 +11,21 @@ T = TypeVar("T")
 Made = TypeVar("Made")
 
 TWO = 2
-"""As many as keep the processors busy beside what uses them, and fit into memory."""
+"""Threads that keep the processors busy beside what uses what they make, and as many things as fit into memory."""
 
 
 def made_ahead(items: Sequence[T], make: Callable[[T], Made], ahead: int = TWO) -> Iterator[tuple[T, Made]]:
-    """Items and what is made of them, in order; so many more exist, or are being made, while one is used."""
+    """Items and what is made of them, in order; so many more exist, or are being made, while one is used.
+
+    Args:
+        items: to make something of.
+        make: how; called in ``TWO`` threads at most.
+        ahead: how many. Those that differ in size keep all threads busy where it is more than ``TWO``.
+    """
     if not ahead:
         yield from ((item, make(item)) for item in items)
         return
-    with ThreadPoolExecutor(ahead) as makers:
+    with ThreadPoolExecutor(min(ahead, TWO)) as makers:
         coming = deque(makers.submit(make, item) for item in items[:ahead])
         for k, item in enumerate(items):
             made = coming.popleft().result()

@@ -6,8 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
 from exporter import tensors
-from exporter.ahead import made_ahead
 from exporter.errors import ModelError
+from exporter.external_parts import is_described
+from exporter.fed_weights import NARROW, Room, in_room
 from exporter.graph import Graph
 from exporter.halves import numbers
 from exporter.protos import reads
@@ -24,7 +24,6 @@ from exporter.relative_difference import Array, is_float
 from exporter.sessions import open_own, run_own
 from exporter.widened import widen
 
-NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *NARROW)
 
 _FED_BYTES = 1 << 16
@@ -100,20 +99,6 @@ def _declare(model: ModelProto, name: str, kind: TypeProto | None, values: Array
             value.type.tensor_type.shape.dim.add()
 
 
-class Room:
-    """Memory for the weights of one excerpt after another: new memory costs more time than what is done in it."""
-
-    def __init__(self) -> None:
-        self._numbers = np.empty(0, np.float32)
-
-    def divided(self, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:
-        """Arrays of some shapes side by side; what was in those before is gone."""
-        ends = list(accumulate(map(math.prod, shapes), initial=0))
-        if ends[-1] > self._numbers.size:
-            self._numbers = np.empty(ends[-1], np.float32)
-        return [self._numbers[a:b].reshape(s) for a, b, s in zip(ends, ends[1:], shapes, strict=False)]
-
-
 def run_excerpt(
     model: ModelProto, part: Excerpt, names: Sequence[str], values: Sequence[Mapping[str, Array]], what: str, room: Room
 ) -> list[dict[str, Array]]:
@@ -132,28 +117,40 @@ def run_excerpt(
     """
     if not names:
         return [{} for _ in values]
-    narrow = [n for n in part.weights if part.graph.constants[n].data_type in NARROW]
-    places = dict(zip(narrow, room.divided([tuple(part.graph.constants[n].dims) for n in narrow]), strict=True))
-
-    def weight(name: str) -> Array:
-        values = part.graph.array(name)
-        return numbers(values, places[name]) if name in places else values
-
-    fed = dict(made_ahead(part.weights, weight))
-    model = _without_gates(model, fed, set(narrow))
+    constants = {name: part.graph.constants[name] for name in part.weights}
+    model, gated = _without_gates(model, {name: tuple(tensor.dims) for name, tensor in constants.items()})
     session = open_own(model.SerializeToString(), what)
     wanted = {spec.name for spec in session.inputs}
-    fed = {n: np.ascontiguousarray(v) for n, v in fed.items() if n in wanted}
+    hidden = {name: weight.hidden for name, weight in gated.items()}
+    made = {n: t for n, t in constants.items() if t.data_type in NARROW or hidden[n] or is_described(t)}
+    values_of = in_room(made, part.graph.folder, room, hidden)
+    values_of |= {n: np.ascontiguousarray(part.graph.array(n)) for n in constants.keys() - made.keys()}
+    fed = {gated[n].name: v for n, v in values_of.items() if gated[n].name in wanted}
     return [run_own(session, fed | {n: v[n] for n in part.inputs if n in wanted}, what, names) for v in values]
 
 
-def _without_gates(model: ModelProto, fed: dict[str, Array], own: set[str]) -> ModelProto:
-    """A model without what sets parts of a weight to zero: the weight that is fed has them, once for all runs.
+@dataclass
+class _Gated:
+    """A weight and the gates on it.
+
+    Attributes:
+        name: what the model calls the result.
+        hidden: for each gate where it sets the weight to zero, of a shape that broadcasts to the weight's.
+    """
+
+    name: str
+    hidden: list[NDArray[np.bool_]] = field(default_factory=list)
+
+
+def _without_gates(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> tuple[ModelProto, dict[str, _Gated]]:
+    """A model without what sets parts of a weight to zero: the weight that is fed is to have them, once for all runs.
 
     Args:
         model: stays as it is.
-        fed: weights by name. One that only a gate reads is replaced by the gate's output.
-        own: those of them that may be changed in place.
+        shapes: of the weights that are fed. For one that only a gate reads, the gate's output is fed.
+
+    Returns:
+        The model, and its weights by the names they have in ``shapes``.
     """
     times = Counter(name for node in model.graph.node for name in reads(node))
     times.update(output.name for output in model.graph.output)
@@ -162,22 +159,22 @@ def _without_gates(model: ModelProto, fed: dict[str, Array], own: set[str]) -> M
     result.CopyFrom(model)
     del result.graph.node[:]
     inputs = {value.name: value for value in result.graph.input}
+    weights = {name: _Gated(name) for name in shapes}
+    by_name = {weight.name: (weight, shapes[name]) for name, weight in weights.items()}
     for node in model.graph.node:
         hidden = None
-        if node.op_type == "Where" and times[node.input[1]] == 1 and node.input[1] in fed:
-            hidden = _hidden(fed[node.input[1]].shape, *(constants.get(node.input[i]) for i in (0, 2)))
+        if node.op_type == "Where" and times[node.input[1]] == 1 and node.input[1] in by_name:
+            hidden = _hidden(by_name[node.input[1]][1], *(constants.get(node.input[i]) for i in (0, 2)))
         if hidden is None:
             result.graph.node.append(node)
             continue
         name, output = node.input[1], node.output[0]
-        values = fed.pop(name) if name in own else np.array(fed.pop(name))
-        bits = values.view(f"i{values.itemsize}")
-        bits &= np.where(hidden, 0, -1).astype(bits.dtype)  # many times as fast as a copy of what is hidden
-        fed[output] = values
-        own.add(output)
+        by_name[output] = by_name.pop(name)
+        by_name[output][0].name = output
+        by_name[output][0].hidden.append(hidden)
         inputs[output] = inputs.pop(name)
         inputs[output].name = output
-    return result
+    return result, weights
 
 
 def _hidden(shape: tuple[int, ...], mask: TensorProto | None, fill: TensorProto | None) -> NDArray[np.bool_] | None:

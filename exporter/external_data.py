@@ -25,6 +25,8 @@ from runtime.steps import Count
 
 _SMALLEST_OUTSIDE = 1024
 _ALIGNMENT = 64
+_TAKEN_AT_ONCE = 1 << 20
+"""Elements of a weight that is cut: such memory is used again, larger pieces are new each time."""
 _NAME = re.compile(r"-[0-9a-f]{12}\.data")
 
 
@@ -94,19 +96,23 @@ def write(
     """
     given: Mapping[str, Array] = {} if values is None else values
 
-    def payload_of(tensor: TensorProto) -> NDArray[np.uint8]:
-        array = given[tensor.name] if tensor.name in given else tensors.read(tensor, folder)
-        return _payload(array, tensor.data_type)
+    def payloads_of(tensor: TensorProto) -> Iterable[NDArray[np.uint8]]:
+        if tensor.name in given or not external_parts.part_of(tensor) or tensors.dtype_bits(tensor.data_type) < 8:
+            array = given[tensor.name] if tensor.name in given else tensors.read(tensor, folder)
+            return [_payload(array, tensor.data_type)]
+        rows, ranges = tensors.rows_of(tensor, folder), tensors.row_ranges(tensor.dims, _TAKEN_AT_ONCE)
+        return (payload for _, payload in made_ahead(ranges, lambda r: _payload(rows(*r), tensor.data_type)))
 
     moved = [t for t in model.graph.initializer if _goes_outside(t)]
     total = sum(tensors.nbytes(t) for t in moved)
     with beside(target) as temporary:
         with temporary.open("wb", buffering=0) as file, HashedStream(file) as stream:
-            for tensor, payload in made_ahead(moved, payload_of):
+            for tensor, payloads in made_ahead(moved, payloads_of):
                 stream.pad(-stream.written % _ALIGNMENT)
                 start = stream.written
-                stream.write(payload)
-                del payload
+                for payload in payloads:
+                    stream.write(payload)
+                del payload, payloads
                 _point_at(tensor, start, stream.written - start)
                 step(Count("writing the weights", stream.written, total, "B"))
         name = f"{target.stem}-{stream.hexdigest()[:12]}.data"

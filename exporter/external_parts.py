@@ -9,7 +9,7 @@ that would fill it lie in temporary files, which the tensor names. No file holds
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,17 +47,41 @@ class Part:
             values = take(values, step)
         return values
 
+    def rows(self, values: Array) -> Callable[[int, int], Array]:
+        """What takes the rows from one to before another of it; values have the shape ``dims``."""
+        left: dict[int, NDArray[np.intp]] = {}
+        for step in self.steps:
+            for axis, keep in step.items():
+                left[axis] = left.get(axis, np.arange(self.dims[axis]))[np.asarray(keep, np.intp)]
+        kept = left.pop(0, None)
+        others = {axis: _index(keep) for axis, keep in left.items()}
+
+        def some(start: int, stop: int) -> Array:
+            part = values[start:stop] if kept is None else _along(values, 0, _index(kept[start:stop]))
+            for axis, index in others.items():
+                part = _along(part, axis, index)
+            return part
+
+        return some
+
 
 def take(values: Array, axes: Step) -> Array:
     """The kept indices of some axes; a view where they run on without a gap."""
     # the axis that loses most first: the others then copy less
     for axis, keep in sorted(axes.items(), key=lambda item: len(item[1]) / values.shape[item[0]]):
-        first, last = (keep[0], keep[-1] + 1) if len(keep) else (0, 0)
-        if last - first == len(keep) and list(keep) == list(range(first, last)):
-            values = values[(slice(None),) * axis + (slice(first, last),)]
-        else:
-            values = np.take(values, np.asarray(keep, np.intp), axis=axis)
+        values = _along(values, axis, _index(np.asarray(keep, np.intp)))
     return values
+
+
+def _index(keep: NDArray[np.intp]) -> NDArray[np.intp] | slice:
+    """The same indices, as a slice where they run on without a gap."""
+    first, last = (keep[0], keep[-1] + 1) if keep.size else (0, 0)
+    run_on = last - first == keep.size and np.array_equal(keep, np.arange(first, last))
+    return slice(first, last) if run_on else keep
+
+
+def _along(values: Array, axis: int, index: NDArray[np.intp] | slice) -> Array:
+    return values[(slice(None),) * axis + (index,)] if isinstance(index, slice) else np.take(values, index, axis=axis)
 
 
 def part_of(tensor: TensorProto) -> Part | None:

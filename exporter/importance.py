@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.ahead import TWO, made_ahead
+from exporter.ahead import made_ahead
 from exporter.codes import is_plain, numbers_of
 from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.groups import Group, Groups
-from exporter.halves import magnitudes
+from exporter.halves import numbers
 from exporter.registry import enter
 from exporter.score_names import CALIBRATED, LEARNED
 from exporter.spans import Span
@@ -29,7 +29,8 @@ Scores = dict[str, NDArray[np.float64]]
 _ROWS_AT_ONCE = 512
 _LARGE = 1 << 23
 """Elements from which a weight is summed some rows at a time."""
-_BLOCK = 1 << 18
+_BLOCK = 1 << 20
+_SUMMED_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -182,9 +183,7 @@ def random(groups: Groups, options: ScoreOptions) -> Scores:
     return {g.name: np.random.default_rng([options.seed, zlib.crc32(g.name.encode())]).random(g.width) for g in groups}
 
 
-def _magnitude(
-    groups: Groups, options: ScoreOptions, power: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> Scores:
+def _magnitude(groups: Groups, options: ScoreOptions, power: np.ufunc) -> Scores:
     """Sum of ``power(w)`` over the parameters of each unit; every constant is read once."""
     produced: Scores = {g.name: np.zeros(g.width) for g in groups}
     consumed: Scores = {g.name: np.zeros(g.width) for g in groups}
@@ -193,7 +192,7 @@ def _magnitude(
         for span in _owned(groups.graph, group.parameters):
             by_tensor.setdefault(span.tensor, {}).setdefault(span.axis, []).append((group.name, span))
     tensors = list(by_tensor)
-    ahead = TWO if any(_is_large(groups.graph, tensor) for tensor in tensors) else 0
+    ahead = _SUMMED_AHEAD if any(_is_large(groups.graph, tensor) for tensor in tensors) else 0
     found = made_ahead(tensors, lambda t: _sums(groups.graph, t, power, tuple(by_tensor[t])), ahead)
     for count, (tensor, sums) in enumerate(found, 1):
         options.step(Count("scoring tensors", count - 1, len(by_tensor)))
@@ -211,9 +210,7 @@ def _magnitude(
     return {name: values if values.any() else consumed[name] for name, values in produced.items()}
 
 
-def _sums(
-    graph: Graph, tensor: str, power: Callable[[NDArray[np.float64]], NDArray[np.float64]], axes: tuple[int, ...]
-) -> dict[int, NDArray[np.float64]] | None:
+def _sums(graph: Graph, tensor: str, power: np.ufunc, axes: tuple[int, ...]) -> dict[int, NDArray[np.float64]] | None:
     """Sum of ``power(w)`` over all axes but one, for each of some axes; None for what is neither number nor code."""
     if is_plain(graph, tensor) and _is_large(graph, tensor):
         return _sums_by_rows(graph.array(tensor), power, axes)
@@ -228,16 +225,15 @@ def _is_large(graph: Graph, tensor: str) -> bool:
     return int(math.prod(graph.constants[tensor].dims)) > _LARGE
 
 
-def _sums_by_rows(
-    values: Array, power: Callable[[NDArray[np.float64]], NDArray[np.float64]], axes: tuple[int, ...]
-) -> dict[int, NDArray[np.float64]]:
-    """The same, some rows at a time, float16 in 32 bits; ``power`` is one of a magnitude."""
+def _sums_by_rows(values: Array, power: np.ufunc, axes: tuple[int, ...]) -> dict[int, NDArray[np.float64]]:
+    """The same, some rows at a time, numbers of 16 bits in 32."""
     sums = {axis: np.zeros(values.shape[axis]) for axis in axes}
     rows = max(_BLOCK * values.shape[0] // values.size, 1)
+    room = np.empty((rows, *values.shape[1:]), np.float32)
     for start in range(0, values.shape[0], rows):
         part: Any = values[start : start + rows]
-        wide = magnitudes(part) if part.dtype == np.float16 else part.astype(np.float64)
-        part = power(wide)  # type: ignore[arg-type]
+        wide = numbers(part, room[: len(part)]) if part.itemsize == 2 else part.astype(np.float64)
+        part = power(wide, out=wide)
         for axis in axes:
             along = part.sum(axis=tuple(k for k in range(part.ndim) if k != axis))
             if axis == 0:

@@ -20,7 +20,8 @@ from onnx import ModelProto, NodeProto
 
 from exporter import tensors
 from exporter.errors import GoalError, ModelError
-from exporter.excerpts import FLOATS, NARROW, Excerpt, Room, excerpt, in_32_bits, run_excerpt
+from exporter.excerpts import FLOATS, Excerpt, excerpt, in_32_bits, run_excerpt
+from exporter.fed_weights import NARROW, Room
 from exporter.forced_branches import ways
 from exporter.graph import Graph, Node
 from exporter.masked import masked_original

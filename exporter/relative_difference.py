@@ -19,7 +19,14 @@ def difference(got: Array, want: Array, scale: float) -> float:
         return float("inf")
     if not is_float(want):
         return float(np.mean(got != want)) if want.size else 0.0
+    if not want.size:
+        return 0.0
     a, b = got.astype(np.float64), want.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        apart = a - b
+    largest = float(np.abs(apart, out=apart).max())
+    if np.isfinite(largest):
+        return largest / scale
     finite = np.isfinite(b)
     same = np.where(finite, np.isfinite(a), (a == b) | (np.isnan(a) & np.isnan(b)))
     if not same.all():
@@ -34,10 +41,12 @@ def signal(values: Array) -> float:
     if not is_float(values) or values.size == 0:
         return 1.0
     wide = np.asarray(values, np.float64)
-    wide = wide[np.isfinite(wide)]
+    finite = np.isfinite(wide)
+    if not finite.all():
+        wide = wide[finite]
     if not wide.size:
         return 1.0
-    spread, largest = float(wide.std()), float(np.abs(wide).max())
+    spread, largest = float(wide.std()), float(max(wide.max(), -wide.min()))
     return spread if spread > 1e-9 * largest else largest or 1.0
 
 

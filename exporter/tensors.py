@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import stat
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,12 +114,38 @@ def read(tensor: TensorProto, folder: Path, seen: dict[str, Found] | None = None
     Raises:
         ModelError: the bytes are missing, or their number does not fit the declared shape.
     """
-    try:
+    with _damage_told(tensor):
         if not is_external(tensor):
             return numpy_helper.to_array(tensor)
         part = part_of(tensor)
         whole = _mapped(tensor, folder, part.dims if part is not None else tuple(tensor.dims), seen)
         return part.of(whole) if part is not None else whole
+
+
+def rows_of(tensor: TensorProto, folder: Path) -> Callable[[int, int], Array]:
+    """What reads the rows from one to before another of a tensor, and no others; it may be called in threads.
+
+    Raises:
+        ModelError: as for ``read``.
+    """
+    with _damage_told(tensor):
+        part = part_of(tensor) if is_external(tensor) else None
+        if part is not None:
+            return part.rows(_mapped(tensor, folder, part.dims, None))
+    whole = read(tensor, folder)
+    return lambda start, stop: whole[start:stop]
+
+
+def row_ranges(dims: Sequence[int], limit: int) -> list[tuple[int, int]]:
+    """Rows of a tensor, in order, at most so many elements at a time, but one row at least."""
+    rows = max(limit // max(math.prod(dims[1:]), 1), 1)
+    return [(start, min(start + rows, dims[0])) for start in range(0, dims[0], rows)]
+
+
+@contextlib.contextmanager
+def _damage_told(tensor: TensorProto) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"initializer '{tensor.name}' {list(tensor.dims)} cannot be read: {error}.\n"

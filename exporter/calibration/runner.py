@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 
 from exporter.ahead import TWO, made_ahead
+from exporter.calibration.single_products import products_in_single
 from exporter.calibration.store import MEMORY, Shelf, Store
 from exporter.errors import ModelError
 from exporter.external_parts import is_described
+from exporter.fed_weights import Room, in_room
 from exporter.graph import Graph, Node
 from exporter.protos import reads
 from exporter.sessions import not_calibrated
@@ -69,7 +71,7 @@ class Runner:
         self.held: set[str] = set()
         self._waiting = {n.index: n for n in graph.nodes if n.depth == 0 and n.key not in graph.constants}
         self._reads = {i: reads(n.proto) for i, n in self._waiting.items()}
-        self._store = Store(memory)
+        self._store, self._room = Store(memory), Room()
         self.counts = samples.counts(batch)
         for feed in samples.batches(batch):
             for name, values in feed.items():
@@ -214,8 +216,15 @@ class Runner:
         weights: Mapping[str, Array],
         apart: dict[str, Array] | None = None,
     ) -> tuple[Session, list[str]]:
-        """A session of some nodes, and the names of its inputs; with ``apart``, as ``piece`` has it, for a few runs."""
+        """A session of some nodes, and the names of its inputs.
+
+        With ``apart``, as ``piece`` has it, the session is for a few runs before the next one is opened.
+        """
         model, inputs = piece(self.graph, nodes, outputs, weights, apart)
+        if apart is not None:
+            taken = products_in_single(model)
+            apart |= in_room(taken, self.graph.folder, self._room)
+            inputs += taken
         try:
             options = SessionOptions(spinning=False, packing=apart is None, folder=self.graph.folder.absolute())
             return open_session(model.SerializeToString(), options=options), inputs

@@ -8,7 +8,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from exporter import excerpts, load
-from exporter.excerpts import Room, excerpt, run_excerpt
+from exporter.excerpts import excerpt, run_excerpt
+from exporter.fed_weights import Room
 from tests.exporter.files import write
 
 ROWS, COLUMNS = 6, 8

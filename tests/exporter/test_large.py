@@ -137,7 +137,7 @@ def test_scores_by_rows(llama, monkeypatch, by):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_proof_by_pieces(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(excerpts, "_FED_BYTES", 0)
+    monkeypatch.setattr(excerpts, "_FED_BYTES", 16)
     graph = load(write(NETWORKS[name].model, tmp_path))
     pruned, plan = cut(graph)
     proof = verify(pruned, graph, plan, piece_bytes=1)
@@ -148,7 +148,7 @@ def test_proof_by_pieces(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("piece_bytes", [1, 30_000, 1 << 30], ids=["each layer", "some layers", "whole"])
 def test_a_wrong_rewrite_fails_wherever_it_is(llama, piece_bytes, monkeypatch):
-    monkeypatch.setattr(excerpts, "_FED_BYTES", 0)
+    monkeypatch.setattr(excerpts, "_FED_BYTES", 16)
     graph = load(llama)
     pruned, plan = cut(graph)
     assert verify(pruned, graph, plan, piece_bytes=piece_bytes).error < 1e-4
