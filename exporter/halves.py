@@ -22,7 +22,7 @@ def magnitudes(values: Array) -> NDArray[np.float32]:
         values: of any shape.
     """
     bits = _without_sign(values)
-    if _is_endless(bits):
+    if _any_endless(bits):
         return np.abs(values.astype(np.float32))
     small = _far_too_small(bits)
     return np.multiply(small, _HALF_FACTOR, out=small)
@@ -36,7 +36,7 @@ def content(values: Array) -> tuple[int, float]:
     """
     bits = _without_sign(values)
     count = int(np.count_nonzero(bits))
-    if _is_endless(bits):
+    if _any_endless(bits):
         return count, float(np.abs(values.astype(np.float32)).sum())
     return count, float(_far_too_small(bits).sum()) * float(_HALF_FACTOR)
 
@@ -45,8 +45,12 @@ def _without_sign(values: Array) -> NDArray[np.uint16]:
     return values.view(np.uint16) & np.uint16(0x7FFF)
 
 
-def _is_endless(bits: NDArray[np.uint16]) -> bool:
-    """Whether some are infinite, or no numbers."""
+def is_endless(values: Array) -> bool:
+    """Say whether some of float16 numbers are infinite, or no numbers."""
+    return _any_endless(_without_sign(values))
+
+
+def _any_endless(bits: NDArray[np.uint16]) -> bool:
     return bool(bits.size) and int(bits.max()) >= _HALF_INFINITY
 
 

@@ -27,6 +27,8 @@ _PACKED = frozenset(
 
 _PARTS = ("/", "\\", ":")
 """What a location with folders in it has, on one system or another."""
+_ADVISED_BYTES = 1 << 21
+"""Linux reads no more than some megabytes ahead for one call."""
 _READ_BYTES = 1 << 16
 """Weights up to this size are read, larger ones mapped: a mapping costs more, and a process may have 65,530 of them."""
 
@@ -134,6 +136,20 @@ def rows_of(tensor: TensorProto, folder: Path) -> Callable[[int, int], Array]:
             return part.rows(_mapped(tensor, folder, part.dims, None))
     whole = read(tensor, folder)
     return lambda start, stop: whole[start:stop]
+
+
+def expect(tensor: TensorProto, folder: Path) -> None:
+    """Let the system read a tensor's data from the disk, if it can be told so: whoever needs them next waits less."""
+    advise = getattr(os, "posix_fadvise", None)
+    if advise is None or not is_external(tensor) or file_of(tensor) is not None:
+        return
+    path, offset, length = external_file(tensor, folder)
+    file = os.open(path, os.O_RDONLY)
+    try:
+        for start in range(offset, offset + (length or 0), _ADVISED_BYTES):
+            advise(file, start, min(_ADVISED_BYTES, offset + (length or 0) - start), os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(file)
 
 
 def row_ranges(dims: Sequence[int], limit: int) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import cast
 
@@ -19,7 +20,7 @@ from exporter.fed_weights import Room, in_room
 from exporter.graph import Graph, Node
 from exporter.protos import reads
 from exporter.sessions import not_calibrated
-from exporter.tensors import Array, nbytes, read
+from exporter.tensors import Array, expect, nbytes, read
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import RunError
 from runtime.samples import Samples
@@ -72,6 +73,7 @@ class Runner:
         self._waiting = {n.index: n for n in graph.nodes if n.depth == 0 and n.key not in graph.constants}
         self._reads = {i: reads(n.proto) for i, n in self._waiting.items()}
         self._store, self._room = Store(memory), Room()
+        self._large = self._size(list(self._waiting.values())) > LARGE
         self.counts = samples.counts(batch)
         for feed in samples.batches(batch):
             for name, values in feed.items():
@@ -168,18 +170,25 @@ class Runner:
         """Run nodes, in portions where they have many weights, and put what these tensors are into a store."""
         portions = self._portions(nodes)
         needed = [set().union(*(self._reads[node.index] for node in part)) for part in portions]
-        for k, part in enumerate(portions):
-            later = set(names).union(*needed[k + 1 :])
-            outputs = sorted({o for node in part for o in node.outputs} & later)
-            apart: dict[str, Array] | None = {} if len(portions) > 1 and len(batches) <= _FEW else None
-            session, inputs = self._session(part, outputs, weights, apart)
-            for b in batches:
-                own = {n: store.array(n, b) for n in inputs if n in store.arrays} | (apart or {})
-                found = self._feed(session, inputs, outputs, b, own)
-                for name in outputs:
-                    store.add(name, found[name])
-            for name in {o for before in portions[: k + 1] for node in before for o in node.outputs} - later:
-                store.drop(name)
+        with ThreadPoolExecutor(1) as reader:
+            for k, part in enumerate(portions):
+                reader.submit(self._expect, set().union(*needed[k + 1 : k + 2]))
+                later = set(names).union(*needed[k + 1 :])
+                outputs = sorted({o for node in part for o in node.outputs} & later)
+                apart: dict[str, Array] | None = {} if self._large and len(batches) <= _FEW else None
+                session, inputs = self._session(part, outputs, weights, apart)
+                for b in batches:
+                    own = {n: store.array(n, b) for n in inputs if n in store.arrays} | (apart or {})
+                    found = self._feed(session, inputs, outputs, b, own)
+                    for name in outputs:
+                        store.add(name, found[name])
+                for name in {o for before in portions[: k + 1] for node in before for o in node.outputs} - later:
+                    store.drop(name)
+
+    def _expect(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self.graph.constants:
+                expect(self.graph.constants[name], self.graph.folder)
 
     def _portions(self, nodes: list[Node]) -> list[list[Node]]:
         """All nodes, or, where their weights are large, so many at a time that these are not."""
@@ -222,7 +231,7 @@ class Runner:
         """
         model, inputs = piece(self.graph, nodes, outputs, weights, apart)
         if apart is not None:
-            taken = products_in_single(model)
+            taken = products_in_single(model, _APART)
             apart |= in_room(taken, self.graph.folder, self._room)
             inputs += taken
         try:

@@ -10,11 +10,9 @@ from exporter.protos import reads
 from exporter.tensors import nbytes
 
 _PRODUCTS = ("MatMul", "Gemm")
-_LARGE = 1 << 16
-"""Bytes of a weight from which feeding it pays."""
 
 
-def products_in_single(model: ModelProto) -> dict[str, TensorProto]:
+def products_in_single(model: ModelProto, least: int) -> dict[str, TensorProto]:
     """Let products whose weights have 16 bits read these in 32, as inputs of the model.
 
     The results are the same: ONNX Runtime computes such products in 32 bits and rounds what comes out. But it converts
@@ -22,6 +20,7 @@ def products_in_single(model: ModelProto) -> dict[str, TensorProto]:
 
     Args:
         model: changed in place.
+        least: bytes of a weight from which it is fed.
 
     Returns:
         What it must be fed: the weights as they were, by name.
@@ -33,7 +32,7 @@ def products_in_single(model: ModelProto) -> dict[str, TensorProto]:
     taken = {
         t.name: t
         for t in graph.initializer
-        if t.data_type == TensorProto.FLOAT16 and nbytes(t) >= _LARGE and 0 < weighing[t.name] == times[t.name]
+        if t.data_type == TensorProto.FLOAT16 and nbytes(t) >= least and 0 < weighing[t.name] == times[t.name]
     }
     nodes = [new for node in graph.node for new in (_single(node, taken) if _reads_one(node, taken) else [node])]
     left = [t for t in graph.initializer if t.name not in taken]

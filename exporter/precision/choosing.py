@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from onnx import TensorProto
 
+from exporter.ahead import made_ahead
 from exporter.graph import Graph, Node
 from exporter.normalise import is_large
 from exporter.precision.lowering import Operands, lowered_operands
@@ -28,6 +29,7 @@ _VANISHING = 2.0**-25
 _SQUARING = frozenset({"ReduceL2", "ReduceSumSquare", "LpNormalization", "ReduceLogSumExp", "LpPool", "GlobalLpPool"})
 """Operators that square inside, where nobody sees how large the numbers get."""
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_MEASURED_AHEAD = 8
 _WEIGHTY = 16
 """Constants of more elements are weights: some of them may become zero."""
 
@@ -63,6 +65,10 @@ def choose_nodes(
         Their operands, by the node's first output, and the nodes that stay with the reason.
     """
     kinds = types_of(graph)
+    weights = [n for n, kind in kinds.items() if kind == TensorProto.FLOAT and n in graph.constants]
+    ahead = _MEASURED_AHEAD if is_large(graph.model) else 0
+    sizes = dict(made_ahead(weights, lambda n: largest(graph.array(n)), ahead))
+    sizes |= {name: extent.largest for name, extent in extents.items()}
     lowered: dict[str, Operands] = {}
     stay: list[Stays] = []
     for node in graph.nodes:
@@ -80,7 +86,7 @@ def choose_nodes(
         reason = (
             _asked(node, keep, refused)
             or _not_seen(graph, node, found, extents)
-            or _too_large(graph, node, found, low, extents)
+            or _too_large(node, found, low, sizes)
             or _too_fine(graph, node, low, extents, kinds)
         )
         if reason:
@@ -111,11 +117,11 @@ def _not_seen(graph: Graph, node: Node, operands: Operands, extents: Mapping[str
     return ""
 
 
-def _too_large(graph: Graph, node: Node, operands: Operands, low: int, extents: Mapping[str, Extent]) -> str:
+def _too_large(node: Node, operands: Operands, low: int, sizes: Mapping[str, float]) -> str:
     most = LARGEST[low] / HEADROOM
     names = [node.inputs[k] for k in sorted(operands.inputs)] + [node.outputs[k] for k in sorted(operands.outputs)]
     for name in names:
-        size = largest(graph.array(name)) if name in graph.constants else extents.get(name, Extent(math.nan)).largest
+        size = sizes.get(name, math.nan)
         if size > most:
             return f"'{name}' reaches {size:.3g}, half precision ends at {LARGEST[low]:.3g}"
         if node.op in _SQUARING and size * size > most:

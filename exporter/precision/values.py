@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 from exporter.casts import to_half
 from exporter.graph import Graph
+from exporter.halves import is_endless
 from exporter.normalise import is_large
 from exporter.tensors import Array, is_external
 
@@ -22,7 +23,7 @@ _DTYPES: dict[int, Any] = {
 ENDLESS = 1e30
 """Numbers beyond this stand for infinity (masks hold the lowest fp32 number); half precision has one too."""
 
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 20
 """Numbers looked at or converted at a time."""
 
 
@@ -41,10 +42,10 @@ def convert_values(values: Array, low: int) -> Array:
         if low == TensorProto.BFLOAT16:
             into[:] = wide.astype(_DTYPES[low])
             continue
-        if not _size(wide) < ENDLESS:  # some number, or NaN
-            endless = np.isfinite(wide) & (np.abs(wide) >= ENDLESS)
-            wide = np.where(endless, np.copysign(np.float32(np.finfo(np.float16).max), wide), wide)
         to_half(wide, into)
+        if is_endless(into):
+            endless = np.isfinite(wide) & (np.abs(wide) >= ENDLESS)
+            into[endless] = np.copysign(np.finfo(np.float16).max, into[endless])
     return result.reshape(np.shape(values))
 
 
