@@ -22,11 +22,14 @@ from exporter.halves import numbers
 from exporter.protos import reads
 from exporter.relative_difference import Array, is_float
 from exporter.sessions import open_own, run_own
+from exporter.side_by_side import in_run, side_by_side
 from exporter.widened import widen
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *NARROW)
 
 _FED_BYTES = 1 << 16
+_READ_ONCE = 1 << 24
+"""Elements of weights from which all runs are done at once."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +122,20 @@ def run_excerpt(
         return [{} for _ in values]
     constants = {name: part.graph.constants[name] for name in part.weights}
     model, gated = _without_gates(model, {name: tuple(tensor.dims) for name, tensor in constants.items()})
-    session = open_own(model.SerializeToString(), what)
+    shapes = {gated[name].name: tuple(tensor.dims) for name, tensor in constants.items()}
+    joined = side_by_side(model, shapes, len(values), _READ_ONCE) if len(values) > 1 else None
+    session = open_own((joined or model).SerializeToString(), what)
     wanted = {spec.name for spec in session.inputs}
     hidden = {name: weight.hidden for name, weight in gated.items()}
     made = {n: t for n, t in constants.items() if t.data_type in NARROW or hidden[n] or is_described(t)}
     values_of = in_room(made, part.graph.folder, room, hidden)
     values_of |= {n: np.ascontiguousarray(part.graph.array(n)) for n in constants.keys() - made.keys()}
     fed = {gated[n].name: v for n, v in values_of.items() if gated[n].name in wanted}
-    return [run_own(session, fed | {n: v[n] for n in part.inputs if n in wanted}, what, names) for v in values]
+    if joined is None:
+        return [run_own(session, fed | {n: v[n] for n in part.inputs if n in wanted}, what, names) for v in values]
+    fed |= {in_run(n, k): v[n] for k, v in enumerate(values) for n in part.inputs if in_run(n, k) in wanted}
+    found = run_own(session, fed, what, [in_run(n, k) for k in range(len(values)) for n in names])
+    return [{n: found[in_run(n, k)] for n in names} for k in range(len(values))]
 
 
 @dataclass

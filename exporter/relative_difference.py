@@ -23,8 +23,7 @@ def difference(got: Array, want: Array, scale: float) -> float:
         return 0.0
     a, b = got.astype(np.float64), want.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        apart = a - b
-    largest = float(np.abs(apart, out=apart).max())
+        largest = float(np.abs(a - b).max())
     if np.isfinite(largest):
         return largest / scale
     finite = np.isfinite(b)
