@@ -36,7 +36,7 @@ from exporter.widened import widened_types
 from runtime import feeds
 from runtime.steps import Count
 
-PIECE_BYTES = 200_000_000
+PIECE_BYTES = 400_000_000
 """Weights of a piece; a node that reads more is a piece of its own."""
 
 _INNER_ELEMENTS = 1 << 25

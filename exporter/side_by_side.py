@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -93,8 +94,8 @@ def _joined(
         constants[name] = numpy_helper.from_array(np.array(values, np.int64), name)
         return name
 
-    def add(op: str, inputs: Sequence[str], output: str, axis: int | None = None) -> str:
-        made.append(helper.make_node(op, list(inputs), [output], **({} if axis is None else {"axis": axis})))
+    def add(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        made.append(helper.make_node(op, list(inputs), [output], **attributes))
         return output
 
     rows, counts, shapes = [], [], []
