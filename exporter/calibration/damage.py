@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,14 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.data import Calibration
-from exporter.calibration.evidence import HELD_OUT, evidence
+from exporter.calibration.directions import directions_for
+from exporter.calibration.evidence import HELD_OUT, evidence, readings
 from exporter.calibration.journal import Journal
-from exporter.calibration.readers import find_readers
+from exporter.calibration.readers import Reader, columns, find_readers, positions
 from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import deviations, predicted
 from exporter.cost import CostModel
+from exporter.errors import ModelError
+from exporter.graph import Graph
 from exporter.groups import Groups
 from exporter.importance import Scores, score
+from runtime import bounds
+from runtime.nouns import counted
 from runtime.samples import Samples
 
 _SEEN = 2.5e11
@@ -80,7 +86,11 @@ def predict(
         calibration: inputs.
         step: called with a line before each step.
         journal: where what is known of each group is kept, for the next run to go on if this one is killed.
+
+    Raises:
+        ModelError: what the layers that read one of the groups see does not fit into the memory that is free.
     """
+    _check_memory(groups, numbers)
     graph, cost = groups.graph, macs_per_sample(groups)
     seen = calibration.fit.part(0, affordable(_SEEN, cost, len(calibration.fit)))
     found = evidence(groups, numbers, Runner(graph, seen, calibration.batch), step, journal)
@@ -104,6 +114,30 @@ def predict(
         ]
         damage[name] = factor * predicted(known.curve.damage, measured)
     return Prediction(scores, damage, later)
+
+
+def _check_memory(groups: Groups, numbers: Sequence[int]) -> None:
+    """All layers that read a group are looked at together: its units go in an order that suits all of them."""
+    free = bounds.available()
+    for n, known in readings(groups, numbers).items():
+        needed = sum(least_bytes(reading.reader, groups.graph) for reading in known)
+        if free is not None and needed > free:
+            name = groups.groups[n].name
+            raise ModelError(
+                f"what {counted(len(known), 'layer')} {'see' if len(known) > 1 else 'sees'} of group '{name}' takes "
+                f"{needed / 1e9:.1f} GB at once; {free / 1e9:.1f} GB are free.\nLeave the group whole (--keep "
+                f"'{name}'), cut only what lies inside blocks (--granularity neurons,heads), or choose without inputs "
+                "(no --calib)."
+            )
+
+
+def least_bytes(reader: Reader, graph: Graph) -> int:
+    """Memory that a reader holds at least while its columns are judged: second moments of what it sees, and weights, in
+    64 bits."""
+    dims, kernel = graph.constants[reader.weight].dims, positions(reader, graph)
+    whole = columns(reader, dims)
+    seen = whole // kernel * directions_for(whole, kernel)
+    return 8 * int(reader.groups * seen * seen + seen * (math.prod(dims) // max(whole, 1)))
 
 
 def macs_per_sample(groups: Groups) -> float:

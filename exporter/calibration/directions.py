@@ -63,10 +63,14 @@ def find_directions(weights: Matrix, positions: int) -> Directions | None:
         positions: P.
     """
     groups, columns, outputs = weights.shape
-    channels = columns // positions
-    count = max(1, WIDE // channels)
-    if columns <= WIDE or count >= positions:
+    count = directions_for(columns, positions)
+    if count == positions:
         return None
-    split = weights.reshape(groups, positions, channels, outputs).swapaxes(1, 2)
+    split = weights.reshape(groups, positions, columns // positions, outputs).swapaxes(1, 2)
     left, _, _ = np.linalg.svd(split @ split.swapaxes(2, 3))  # the square has the same directions
     return Directions(left[..., :count])
+
+
+def directions_for(columns: int, positions: int) -> int:
+    """How many directions of a kernel are seen: all ``positions`` where the columns are few enough."""
+    return positions if columns <= WIDE else min(max(1, WIDE // (columns // positions)), positions)
