@@ -23,6 +23,7 @@ from exporter import tensors
 from exporter.atomic import beside, put_in_place
 from exporter.graph import Graph
 from runtime.archives import read_npz
+from runtime.backends.custom_ops import custom_ops
 from runtime.errors import BadRequest
 
 Arrays = dict[str, NDArray[np.float64]]
@@ -154,7 +155,10 @@ def key_of(graph: Graph, **details: object) -> str:
         graph: what it was computed from.
         details: everything else that decides it, as JSON knows it.
     """
-    text = json.dumps({"program": program(), "model": content(graph), **details}, sort_keys=True)
+    operators = [hashlib.sha256(library.read_bytes()).hexdigest() for library in custom_ops()]
+    text = json.dumps(
+        {"program": program(), "model": content(graph), "operators": operators, **details}, sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

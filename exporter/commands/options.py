@@ -18,8 +18,8 @@ EXIT_CODES = """exit codes:
 """
 
 _CUSTOM_OPS = frozenset(
-    "inspect advise sensitivity prune sparsify verify eval bench compare profile lint align convert run".split()  # noqa: SIM905
-)
+    "inspect advise sensitivity prune sparsify verify eval bench compare profile lint align convert quantize".split()  # noqa: SIM905
+) | {"run", "sweep"}
 """Commands that run models with ONNX Runtime in ways that custom operators can go."""
 
 Command = Callable[[argparse.Namespace], int]

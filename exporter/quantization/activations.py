@@ -19,6 +19,8 @@ from exporter.atomic import scratch
 from exporter.errors import GoalError, ModelError
 from exporter.quantization.layers import LAYERS, PASSING, passing_between
 from exporter.quantization.precisions import Precision
+from runtime.backends import open_session
+from runtime.backends.custom_ops import register_custom_ops
 from runtime.feeds import Feeds
 from runtime.samples import Samples
 
@@ -84,29 +86,39 @@ def find_ranges(model: ModelProto, samples: Samples, batch: int, precision: Prec
         percentile: share of the values, in per cent, that the range holds.
 
     Raises:
-        ModelError: the model does not run in ONNX Runtime.
+        ModelError, RunError: the model does not run in ONNX Runtime.
     """
-    from onnxruntime.quantization import CalibrationMethod
-    from onnxruntime.quantization.calibrate import create_calibrator
+    import onnxruntime
+    from onnxruntime.quantization import calibrate
 
-    methods = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
-    kind = "Distribution" if precision.name == "fp8" else methods[method]
-    how: dict[str, Any] = {} if kind == "Distribution" else {"symmetric": profile == "tensorrt" or kind == "Entropy"}
-    if kind == "Percentile":
-        how["percentile"] = percentile
+    kind = "distribution" if precision.name == "fp8" else method
+    about_zero = profile == "tensorrt"
+    choices: dict[str, tuple[Any, dict[str, Any]]] = {
+        "minmax": (calibrate.MinMaxCalibrater, {"symmetric": about_zero}),
+        "entropy": (calibrate.EntropyCalibrater, {"symmetric": True}),
+        "percentile": (calibrate.PercentileCalibrater, {"symmetric": about_zero, "percentile": percentile}),
+        "distribution": (calibrate.DistributionCalibrater, {"num_bins": 2048}),
+    }
+    calibrater, how = choices[kind]
     with _quiet(), scratch() as folder:
-        file = folder / "model.onnx"
+        file, augmented = folder / "model.onnx", str(folder / "augmented.onnx")
         file.write_bytes(model.SerializeToString())
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        register_custom_ops(options)
         try:
-            calibrator = create_calibrator(
-                file, [*LAYERS, *PASSING], str(folder / "augmented.onnx"), CalibrationMethod[kind],
-                extra_options=how,
-            )  # fmt: skip
+            calibrator = calibrater(file, [*LAYERS, *PASSING], augmented, **how)
+            calibrator.augment_graph()
+            # as calibrate.create_calibrator does, which knows no custom operators
+            calibrator.infer_session = onnxruntime.InferenceSession(
+                augmented, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # ONNX Runtime's own errors share no base
+            open_session(file)  # which says more of a model that ONNX Runtime does not take
             raise ModelError(f"the model cannot be calibrated in ONNX Runtime: {error}") from error
         for feeds in samples.batches(batch):
             calibrator.collect_data(_Once(feeds))  # batch by batch: it would hold all intermediate tensors at once
-        return Ranges(model, calibrator.compute_data(), kind.lower())
+        return Ranges(model, calibrator.compute_data(), kind)
 
 
 def quantized(

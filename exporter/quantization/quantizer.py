@@ -26,7 +26,8 @@ from exporter.quantization.weights import fits, weights_quantized
 from exporter.search import parse_limit
 from exporter.sparsity.check import check_pattern
 from exporter.sparsity.patterns import parse_pattern
-from runtime.backends import open_session
+from runtime.backends import SessionOptions, open_session
+from runtime.errors import RunError
 from runtime.nouns import counted
 
 if TYPE_CHECKING:
@@ -261,20 +262,14 @@ def _free_initializers(model: ModelProto) -> None:
 def _folded(model: ModelProto) -> ModelProto:
     """The model after ONNX Runtime's basic optimisation, which keeps to standard operators."""
     import onnx
-    import onnxruntime
 
     with scratch() as folder:
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(folder / "folded.onnx")
-        options.log_severity_level = 3
+        file = folder / "folded.onnx"
         try:
-            onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=False
-            )
-        except Exception as error:  # ONNX Runtime's own errors share no base
-            raise ModelError(f"ONNX Runtime cannot load the model: {error}") from error
-        return onnx.load(options.optimized_model_filepath)
+            open_session(model.SerializeToString(), options=SessionOptions(level="basic", save=file))
+        except RunError as error:
+            raise ModelError(f"the model cannot be loaded: {error}") from error
+        return onnx.load(file)
 
 
 def _upgraded(model: ModelProto, opset: int) -> ModelProto:

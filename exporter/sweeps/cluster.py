@@ -24,6 +24,7 @@ from exporter.sweeps.driver import Workers
 from exporter.sweeps.jobs import CRASHED, Job, here, perform
 from exporter.sweeps.parcels import Contents, lay_out, made, needed, read
 from exporter.sweeps.store import Outcome
+from runtime.backends.custom_ops import custom_ops, use_custom_ops
 from runtime.errors import BackendMissing
 
 LOCAL = "local"
@@ -146,13 +147,14 @@ def _starter(ray: Any) -> Any:
         done: Future[Outcome] = Future()
         try:
             travelling, elsewhere = needed(job)
+            libraries = list(map(str, custom_ops()))
             files = {path: sent(path, (s := Path(path).stat()).st_size, s.st_mtime_ns) for path in travelling}
             if job.tag == _GPU:
                 options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
             else:
                 options = {"num_cpus": 0, "resources": {job.tag: 1}} if job.tag else {"num_cpus": 1}
             remote.options(**options, name=f"{job.kind} {job.name}").remote(
-                job, files, elsewhere
+                job, files, elsewhere, libraries
             ).future().add_done_callback(lambda arrived: _arrive(arrived, done))
         except (OSError, UsageError) as error:
             done.set_exception(error)
@@ -161,13 +163,16 @@ def _starter(ray: Any) -> Any:
     return start
 
 
-def _work(job: Job, files: Mapping[str, Any], elsewhere: list[str]) -> tuple[Outcome, dict[str, Contents]]:
+def _work(
+    job: Job, files: Mapping[str, Any], elsewhere: list[str], libraries: list[str]
+) -> tuple[Outcome, dict[str, Contents]]:
     """Do a job on a machine of the cluster, in a folder of its own; what it made comes back."""
-    import ray
-
-    missing = [path for path in elsewhere if not Path(path).exists()]
+    missing = [path for path in (*elsewhere, *libraries) if not Path(path).exists()]
     if missing:
         return Outcome({}, 0.0, "", CRASHED, f"there is no {missing[0]} on {platform.node()}"), {}
+    import ray
+
+    use_custom_ops(libraries)
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder, contextlib.chdir(folder):
         for path, contents in zip(files, ray.get(list(files.values())), strict=True):
             lay_out(path, contents)

@@ -29,6 +29,11 @@ def use_custom_ops(libraries: Sequence[str | os.PathLike[str]]) -> None:
     os.environ[VARIABLE] = os.pathsep.join(map(str, paths))
 
 
+def custom_ops() -> list[Path]:
+    """The libraries that were named."""
+    return [Path(library) for library in os.environ.get(VARIABLE, "").split(os.pathsep) if library]
+
+
 def register_custom_ops(settings: Any) -> None:
     """Register them for a session.
 
@@ -38,8 +43,8 @@ def register_custom_ops(settings: Any) -> None:
     Raises:
         BadRequest: ONNX Runtime cannot load one of them.
     """
-    for library in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+    for library in custom_ops():
         try:
-            settings.register_custom_ops_library(library)
+            settings.register_custom_ops_library(str(library))
         except Exception as error:  # the binding raises unrelated classes
             raise BadRequest(f"--custom-ops {library}: ONNX Runtime cannot load it: {error}") from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
 
 from exporter import find_groups, load
+from exporter.calibration.cache import key_of
 from exporter.cli import main
 from runtime.backends import open_session, use_custom_ops
 from runtime.backends.custom_ops import VARIABLE
@@ -86,3 +89,29 @@ def test_no_recipe_names_it(path, tmp_path, capsys):
     assert (tmp_path / "out.onnx").is_file()
     assert main(["prune", str(path), "-o", "o.onnx", "--params", "0.6", "--custom-ops", LIBRARY, "--as-step"]) == 0
     assert "custom" not in capsys.readouterr().out.split("- prune")[-1]
+
+
+def test_layers_around_it_are_quantized(path, tmp_path, capsys):
+    out = tmp_path / "int8.onnx"
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((32, 6)).astype(np.float32))
+    quantize = ["quantize", str(path), "-o", str(out), "--precision", "int8", "--calib", str(tmp_path / "x.npz")]
+    assert main(quantize) == 3
+    assert "--custom-ops LIB" in capsys.readouterr().err
+    assert main([*quantize, "--custom-ops", LIBRARY]) == 0
+    ops = [n.op_type for n in onnx.load(out).graph.node]
+    assert "NegPos" in ops
+    assert ops.count("QuantizeLinear") >= 4
+
+
+def test_other_libraries_make_other_keys(path, tmp_path):
+    use_custom_ops([LIBRARY])
+    graph = load(path)
+    key = key_of(graph)
+    copy = tmp_path / "other.so"
+    copy.write_bytes(Path(LIBRARY).read_bytes())
+    use_custom_ops([copy])
+    assert key_of(graph) == key
+    copy.write_bytes(copy.read_bytes() + b"x")
+    assert key_of(graph) != key
+    use_custom_ops([])
+    assert key_of(graph) != key

@@ -18,7 +18,8 @@ import pytest
 from exporter.cli import main
 from exporter.errors import UsageError
 from exporter.recipes.steps import Recipe, Step
-from exporter.sweeps.jobs import Job
+from exporter.sweeps.cluster import _work
+from exporter.sweeps.jobs import CRASHED, Job
 from exporter.sweeps.parcels import lay_out, made, needed, read
 from exporter.sweeps.store import opened
 from tests.exporter.files import wide, write_outside
@@ -85,6 +86,13 @@ def test_what_travels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "in")
     with pytest.raises(UsageError, match=r"\.\./there\.npz leads out of"):
         needed(job((["../there.npz"], [])))
+
+
+def test_a_machine_that_lacks_something_says_so(tmp_path):
+    for lacking in (([str(tmp_path / "x.npz")], []), ([], [str(tmp_path / "x.npz")])):
+        outcome, files = _work(job(), {}, *lacking)
+        assert (outcome.code, files) == (CRASHED, {})
+        assert f"there is no {tmp_path / 'x.npz'} on " in outcome.error
 
 
 def test_without_ray(place, capsys, monkeypatch):
