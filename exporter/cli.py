@@ -103,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from runtime.backends import use_custom_ops
 
             use_custom_ops(options.custom_ops)
-        if getattr(options, "apart", False) and arguments is None:
-            return run_apart(lambda: command(options))
+        if getattr(options, "apart", "") and arguments is None:
+            return run_apart(lambda: command(options), options.apart)
         return command(options)
     except BrokenPipeError:  # the reader of our output went away; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

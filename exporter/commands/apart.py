@@ -1,4 +1,4 @@
-"""A command in a process of its own: where TensorRT ends that at a broken file, there is somebody left to say so."""
+"""A command in a process of its own: where what runs a model ends that, there is somebody left to say so."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from exporter.recipes.processes import end_with
 from runtime.errors import RunError
 
 
-def run_apart(run: Callable[[], int]) -> int:
+def run_apart(run: Callable[[], int], by: str) -> int:
     """Run a command in a child, where the system can fork; returns its exit code.
+
+    Args:
+        run: the command.
+        by: what may end the child's process.
 
     Raises:
         RunError: a signal ended it.
@@ -38,7 +42,7 @@ def run_apart(run: Callable[[], int]) -> int:
     if code == -signal.SIGKILL:
         raise RunError("the process was killed, most likely for want of memory. Nothing was written.")
     raise RunError(
-        f"TensorRT ended the process ({signal.Signals(-code).name}). Nothing was written.\n"
+        f"{by} ended the process ({signal.Signals(-code).name}). Nothing was written.\n"
         "It does so at files that are broken in ways it does not look for; python -m onnx.checker MODEL finds many. "
-        "If the file is sound this is a defect of TensorRT or its driver."
+        "If the file is sound this is a defect of what runs it, or of a driver."
     )

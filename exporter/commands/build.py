@@ -16,7 +16,7 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 def add(commands: Any) -> None:
     """Add the command."""
     parser = command(commands, "build", run, "Build a TensorRT engine from an ONNX file, and say what came of it.")
-    parser.set_defaults(apart=True)
+    parser.set_defaults(apart="TensorRT")
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
     parser.add_argument("-o", "--output", metavar="ENGINE", type=Path, required=True, help="the engine to write")
     parser.add_argument(

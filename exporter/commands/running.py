@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def add_running(parser: Any, seconds: float, threads: int = 0) -> None:
-    """Add how a model is run, and for how long."""
+    """Add how a model is run, and for how long; at a broken file its backend may end the process."""
+    parser.set_defaults(apart="ONNX Runtime, or what --backend names,")
     usual = f"{threads}" if threads else "0: the backend's choice"
     parser.add_argument(
         "--backend", default="ort-cpu", metavar="NAME", help="ort-cpu (default); the others: secateur backends"

@@ -1,4 +1,4 @@
-"""``secateur build`` from a shell: whatever ends TensorRT is told, and nobody is left behind."""
+"""Commands that run a model, from a shell: what ends TensorRT or ONNX Runtime is told, and nobody is left behind."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that can fork")
 
 
-def start(body, **options):
-    """A shell's ``secateur build``, whose work is some lines instead."""
+def start(body, arguments=("build", "model.onnx", "-o", "out.engine"), **options):
+    """A shell's command, whose work is some lines instead."""
     lines = [
         "import os, signal, sys, time",
-        "import exporter.commands.build as build",
+        f"import exporter.commands.{arguments[0]} as command",
         "def run(options):",
         *(f"    {line}" for line in body.splitlines()),
-        "build.run = run",
+        "command.run = run",
         "from exporter.cli import main",
-        "sys.argv = ['secateur', 'build', 'model.onnx', '-o', 'out.engine']",
+        f"sys.argv = ['secateur', *{arguments}]",
         "sys.exit(main())",
     ]
     command = [sys.executable, "-c", "\n".join(lines)]
@@ -49,6 +49,14 @@ def test_what_became_of_it_is_told(body, code, text):
     assert process.returncode == code
     assert said.count("secateur:") == (1 if text else 0)
     assert text in said
+
+
+@pytest.mark.parametrize("name", ["bench", "compare", "profile", "lint"])
+def test_what_measures_tells_it_too(name):
+    with start("os.kill(os.getpid(), signal.SIGSEGV)", (name, "model.onnx")) as process:
+        _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 3
+    assert "secateur: ONNX Runtime, or what --backend names, ended the process (SIGSEGV)" in said
 
 
 def gone(pid):
