@@ -113,7 +113,12 @@ def _parse(data: bytes, file: Path | None) -> ModelProto:
         raise ModelError(
             f"{name} is not an ONNX file, or it is truncated ({len(data):,} bytes read).\n{_instead(data, file)}"
         ) from None
-    if not model.graph.node or not model.opset_import:
+    if model.graph.node and not model.opset_import:
+        raise ModelError(
+            f"{name} does not say which operator set its nodes are of (opset_import); the graph is not valid ONNX. "
+            "Export it again."
+        )
+    if not model.graph.node:
         raise ModelError(
             f"{name} holds no ONNX graph ({len(data):,} bytes read).\n"
             "It may be another kind of file, an ONNX Runtime .ort file, or truncated. Export the model to ONNX again."

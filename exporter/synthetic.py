@@ -88,7 +88,7 @@ def synthetic_samples(graph: Graph, count: int, seed: int = 0) -> Samples:
         seed: of everything.
 
     Raises:
-        BadRequest: ``count`` is below one, or an input is no numeric tensor.
+        BadRequest: ``count`` is below one, or an input is no numeric tensor or of no known shape.
     """
     if count < 1:
         raise BadRequest(f"{count} synthetic samples: must be at least 1.")
@@ -98,6 +98,10 @@ def synthetic_samples(graph: Graph, count: int, seed: int = 0) -> Samples:
     draws: dict[str, tuple[Draw, tuple[int, ...]]] = {}
     fitted = []
     for spec in specs:
+        if spec.name not in graph.binding.shapes:
+            raise BadRequest(
+                f"input '{spec.name}' declares no shape, so none can be made up; give one with --shape {spec.name}:..."
+            )
         if spec.dtype is None or spec.dtype.kind not in "fiub":
             raise BadRequest(f"input '{spec.name}' is not a numeric tensor; give data with --calib.")
         shape = graph.binding.shapes[spec.name]

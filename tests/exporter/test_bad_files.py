@@ -133,7 +133,7 @@ BAD = {
     "a page": (b"<!DOCTYPE html><html>" + b" " * 60, "is not an ONNX file(.|\n)*a web page"),
     "zeros": (bytes(1000), "is not an ONNX file"),
     "no nodes": (changed(lambda m: m.graph.ClearField("node")), "holds no ONNX graph"),
-    "no operator sets": (changed(lambda m: m.ClearField("opset_import")), "holds no ONNX graph"),
+    "no operator sets": (changed(lambda m: m.ClearField("opset_import")), "does not say which operator set"),
     "operator set 6": (changed(set_opset(6)), "uses operator set 6; 7 is the oldest"),
     "IR version 2": (changed(set_ir(2)), "IR version 2; 3 is the oldest"),
     "duplicate initializer": (changed(_duplicate_initializer), "'w1' is defined twice"),
