@@ -90,9 +90,11 @@ def calibration_of(
             and less a quarter that joins the held-out ones, or a quarter of them all if that is more.
 
     Raises:
-        UsageError: fewer than ``FEWEST`` samples.
+        UsageError: the graph has no inputs, or there are fewer than ``FEWEST`` samples.
         BadRequest: the data cannot be read, or do not fit the model; there are no labels of that name.
     """
+    if not input_specs(graph.model):
+        raise UsageError("the model has no inputs, so there is nothing to calibrate it with: leave --calib out.")
     samples, text = _read(source, graph, preprocess, limit + (JUDGES if judged else 0), seed, labels)
     run = samples.store.fixed or 1
     fewest = max(FEWEST, (3 if judged else 2) * run)

@@ -132,6 +132,15 @@ def test_whole_runs_are_held_out(tmp_path):
         prune(model, tmp_path / "out.onnx", ratio=0.5, calib=[{"x": x}], calib_samples=8)
 
 
+def test_a_model_without_inputs_is_not_calibrated(tmp_path):
+    nodes = [node("Gemm", "x w1 b1", "h"), node("Relu", "h", "a"), node("RandomNormalLike", "a", "n"),
+             node("Add", "a n", "s"), node("Gemm", "s w2 b2", "y")]  # fmt: skip
+    constants = weights(x=(2, 6), w1=(6, 8), b1=(8,), w2=(8, 4), b2=(4,))
+    model = write(build(nodes, {}, ["y"], constants), tmp_path)
+    with pytest.raises(UsageError, match="has no inputs"):
+        prune(model, tmp_path / "out.onnx", ratio=0.5, calib="synthetic")
+
+
 def test_inputs_that_are_no_numbers(tmp_path):
     """All of them: a sample here and there does no harm."""
     with np.load(MODELS / "digits.npz") as data:

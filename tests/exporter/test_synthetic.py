@@ -191,6 +191,6 @@ def test_an_input_of_unknown_shape_is_told_from_one_of_no_numbers(tmp_path):
     model = build([node("Relu", "x", "y")], {"x": ("N", 3)}, ["y"], {})
     model.graph.input[0].type.tensor_type.ClearField("shape")
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(BadRequest, match="'x' declares no shape.*--shape x:"):
+    with pytest.raises(BadRequest, match=r"'x' declares no shape.*--shape x:"):
         synthetic_samples(load(tmp_path / "model.onnx"), 4, 0)
     assert values(synthetic_samples(load(tmp_path / "model.onnx", {"x": (2, 3)}), 4, 0), "x").shape == (4, 3)
