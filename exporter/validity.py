@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import cast
 
 import onnx
@@ -11,7 +12,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
 from exporter.errors import ModelError
-from runtime.model_files import all_tensors, graphs_in
+from runtime.model_files import all_tensors, graphs_in, tensors_of
 from runtime.nouns import counted
 
 _PACKING = 8
@@ -49,6 +50,23 @@ def check_model(model: ModelProto) -> None:
         raise ModelError(f"a name in the model is not UTF-8 text ({error}); {_DAMAGED}") from error
     for tensor in all_tensors(model.graph):
         _check_tensor(tensor)
+
+
+def check_weights(model: ModelProto, folder: Path) -> None:
+    """Check that the bytes of every tensor are there, for whoever hands a file on to other programs.
+
+    Args:
+        model: without its external data.
+        folder: where these lie.
+
+    Raises:
+        ModelError: they are missing, of another number than declared, or outside the folder.
+    """
+    seen: dict[str, tensors.Found] = {}
+    for tensor in tensors_of(model):
+        _check_tensor(tensor)
+        if tensors.is_external(tensor):
+            tensors.external_file(tensor, folder, seen)
 
 
 def _check_graph(graph: GraphProto, outer: set[str], where: str, rules: Callable[[str, str], Rules | None]) -> None:

@@ -37,6 +37,13 @@ def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     yield from _of_nodes(graph.node)
 
 
+def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model, those of its functions included."""
+    yield from all_tensors(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+
+
 def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
@@ -58,10 +65,9 @@ def weight_files(path: Path) -> list[Path]:
         model: ModelProto = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError):
         return []
-    tensors = [*all_tensors(model.graph), *(t for f in model.functions for t in _of_nodes(f.node))]
     names = {
         entry.value
-        for tensor in tensors
+        for tensor in tensors_of(model)
         if tensor.data_location == TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"

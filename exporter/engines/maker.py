@@ -14,6 +14,7 @@ import onnx
 from exporter.atomic import obstacle, scratch
 from exporter.errors import ModelError, UsageError
 from exporter.precision.converting import Converted, convert_precision
+from exporter.validity import check_weights
 from runtime import cuda
 from runtime.engine.building import Built, build_engine
 from runtime.engine.faults import CannotBuild, Fault
@@ -92,6 +93,7 @@ def make_engine(
 
     Raises:
         UsageError: an option does not fit, or the target cannot be written.
+        ModelError: the file is damaged, or its weights are not there.
         CannotBuild: TensorRT refuses the model.
         BackendMissing: TensorRT is not installed.
     """
@@ -109,7 +111,7 @@ def make_engine(
             f"--strip: the weights come back from {source}, and --precision {precision} converts them. Convert the "
             f"file first: secateur convert {source} --precision {precision} -o HALF.onnx, then build that."
         )
-    _check_codes(precision, source)
+    _check_source(precision, source)
     if precision not in ("fp16", "bf16"):
         built = build_engine(source, backend, options, called=str(source), progress=progress)
         return _written(source, target, precision, built, None, arguments)
@@ -148,16 +150,18 @@ def _of_other_types(faults: Sequence[Fault], known: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys(named) if name and name not in known]
 
 
-def _check_codes(precision: str, source: Path) -> None:
-    """A file of int8 or fp8 numbers is needed for engines that compute with them."""
-    if precision not in _CODES:
-        return
+def _check_source(precision: str, source: Path) -> None:
+    """Its weights must be there, inside its folder, and of int8 or fp8 for engines that compute with these."""
     if not source.is_file():
         raise UsageError(f"{source}: no such file.{near(source)}")
     try:
-        held = quantized_types(onnx.load(source, load_external_data=False))
+        model = onnx.load(source, load_external_data=False)
     except google.protobuf.message.DecodeError:
         raise ModelError(f"{source} is not an ONNX file, or it is truncated.") from None
+    check_weights(model, source.parent)  # TensorRT's parser says little of it, and reads whatever the file names
+    if precision not in _CODES:
+        return
+    held = quantized_types(model)
     if not held.intersection(_CODES[precision]):
         what = f"it holds {', '.join(sorted(held))}" if held else "it is not quantized"
         raise ModelError(

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from exporter.cli import main
+from tests.exporter.files import wide, write_outside
 from tests.onnx_builder import build, ints, node, weights
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -156,6 +157,43 @@ def test_refusals(place, capsys, model, arguments, code, text):
     assert text in said
     assert "cudaError" not in said
     assert ".cpp" not in said
+    assert not Path("m.engine").exists()
+
+
+@rtx
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ("missing", "there is no such file"),
+        ("truncated", "truncated or belongs to another model"),
+        ("outside", "outside the model's folder"),
+        ("stripped", "but holds 0"),
+    ],
+)
+def test_weights_that_are_not_there(place, capsys, wrong, text):
+    """TensorRT's parser reads whatever file is named, and says of none what is wrong with it."""
+    Path("in").mkdir()
+    file = write_outside(wide(), Path("in"))
+    weights_file = Path("in/weights.bin")
+    model = onnx.load(file, load_external_data=False)
+    if wrong == "missing":
+        weights_file.unlink()
+    elif wrong == "truncated":
+        weights_file.write_bytes(weights_file.read_bytes()[:100])
+    elif wrong == "outside":
+        weights_file.rename("weights.bin")
+        for tensor in model.graph.initializer:
+            next(e for e in tensor.external_data if e.key == "location").value = "../weights.bin"
+    else:
+        for tensor in model.graph.initializer:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = b""
+    file.write_bytes(model.SerializeToString())
+    assert run("build", file, "-o", "m.engine", *RTX) == 3
+    said = capsys.readouterr().err
+    assert text in said
+    assert "importInitializers" not in said
     assert not Path("m.engine").exists()
 
 
