@@ -56,15 +56,20 @@ def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Files with external data that a model names, those of its functions included, in the order of their names.
-
-    Left out is what is not there or lies outside the model's folder: whoever loads the model refuses it, and a digest
-    must not read it. A file that is no ONNX model names none.
-    """
+    """``weights_beside`` a model file; a file that is no ONNX model names none."""
     try:
         model: ModelProto = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError):
         return []
+    return sorted({file for file in weights_beside(model, path.absolute().parent).values() if file is not None})
+
+
+def weights_beside(model: ModelProto, folder: Path) -> dict[str, Path | None]:
+    """Files with external data that a model names, those of its functions included, by the names it has for them.
+
+    None stands for what is not there or lies outside the model's folder: whoever loads the model refuses it, and a
+    digest must not read it.
+    """
     names = {
         entry.value
         for tensor in tensors_of(model)
@@ -72,9 +77,18 @@ def weight_files(path: Path) -> list[Path]:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    folder = path.absolute().parent.resolve()
-    files = {(folder / name).resolve() for name in names if name and isinstance(name, str)}  # not where it is no UTF-8
-    return sorted(f for f in files if f.is_file() and f.is_relative_to(folder))
+    return {name: _beside(name, folder.resolve()) for name in names}
+
+
+def _beside(name: object, folder: Path) -> Path | None:
+    """The file of that name in a folder, links followed, if it is one and in it."""
+    if not isinstance(name, str):  # bytes: it is not UTF-8
+        return None
+    try:
+        file = (folder / name).resolve()
+        return file if file.is_file() and file.is_relative_to(folder) else None
+    except (OSError, ValueError):  # too long, or no name of a file
+        return None
 
 
 def digest_of(path: Path) -> str:

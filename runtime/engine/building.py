@@ -22,7 +22,7 @@ from runtime.engine.options import BuildOptions
 from runtime.engine.profiles import Ranges, profiles_for
 from runtime.engine.quantized import Fallback, float_layers, quantized_types
 from runtime.errors import BackendMissing, BadRequest, RunError
-from runtime.model_files import near, nodes_in
+from runtime.model_files import near, nodes_in, weights_beside
 from runtime.nouns import counted
 
 _SIZES = re.compile(r"profile|reshape|broadcast|dimension|shape", re.IGNORECASE)
@@ -197,7 +197,10 @@ def _read(path: Path) -> onnx.ModelProto:
 
 
 def _check_for_parser(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse what TensorRT's parser does not: it ends the process, or gives names that cannot be read."""
+    """Refuse what TensorRT's parser does not: it ends the process, gives names nobody can read, or reads any file."""
+    for location, file in weights_beside(model, path.absolute().parent).items():
+        if file is None:
+            raise RunError(f"{path} keeps weights in {location!r}, and there is no such file in its folder.")
     for node in nodes_in((*model.graph.node, *(n for f in model.functions for n in f.node))):
         names = (node.name, node.op_type, node.domain, *node.input, *node.output)
         unread = [name for name in names if isinstance(name, bytes)]

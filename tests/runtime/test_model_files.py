@@ -65,7 +65,7 @@ def test_data_files_count(tmp_path, place):
     assert digest_of(path) != before
 
 
-@pytest.mark.parametrize("location", ["../secret", "none.bin", ""])
+@pytest.mark.parametrize("location", ["../secret", "none.bin", "", "w\0.bin", "w" * 300])
 @pytest.mark.parametrize("place", PLACES)
 def test_what_is_outside_or_missing_is_not_read(tmp_path, place, location):
     (tmp_path / "secret").write_bytes(b"secret")

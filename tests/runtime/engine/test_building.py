@@ -13,6 +13,7 @@ from runtime.engine.log import Sparsity
 from runtime.engine.options import BuildOptions
 from runtime.engine.profiles import parse_ranges
 from runtime.errors import BackendMissing, BadRequest, RunError
+from tests.exporter.files import wide, write_outside
 from tests.onnx_builder import build, node, weights
 from tests.runtime.engine.fakes import install
 
@@ -136,3 +137,18 @@ def test_what_is_no_model(tmp_path, monkeypatch):
         build_engine(tmp_path / "m.onnx", "tensorrt")
     with pytest.raises(BadRequest, match="no such file"):
         build_engine(tmp_path / "n.onnx", "tensorrt")
+
+
+@pytest.mark.parametrize("location", ["none.bin", "../weights.bin"])
+def test_no_file_is_read_outside_the_models_folder(tmp_path, location):
+    """Nor looked for where it is not: of that the parser says importInitializers."""
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install 'secateur[tensorrt-rtx]'")
+    (tmp_path / "in").mkdir()
+    path = write_outside(wide(), tmp_path / "in")
+    path.with_name("weights.bin").rename(tmp_path / "weights.bin")
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        next(e for e in tensor.external_data if e.key == "location").value = location
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(RunError, match="there is no such file in its folder"):
+        build_engine(path, "tensorrt-rtx")
