@@ -19,8 +19,10 @@ from exporter.atomic import scratch
 from exporter.errors import GoalError, ModelError
 from exporter.quantization.layers import LAYERS, PASSING, passing_between
 from exporter.quantization.precisions import Precision
+from exporter.sessions import not_calibrated
 from runtime.backends import open_session
 from runtime.backends.custom_ops import register_custom_ops
+from runtime.errors import RunError
 from runtime.feeds import Feeds
 from runtime.samples import Samples
 
@@ -86,7 +88,7 @@ def find_ranges(model: ModelProto, samples: Samples, batch: int, precision: Prec
         percentile: share of the values, in per cent, that the range holds.
 
     Raises:
-        ModelError, RunError: the model does not run in ONNX Runtime.
+        ModelError, RunError: the model does not run in ONNX Runtime, or not on these inputs.
     """
     import onnxruntime
     from onnxruntime.quantization import calibrate
@@ -105,6 +107,7 @@ def find_ranges(model: ModelProto, samples: Samples, batch: int, precision: Prec
         file.write_bytes(model.SerializeToString())
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4  # failures come back as exceptions
         register_custom_ops(options)
         try:
             calibrator = calibrater(file, [*LAYERS, *PASSING], augmented, **how)
@@ -117,7 +120,10 @@ def find_ranges(model: ModelProto, samples: Samples, batch: int, precision: Prec
             open_session(file)  # which says more of a model that ONNX Runtime does not take
             raise ModelError(f"the model cannot be calibrated in ONNX Runtime: {error}") from error
         for feeds in samples.batches(batch):
-            calibrator.collect_data(_Once(feeds))  # batch by batch: it would hold all intermediate tensors at once
+            try:
+                calibrator.collect_data(_Once(feeds))  # batch by batch: it would hold all intermediate tensors at once
+            except Exception as error:  # again
+                raise not_calibrated(RunError(str(error))) from error
         return Ranges(model, calibrator.compute_data(), kind)
 
 

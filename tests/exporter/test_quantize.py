@@ -170,3 +170,17 @@ def test_layers_of_branches_are_not_quantized(tmp_path, monkeypatch, capsys):
     onnx.save(made, tmp_path / "m.onnx")
     code, told = call(tmp_path, "m.onnx -o q.onnx --precision int8 --calib synthetic", monkeypatch, capsys)
     assert (code, "Those in branches and loops are not quantized" in told.err) == (3, True)
+
+
+def test_a_model_that_does_not_run_is_told(tmp_path, capfd):
+    nodes = [node("MatMul", "x w", "h"), node("Reshape", "h s", "r"), node("MatMul", "r v", "y")]
+    constants = weights(w=(6, 6), v=(6, 2)) | {"s": np.array([2, 6], np.int64)}
+    onnx.save(build(nodes, {"x": [3, 6]}, ["y"], constants), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((24, 6)).astype(np.float32))
+    out = tmp_path / "out.onnx"
+    arguments = ["quantize", tmp_path / "m.onnx", "-o", out, "--precision", "int8", "--calib", tmp_path / "x.npz"]
+    assert main([str(a) for a in arguments]) == 3
+    said = capfd.readouterr().err
+    assert "[E:onnxruntime" not in said
+    assert "does not run" in said
+    assert not out.exists()
