@@ -36,7 +36,7 @@ def side_by_side(model: ModelProto, weights: Mapping[str, Sequence[int]], runs: 
         least: elements of weights from which it pays to read them once.
 
     Returns:
-        None where they are fewer.
+        None where they are fewer, or where a name that is needed is there already.
     """
     graph = model.graph
     shapes = {t.name: t.dims for t in graph.initializer} | dict(weights)
@@ -59,7 +59,8 @@ def side_by_side(model: ModelProto, weights: Mapping[str, Sequence[int]], runs: 
         joined = node.output[0] in products
         result.graph.node.extend(_joined(node, copies, weights[node.input[1]], constants) if joined else copies)
     result.graph.initializer.extend(constants.values())
-    return result
+    names = [*(o for node in result.graph.node for o in node.output if o), *shapes, *constants]
+    return result if len(set(names)) == len(names) else None
 
 
 def _multiplies_rows(

@@ -11,7 +11,11 @@ from exporter.side_by_side import in_run, side_by_side
 
 RNG = np.random.default_rng(0)
 W, V = RNG.standard_normal((6, 8)).astype(np.float32), RNG.standard_normal((8, 5)).astype(np.float32)
-CONSTANTS = {"b": RNG.standard_normal(8).astype(np.float32), "two": RNG.standard_normal((1, 8)).astype(np.float32)}
+CONSTANTS = {
+    "y@0.rows": np.ones(8, np.float32),
+    "b": RNG.standard_normal(8).astype(np.float32),
+    "two": RNG.standard_normal((1, 8)).astype(np.float32),
+}
 
 
 def node(op, inputs, output, **attributes):
@@ -88,6 +92,7 @@ ALONE = {
     "no rows": ([node("MatMul", "x w", "h"), node("Gemm", "x w", "y", transA=1)], 49, 17),
     "the weight comes first": ([node("MatMul", "w x", "y")], 1, 17),
     "what it adds has rows": ([node("Gemm", "x w two", "y")], 1, 17),
+    "a name is taken": ([node("MatMul", "x w", "y"), node("Add", "y y@0.rows", "z")], 1, 17),
     "another operator": ([helper.make_node("MatMul", ["x", "w"], ["y"], domain="mine")], 1, 17),
 }
 
