@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import google.protobuf.message
 import onnx
 
 from exporter.atomic import obstacle, scratch
@@ -156,8 +155,8 @@ def _check_source(precision: str, source: Path) -> None:
         raise UsageError(f"{source}: no such file.{near(source)}")
     try:
         model = onnx.load(source, load_external_data=False)
-    except google.protobuf.message.DecodeError:
-        raise ModelError(f"{source} is not an ONNX file, or it is truncated.") from None
+    except Exception as error:  # protobuf raises its own classes, and others for a name that is no text
+        raise ModelError(f"{source} is not an ONNX file, or it is truncated.") from error
     check_weights(model, source.parent)  # TensorRT's parser says little of it, and reads whatever the file names
     if precision not in _CODES:
         return
