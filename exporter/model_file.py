@@ -109,7 +109,7 @@ def _parse(data: bytes, file: Path | None) -> ModelProto:
     model = ModelProto()
     try:
         model.ParseFromString(data)
-    except google.protobuf.message.DecodeError:
+    except (google.protobuf.message.DecodeError, UnicodeDecodeError):  # protobuf in Python: a name is no text
         raise ModelError(
             f"{name} is not an ONNX file, or it is truncated ({len(data):,} bytes read).\n{_instead(data, file)}"
         ) from None

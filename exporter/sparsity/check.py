@@ -214,7 +214,7 @@ def check_file(path: Path, pattern: Pattern, *, only: Sequence[str] = (), keep: 
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except DecodeError:
+    except (DecodeError, UnicodeDecodeError):
         raise ModelError(f"{path} is not an ONNX file, or it is truncated. Export it again.") from None
     densify(model)
     return check_pattern(model, path.parent, pattern, only=only, keep=keep)

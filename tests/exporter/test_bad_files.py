@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -164,6 +169,24 @@ def test_bad_files_are_refused(name, tmp_path):
     (tmp_path / "model.onnx").write_bytes(data)
     with pytest.raises(ModelError, match=text):
         half(load(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize("command", ["inspect", "sparsify", "build"])
+def test_a_name_that_is_no_text_where_protobuf_is_in_python(command, tmp_path):
+    """Some packages choose that (onnxruntime_extensions does); it decodes names as it reads."""
+    if command == "build":
+        pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install 'secateur[tensorrt-rtx]'")
+    (tmp_path / "m.onnx").write_bytes(changed(_not_text).replace(b"Re!u", b"Re\xffu"))
+    more = [] if command == "inspect" else ["-o", str(tmp_path / "out")]
+    more += ["--backend", "tensorrt-rtx"] if command == "build" else []
+    done = subprocess.run(
+        [sys.executable, "-m", "exporter", command, str(tmp_path / "m.onnx"), *more],
+        check=False, env={**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"},
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "is not an ONNX file" in done.stderr
 
 
 @pytest.mark.parametrize("change", [set_opset(99), set_ir(99)], ids=["operator set", "IR version"])
