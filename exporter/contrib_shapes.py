@@ -15,6 +15,7 @@ import onnx.shape_inference
 from onnx import NodeProto, TensorProto, TypeProto
 
 from exporter.inferred import Dims, Inferred
+from exporter.protos import domain_of
 from exporter.symbols import Dim
 
 Result = tuple[int, Dims] | None
@@ -125,7 +126,7 @@ def contrib_types(node: NodeProto, found: Inferred) -> dict[str, TypeProto]:
     call = Call(node, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}, found)
     twin = _TWINS.get(node.op_type)
     try:
-        if node.domain not in ("", "ai.onnx", "com.microsoft"):
+        if domain_of(node) not in ("", "com.microsoft"):
             return {}
         if node.op_type in _OWN:
             results = _OWN[node.op_type](call)

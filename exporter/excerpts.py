@@ -17,7 +17,7 @@ from exporter import tensors
 from exporter.errors import ModelError
 from exporter.external_parts import is_described
 from exporter.fed_weights import NARROW, Room, in_room
-from exporter.graph import Graph
+from exporter.graph import Graph, bare_model
 from exporter.halves import numbers
 from exporter.protos import reads
 from exporter.relative_difference import Array, is_float
@@ -61,13 +61,9 @@ def excerpt(graph: Graph, nodes: Sequence[NodeProto], outputs: Sequence[str], kn
     Raises:
         ModelError: a node reads what is not known.
     """
-    model = ModelProto(ir_version=graph.model.ir_version)
-    model.opset_import.extend(graph.model.opset_import)
-    model.functions.extend(graph.model.functions)
-    model.graph.name = "piece"
-    made = {o for node in nodes for o in node.output}
+    model, before = bare_model(graph, nodes, outputs)
     inputs, weights = [], []
-    for name in sorted({n for node in nodes for n in reads(node)} - made):
+    for name in before:
         tensor = graph.constants.get(name)
         if tensor is None:
             if name not in known:
@@ -84,8 +80,6 @@ def excerpt(graph: Graph, nodes: Sequence[NodeProto], outputs: Sequence[str], kn
             else:
                 copy.CopyFrom(tensor)
             copy.name = name
-    model.graph.node.extend(nodes)
-    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs)
     widen(model, NARROW)
     return Excerpt(model, tuple(inputs), tuple(weights), graph)
 

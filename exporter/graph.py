@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from exporter import tensors
 from exporter.functions import Calls
 from exporter.inferred import Inferred, are_numbers
 from exporter.node_shapes import Schemas
 from exporter.plan import Drop
+from exporter.protos import domain_of, reads
 from exporter.tensors import Array
 from runtime.feeds import Binding
 
@@ -276,6 +277,24 @@ def _trains(tensor: TensorProto) -> bool:
     )
 
 
+def bare_model(graph: Graph, nodes: Sequence[NodeProto], outputs: Sequence[str]) -> tuple[ModelProto, list[str]]:
+    """Some nodes as a model without inputs and constants, and the names of what must become one of these, sorted.
+
+    Args:
+        graph: the graph.
+        nodes: of it, in order.
+        outputs: tensors to return; those that the nodes do not make belong to what is missing.
+    """
+    model = ModelProto(ir_version=graph.model.ir_version)
+    model.opset_import.extend(graph.model.opset_import)
+    model.functions.extend(graph.model.functions)
+    model.graph.name = "piece"
+    model.graph.node.extend(nodes)
+    model.graph.output.extend(ValueInfoProto(name=name) for name in outputs)
+    made = {output for node in nodes for output in node.output}
+    return model, sorted({name for node in nodes for name in reads(node)}.union(outputs) - made)
+
+
 def opsets_of(model: ModelProto) -> dict[str, int]:
     """Operator-set version by domain; the standard domain is ""."""
     return {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
@@ -283,7 +302,7 @@ def opsets_of(model: ModelProto) -> dict[str, int]:
 
 def op_of(proto: NodeProto) -> str:
     """Operator of a node, with its domain unless standard (``Conv``, ``com.microsoft::FusedConv``)."""
-    return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}::{proto.op_type}"
+    return f"{proto.domain}::{proto.op_type}" if domain_of(proto) else proto.op_type
 
 
 def make_nodes(graph: GraphProto, opsets: dict[str, int], schemas: Schemas | None = None) -> list[Node]:

@@ -12,7 +12,7 @@ from onnx import GraphProto, NodeProto, TypeProto
 
 from exporter.contrib_shapes import SHAPED_LIKE, contrib_types
 from exporter.inferred import Dims, Inferred
-from exporter.protos import attributes_of, constant_of, subgraphs
+from exporter.protos import attributes_of, constant_of, domain_of, subgraphs
 from exporter.values import LIMIT
 
 Result = tuple[int, Dims] | TypeProto
@@ -146,13 +146,12 @@ class Schemas:
 
 
 def _view(node: NodeProto) -> View:
-    op, domain = node.op_type, node.domain
+    op = node.op_type
     if op == "Constant":
         constant_of(node)  # puts its value into the one form that is read later
     attributes = attributes_of(node)
     graphs = subgraphs(node) if attributes else ()
-    standard = "" if domain == "ai.onnx" else domain
-    return View(node, op, standard, tuple(node.input), tuple(node.output), attributes, graphs)
+    return View(node, op, domain_of(node), tuple(node.input), tuple(node.output), attributes, graphs)
 
 
 def _numbered(view: View, types: Mapping[str, TypeProto]) -> dict[int, Result]:

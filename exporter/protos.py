@@ -34,6 +34,11 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
     return result
 
 
+def domain_of(node: NodeProto) -> str:
+    """The domain of a node's operator; empty for the standard ones, which have a longer name too."""
+    return "" if node.domain == "ai.onnx" else node.domain
+
+
 def key_of(node: NodeProto) -> str:
     """First output of a node, which names it in plans and graphs; empty for a node without one."""
     return next((o for o in node.output if o), "")
@@ -98,7 +103,7 @@ def captured_names(graph: onnx.GraphProto) -> set[str]:
 
 def constant_of(node: NodeProto) -> TensorProto | None:
     """The tensor of a Constant node; other attribute forms are turned, in place, into ``value``."""
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+    if node.op_type != "Constant" or domain_of(node) or len(node.attribute) != 1:
         return None
     attribute = node.attribute[0]
     if attribute.name == "value":

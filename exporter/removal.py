@@ -10,7 +10,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from exporter.functions import Calls
-from exporter.graph import Graph
+from exporter.graph import Graph, op_of
 from exporter.plan import Drop
 from exporter.protos import all_nodes, graphs_of, key_of, reads, set_nodes, subgraphs
 
@@ -143,7 +143,7 @@ def forget_unmade(model: ModelProto) -> None:
 
 def sum_fault(graph: Graph, node: NodeProto) -> str:
     """Why a node is no sum of which a branch could go; empty where it is one."""
-    if node.op_type not in ("Add", "Sum") or node.domain not in ("", "ai.onnx") or len(node.input) != 2:
+    if op_of(node) not in ("Add", "Sum") or len(node.input) != 2:
         return "is not a sum of two tensors"
     if node.input[0] == node.input[1] or any(name in graph.constants for name in node.input):
         return "adds one tensor to itself or to a constant"

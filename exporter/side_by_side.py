@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from exporter.graph import opsets_of
+from exporter.graph import op_of, opsets_of
 from exporter.protos import attributes_of, subgraphs
 
 _WITH_SIZES = 13
@@ -67,7 +67,7 @@ def _multiplies_rows(
     node: NodeProto, weights: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]
 ) -> bool:
     """Whether a node multiplies rows, each for itself, by a weight."""
-    if node.op_type not in _PRODUCTS or node.domain not in ("", "ai.onnx"):
+    if op_of(node) not in _PRODUCTS:
         return False
     rows, weight, *added = node.input
     plain = all(not name or len(shapes.get(name, (0, 0))) < 2 for name in added)

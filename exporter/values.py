@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from exporter.protos import domain_of
 from exporter.symbols import Dim, is_size, product, quotient
 
 LIMIT = 4096
@@ -70,7 +71,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
 
 def is_standard(node: onnx.NodeProto) -> bool:
     """Say whether a node's operator belongs to the standard set."""
-    return node.domain in ("", "ai.onnx")
+    return not domain_of(node)
 
 
 def evaluate(node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Known | None]) -> list[Known] | None:

@@ -17,7 +17,7 @@ from exporter.calibration.store import MEMORY, Shelf, Store
 from exporter.errors import ModelError
 from exporter.external_parts import is_described
 from exporter.fed_weights import Room, in_room
-from exporter.graph import Graph, Node
+from exporter.graph import Graph, Node, bare_model
 from exporter.protos import reads
 from exporter.sessions import not_calibrated
 from exporter.tensors import Array, expect, nbytes, read
@@ -257,13 +257,7 @@ def piece(
         weights: values of constants that differ from the file's. Others that lie outside are left there.
         apart: gets the large ones of ``weights``, which are then inputs too: no copy of them is made.
     """
-    model = onnx.ModelProto(ir_version=graph.model.ir_version)
-    model.opset_import.extend(graph.model.opset_import)
-    model.functions.extend(graph.model.functions)
-    model.graph.name = "piece"
-    made = {o for node in nodes for o in node.outputs}
-    used = {n for node in nodes for n in reads(node.proto)} | set(outputs)
-    before = sorted(used - made)
+    model, before = bare_model(graph, [node.proto for node in nodes], outputs)
     constants = {name: graph.constants[name] for name in before if name in graph.constants}
     new = [name for name, tensor in constants.items() if name in weights or is_described(tensor)]
 
@@ -291,6 +285,4 @@ def piece(
             if of.HasField("tensor_type"):
                 for dim in value.type.tensor_type.shape.dim:
                     dim.Clear()
-    model.graph.node.extend(n.proto for n in nodes)
-    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs)
     return model, inputs

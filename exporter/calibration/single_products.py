@@ -6,6 +6,7 @@ from collections import Counter
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from exporter.graph import op_of
 from exporter.protos import reads
 from exporter.tensors import nbytes
 
@@ -44,7 +45,7 @@ def products_in_single(model: ModelProto, least: int) -> dict[str, TensorProto]:
 
 
 def _is_product(node: NodeProto) -> bool:
-    return node.op_type in _PRODUCTS and node.domain in ("", "ai.onnx")
+    return op_of(node) in _PRODUCTS
 
 
 def _reads_one(node: NodeProto, taken: dict[str, TensorProto]) -> bool:

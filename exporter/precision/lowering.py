@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto
 
-from exporter.protos import subgraphs
+from exporter.protos import domain_of, subgraphs
 
 LOW: dict[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _TYPES: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
@@ -44,7 +44,7 @@ def lowered_operands(node: NodeProto, opsets: Mapping[str, int], kinds: Mapping[
     """
     if subgraphs(node):
         return "it runs a subgraph, which takes and gives fp32"
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = domain_of(node)
     if domain:
         return f"what the domain {domain} allows is not known"
     try:

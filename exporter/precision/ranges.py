@@ -16,7 +16,7 @@ from exporter.forced_branches import Way, force
 from exporter.graph import Graph
 from exporter.normalise import fresh_names, inline_data
 from exporter.precision.values import ENDLESS, largest
-from exporter.protos import add_outputs, set_nodes, subgraphs
+from exporter.protos import add_outputs, domain_of, set_nodes, subgraphs
 from exporter.sessions import not_calibrated
 from exporter.tensors import Array
 from runtime.backends import Session, SessionOptions, open_session
@@ -140,7 +140,7 @@ class _Meter:
             for name in node.output:
                 self._add(name, nodes, found)
             carry = {"If": self._from_branches, "Loop": self._from_body, "Scan": self._from_body}.get(node.op_type)
-            if carry is not None and node.domain in ("", "ai.onnx") and subgraphs(node):
+            if carry is not None and not domain_of(node) and subgraphs(node):
                 found |= carry(node, nodes)
         set_nodes(graph, nodes)
         return found

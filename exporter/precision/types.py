@@ -6,6 +6,7 @@ import onnx
 from onnx import TensorProto
 
 from exporter.graph import Graph, Node
+from exporter.protos import domain_of
 
 _NAMES = frozenset(TensorProto.DataType.keys())
 
@@ -32,9 +33,8 @@ def _by_branches(node: Node, known: dict[str, int]) -> dict[str, int]:
 
 def _by_schema(node: Node, known: dict[str, int]) -> dict[str, int]:
     """A type variable of the schema stands for the same type wherever it occurs; other results have one type."""
-    domain = "" if node.proto.domain == "ai.onnx" else node.proto.domain
     try:
-        schema = onnx.defs.get_schema(node.proto.op_type, node.opset, domain)
+        schema = onnx.defs.get_schema(node.proto.op_type, node.opset, domain_of(node.proto))
     except onnx.defs.SchemaError:
         return {}
     bound: dict[str, int] = {}

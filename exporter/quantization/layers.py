@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto, TensorProto
 
 from exporter.errors import ModelError, UsageError
+from exporter.graph import op_of
 from runtime.nouns import counted
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -64,7 +65,7 @@ def layers_of(model: ModelProto) -> list[Layer]:
     fed = {value.name for value in model.graph.input}
     found = []
     for node in model.graph.node:
-        if node.op_type not in LAYERS or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
+        if op_of(node) not in LAYERS or len(node.input) < 2:
             continue
         weight = weights.get(node.input[1])
         if weight is not None and weight.name not in fed and len(weight.dims) >= 2:
@@ -135,7 +136,7 @@ def passing_between(model: ModelProto, quantized: Iterable[str]) -> list[str]:
             readers.setdefault(name, set()).add(node.name)
     outputs = {value.name for value in model.graph.output}
     found = set(quantized)
-    candidates = {n for n, node in nodes.items() if node.op_type in PASSING and node.domain in ("", "ai.onnx")}
+    candidates = {n for n, node in nodes.items() if op_of(node) in PASSING}
     while True:
         inside = found | candidates
         out = {n for n in candidates if not _stays(nodes[n], inside, makers, readers, constants, outputs)}
