@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.data import Calibration
-from exporter.calibration.directions import directions_for
-from exporter.calibration.evidence import HELD_OUT, evidence, readings
+from exporter.calibration.evidence import HELD_OUT, completed, evidence
 from exporter.calibration.journal import Journal
-from exporter.calibration.readers import Reader, columns, find_readers, positions
+from exporter.calibration.readers import find_readers
+from exporter.calibration.readings import least_bytes, readings, thinned
 from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import deviations, predicted
 from exporter.cost import CostModel
 from exporter.errors import ModelError
-from exporter.graph import Graph
 from exporter.groups import Groups
 from exporter.importance import Scores, score
 from runtime import bounds
@@ -94,6 +92,8 @@ def predict(
     graph, cost = groups.graph, macs_per_sample(groups)
     seen = calibration.fit.part(0, affordable(_SEEN, cost, len(calibration.fit)))
     found = evidence(groups, numbers, Runner(graph, seen, calibration.batch), step, journal)
+    if any(len(known.readers) < known.count for known in found.values()):
+        found = completed(found, groups, Runner(graph, seen, calibration.batch), step)
     each = cost * len(found) / 2  # half of the network, for each group
     counts = [affordable(_REACTED[level], each, most, _FEWEST[level]) for level, most in enumerate(_FEW)]
     few = Runner(graph, _held_first(calibration.fit, max(counts)), min(calibration.batch, *counts))
@@ -107,7 +107,7 @@ def predict(
         name = groups.groups[n].name
         scores[name] = known.curve.importance()
         later[name] = float((places > known.readers[-1].node.index).mean())
-        factor = _SHARED if len(known.readers) > 1 else 1.0
+        factor = _SHARED if known.count > 1 else 1.0
         measured = [
             (float(known.curve.damage[width - 1]), value)
             for (width, _), value in zip(known.levels, reactions[n], strict=True)
@@ -117,9 +117,10 @@ def predict(
 
 
 def _check_memory(groups: Groups, numbers: Sequence[int]) -> None:
-    """All layers that read a group are looked at together: its units go in an order that suits all of them."""
+    """Layers that read a group are looked at together: its units go in an order that suits them all."""
     free = bounds.available()
-    for n, known in readings(groups, numbers).items():
+    for n, every in readings(groups, numbers).items():
+        known = thinned(every, groups.graph) if every else []
         needed = sum(least_bytes(reading.reader, groups.graph) for reading in known)
         if free is not None and needed > free:
             name = groups.groups[n].name
@@ -129,15 +130,6 @@ def _check_memory(groups: Groups, numbers: Sequence[int]) -> None:
                 f"'{name}'), cut only what lies inside blocks (--granularity neurons,heads), or choose without inputs "
                 "(no --calib)."
             )
-
-
-def least_bytes(reader: Reader, graph: Graph) -> int:
-    """Memory that a reader holds at least while its columns are judged: second moments of what it sees, and weights, in
-    64 bits."""
-    dims, kernel = graph.constants[reader.weight].dims, positions(reader, graph)
-    whole = columns(reader, dims)
-    seen = whole // kernel * directions_for(whole, kernel)
-    return 8 * int(reader.groups * seen * seen + seen * (math.prod(dims) // max(whole, 1)))
 
 
 def macs_per_sample(groups: Groups) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,22 +22,27 @@ from exporter.calibration.readers import (
     Places,
     Reader,
     Rows,
-    channel_of_column,
     columns,
     constants_of,
-    find_readers,
     grouped_outputs_at,
     inputs_at,
     matrix,
     places,
     positions,
 )
+from exporter.calibration.readings import (
+    Reading,
+    by_reader,
+    columns_of,
+    last_places,
+    readings,
+    thinned,
+)
 from exporter.calibration.runner import Runner
 from exporter.calibration.store import Shelf
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.groups import Groups
-from exporter.slots import Fixed
 from exporter.tensors import Array
 from runtime.steps import Count
 
@@ -61,51 +68,6 @@ LEVELS = (2, 8)
 
 HELD_OUT = 8
 """One of so many samples is held out."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A reader of a group.
-
-    Attributes:
-        reader: the reader.
-        units: unit of the group at each position of the axis it contracts, -1 for none; shape (size,).
-    """
-
-    reader: Reader
-    units: NDArray[np.int64]
-
-
-def readings(groups: Groups, numbers: Sequence[int]) -> dict[int, list[Reading]]:
-    """For each of some groups the readers that contract over it and let it go."""
-    found: dict[int, list[Reading]] = {n: [] for n in numbers}
-    for reader in find_readers(groups.graph):
-        through = _group_numbers(groups, reader.result, reader.channel_axis)
-        axis = _axis(groups, reader.source, reader.axis)
-        if axis is None:
-            continue
-        group, unit = groups.units(axis)
-        for n in set(np.unique(group).tolist()) & found.keys() - through:
-            found[n].append(Reading(reader, np.where(group == n, unit, -1).max(1)))
-    return found
-
-
-def _axis(groups: Groups, tensor: str, axis: int) -> NDArray[np.int64] | None:
-    axes = groups.analysis.axes.get((tensor,))
-    if axes is None:
-        return None
-    found = axes[axis]
-    return None if isinstance(found, Fixed) else found
-
-
-def _group_numbers(groups: Groups, tensor: str, axis: int) -> set[int]:
-    ids = _axis(groups, tensor, axis)
-    return set() if ids is None else {int(n) for n in np.unique(groups.units(ids)[0]) if n >= 0}
-
-
-def columns_of(reading: Reading, count: int) -> NDArray[np.int64]:
-    """Unit of every column of the reader's matrices, -1 for none; shape [groups, K]."""
-    return np.asarray(reading.units[channel_of_column(reading.reader, reading.units.size, count)])
 
 
 @dataclass(frozen=True)
@@ -235,8 +197,7 @@ class Seen:
 
 
 def readers_of(
-    groups: Groups,
-    numbers: Sequence[int],
+    members: Mapping[int, Sequence[Reading]],
     runner: Runner,
     step: Callable[[str], None],
     *,
@@ -246,20 +207,19 @@ def readers_of(
     """The readers of some groups in the order of the graph, each as soon as the runner has reached it.
 
     Args:
-        groups: the analysis.
-        numbers: of the groups.
+        members: the readers, by number of the group.
         runner: at the start of the dense graph.
         step: called with a line before each reader.
         narrow: see wide kernels through few directions.
         known: groups whose readers are run, so that others see what they would see, but need not be looked at.
     """
-    by_reader = _by_reader(groups, numbers)
-    last = _last(by_reader)
-    for i, (place, members) in enumerate(by_reader.items(), 1):
-        reader = next(iter(members.values())).reader
-        step(Count("measuring what the layers read", i - 1, len(by_reader)))
+    readers = by_reader(members)
+    last = last_places(readers)
+    for i, (place, read) in enumerate(readers.items(), 1):
+        reader = next(iter(read.values())).reader
+        step(Count("measuring what the layers read", i - 1, len(readers)))
         runner.advance([reader.source, reader.result])
-        wanted = {n: reading for n, reading in members.items() if n not in known}
+        wanted = {n: reading for n, reading in read.items() if n not in known}
         if not wanted:
             continue
         gone = frozenset(n for n in wanted if last[n] == place)
@@ -282,32 +242,20 @@ def _seen(runner: Runner, reader: Reader, members: Mapping[int, Reading], last: 
     return Seen(reader, moments, judge, weights, units, last, directions)
 
 
-def _by_reader(groups: Groups, numbers: Sequence[int]) -> dict[int, dict[int, Reading]]:
-    """Readings by the place of the reader in the graph, in this order, and by the number of the group."""
-    found: dict[int, dict[int, Reading]] = {}
-    for n, known in readings(groups, numbers).items():
-        for reading in known:
-            found.setdefault(reading.reader.node.index, {})[n] = reading
-    return dict(sorted(found.items()))
-
-
-def _last(by_reader: Mapping[int, Mapping[int, Reading]]) -> dict[int, int]:
-    """By number of a group the place of its last reader."""
-    return {n: place for place, members in by_reader.items() for n in members}
-
-
 @dataclass(frozen=True)
 class Evidence:
     """What calibration inputs say of a group.
 
     Attributes:
-        readers: the linear layers that read it, in the order of the graph.
-        curve: the order in which its units go, and the damage to its readers.
+        readers: the linear layers that read it, in the order of the graph; some of them, where they are too many.
+        count: how many layers read it.
+        curve: the order in which its units go, and the damage to ``readers``.
         levels: some widths between, falling, each with
-            the weights and biases that the readers have there; zero for the units that went.
+            the weights and biases that ``readers`` have there; zero for the units that went.
     """
 
     readers: tuple[Reader, ...]
+    count: int
     curve: Curve
     levels: Levels
 
@@ -329,23 +277,25 @@ def evidence(
         journal: where they are kept, for the next run to go on if this one is killed.
     """
     journal = journal or Journal()
-    by_reader = _by_reader(groups, numbers)
-    last = _last(by_reader)
-    order = [n for place, members in by_reader.items() for n in members if last[n] == place]
+    found = readings(groups, numbers)
+    members = {n: thinned(each, groups.graph) for n, each in found.items() if each}
+    places = by_reader(members)
+    last = last_places(places)
+    order = [n for place, read in places.items() for n in read if last[n] == place]
     result: dict[int, Evidence] = {}
     shelf = Shelf()
     for n in order:
-        readers = tuple(members[n].reader for members in by_reader.values() if n in members)
+        readers = tuple(reading.reader for reading in members[n])
         known = evidence_in(journal.known(_name(n)) or {}, readers, groups.graph, groups.groups[n].width)
         if known is not None:
             curve, levels = known
-            result[n] = Evidence(readers, curve, shelved(levels, shelf, n))
+            result[n] = Evidence(readers, len(found[n]), curve, shelved(levels, shelf, n))
     if len(result) == len(order):
         return result
     layers: dict[int, list[_Read]] = {}
     seconds: dict[int, float] = {}
     started = time.perf_counter()
-    for seen in readers_of(groups, numbers, runner, step, narrow=True, known=frozenset(result)):
+    for seen in readers_of(members, runner, step, narrow=True, known=frozenset(result)):
         reader, directions, weights, told, done = seen.reader, seen.directions, seen.weights, seen.units, seen.last
         centred, judge, damping = _about_means(seen)
         del seen  # the sums are as large again
@@ -355,7 +305,7 @@ def evidence(
                 layers.setdefault(n, []).append((reader, directions, layer))
             del centred, weights, layer
             for n in [n for n in order if n in done]:
-                result[n] = _evidence(groups, n, layers.pop(n))
+                result[n] = _evidence(groups, n, layers.pop(n), len(found[n]))
         now = time.perf_counter()
         for n in told:
             seconds[n] = seconds.get(n, 0.0) + (now - started) / len(told)
@@ -366,11 +316,45 @@ def evidence(
     return {n: result[n] for n in order}
 
 
+def completed(
+    found: Mapping[int, Evidence], groups: Groups, runner: Runner, step: Callable[[str], None]
+) -> dict[int, Evidence]:
+    """The same with the weights of all layers that read a group, of which some gave the order.
+
+    The others are fitted to it one after another, so that one at a time is in memory.
+
+    Args:
+        found: by number of the group.
+        groups: the analysis.
+        runner: at the start of the dense graph.
+        step: called with a line before each reader.
+    """
+    others, shelf = {}, Shelf()
+    for n, every in readings(groups, [n for n, known in found.items() if known.count > len(known.readers)]).items():
+        seen = {reader.node.index for reader in found[n].readers}
+        others[n] = [reading for reading in every if reading.reader.node.index not in seen]
+    for read in readers_of(others, runner, step, narrow=True):
+        centred, judge, damping = _about_means(read)
+        for n, units in read.units.items():
+            order = found[n].curve.order
+            layer, gone = Layer(centred, units, damping, read.weights, judge, len(order)), 0
+            for width, _ in found[n].levels:
+                layer.remove(order[gone : len(order) - width].tolist())
+                gone = len(order) - width
+                shelf.part(f"{n} {width} ", _constants(read.reader, groups.graph, read.directions, layer))
+    result = dict(found)
+    for n in others:
+        both = [(w, cast(_Weights, have), cast(_Weights, shelf.under(f"{n} {w} "))) for w, have in found[n].levels]
+        result[n] = replace(found[n], levels=tuple((w, ChainMap(have, more)) for w, have, more in both))
+    return result
+
+
 def _name(number: int) -> str:
     return f"evidence of group {number}"
 
 
 _Read = tuple[Reader, Directions | None, Layer]
+_Weights = MutableMapping[str, Array]
 
 
 def _about_means(seen: Seen) -> tuple[Centred, Centred | None, float]:
@@ -381,7 +365,7 @@ def _about_means(seen: Seen) -> tuple[Centred, Centred | None, float]:
     return seen.moments.centred(intercept), judge, damping
 
 
-def _evidence(groups: Groups, number: int, read: list[_Read]) -> Evidence:
+def _evidence(groups: Groups, number: int, read: list[_Read], count: int) -> Evidence:
     width = groups.groups[number].width
     graph = groups.graph
     readers = tuple(reader for reader, _, _ in read)
@@ -391,10 +375,15 @@ def _evidence(groups: Groups, number: int, read: list[_Read]) -> Evidence:
     def look(level: int, layers: Sequence[Layer]) -> None:
         weights: dict[str, Array] = {}
         for reader, few, layer in zip(readers, directions, layers, strict=True):
-            whole = layer.whole() if few is None else few.back(layer.whole())
-            weights |= constants_of(reader, graph, whole, layer.bias())
+            weights |= _constants(reader, graph, few, layer)
         levels.append((level, weights))
 
     pauses = sorted({max(1, width // share) for share in LEVELS if width > 1}, reverse=True)
     curve = eliminate([layer for *_, layer in read], width, pauses, look)
-    return Evidence(readers, curve, tuple(levels))
+    return Evidence(readers, count, curve, tuple(levels))
+
+
+def _constants(reader: Reader, graph: Graph, directions: Directions | None, layer: Layer) -> dict[str, Array]:
+    """The weights and the bias that a layer has now."""
+    whole = layer.whole() if directions is None else directions.back(layer.whole())
+    return constants_of(reader, graph, whole, layer.bias())

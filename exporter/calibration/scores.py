@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.elimination import blocks_of
-from exporter.calibration.evidence import evidence, readers_of, readings
+from exporter.calibration.evidence import evidence, readers_of
 from exporter.calibration.moments import Moments
 from exporter.calibration.readers import Matrix
+from exporter.calibration.readings import readings
 from exporter.calibration.runner import Runner
 from exporter.errors import UsageError
 from exporter.groups import Groups
@@ -118,7 +119,7 @@ def _seen(
     groups: Groups, numbers: Sequence[int], runner: Runner, step: Step
 ) -> Iterator[tuple[int, Moments, Units, Matrix]]:
     """For each reader of each group: the group, the reader's moments, the unit of each column, and the weights."""
-    for seen in readers_of(groups, numbers, runner, step):
+    for seen in readers_of(readings(groups, numbers), runner, step):
         moments = seen.moments if seen.judge is None else seen.moments + seen.judge
         for n, units in seen.units.items():
             yield n, moments, units, seen.weights

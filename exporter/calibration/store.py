@@ -120,7 +120,11 @@ class Shelf(MutableMapping[str, Array]):
     def part(self, mark: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
         """Take arrays under names that begin with a mark; returns them under their own."""
         self.update({mark + name: values for name, values in arrays.items()})
-        return _Part(self, mark, tuple(arrays))
+        return self.under(mark)
+
+    def under(self, mark: str) -> Mapping[str, Array]:
+        """All arrays that are here under names that begin with a mark, under their own."""
+        return _Part(self, mark, tuple(name.removeprefix(mark) for name in self if name.startswith(mark)))
 
     def file(self, name: str) -> Path | None:
         """The ``.npy`` an array lies in; None for one in memory."""

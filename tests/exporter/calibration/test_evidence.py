@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from exporter import ModelError, find_groups, prune
 from exporter.calibration import damage, directions, elimination
-from exporter.calibration.damage import least_bytes
+from exporter.calibration import readings as reading_module
+from exporter.calibration.data import calibration_of
 from exporter.calibration.evidence import readers_of
+from exporter.calibration.readings import least_bytes, readings, thinned
 from exporter.calibration.runner import Runner
 from runtime import bounds
 from tests.exporter.calibration import networks
@@ -26,7 +32,7 @@ def test_rows_that_were_not_fitted_judge_where_there_are_fewer_than_twelve_to_a_
     )  # fmt: skip
     groups = find_groups(graph)
     samples = networks.samples(graph, count)
-    (seen,) = readers_of(groups, range(len(groups.groups)), Runner(graph, samples, 16), lambda _: None)
+    (seen,) = readers_of(readings(groups, range(len(groups.groups))), Runner(graph, samples, 16), lambda _: None)
     assert (seen.judge is not None) == apart
     held = seen.judge.rows if seen.judge is not None else 0
     assert held == (count // 8 if apart else 0)
@@ -55,6 +61,96 @@ def test_memory_is_known_before(name, wide, monkeypatch):
     damage.evidence(groups, range(len(groups.groups)), Runner(graph, networks.samples(graph, 20), 10), lambda _: None)
     assert len(held) == len(counted) > 0
     assert sum(held) == sum(counted)
+
+
+def deep(layers=12):
+    """A residual stream of 16, of which the second half carries much more than the first."""
+    carried = np.where(np.arange(16) < 8, 0.1, 1).astype(np.float32)
+    nodes, constants, last = [node("MatMul", "x p", "s0")], {"p": weights(p=(6, 16))["p"] * carried}, "s0"
+    for k in range(layers):
+        constants |= {n: v / 3 for n, v in weights(k, **{f"u{k}": (16, 24), f"d{k}": (24, 16)}).items()}
+        constants[f"d{k}"] = constants[f"d{k}"] * carried
+        nodes += [node("MatMul", f"{last} u{k}", f"h{k}"), node("Relu", f"h{k}", f"a{k}"),
+                  node("MatMul", f"a{k} d{k}", f"o{k}"), node("Add", f"{last} o{k}", f"s{k + 1}")]  # fmt: skip
+        last = f"s{k + 1}"
+    constants |= weights(99, w=(16, 4))
+    nodes.append(node("MatMul", f"{last} w", "y"))
+    return networks.loaded(build(nodes, {"x": ("N", 6)}, ["y"], constants))
+
+
+def stream_of(graph):
+    groups = find_groups(graph)
+    return groups, next(n for n, g in enumerate(groups.groups) if g.width == 16)
+
+
+def counting(made, most):
+    """``Layer.__init__`` that counts how many there were, and how many at a time."""
+    plain, alive = elimination.Layer.__init__, [0]
+
+    def gone():
+        alive[0] -= 1
+
+    def begin(self, *arguments, **named):
+        plain(self, *arguments, **named)
+        weakref.finalize(self, gone)
+        made[0] += 1
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+
+    return begin
+
+
+def test_of_many_readers_some_are_looked_at(monkeypatch):
+    """Memory stays within the bound, the choice is nearly the same, and the damage stands for all of them."""
+    graph = deep()
+    groups, stream = stream_of(graph)
+    every = readings(groups, [stream])[stream]
+    assert len(every) == 13
+    samples = networks.samples(graph, 400)
+
+    def found():
+        return damage.evidence(groups, [stream], Runner(graph, samples, 100), lambda _: None)[stream]
+
+    def predicted():
+        calibration = calibration_of([{"x": x} for x in samples_of_x], graph)
+        return damage.predict(groups, [stream], calibration, lambda _: None).damage[groups.groups[stream].name]
+
+    samples_of_x = np.concatenate([feed["x"] for feed in samples.batches(400)])[:, None]
+    whole, all_of_it = found(), predicted()
+    assert len(whole.readers) == whole.count == 13
+    monkeypatch.setattr(reading_module, "_TOGETHER", 5 * max(least_bytes(r.reader, graph) for r in every))
+    held, most = [0], [0]
+    monkeypatch.setattr(elimination.Layer, "__init__", counting(held, most))
+    some, part = found(), predicted()
+    assert most[0] <= 6, "so many are in memory at once"
+    assert held[0] > 13, "all of them are looked at"
+    assert (len(some.readers), some.count) == (5, 13)
+    places = [r.node.index for r in some.readers]
+    assert places == sorted(places)
+    assert (places[0], places[-1]) == (every[0].reader.node.index, every[-1].reader.node.index)
+    for seen in (whole, some):
+        assert sum(seen.curve.kept(8) >= 8) >= 7
+    assert np.allclose(part[7:], all_of_it[7:], rtol=0.3)
+
+
+def test_the_first_and_the_last_are_looked_at_however_large(monkeypatch):
+    graph = deep(3)
+    groups, stream = stream_of(graph)
+    every = readings(groups, [stream])[stream]
+    monkeypatch.setattr(reading_module, "_TOGETHER", 1)
+    assert [r.reader.weight for r in thinned(every, graph)] == [every[0].reader.weight, every[-1].reader.weight]
+    assert thinned(every[:1], graph) == every[:1]
+
+
+def test_no_unit_is_left_out(monkeypatch):
+    """Of a group that is read in parts: with one reader, the units of the other would seem to cost nothing."""
+    graph = deep(3)
+    groups, stream = stream_of(graph)
+    one, other, *_ = readings(groups, [stream])[stream]
+    parts = [replace(one, units=np.where(one.units < 7, one.units, -1)), replace(other, units=other.units)]
+    monkeypatch.setattr(reading_module, "_TOGETHER", 1)
+    assert len(thinned([parts[0], parts[1], parts[0]], graph)) == 3
+    assert len(thinned([parts[0], parts[0], parts[1]], graph)) == 2
 
 
 def test_what_does_not_fit_into_memory_is_said_before_anything_runs(tmp_path, monkeypatch):

@@ -1,0 +1,105 @@
+"""Which linear layers read a group, and how many of them can be looked at together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.calibration.directions import directions_for
+from exporter.calibration.readers import Reader, channel_of_column, columns, find_readers, positions
+from exporter.graph import Graph
+from exporter.groups import Groups
+from exporter.slots import Fixed
+
+_TOGETHER = 1 << 31
+"""Bytes of what the readers of a group hold that are looked at together."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A reader of a group.
+
+    Attributes:
+        reader: the reader.
+        units: unit of the group at each position of the axis it contracts, -1 for none; shape (size,).
+    """
+
+    reader: Reader
+    units: NDArray[np.int64]
+
+
+def readings(groups: Groups, numbers: Sequence[int]) -> dict[int, list[Reading]]:
+    """For each of some groups the readers that contract over it and let it go."""
+    found: dict[int, list[Reading]] = {n: [] for n in numbers}
+    for reader in find_readers(groups.graph):
+        through = _group_numbers(groups, reader.result, reader.channel_axis)
+        axis = _axis(groups, reader.source, reader.axis)
+        if axis is None:
+            continue
+        group, unit = groups.units(axis)
+        for n in set(np.unique(group).tolist()) & found.keys() - through:
+            found[n].append(Reading(reader, np.where(group == n, unit, -1).max(1)))
+    return found
+
+
+def _axis(groups: Groups, tensor: str, axis: int) -> NDArray[np.int64] | None:
+    axes = groups.analysis.axes.get((tensor,))
+    if axes is None:
+        return None
+    found = axes[axis]
+    return None if isinstance(found, Fixed) else found
+
+
+def _group_numbers(groups: Groups, tensor: str, axis: int) -> set[int]:
+    ids = _axis(groups, tensor, axis)
+    return set() if ids is None else {int(n) for n in np.unique(groups.units(ids)[0]) if n >= 0}
+
+
+def columns_of(reading: Reading, count: int) -> NDArray[np.int64]:
+    """Unit of every column of the reader's matrices, -1 for none; shape [groups, K]."""
+    return np.asarray(reading.units[channel_of_column(reading.reader, reading.units.size, count)])
+
+
+def by_reader(members: Mapping[int, Sequence[Reading]]) -> dict[int, dict[int, Reading]]:
+    """Readings by the place of the reader in the graph, in this order, and by the number of the group."""
+    found: dict[int, dict[int, Reading]] = {}
+    for n, known in members.items():
+        for reading in known:
+            found.setdefault(reading.reader.node.index, {})[n] = reading
+    return dict(sorted(found.items()))
+
+
+def last_places(readers: Mapping[int, Mapping[int, Reading]]) -> dict[int, int]:
+    """By number of a group the place of its last reader."""
+    return {n: place for place, members in readers.items() for n in members}
+
+
+def least_bytes(reader: Reader, graph: Graph) -> int:
+    """Memory that a reader holds at least while its columns are judged: second moments of what it sees, and weights, in
+    64 bits."""
+    dims, kernel = graph.constants[reader.weight].dims, positions(reader, graph)
+    whole = columns(reader, dims)
+    seen = whole // kernel * directions_for(whole, kernel)
+    return 8 * int(reader.groups * seen * seen + seen * (math.prod(dims) // max(whole, 1)))
+
+
+def thinned(members: Sequence[Reading], graph: Graph) -> list[Reading]:
+    """As many readers of a group as can be looked at together: the first, the last, and others evenly between them.
+
+    A residual stream is read by every layer; some of them tell its order as well. All are taken where some would leave
+    a unit out.
+    """
+    needed = sum(least_bytes(reading.reader, graph) for reading in members)
+    count = max(2, len(members) * _TOGETHER // max(needed, 1))
+    if count >= len(members):
+        return list(members)
+    chosen = [members[k * (len(members) - 1) // (count - 1)] for k in range(count)]
+    return chosen if _units(chosen) == _units(members) else list(members)
+
+
+def _units(members: Sequence[Reading]) -> set[int]:
+    return set(np.unique(np.concatenate([reading.units for reading in members])).tolist()) - {-1}
