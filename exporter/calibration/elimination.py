@@ -204,11 +204,11 @@ def blocks_of(
 Look = Callable[[int, Sequence[Layer]], None]
 
 
-def eliminate(layers: Sequence[Layer], width: int, pauses: Sequence[int] = (), look: Look | None = None) -> Curve:
+def eliminate(layers: list[Layer], width: int, pauses: Sequence[int] = (), look: Look | None = None) -> Curve:
     """Take all units but one away, the cheapest first; the damage of several readers adds up.
 
     Args:
-        layers: the readers; what is left of them in the end is of no use.
+        layers: the readers; smaller ones take their places, and what is left in the end is of no use.
         width: number of units.
         pauses: call ``look`` when so many units, or just fewer, are left; falling.
         look: gets the pause and the layers as they stand.
@@ -229,7 +229,9 @@ def eliminate(layers: Sequence[Layer], width: int, pauses: Sequence[int] = (), l
         while look is not None and waiting and len(alive) <= waiting[0]:
             look(waiting.pop(0), layers)
         if len(alive) <= narrow:  # what went needs no more work
-            layers, narrow = [layer.part(alive) for layer in layers], _NARROWED * len(alive)
+            narrow = _NARROWED * len(alive)
+            for k in range(len(layers)):
+                layers[k] = layers[k].part(alive)  # one after another: together they are large
         if not apart or len(alive) <= _JUDGED * known[-1][0] or len(alive) == 1:
             known.append((len(alive), sum(layer.damage() for layer in layers)))
     kept, total = np.array(known[::-1], np.float64).T

@@ -366,10 +366,11 @@ def _about_means(seen: Seen) -> tuple[Centred, Centred | None, float]:
 
 
 def _evidence(groups: Groups, number: int, read: list[_Read], count: int) -> Evidence:
+    """What its readers, which are many gigabytes and gone then, say of a group."""
     width = groups.groups[number].width
     graph = groups.graph
-    readers = tuple(reader for reader, _, _ in read)
-    directions = [few for _, few, _ in read]
+    readers, directions, layers = (list(each) for each in zip(*read, strict=True))
+    read.clear()
     levels: list[tuple[int, Mapping[str, Array]]] = []
 
     def look(level: int, layers: Sequence[Layer]) -> None:
@@ -379,8 +380,8 @@ def _evidence(groups: Groups, number: int, read: list[_Read], count: int) -> Evi
         levels.append((level, weights))
 
     pauses = sorted({max(1, width // share) for share in LEVELS if width > 1}, reverse=True)
-    curve = eliminate([layer for *_, layer in read], width, pauses, look)
-    return Evidence(readers, count, curve, tuple(levels))
+    curve = eliminate(layers, width, pauses, look)
+    return Evidence(tuple(readers), count, curve, tuple(levels))
 
 
 def _constants(reader: Reader, graph: Graph, directions: Directions | None, layer: Layer) -> dict[str, Array]:
