@@ -334,19 +334,27 @@ def completed(
         seen = {reader.node.index for reader in found[n].readers}
         others[n] = [reading for reading in every if reading.reader.node.index not in seen]
     for read in readers_of(others, runner, step, narrow=True):
-        centred, judge, damping = _about_means(read)
-        for n, units in read.units.items():
-            order = found[n].curve.order
-            layer, gone = Layer(centred, units, damping, read.weights, judge, len(order)), 0
-            for width, _ in found[n].levels:
-                layer.remove(order[gone : len(order) - width].tolist())
-                gone = len(order) - width
-                shelf.part(f"{n} {width} ", _constants(read.reader, groups.graph, read.directions, layer))
+        with threads_for(read.weights.shape[1]):
+            for n in read.units:
+                for width, weights in _at_levels(read, n, found[n], groups.graph):
+                    shelf.part(f"{n} {width} ", weights)
+        del read  # the next one is as large
     result = dict(found)
     for n in others:
         both = [(w, cast(_Weights, have), cast(_Weights, shelf.under(f"{n} {w} "))) for w, have in found[n].levels]
         result[n] = replace(found[n], levels=tuple((w, ChainMap(have, more)) for w, have, more in both))
     return result
+
+
+def _at_levels(seen: Seen, number: int, known: Evidence, graph: Graph) -> Iterator[tuple[int, dict[str, Array]]]:
+    """The widths of a group's evidence, and the weights that a reader has there which did not give the order."""
+    centred, judge, damping = _about_means(seen)
+    order, gone = known.curve.order, 0
+    layer = Layer(centred, seen.units[number], damping, seen.weights, judge, len(order))
+    for width, _ in known.levels:
+        layer.remove(order[gone : len(order) - width].tolist())
+        gone = len(order) - width
+        yield width, _constants(seen.reader, graph, seen.directions, layer)
 
 
 def _name(number: int) -> str:
