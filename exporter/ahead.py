@@ -12,6 +12,8 @@ Made = TypeVar("Made")
 
 TWO = 2
 """Threads that keep the processors busy beside what uses what they make, and as many things as fit into memory."""
+MANY = 8
+"""Things that keep the threads busy though they differ in size, where what is made of them is small."""
 
 
 def made_ahead(items: Sequence[T], make: Callable[[T], Made], ahead: int = TWO) -> Iterator[tuple[T, Made]]:
@@ -20,7 +22,7 @@ def made_ahead(items: Sequence[T], make: Callable[[T], Made], ahead: int = TWO) 
     Args:
         items: to make something of.
         make: how; called in ``TWO`` threads at most.
-        ahead: how many. Those that differ in size keep all threads busy where it is more than ``TWO``.
+        ahead: how many.
     """
     if not ahead:
         yield from ((item, make(item)) for item in items)

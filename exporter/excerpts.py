@@ -70,7 +70,7 @@ def excerpt(graph: Graph, nodes: Sequence[NodeProto], outputs: Sequence[str], kn
                 raise ModelError(f"'{name}' is read before it is made; the model cannot be proved piece by piece.")
             inputs.append(name)
             _declare(model, name, graph.inferred.type_of(name), known[name])
-        elif tensors.nbytes(tensor) >= _FED_BYTES and tensor.data_type in FLOATS:
+        elif tensor.dims and tensors.nbytes(tensor) >= _FED_BYTES and tensor.data_type in FLOATS:
             weights.append(name)
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
         else:

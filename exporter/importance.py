@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.ahead import made_ahead
+from exporter.ahead import MANY, made_ahead
 from exporter.codes import is_plain, numbers_of
 from exporter.errors import UsageError
 from exporter.graph import Graph
@@ -20,7 +20,7 @@ from exporter.halves import numbers
 from exporter.registry import enter
 from exporter.score_names import CALIBRATED, LEARNED
 from exporter.spans import Span
-from exporter.tensors import Array
+from exporter.tensors import Array, row_ranges
 from runtime.feeds import Feeds
 from runtime.steps import Count
 
@@ -30,7 +30,6 @@ _ROWS_AT_ONCE = 512
 _LARGE = 1 << 23
 """Elements from which a weight is summed some rows at a time."""
 _BLOCK = 1 << 20
-_SUMMED_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def _magnitude(groups: Groups, options: ScoreOptions, power: np.ufunc) -> Scores
         for span in _owned(groups.graph, group.parameters):
             by_tensor.setdefault(span.tensor, {}).setdefault(span.axis, []).append((group.name, span))
     tensors = list(by_tensor)
-    ahead = _SUMMED_AHEAD if any(_is_large(groups.graph, tensor) for tensor in tensors) else 0
+    ahead = MANY if any(_is_large(groups.graph, tensor) for tensor in tensors) else 0
     found = made_ahead(tensors, lambda t: _sums(groups.graph, t, power, tuple(by_tensor[t])), ahead)
     for count, (tensor, sums) in enumerate(found, 1):
         options.step(Count("scoring tensors", count - 1, len(by_tensor)))
@@ -228,16 +227,16 @@ def _is_large(graph: Graph, tensor: str) -> bool:
 def _sums_by_rows(values: Array, power: np.ufunc, axes: tuple[int, ...]) -> dict[int, NDArray[np.float64]]:
     """The same, some rows at a time, numbers of 16 bits in 32."""
     sums = {axis: np.zeros(values.shape[axis]) for axis in axes}
-    rows = max(_BLOCK * values.shape[0] // values.size, 1)
-    room = np.empty((rows, *values.shape[1:]), np.float32)
-    for start in range(0, values.shape[0], rows):
-        part: Any = values[start : start + rows]
+    ranges = row_ranges(values.shape, _BLOCK)
+    room = np.empty((ranges[0][1], *values.shape[1:]), np.float32)
+    for start, stop in ranges:
+        part: Any = values[start:stop]
         wide = numbers(part, room[: len(part)]) if part.itemsize == 2 else part.astype(np.float64)
         part = power(wide, out=wide)
         for axis in axes:
             along = part.sum(axis=tuple(k for k in range(part.ndim) if k != axis))
             if axis == 0:
-                sums[0][start : start + rows] = along
+                sums[0][start:stop] = along
             else:
                 sums[axis] += along
     return sums

@@ -12,15 +12,11 @@ from exporter.calibration.data import Calibration
 from exporter.calibration.evidence import HELD_OUT, completed, evidence
 from exporter.calibration.journal import Journal
 from exporter.calibration.readers import find_readers
-from exporter.calibration.readings import least_bytes, readings, thinned
 from exporter.calibration.runner import Runner
 from exporter.calibration.sensitivity import deviations, predicted
 from exporter.cost import CostModel
-from exporter.errors import ModelError
 from exporter.groups import Groups
 from exporter.importance import Scores, score
-from runtime import bounds
-from runtime.nouns import counted
 from runtime.samples import Samples
 
 _SEEN = 2.5e11
@@ -88,11 +84,10 @@ def predict(
     Raises:
         ModelError: what the layers that read one of the groups see does not fit into the memory that is free.
     """
-    _check_memory(groups, numbers)
     graph, cost = groups.graph, macs_per_sample(groups)
     seen = calibration.fit.part(0, affordable(_SEEN, cost, len(calibration.fit)))
     found = evidence(groups, numbers, Runner(graph, seen, calibration.batch), step, journal)
-    if any(len(known.readers) < known.count for known in found.values()):
+    if any(known.others for known in found.values()):
         found = completed(found, groups, Runner(graph, seen, calibration.batch), step)
     each = cost * len(found) / 2  # half of the network, for each group
     counts = [affordable(_REACTED[level], each, most, _FEWEST[level]) for level, most in enumerate(_FEW)]
@@ -107,29 +102,13 @@ def predict(
         name = groups.groups[n].name
         scores[name] = known.curve.importance()
         later[name] = float((places > known.readers[-1].node.index).mean())
-        factor = _SHARED if known.count > 1 else 1.0
+        factor = _SHARED if len(known.readers) + len(known.others) > 1 else 1.0
         measured = [
             (float(known.curve.damage[width - 1]), value)
             for (width, _), value in zip(known.levels, reactions[n], strict=True)
         ]
         damage[name] = factor * predicted(known.curve.damage, measured)
     return Prediction(scores, damage, later)
-
-
-def _check_memory(groups: Groups, numbers: Sequence[int]) -> None:
-    """Layers that read a group are looked at together: its units go in an order that suits them all."""
-    free = bounds.available()
-    for n, every in readings(groups, numbers).items():
-        known = thinned(every, groups.graph) if every else []
-        needed = sum(least_bytes(reading.reader, groups.graph) for reading in known)
-        if free is not None and needed > free:
-            name = groups.groups[n].name
-            raise ModelError(
-                f"what {counted(len(known), 'layer')} {'see' if len(known) > 1 else 'sees'} of group '{name}' takes "
-                f"{needed / 1e9:.1f} GB at once; {free / 1e9:.1f} GB are free.\nLeave the group whole (--keep "
-                f"'{name}'), cut only what lies inside blocks (--granularity neurons,heads), or choose without inputs "
-                "(no --calib)."
-            )
 
 
 def macs_per_sample(groups: Groups) -> float:

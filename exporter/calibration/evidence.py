@@ -33,6 +33,7 @@ from exporter.calibration.readers import (
 from exporter.calibration.readings import (
     Reading,
     by_reader,
+    check_memory,
     columns_of,
     last_places,
     readings,
@@ -248,14 +249,14 @@ class Evidence:
 
     Attributes:
         readers: the linear layers that read it, in the order of the graph; some of them, where they are too many.
-        count: how many layers read it.
+        others: layers that read it too.
         curve: the order in which its units go, and the damage to ``readers``.
         levels: some widths between, falling, each with
             the weights and biases that ``readers`` have there; zero for the units that went.
     """
 
     readers: tuple[Reader, ...]
-    count: int
+    others: tuple[Reading, ...]
     curve: Curve
     levels: Levels
 
@@ -275,10 +276,14 @@ def evidence(
         runner: at the start of the dense graph.
         step: called with a line before each reader.
         journal: where they are kept, for the next run to go on if this one is killed.
+
+    Raises:
+        ModelError: what the readers of a group see does not fit into memory.
     """
     journal = journal or Journal()
     found = readings(groups, numbers)
-    members = {n: thinned(each, groups.graph) for n, each in found.items() if each}
+    members = {n: thinned(each, groups.graph) for n, each in found.items()}
+    others = {n: tuple(r for r in each if not any(r is m for m in members[n])) for n, each in found.items()}
     places = by_reader(members)
     last = last_places(places)
     order = [n for place, read in places.items() for n in read if last[n] == place]
@@ -289,9 +294,10 @@ def evidence(
         known = evidence_in(journal.known(_name(n)) or {}, readers, groups.graph, groups.groups[n].width)
         if known is not None:
             curve, levels = known
-            result[n] = Evidence(readers, len(found[n]), curve, shelved(levels, shelf, n))
+            result[n] = Evidence(readers, others[n], curve, shelved(levels, shelf, n))
     if len(result) == len(order):
         return result
+    check_memory(groups, {n: each for n, each in members.items() if n not in result})
     layers: dict[int, list[_Read]] = {}
     seconds: dict[int, float] = {}
     started = time.perf_counter()
@@ -305,7 +311,7 @@ def evidence(
                 layers.setdefault(n, []).append((reader, directions, layer))
             del centred, weights, layer
             for n in [n for n in order if n in done]:
-                result[n] = _evidence(groups, n, layers.pop(n), len(found[n]))
+                result[n] = _evidence(groups, n, layers.pop(n), others[n])
         now = time.perf_counter()
         for n in told:
             seconds[n] = seconds.get(n, 0.0) + (now - started) / len(told)
@@ -329,10 +335,7 @@ def completed(
         runner: at the start of the dense graph.
         step: called with a line before each reader.
     """
-    others, shelf = {}, Shelf()
-    for n, every in readings(groups, [n for n, known in found.items() if known.count > len(known.readers)]).items():
-        seen = {reader.node.index for reader in found[n].readers}
-        others[n] = [reading for reading in every if reading.reader.node.index not in seen]
+    others, shelf = {n: known.others for n, known in found.items() if known.others}, Shelf()
     for read in readers_of(others, runner, step, narrow=True):
         with threads_for(read.weights.shape[1]):
             for n in read.units:
@@ -373,10 +376,9 @@ def _about_means(seen: Seen) -> tuple[Centred, Centred | None, float]:
     return seen.moments.centred(intercept), judge, damping
 
 
-def _evidence(groups: Groups, number: int, read: list[_Read], count: int) -> Evidence:
+def _evidence(groups: Groups, number: int, read: list[_Read], others: tuple[Reading, ...]) -> Evidence:
     """What its readers, which are many gigabytes and gone then, say of a group."""
-    width = groups.groups[number].width
-    graph = groups.graph
+    width, graph = groups.groups[number].width, groups.graph
     readers, directions, layers = (list(each) for each in zip(*read, strict=True))
     read.clear()
     levels: list[tuple[int, Mapping[str, Array]]] = []
@@ -389,7 +391,7 @@ def _evidence(groups: Groups, number: int, read: list[_Read], count: int) -> Evi
 
     pauses = sorted({max(1, width // share) for share in LEVELS if width > 1}, reverse=True)
     curve = eliminate(layers, width, pauses, look)
-    return Evidence(tuple(readers), count, curve, tuple(levels))
+    return Evidence(tuple(readers), others, curve, tuple(levels))
 
 
 def _constants(reader: Reader, graph: Graph, directions: Directions | None, layer: Layer) -> dict[str, Array]:

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from exporter.calibration.directions import directions_for
 from exporter.calibration.readers import Reader, channel_of_column, columns, find_readers, positions
+from exporter.errors import ModelError
 from exporter.graph import Graph
 from exporter.groups import Groups
 from exporter.slots import Fixed
+from runtime import bounds
+from runtime.nouns import counted
 
 _TOGETHER = 1 << 30
 """Bytes that the readers of a group hold which are looked at together, at least: twice as many where rows are few."""
@@ -99,6 +102,26 @@ def thinned(members: Sequence[Reading], graph: Graph) -> list[Reading]:
         return list(members)
     chosen = [members[k * (len(members) - 1) // (count - 1)] for k in range(count)]
     return chosen if _units(chosen) == _units(members) else list(members)
+
+
+def check_memory(groups: Groups, members: Mapping[int, Sequence[Reading]]) -> None:
+    """Refuse readers, by number of the group, that cannot be looked at together: the units of a group go in an order
+    that suits them all.
+
+    Raises:
+        ModelError: what they see does not fit into the memory that is free.
+    """
+    free = bounds.available()
+    for n, known in members.items():
+        needed = sum(least_bytes(reading.reader, groups.graph) for reading in known)
+        if free is not None and needed > free:
+            name = groups.groups[n].name
+            raise ModelError(
+                f"what {counted(len(known), 'layer')} {'see' if len(known) > 1 else 'sees'} of group '{name}' takes "
+                f"{needed / 1e9:.1f} GB at once; {free / 1e9:.1f} GB are free.\nLeave the group whole (--keep "
+                f"'{name}'), cut only what lies inside blocks (--granularity neurons,heads), or choose without inputs "
+                "(no --calib)."
+            )
 
 
 def _units(members: Sequence[Reading]) -> set[int]:

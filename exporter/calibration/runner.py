@@ -172,7 +172,8 @@ class Runner:
         needed = [set().union(*(self._reads[node.index] for node in part)) for part in portions]
         with ThreadPoolExecutor(1) as reader:
             for k, part in enumerate(portions):
-                reader.submit(self._expect, set().union(*needed[k + 1 : k + 2]))
+                for following in needed[k + 1 : k + 2]:
+                    reader.submit(self._expect, following)
                 later = set(names).union(*needed[k + 1 :])
                 outputs = sorted({o for node in part for o in node.outputs} & later)
                 apart: dict[str, Array] | None = {} if self._large and len(batches) <= _FEW else None

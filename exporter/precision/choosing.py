@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from onnx import TensorProto
 
-from exporter.ahead import made_ahead
+from exporter.ahead import MANY, made_ahead
 from exporter.graph import Graph, Node
 from exporter.normalise import is_large
 from exporter.precision.lowering import Operands, lowered_operands
@@ -29,7 +29,6 @@ _VANISHING = 2.0**-25
 _SQUARING = frozenset({"ReduceL2", "ReduceSumSquare", "LpNormalization", "ReduceLogSumExp", "LpPool", "GlobalLpPool"})
 """Operators that square inside, where nobody sees how large the numbers get."""
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_MEASURED_AHEAD = 8
 _WEIGHTY = 16
 """Constants of more elements are weights: some of them may become zero."""
 
@@ -66,7 +65,7 @@ def choose_nodes(
     """
     kinds = types_of(graph)
     weights = [n for n, kind in kinds.items() if kind == TensorProto.FLOAT and n in graph.constants]
-    ahead = _MEASURED_AHEAD if is_large(graph.model) else 0
+    ahead = MANY if is_large(graph.model) else 0
     sizes = dict(made_ahead(weights, lambda n: largest(graph.array(n)), ahead))
     sizes |= {name: extent.largest for name, extent in extents.items()}
     lowered: dict[str, Operands] = {}

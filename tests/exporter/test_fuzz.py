@@ -10,15 +10,10 @@ import onnx
 import pytest
 
 from exporter import SecateurError, find_groups, load, prune, sparsify
-from exporter.normalise import input_specs
-from runtime import feeds
-from runtime.backends import open_session
 from runtime.errors import RunError
 from tests.exporter.mutations import mutated, parsed, seeds
 
 SECONDS = 60
-RUNS = 30
-"""So many runs of the model may it take where that is longer: a proof runs both models with several inputs."""
 REFUSED = (SecateurError, RunError)
 FAULTS = (8517, 8656, 12576, 17921, 20780, 76994, 318210, 332267, 350214, 376044, 388964)
 """Seeds that once found one."""
@@ -50,19 +45,8 @@ def broken(seed, folder):
             written.unlink()
         assert path.read_bytes() == data, (seed, what, name)
         assert sorted(p.name for p in folder.iterdir()) == ["model.onnx"], (seed, what, name)
-    spent = time.process_time() - started
-    assert spent < SECONDS or spent < RUNS * of_one_run(path), (seed, what, spent)
+    assert time.process_time() - started < SECONDS, (seed, what)
     return reached
-
-
-def of_one_run(path):
-    """Processor time that ONNX Runtime takes to run a model once: a few sizes are flipped to millions, and valid."""
-    graph = load(path)
-    feed = feeds.seeded(input_specs(graph.model), graph.binding.shapes, 0, feeds.constraints(graph.model.graph))
-    session = open_session(path)
-    started = time.process_time()
-    session.run(feed)
-    return time.process_time() - started
 
 
 @pytest.mark.filterwarnings("ignore")

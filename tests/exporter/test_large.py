@@ -137,7 +137,7 @@ def test_scores_by_rows(llama, monkeypatch, by):
 
 @pytest.fixture(params=[1, 1 << 24], ids=["runs side by side", "runs alone"])
 def fed_weights(request, monkeypatch):
-    monkeypatch.setattr(excerpts, "_FED_BYTES", 16)
+    monkeypatch.setattr(excerpts, "_FED_BYTES", 0)
     monkeypatch.setattr(excerpts, "_READ_ONCE", request.param)
 
 

@@ -56,8 +56,8 @@ def test_memory_is_known_before(name, wide, monkeypatch):
 
     monkeypatch.setattr(elimination.Layer, "__init__", made)
     groups, counted = find_groups(graph), []
-    monkeypatch.setattr(damage, "least_bytes", lambda *reader: counted.append(least_bytes(*reader)) or 0)
-    damage._check_memory(groups, range(len(groups.groups)))
+    for each in readings(groups, range(len(groups.groups))).values():
+        counted += [least_bytes(reading.reader, graph) for reading in each]
     damage.evidence(groups, range(len(groups.groups)), Runner(graph, networks.samples(graph, 20), 10), lambda _: None)
     assert len(held) == len(counted) > 0
     assert sum(held) == sum(counted)
@@ -117,14 +117,14 @@ def test_of_many_readers_some_are_looked_at(monkeypatch):
 
     samples_of_x = np.concatenate([feed["x"] for feed in samples.batches(400)])[:, None]
     whole, all_of_it = found(), predicted()
-    assert len(whole.readers) == whole.count == 13
+    assert (len(whole.readers), whole.others) == (13, ())
     monkeypatch.setattr(reading_module, "_TOGETHER", 5 * max(least_bytes(r.reader, graph) for r in every))
     held, most = [0], [0]
     monkeypatch.setattr(elimination.Layer, "__init__", counting(held, most))
     some, part = found(), predicted()
     assert most[0] <= 6, "so many are in memory at once"
     assert held[0] > 13, "all of them are looked at"
-    assert (len(some.readers), some.count) == (5, 13)
+    assert (len(some.readers), len(some.others)) == (5, 8)
     places = [r.node.index for r in some.readers]
     assert places == sorted(places)
     assert (places[0], places[-1]) == (every[0].reader.node.index, every[-1].reader.node.index)
