@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.blocks import KIND, Blocks, find_blocks
+from exporter.blocks import Blocks, find_blocks
 from exporter.cost import CostModel
 from exporter.depth import choose_blocks, drop, matches
 from exporter.edits import complete
@@ -35,12 +35,11 @@ from exporter.interface import patterns_for
 from exporter.learned import learned_scores
 from exporter.normalise import input_specs
 from exporter.plan import Plan
-from exporter.planner import KINDS, NO_BUDGET, budget_of, check, eligible, plan_within, touched
+from exporter.planner import NO_BUDGET, budget_of, check, eligible, plan_within, touched
 from exporter.request import Means, Request
 from exporter.score_names import LEARNED, RECONSTRUCTION
 from exporter.widths import Budget
 from runtime import feeds
-from runtime.meant import instead
 
 if TYPE_CHECKING:
     from exporter.calibration.damage import Prediction
@@ -258,7 +257,7 @@ def without_blocks(whole: Groups, request: Request, means: Means) -> Shallow:
     Raises:
         UsageError, ModelError, GoalError: as for ``prune``.
     """
-    _check(request)
+    check_blocks(request)
     blocks = find_blocks(whole)
     check_patterns(whole, blocks, request)
     shallow, notes = _drop(blocks, request, means)
@@ -272,13 +271,8 @@ def without_blocks(whole: Groups, request: Request, means: Means) -> Shallow:
     return Shallow(groups, rest, tuple(notes))
 
 
-def _check(request: Request) -> None:
+def check_blocks(request: Request) -> None:
     """Refuse a request for blocks that does not say how many."""
-    unknown = [k for k in request.kinds or () if k not in KINDS]
-    if unknown:
-        raise UsageError(f"--granularity {unknown[0]}: {instead(unknown[0], (KIND, *KINDS))}")
-    if request.layers is not None and request.layers < 1:
-        raise UsageError(f"--layers {request.layers}: must be at least 1.")
     if len(request.budget) > 1 or (not request.budget and request.layers is None):
         given = " and ".join(f"--{name}" for name in request.budget)
         raise UsageError(f"give exactly one budget, not {given}." if given else NO_BUDGET)

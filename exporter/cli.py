@@ -94,18 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:  # its own parser knows which options the command has
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.typed = tuple(sys.argv[1:] if arguments is None else arguments)
-    command: Callable[[argparse.Namespace], int] = options.command
     try:
         if options.as_step:
             return _as_step(options)
-        options.check(options)
-        if getattr(options, "custom_ops", None):
-            from runtime.backends import use_custom_ops
-
-            use_custom_ops(options.custom_ops)
         if getattr(options, "apart", "") and arguments is None:
-            return run_apart(lambda: command(options), options.apart)
-        return command(options)
+            return run_apart(lambda: _carry_out(options), options.apart)
+        return _carry_out(options)
     except BrokenPipeError:  # the reader of our output went away; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -120,6 +114,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(code)
     finally:
         erase_bar()
+
+
+def _carry_out(options: argparse.Namespace) -> int:
+    """Check the options and run the command."""
+    options.check(options)
+    if getattr(options, "custom_ops", None):
+        from runtime.backends import use_custom_ops
+
+        use_custom_ops(options.custom_ops)
+    command: Callable[[argparse.Namespace], int] = options.command
+    return command(options)
 
 
 def _as_step(options: argparse.Namespace) -> int:

@@ -85,17 +85,23 @@ def score(
     Raises:
         UsageError: there is no scorer of that name, or it needs calibration inputs.
     """
-    if by not in SCORERS:
-        if by in CALIBRATED:
-            raise UsageError(
-                f"the score '{by}' needs inputs: give them with --calib DATA, or --calib synthetic if there are none."
-            )
-        if by in LEARNED:
-            raise UsageError(
-                f"the score '{by}' needs inputs: give them with --calib DATA, and labels with --labels KEY, if any."
-            )
-        raise UsageError(f"there is no score '{by}'. Choose from: {', '.join((*SCORERS, *CALIBRATED, *LEARNED))}.")
+    check_score(by, calibrated=False)
     return SCORERS[by](groups, ScoreOptions(consumers, seed, progress or (lambda _: None)))
+
+
+def check_score(by: str, calibrated: bool) -> None:
+    """Refuse a score that there is not, or one that needs inputs where there are none, with a UsageError."""
+    if by in SCORERS or (calibrated and by in (*CALIBRATED, *LEARNED)):
+        return
+    if by in CALIBRATED:
+        raise UsageError(
+            f"the score '{by}' needs inputs: give them with --calib DATA, or --calib synthetic if there are none."
+        )
+    if by in LEARNED:
+        raise UsageError(
+            f"the score '{by}' needs inputs: give them with --calib DATA, and labels with --labels KEY, if any."
+        )
+    raise UsageError(f"there is no score '{by}'. Choose from: {', '.join((*SCORERS, *CALIBRATED, *LEARNED))}.")
 
 
 def normalised(scores: Mapping[str, NDArray[np.float64]]) -> Scores:

@@ -59,9 +59,14 @@ def score_blocks(
         UsageError: there is no score of that name.
         CannotRun: the model does not run on the inputs chosen.
     """
+    check_judge(by)
+    return JUDGES[by](blocks, InfluenceOptions(inputs, seed)) if len(blocks) else {}
+
+
+def check_judge(by: str) -> None:
+    """Refuse a score of blocks that there is not with a UsageError."""
     if by not in JUDGES:
         raise UsageError(f"--layer-score {by}: choose from {', '.join(JUDGES)}.")
-    return JUDGES[by](blocks, InfluenceOptions(inputs, seed)) if len(blocks) else {}
 
 
 @judge("similarity")

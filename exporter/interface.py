@@ -59,17 +59,28 @@ def free_axes(graph: Graph, patterns: Sequence[str]) -> dict[str, tuple[int, ...
     found: dict[str, set[int]] = {}
     names = list(dict.fromkeys([*graph.inputs, *(n for n in graph.outputs if n not in graph.constants)]))
     for pattern in patterns:
-        wish, _, number = pattern.rpartition(":")
-        if not wish or not (number == _IDS or (number.isascii() and number.removeprefix("-").isdigit())):
-            raise UsageError(
-                f"--io {pattern}: expected GLOB:AXIS or GLOB:ids, for example 'past_key*:1'.\n{_listed(graph, names)}"
-            )
+        try:
+            wish, number = check_pattern(pattern)
+        except UsageError as error:
+            raise UsageError(f"{error}\n{_listed(graph, names)}") from None
         hits = [n for n in names if fnmatch.fnmatchcase(n, wish)]
         if not hits:
             raise UsageError(f"--io {pattern}: matches no input or output.\n{_listed(graph, names)}")
         for name in hits:
             found.setdefault(name, set()).add(_axis(graph, pattern, name, number))
     return {name: tuple(sorted(found[name])) for name in names if name in found}
+
+
+def check_pattern(pattern: str) -> tuple[str, str]:
+    """The glob and the axis of ``GLOB:AXIS`` or ``GLOB:ids``.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    wish, _, number = pattern.rpartition(":")
+    if not wish or not (number == _IDS or (number.isascii() and number.removeprefix("-").isdigit())):
+        raise UsageError(f"--io {pattern}: expected GLOB:AXIS or GLOB:ids, for example 'past_key*:1'.")
+    return wish, number
 
 
 def patterns_for(axes: Mapping[str, Iterable[int]]) -> tuple[str, ...]:

@@ -261,6 +261,13 @@ def check(scope: str, budget: Budget, align: int | str, min_width: int) -> None:
         raise UsageError(f"--min-width {min_width}: must be at least 1.")
 
 
+def check_kinds(granularity: Sequence[str], also: Sequence[str] = ()) -> None:
+    """Refuse kinds of groups that there are not with a UsageError; ``also`` are names that would do too."""
+    unknown = [k for k in granularity if k not in (*KINDS, *also)]
+    if unknown:
+        raise UsageError(f"--granularity {unknown[0]}: {instead(unknown[0], (*also, *KINDS))}")
+
+
 def best_units(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
     """Which units have the ``count`` highest scores, shape (width,); of equal ones the first."""
     mask = np.zeros(scores.size, bool)
@@ -290,9 +297,7 @@ def eligible(
     if granularity is None:
         chosen = [n for n in one_per_product(groups, cost, align, share) if groups.groups[n].kind not in OPT_IN]
     else:
-        unknown = [k for k in granularity if k not in KINDS]
-        if unknown:
-            raise UsageError(f"--granularity {unknown[0]}: {instead(unknown[0], KINDS)}")
+        check_kinds(granularity)
         chosen = [n for n, g in enumerate(groups) if g.kind in granularity]
     kept, wanted = touched(groups, keep, "--keep"), touched(groups, only, "--only")
     chosen = [n for n in chosen if n not in kept and (not only or n in wanted)]

@@ -9,22 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.atomic import obstacle
 from exporter.blocks import Blocks, find_blocks
 from exporter.choice import Grounds
 from exporter.cost import CostModel
-from exporter.errors import CannotRun, UsageError
+from exporter.errors import CannotRun
 from exporter.graph import Graph
 from exporter.groups import Groups, find_groups
 from exporter.model_file import load, save
 from exporter.one_round import Chosen, Outcome, carry_out, chosen_by, chosen_for
 from exporter.plan import Plan
 from exporter.plan_check import check_fits, check_model
-from exporter.planner import budget_of
 from exporter.proof import Proof
 from exporter.request import Means, Progress, Request, means_of
+from exporter.request_check import check_output, check_request
 from exporter.rounds import Round, in_rounds
-from exporter.search import Search, parse_limit, smallest
+from exporter.search import Search, smallest
 from exporter.sizes import at_sizes
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def prune(
         ratio, macs, params, layers, score, layer_score, consumers, scope, align, min_width, granularity, keep, only,
         io, seed, max_drop, of, sure, steps,
     )  # fmt: skip
-    _check(request, plan, calib, preprocess, compensate, labels, metric)
+    check_request(request, plan is not None, calib, preprocess, compensate, labels, metric)
     means = means_of(calib, inputs, cache, compensate, prove, step)
     refused: CannotRun | None = None
     step("reading and analysing the model")
@@ -329,71 +328,6 @@ def _finished(cache: Cache | None) -> tuple[str, ...]:
     remove(cache)
     went_on = f"went on from a run that was interrupted: {cache.resumed} of its steps were not computed again"
     return (*([went_on] if cache.resumed else []), *cache.notes)
-
-
-def _check(
-    request: Request,
-    plan: Plan | None,
-    calib: Source | None,
-    preprocess: Preprocess | None,
-    compensate: bool,
-    labels: str | None,
-    metric: str | None,
-) -> None:
-    """Refuse what contradicts itself before the work."""
-    budgets = (request.ratio, request.macs, request.params, request.layers, request.max_drop)
-    if plan is not None and (any(v is not None for v in budgets) or request.steps != 1):
-        raise UsageError(
-            "--plan already says what to keep; leave out --ratio, --macs, --params, --layers, --max-drop and --steps."
-        )
-    if plan is not None and request.io:
-        raise UsageError("--plan already says which inputs and outputs shrink; leave out --io.")
-    check_inputs(calib, preprocess, compensate, labels, metric)
-    if request.max_drop is None and (request.of != "macs" or request.sure):
-        raise UsageError("--of and --sure say more of --max-drop: give it.")
-    if request.max_drop is not None:
-        _check_search(request, calib)
-    if request.steps < 1:
-        raise UsageError(f"--steps {request.steps}: must be at least 1.")
-    if request.steps > 1 and len(request.budget) != 1:
-        raise UsageError("--steps needs exactly one budget: --ratio, --macs or --params.")
-    if request.steps > 1:
-        budget_of(**request.budget)  # raises where it is out of range
-
-
-def check_inputs(
-    calib: Source | None, preprocess: Preprocess | None, compensate: bool, labels: str | None, metric: str | None
-) -> None:
-    """Refuse with a UsageError what says something of calibration inputs where there are none."""
-    if calib is None and (preprocess is not None or not compensate or labels is not None or metric is not None):
-        raise UsageError("--preprocess, --no-compensate, --labels and --metric need calibration inputs: give --calib.")
-
-
-def _check_search(request: Request, calib: Source | None) -> None:
-    parse_limit(request.max_drop if request.max_drop is not None else "")
-    if request.of not in ("macs", "params"):
-        raise UsageError(f"--of {request.of}: choose macs or params.")
-    if request.budget or request.layers is not None:
-        raise UsageError("--max-drop finds the budget; leave out --ratio, --macs, --params and --layers.")
-    if request.steps != 1:
-        raise UsageError("--max-drop tries budgets in one round each; leave out --steps.")
-    if calib is None:
-        raise UsageError("--max-drop judges models on inputs: give --calib, with labels if there are any.")
-    if isinstance(calib, str) and calib == "synthetic":
-        raise UsageError("--max-drop: made-up inputs do not tell how good a model is; give real ones with --calib.")
-
-
-def check_output(output: str | os.PathLike[str] | None, dry_run: bool = False) -> None:
-    """Find out before the work whether its result could be written; refuse with a UsageError where not."""
-    if output is None:
-        if not dry_run:
-            raise UsageError("say where to write the result with -o OUT.onnx, or try --dry-run.")
-        return
-    if Path(output).is_dir():
-        raise UsageError(f"{output} is a folder; name a file with -o OUT.onnx.")
-    why = obstacle(Path(output))
-    if why:
-        raise UsageError(f"{output} cannot be written: {why}.")
 
 
 def _since(started: float) -> float:

@@ -135,18 +135,13 @@ def _safetensors(file: Path) -> Any:
     return load_file(file)
 
 
-def parse_inputs(texts: Sequence[str], seed: int = 0) -> dict[str, Tensor]:
-    """Example tensors by name from ``NAME:1x3x224x224[:dtype]`` options: standard normal, or ones if not floating.
+def parse_specs(texts: Sequence[str]) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
+    """Names, types and shapes of inputs from ``NAME:1x3x224x224[:dtype]`` options.
 
     Raises:
-        MissingPackage: torch is not installed.
-        UsageError: none given, not of that form, a size below one, or a name given twice.
+        UsageError: not of that form, a size below one, or a name given twice.
     """
-    from runtime.backends import TensorSpec
-    from runtime.feeds import seeded
-
-    specs: list[TensorSpec] = []
-    shapes: dict[str, tuple[int, ...]] = {}
+    found: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
     for text in texts:
         match = _INPUT.fullmatch(text)
         sizes = tuple(int(s) for s in match["sizes"].lower().split("x")) if match else ()
@@ -155,13 +150,28 @@ def parse_inputs(texts: Sequence[str], seed: int = 0) -> dict[str, Tensor]:
                 f"--input {text}: expected NAME:1x3x224x224 or NAME:1x128:int64, sizes of at least 1; "
                 f"types: {', '.join(_DTYPES)}."
             )
-        if match["name"] in shapes:
+        if match["name"] in {name for name, _, _ in found}:
             raise UsageError(f"--input {text}: '{match['name']}' is given twice.")
-        shapes[match["name"]] = sizes
-        specs.append(TensorSpec(match["name"], np.dtype((match["dtype"] or "float32").lower()), sizes))
-    if not specs:
+        found.append((match["name"], np.dtype((match["dtype"] or "float32").lower()), sizes))
+    return found
+
+
+def parse_inputs(texts: Sequence[str], seed: int = 0) -> dict[str, Tensor]:
+    """Example tensors by name from ``NAME:1x3x224x224[:dtype]`` options: standard normal, or ones if not floating.
+
+    Raises:
+        MissingPackage: torch is not installed.
+        UsageError: as for ``parse_specs``, or none is given.
+    """
+    from runtime.backends import TensorSpec
+    from runtime.feeds import seeded
+
+    found = parse_specs(texts)
+    if not found:
         raise UsageError("say what the module takes with --input NAME:1x3x224x224, once per input, in its order.")
     torch = need_torch()
+    specs = [TensorSpec(*spec) for spec in found]
+    shapes = {name: sizes for name, _, sizes in found}
     return {name: torch.from_numpy(values) for name, values in seeded(specs, shapes, seed).items()}
 
 

@@ -176,7 +176,7 @@ def compare_models(
     """
     check_seconds(seconds)
     asked_other, goal, step = asked_other or asked, goal or Goal(), progress or (lambda _: None)
-    _check_goal(goal)
+    check_goal(goal)
     step(f"loading {first.name} and {other.name}")
     pair = [prepare(first, asked)]
     pair.append(prepare(other, asked_other, pair[0]))
@@ -219,7 +219,8 @@ def _savings(first: Profile, other: Profile, asked: Asked) -> list[Saving]:
     return found if alike >= _ALIKE * sum(s.seconds for s in found) else []
 
 
-def _check_goal(goal: Goal) -> None:
+def check_goal(goal: Goal) -> None:
+    """Refuse a goal out of range with a BadRequest."""
     if goal.slower is not None and not 0 <= goal.slower < 10:
         raise BadRequest(f"--fail-if-slower {goal.slower:g}: must be a share such as 2% or 0.02.")
     if goal.speedup is not None and not 0 < goal.speedup < 1000:
@@ -240,9 +241,14 @@ def _same_inputs(first: Runner, other: Runner) -> tuple[Feeds, ...]:
     )
 
 
-def _clock(wanted: str, pair: Sequence[Runner]) -> str:
+def check_clock(wanted: str) -> None:
+    """Refuse a clock that there is not with a BadRequest."""
     if wanted not in _CLOCKS:
         raise BadRequest(f"--clock {wanted}: choose from {', '.join(_CLOCKS)}.")
+
+
+def _clock(wanted: str, pair: Sequence[Runner]) -> str:
+    check_clock(wanted)
     single = all(r.asked.backend == "ort-cpu" and r.asked.options.threads == 1 for r in pair)
     if wanted == "cpu" and not single:
         raise BadRequest("--clock cpu counts one thread: give --threads 1 (and the backend ort-cpu).")

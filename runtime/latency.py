@@ -218,6 +218,11 @@ def _check(models: Sequence[Path], seconds: float, precision: float | None, stre
     if not models:
         raise BadRequest("name at least one model to measure.")
     check_seconds(seconds)
+    check_sampling(precision, streams)
+
+
+def check_sampling(precision: float | None, streams: int) -> None:
+    """Refuse a precision or a number of streams that is none with a BadRequest."""
     if precision is not None and not 0 < precision < 1:
         raise BadRequest(f"--precision {precision:g}: must be between 0 and 1, both excluded (1 % is 0.01).")
     if streams < 1:

@@ -14,6 +14,8 @@ from runtime.metrics import METRICS, Batch, Metric, Scores
 from runtime.model_files import near
 from runtime.nouns import counted
 
+PLUGIN = "plugin:"
+
 _HELP = "expected plugin:package.module:callable or plugin:path/to/file.py:callable"
 
 
@@ -27,7 +29,7 @@ def plugin_callable(name: str, option: str) -> Callable[..., Any]:
     Raises:
         BadRequest: there is no such file, package or callable.
     """
-    place, _, target = name.removeprefix("plugin:").rpartition(":")
+    place, _, target = name.removeprefix(PLUGIN).rpartition(":")
     if not place or not target:
         raise BadRequest(f"{option} {name}: {_HELP}.")
     function = getattr(_import(place, option), target, None)
@@ -43,7 +45,7 @@ def find_metric(name: str) -> Metric:
     Raises:
         BadRequest: there is none of that name.
     """
-    if name.startswith("plugin:"):
+    if name.startswith(PLUGIN):
         return plugin_metric(name)
     if name not in METRICS:
         raise BadRequest(f"--metric {name}: choose from {', '.join(METRICS)}, or plugin:package.module:callable.")

@@ -103,6 +103,13 @@ class Profile:
         return sum(n.seconds for n in self.nodes)
 
 
+def check_profiled(backend: str) -> None:
+    """Refuse a backend whose time per node is not known with a BadRequest."""
+    if backend not in PROVIDERS:
+        able = ", ".join(PROVIDERS)
+        raise BadRequest(f"--backend {backend}: profiles come from ONNX Runtime; choose from {able}.")
+
+
 def profile(
     path: Path, asked: Asked, *, seconds: float = 3.0, progress: Callable[[str], None] | None = None
 ) -> Profile:
@@ -119,9 +126,7 @@ def profile(
         RunError: the model does not load or run.
     """
     step = progress or (lambda _: None)
-    if asked.backend not in PROVIDERS:
-        able = ", ".join(PROVIDERS)
-        raise BadRequest(f"--backend {asked.backend}: profiles come from ONNX Runtime; choose from {able}.")
+    check_profiled(asked.backend)
     step(f"loading {path.name}")
     plain = prepare(path, asked)
     model = onnx.load(path, load_external_data=False)

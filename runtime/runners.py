@@ -165,13 +165,18 @@ def bound(session: Session, feed: feeds.Feeds) -> Callable[[], float | None]:
     return session.bind_timed(feed) if isinstance(session, TimedSession) else session.bind(feed)
 
 
+def check_batch(batch: int | None) -> None:
+    """Refuse an empty batch with a BadRequest."""
+    if batch is not None and batch < 1:
+        raise BadRequest(f"--batch {batch}: must be at least 1.")
+
+
 def _candidates(
     path: Path, inputs: Sequence[TensorSpec], shapes: Shapes, batch: int | None
 ) -> list[tuple[dict[str, tuple[int, ...]], int]]:
     if batch is None:
         return _bindings(inputs, shapes, None)
-    if batch < 1:
-        raise BadRequest(f"--batch {batch}: must be at least 1.")
+    check_batch(batch)
     axes = {
         (s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and feeds.is_batch(s, k)
     }

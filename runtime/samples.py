@@ -149,8 +149,8 @@ def make_samples(
     Raises:
         BadRequest: there are none, or they do not fit the signature.
     """
-    if limit is not None and limit < 1:
-        raise BadRequest(f"a limit of {counted(limit, 'sample')}: must be at least 1.")
+    if limit is not None:
+        check_limit(limit)
     ranks = {spec.name: {part.rank[spec.name] for part in parts} for spec in inputs}
     if any(len(found) > 1 for found in ranks.values()):
         raise BadRequest(f"{where}: the arrays of an input do not all have the same number of axes.")
@@ -184,6 +184,12 @@ def make_samples(
         note = f"{out_of(spoilt, len(samples), 'sample', 'holds', 'hold')} NaN or infinity"
         samples = replace(samples, notes=(*samples.notes, note))
     return samples
+
+
+def check_limit(count: int) -> None:
+    """Refuse to take no samples with a BadRequest."""
+    if count < 1:
+        raise BadRequest(f"a limit of {counted(count, 'sample')}: must be at least 1.")
 
 
 def _not_finite(samples: Samples) -> int:

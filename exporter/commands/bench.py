@@ -8,12 +8,12 @@ from typing import Any
 
 from exporter.commands.console import Progress, say, write_json, write_to
 from exporter.commands.options import add_json, command
-from exporter.commands.running import add_running, asked_of, numbers, share
+from exporter.commands.running import add_running, asked_of, check_running, numbers, share
 
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "bench", run, "Measure the latency of models, in turn in one run.")
+    parser = command(commands, "bench", run, "Measure the latency of models, in turn in one run.", _check)
     parser.add_argument("models", metavar="MODEL", type=Path, nargs="+", help="the ONNX files")
     add_running(parser, seconds=5.0)
     parser.add_argument(
@@ -30,6 +30,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--no-cold", action="store_true", help="no fresh process for cold start and peak memory")
     parser.add_argument("--csv", metavar="FILE|-", help="write a line for each sample to a file, or to stdout for '-'")
     add_json(parser)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from runtime.latency import check_sampling
+
+    check_running(options)
+    check_sampling(options.precision or None, options.streams)
 
 
 def run(options: argparse.Namespace) -> int:

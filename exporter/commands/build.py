@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_half, add_json, command
+
+if TYPE_CHECKING:
+    from runtime.engine.options import BuildOptions
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "build", run, "Build a TensorRT engine from an ONNX file, and say what came of it.")
+    parser = command(
+        commands, "build", run, "Build a TensorRT engine from an ONNX file, and say what came of it.", _check
+    )
     parser.set_defaults(apart="TensorRT")
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
     parser.add_argument("-o", "--output", metavar="ENGINE", type=Path, required=True, help="the engine to write")
@@ -27,6 +32,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--shape",
+        dest="ranges",
         action="append",
         default=[],
         metavar="NAME:MIN..OPT..MAX",
@@ -81,27 +87,9 @@ def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter.engines.maker import make_engine
     from exporter.engines.report import engine_json, engine_text
-    from exporter.errors import UsageError
-    from runtime.engine.log import LEVELS
-    from runtime.engine.options import BuildOptions
-    from runtime.engine.profiles import parse_ranges
     from runtime.images import parse_preprocess
 
-    if options.log and options.log not in LEVELS:
-        raise UsageError(f"--log {options.log}: choose from {', '.join(LEVELS)}.")
-    asked = BuildOptions(
-        sparse=options.sparse,
-        shapes=parse_ranges(options.shape),
-        workspace=options.workspace,
-        timing_cache=options.timing_cache,
-        level=options.level,
-        version_compatible=options.version_compatible,
-        hardware=options.hardware,
-        refit=options.refit,
-        strip=options.strip,
-        capabilities=tuple(options.capability),
-        tf32=not options.no_tf32,
-    )
+    asked = _asked(options)
     made = make_engine(
         options.model,
         options.output,
@@ -117,6 +105,38 @@ def run(options: argparse.Namespace) -> int:
         progress=Progress(options),
     )
     return deliver(options, lambda: engine_json(made), lambda: engine_text(made, options.log))
+
+
+def _check(options: argparse.Namespace) -> None:
+    from exporter.engines.maker import check_precision
+    from exporter.errors import UsageError
+    from runtime.engine.flavour import check_flavour
+    from runtime.engine.log import LEVELS
+
+    check_flavour(options.backend)
+    check_precision(options.precision)
+    if options.log and options.log not in LEVELS:
+        raise UsageError(f"--log {options.log}: choose from {', '.join(LEVELS)}.")
+    _asked(options)
+
+
+def _asked(options: argparse.Namespace) -> BuildOptions:
+    from runtime.engine.options import BuildOptions
+    from runtime.engine.profiles import parse_ranges
+
+    return BuildOptions(
+        sparse=options.sparse,
+        shapes=parse_ranges(options.ranges),
+        workspace=options.workspace,
+        timing_cache=options.timing_cache,
+        level=options.level,
+        version_compatible=options.version_compatible,
+        hardware=options.hardware,
+        refit=options.refit,
+        strip=options.strip,
+        capabilities=tuple(options.capability),
+        tf32=not options.no_tf32,
+    )
 
 
 def size(text: str) -> int:
@@ -135,9 +155,13 @@ def again(options: argparse.Namespace) -> list[str]:
         if value is not None and (name, value) not in (("precision", "fp32"), ("hardware", "none")):
             path = Path(str(value)).absolute() if name == "timing_cache" else value
             line += [f"--{name.replace('_', '-')}", str(path)]
-    for name in ("shape", "keep_fp32", "capability"):
-        for value in getattr(options, name):
-            line += [f"--{name.replace('_', '-')}", value]
+    for name, values in (
+        ("shape", options.ranges),
+        ("keep-fp32", options.keep_fp32),
+        ("capability", options.capability),
+    ):
+        for value in values:
+            line += [f"--{name}", value]
     for name in ("half_io", "no_tf32", "sparse", "version_compatible", "refit", "strip"):
         if getattr(options, name):
             line.append(f"--{name.replace('_', '-')}")

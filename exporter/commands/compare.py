@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, command
 from exporter.commands.reporting import add_report, write_report
-from exporter.commands.running import add_running, asked_of, share
+from exporter.commands.running import add_running, asked_of, check_running, share
 
 if TYPE_CHECKING:
+    from runtime.comparison import Goal
     from runtime.runners import Asked
 
 _FAILED, _INCONCLUSIVE = 1, 5
@@ -21,7 +22,7 @@ _FAILED, _INCONCLUSIVE = 1, 5
 def add(commands: Any) -> None:
     """Add the command."""
     parser = command(
-        commands, "compare", run, "Compare two models: paired latency with an interval, outputs, and layers."
+        commands, "compare", run, "Compare two models: paired latency with an interval, outputs, and layers.", _check
     )
     parser.add_argument("first", metavar="A", type=Path, help="the ONNX file to compare with")
     parser.add_argument(
@@ -51,14 +52,25 @@ def add(commands: Any) -> None:
     add_report(parser)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run it; returns the exit code."""
+def _check(options: argparse.Namespace) -> None:
     from exporter.errors import UsageError
-    from exporter.latency import report, report_json
-    from runtime.comparison import Goal, compare_models
+    from runtime.backends import check_backend
+    from runtime.comparison import check_clock, check_goal
 
     if options.other is None and options.backend_b is None and options.threads_b is None:
         raise UsageError("name a second model B, or another backend for A with --against NAME.")
+    check_running(options)
+    if options.backend_b is not None:
+        check_backend(options.backend_b)
+    check_clock(options.clock)
+    check_goal(_goal(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter.latency import report, report_json
+    from runtime.comparison import compare_models
+
     asked = asked_of(options, options.batch)
     threads = asked.options.threads if options.threads_b is None else options.threads_b
     other = replace(asked, backend=options.backend_b or asked.backend, options=replace(asked.options, threads=threads))
@@ -69,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         other,
         seconds=options.seconds,
         clock=options.clock,
-        goal=Goal(options.fail_if_slower, options.min_speedup),
+        goal=_goal(options),
         outputs=not options.no_outputs,
         layers=options.layers > 0 or (options.report is not None and _timed_by_layer(asked, other)),
         progress=Progress(options),
@@ -85,6 +97,12 @@ def run(options: argparse.Namespace) -> int:
         lambda: report.comparison_text(found, options.layers),
         code,
     )
+
+
+def _goal(options: argparse.Namespace) -> Goal:
+    from runtime.comparison import Goal
+
+    return Goal(options.fail_if_slower, options.min_speedup)
 
 
 def _timed_by_layer(*asked: Asked) -> bool:

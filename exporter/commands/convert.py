@@ -17,6 +17,7 @@ def add(commands: Any) -> None:
         "convert",
         run,
         "Write a PyTorch module as an ONNX file, or an ONNX file in half precision, and check one against the other.",
+        _check,
     )
     parser.add_argument(
         "source",
@@ -59,26 +60,51 @@ def add(commands: Any) -> None:
     add_json(parser)
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what is for another kind of source, or out of range."""
+    from exporter.errors import UsageError
+    from exporter.precision.converting import check_precision
+    from exporter.torch_source import parse_dynamic, parse_specs
+
+    if _onnx(options):
+        for name in ("input", "weights", "dynamic", "output_name", "opset", "for_pruning"):
+            if getattr(options, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is for PyTorch modules, {options.source} is an ONNX file."
+                )
+        if options.precision is None:
+            raise UsageError(
+                f"{options.source} is an ONNX file: say what it should become, with --precision fp16 or bf16."
+            )
+        check_precision(options.precision)
+        return
+    for name in ("precision", "calib", "preprocess", "keep_fp32", "keep_io", "max_error", "shape"):
+        if getattr(options, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for ONNX files; convert the module first, then its file.")
+    if options.weights and not options.source.rpartition(":")[0]:
+        raise UsageError(f"--weights is for package.module:callable; {options.source} holds its own.")
+    parse_specs(options.input)
+    parse_dynamic(options.dynamic)
+
+
+def _onnx(options: argparse.Namespace) -> bool:
+    return bool(options.source.endswith(".onnx"))
+
+
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter.convert import convert
-    from exporter.errors import UsageError
     from exporter.tables import quantity
     from exporter.torch_files import load_source, signature
     from exporter.torch_source import load_weights, parse_dynamic, parse_inputs
 
-    if options.source.endswith(".onnx"):
+    if _onnx(options):
         return _halve(options)
-    for name in ("precision", "calib", "preprocess", "keep_fp32", "keep_io", "max_error", "shape"):
-        if getattr(options, name):
-            raise UsageError(f"--{name.replace('_', '-')} is for ONNX files; convert the module first, then its file.")
     progress = Progress(options)
     inputs = parse_inputs(options.input) if options.input else {}
     dynamic = parse_dynamic(options.dynamic)
     module = load_source(options.source)
     if options.weights:
-        if not options.source.rpartition(":")[0]:
-            raise UsageError(f"--weights is for package.module:callable; {options.source} holds its own.")
         load_weights(module, options.weights)
     asked = signature(module, inputs, dynamic, from_folder=Path(options.source).is_dir())
     progress("exporting and checking")
@@ -103,17 +129,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _halve(options: argparse.Namespace) -> int:
     from exporter.engines.report import converted_json, converted_text
-    from exporter.errors import UsageError
     from exporter.precision.converting import convert_precision
     from exporter.tables import quantity
     from runtime.feeds import parse_shapes
     from runtime.images import parse_preprocess
 
-    for name in ("input", "weights", "dynamic", "output_name", "opset", "for_pruning"):
-        if getattr(options, name):
-            raise UsageError(f"--{name.replace('_', '-')} is for PyTorch modules, {options.source} is an ONNX file.")
-    if options.precision is None:
-        raise UsageError(f"{options.source} is an ONNX file: say what it should become, with --precision fp16 or bf16.")
     found = convert_precision(
         options.source,
         options.output,

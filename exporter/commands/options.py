@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from exporter.commands.targets import check_targets
+from exporter.commands.values import check_values
 
 EXIT_CODES = """exit codes:
   0  done
@@ -36,11 +37,13 @@ def command(commands: Any, name: str, run: Command, text: str, check: Check | No
         name: of the command.
         run: carries it out; returns the exit code.
         text: what it does.
-        check: refuses options that do not go together. It is called before ``run``, and when a recipe is read.
+        check: refuses values out of range and options that do not go together, without reading a file. It is called
+            before ``run``, and when a recipe is read.
     """
 
     def checked(options: argparse.Namespace) -> None:
         check_targets(options)
+        check_values(options)
         if check is not None:
             check(options)
 
@@ -84,6 +87,11 @@ def add_io(parser: Any) -> None:
         help="let an axis of matching graph inputs and outputs shrink ('past_key*:1'), or the ids an integer input may "
         "hold ('input_ids:ids'); what calls the model must follow; repeatable",
     )
+
+
+def kinds_of(options: argparse.Namespace) -> list[str] | None:
+    """The kinds of groups that ``--granularity`` lists; None where it is left out."""
+    return [k.strip() for k in options.granularity.split(",")] if options.granularity else None
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 from exporter.commands.console import Progress, say, write_json
 from exporter.commands.options import add_json, command
 from exporter.commands.reporting import add_report, write_report
-from exporter.commands.running import add_running, asked_of
+from exporter.commands.running import add_running, asked_of, check_running
 
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "profile", run, "Show where a model's time goes, node by node of the file.")
+    parser = command(commands, "profile", run, "Show where a model's time goes, node by node of the file.", _check)
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
     add_running(parser, seconds=3.0, threads=1)
     parser.add_argument("--batch", type=int, metavar="N", help="size of the batch axis")
@@ -24,6 +24,19 @@ def add(commands: Any) -> None:
     )
     add_json(parser)
     add_report(parser)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from exporter.errors import UsageError
+    from runtime.engine.flavour import PACKAGES as ENGINES
+    from runtime.profiling import check_profiled
+
+    engine = options.backend in ENGINES
+    if not engine:
+        check_profiled(options.backend)
+    check_running(options)
+    if options.report and engine:
+        raise UsageError("--report is for ONNX Runtime; TensorRT gives a time for each layer, see --json.")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,11 +69,8 @@ def run(options: argparse.Namespace) -> int:
 def _engine(options: argparse.Namespace) -> int:
     """Layers of an engine, by TensorRT's own profiler."""
     from exporter.engines.report import layers_json, layers_text
-    from exporter.errors import UsageError
     from runtime.engine.timing import layer_events, time_layers
 
-    if options.report:
-        raise UsageError("--report is for ONNX Runtime; TensorRT gives a time for each layer, see --json.")
     layers, seconds = time_layers(options.model, asked_of(options, options.batch), seconds=options.seconds)
     if options.json:
         write_json(options.json, layers_json(layers, seconds))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.commands.console import Progress, deliver
-from exporter.commands.options import add_cache, add_io, add_json, add_preprocess, add_shape, command
+from exporter.commands.options import add_cache, add_io, add_json, add_preprocess, add_shape, command, kinds_of
 from exporter.commands.reporting import add_report, prune_report
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
         "scope": options.scope,
         "align": _align(options.align),
         "min_width": options.min_width,
-        "granularity": [k.strip() for k in options.granularity.split(",")] if options.granularity else None,
+        "granularity": kinds_of(options),
         "keep": options.keep,
         "only": options.only,
         "io": options.io,
@@ -294,6 +294,31 @@ def _check(options: argparse.Namespace) -> None:
                 raise UsageError(f"--plan already says what to keep; leave out --{name.replace('_', '-')}.")
     if options.measure and options.dry_run:
         raise UsageError("--measure needs a result to time; leave out --dry-run.")
+    _check_request(options)
+
+
+def _check_request(options: argparse.Namespace) -> None:
+    """Refuse values that no model could be pruned with."""
+    from exporter.request import Request
+    from exporter.request_check import check_choice, check_inputs, check_output, check_request
+
+    check_output(options.output, options.dry_run)
+    given = {f.name: getattr(options, f.name) for f in fields(Request) if f.name != "consumers"}
+    request = Request(**given, consumers=options.include_consumers)
+    request = replace(request, align=_align(options.align), granularity=kinds_of(options))
+    data = options.calib, options.preprocess, not options.no_compensate, options.labels, options.metric
+    if options.latency:
+        from exporter.latency.budget import parse_latency
+        from exporter.latency.choice import check_competition
+        from runtime.backends import check_backend
+
+        parse_latency(options.latency)
+        check_backend(options.device)
+        check_inputs(*data)
+        check_choice(request, options.calib is not None)
+        check_competition(request, options.calib is not None)
+    else:
+        check_request(request, options.plan is not None, *data)
 
 
 def _align(text: str) -> int | str:

@@ -12,7 +12,9 @@ from exporter.commands.options import add_json, add_preprocess, add_shape, comma
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "quantize", run, "Store a model in 8 or 4 bits, and measure what that costs and gains.")
+    parser = command(
+        commands, "quantize", run, "Store a model in 8 or 4 bits, and measure what that costs and gains.", _check
+    )
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file, with 32-bit weights")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write")
     parser.add_argument(
@@ -74,6 +76,24 @@ def add(commands: Any) -> None:
     speed.add_argument("--threads", type=int, default=1, metavar="N", help="threads for that (1)")
     add_shape(parser)
     add_json(parser)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from exporter.quantization.precisions import find_precision
+    from exporter.quantization.quantizer import check_options
+    from exporter.search import parse_limit
+    from runtime.backends import SessionOptions
+    from runtime.latency import check_seconds
+
+    SessionOptions(threads=options.threads)
+    if options.seconds:
+        check_seconds(options.seconds)
+    kind = find_precision(options.precision, options.profile)
+    if options.max_drop is not None:
+        parse_limit(options.max_drop)
+    check_options(
+        kind, options.output, options.method, options.percentile, options.reduce_range, options.calib, options.max_drop
+    )
 
 
 def run(options: argparse.Namespace) -> int:

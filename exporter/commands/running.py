@@ -65,6 +65,24 @@ def asked_of(options: argparse.Namespace, batch: int | None = None) -> Asked:
     )
 
 
+def check_running(options: argparse.Namespace) -> None:
+    """Refuse what no model could be run with.
+
+    Raises:
+        BadRequest, BackendMissing: a value is out of range, or no backend has that name.
+    """
+    from runtime.backends import check_backend
+    from runtime.latency import check_seconds
+    from runtime.runners import check_batch
+
+    asked_of(options)
+    check_backend(options.backend)
+    check_seconds(options.seconds)
+    batch = getattr(options, "batch", None)
+    for size in batch if isinstance(batch, list) else [batch]:
+        check_batch(size)
+
+
 def share(text: str) -> float:
     """Read ``2%`` or ``0.02``; for argparse."""
     number = text.strip()

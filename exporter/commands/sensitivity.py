@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from exporter.commands.console import Progress, deliver
-from exporter.commands.options import add_cache, add_io, add_json, add_preprocess, add_shape, command
+from exporter.commands.options import add_cache, add_io, add_json, add_preprocess, add_shape, command, kinds_of
 
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "sensitivity", run, "Predict what cutting each group alone would do to the outputs.")
+    parser = command(
+        commands, "sensitivity", run, "Predict what cutting each group alone would do to the outputs.", _check
+    )
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
     parser.add_argument(
         "--calib",
@@ -43,6 +45,13 @@ def add(commands: Any) -> None:
     add_json(parser)
 
 
+def _check(options: argparse.Namespace) -> None:
+    from exporter.planner import check_kinds
+
+    _shares(options.at)
+    check_kinds(kinds_of(options) or ())
+
+
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter import find_groups, load, report_sensitivity
@@ -69,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         groups,
         calibration,
         shares=shares,
-        granularity=[k.strip() for k in options.granularity.split(",")] if options.granularity else None,
+        granularity=kinds_of(options),
         keep=options.keep,
         only=options.only,
         cache=cache,

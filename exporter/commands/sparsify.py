@@ -13,7 +13,9 @@ from exporter.commands.reporting import add_report, write_report
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "sparsify", run, "Put zeros into the weights of a model, in a pattern or anywhere.")
+    parser = command(
+        commands, "sparsify", run, "Put zeros into the weights of a model, in a pattern or anywhere.", _check
+    )
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument(
@@ -102,6 +104,18 @@ def add(commands: Any) -> None:
     add_shape(parser)
     add_json(parser)
     add_report(parser)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from exporter.sparsity.sparsifier import check_options, plan_of
+
+    calibrated = options.calib is not None
+    plan = plan_of(
+        options.pattern, options.method, options.scope, options.schedule, not options.no_refit, options.max_drop,
+        calibrated,
+    )  # fmt: skip
+    judged = options.labels or options.metric
+    check_options(plan, options.output, options.storage, options.permute, calibrated, options.dry_run, judged)
 
 
 def run(options: argparse.Namespace) -> int:

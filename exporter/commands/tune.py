@@ -11,6 +11,7 @@ from exporter.commands.options import add_json, add_preprocess, add_shape, comma
 from runtime.nouns import counted
 
 if TYPE_CHECKING:
+    from exporter.training.options import TuneOptions
     from exporter.training.tuning import Tuned
 
 
@@ -57,7 +58,12 @@ def add(commands: Any) -> None:
     how.add_argument("--optimizer", default="adamw", metavar="NAME", help="adamw (default), adam or sgd")
     how.add_argument("--weight-decay", type=float, default=1e-4, metavar="D", help="(0.0001)")
     how.add_argument("--batch", type=int, default=64, metavar="N", help="samples in a step (64)")
-    how.add_argument("--augment", default="", metavar="KINDS", help="change images at random: flip, shift")
+    how.add_argument(
+        "--augment",
+        default="",
+        metavar="KINDS",
+        help="change images at random: flip, shift, and mix (blend two of them; the teacher says what that gives)",
+    )
     how.add_argument("--hold", type=float, default=0.1, metavar="S", help="share held out to choose the best (0.1)")
     how.add_argument(
         "--patience", type=int, default=0, metavar="N", help="stop after N epochs without a gain (0: never)"
@@ -92,22 +98,9 @@ def run(options: argparse.Namespace) -> int:
     from exporter.training.devices import device_of
     from exporter.training.targets import make_target
     from exporter.training.team import team_of
-    from exporter.training.tuning import TuneOptions, tune
+    from exporter.training.tuning import tune
 
-    training = TuneOptions(
-        epochs=options.epochs,
-        steps=options.steps,
-        lr=options.lr,
-        optimizer=options.optimizer,
-        decay=options.weight_decay,
-        batch=options.batch,
-        augment=tuple(k.strip() for k in options.augment.split(",") if k.strip()),
-        hold=options.hold,
-        patience=options.patience,
-        amp=options.amp,
-        seed=options.seed,
-        checkpoint=options.checkpoint,
-    )
+    training = _training(options)
     team = team_of(options.device)
     device = team.device or device_of(options.device)
     shapes = parse_shapes(options.shape)
@@ -142,13 +135,42 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what would be ignored."""
+    """Refuse what would be ignored, or is out of range."""
     from exporter.errors import UsageError
+    from exporter.training.options import check_blends, check_target
 
-    if options.teacher is None and options.loss in ("kl", "mse"):
-        raise UsageError(f"--loss {options.loss} compares with the original: give it with --teacher.")
     if options.plan is not None and not options.match:
         raise UsageError("--plan is for --match: name the inner tensors to compare.")
+    given = bool(options.labels), options.teacher is not None
+    check_target(options.loss, *given, options.distil_share, options.temperature, bool(options.match))
+    check_blends(_training(options).augment, *given)
+    if options.device != "auto":
+        from exporter.torch_source import need_torch
+
+        need_torch()
+        from exporter.training.devices import device_of
+
+        device_of(options.device)
+
+
+def _training(options: argparse.Namespace) -> TuneOptions:
+    """How to train, or why not so."""
+    from exporter.training.options import TuneOptions
+
+    return TuneOptions(
+        epochs=options.epochs,
+        steps=options.steps,
+        lr=options.lr,
+        optimizer=options.optimizer,
+        decay=options.weight_decay,
+        batch=options.batch,
+        augment=tuple(k.strip() for k in options.augment.split(",") if k.strip()),
+        hold=options.hold,
+        patience=options.patience,
+        amp=options.amp,
+        seed=options.seed,
+        checkpoint=options.checkpoint,
+    )
 
 
 def _text(options: argparse.Namespace, tuned: Tuned) -> str:

@@ -98,8 +98,7 @@ def make_engine(
     """
     options = options or BuildOptions()
     load_flavour(backend)  # before minutes are spent on anything else
-    if precision not in PRECISIONS:
-        raise UsageError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}.")
+    check_precision(precision)
     why = obstacle(target)
     if why:
         raise UsageError(f"{target} cannot be written: {why}.")
@@ -141,6 +140,12 @@ def make_engine(
                     raise
                 refused += more
     return _written(source, target, precision, built, converted, arguments)
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that no engine has with a UsageError."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}.")
 
 
 def _of_other_types(faults: Sequence[Fault], known: Sequence[str]) -> list[str]:

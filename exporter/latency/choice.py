@@ -19,12 +19,10 @@ from exporter.latency.competition import Competition, plan_of
 from exporter.latency.cost import LatencyCost
 from exporter.normalise import input_specs
 from exporter.plan import Plan
-from exporter.planner import KINDS, budget_of, check
+from exporter.planner import budget_of
 from exporter.request import Means, Request
 from exporter.score_names import RECONSTRUCTION
-from exporter.widths import Budget
 from runtime import feeds
-from runtime.meant import instead
 
 _PRICES = (1.0, 0.25, 4.0, float("inf"))
 """How much more the damage of blocks may count than that of widths; infinite leaves all blocks."""
@@ -208,10 +206,6 @@ def check_competition(request: Request, calibrated: bool) -> None:
     """
     if not request.deep or request.layers is not None:
         return
-    unknown = [k for k in request.kinds or () if k not in KINDS]
-    if unknown:
-        raise UsageError(f"--granularity {unknown[0]}: {instead(unknown[0], ('layers', *KINDS))}")
-    check(request.scope or "local", Budget("macs", 1.0), request.align, request.min_width)
     if not calibrated and request.kinds:
         raise UsageError(
             "--latency weighs residual blocks against widths by what the outputs lose, which takes inputs: give "

@@ -46,6 +46,12 @@ _PLAIN = SessionOptions(optimize=False)
 Outputs = Mapping[str, Array]
 
 
+def check_precision(precision: str) -> None:
+    """Refuse a precision that files are not converted to with a UsageError."""
+    if precision not in LOW:
+        raise UsageError(f"--precision {precision}: choose from {', '.join(LOW)}.")
+
+
 @dataclass(frozen=True)
 class Converted:
     """A file in half precision.
@@ -120,8 +126,7 @@ def convert_precision(
         GoalError: the outputs differ by more than ``max_error``, or are no numbers. Nothing is written.
     """
     step = progress or (lambda _: None)
-    if precision not in LOW:
-        raise UsageError(f"--precision {precision}: choose from {', '.join(LOW)}.")
+    check_precision(precision)
     if output is not None and (why := obstacle(Path(output))):
         raise UsageError(f"{output} cannot be written: {why}.")
     low = LOW[precision]

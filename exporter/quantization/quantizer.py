@@ -140,7 +140,7 @@ def quantize(
     kind = find_precision(precision, profile)
     limit = parse_limit(max_drop) if max_drop is not None else None
     target = Path(output)
-    _check(kind, target, method, percentile, reduce_range, calib, max_drop)
+    check_options(kind, target, method, percentile, reduce_range, calib, max_drop)
     graph = load(model, shapes)
     plain, notes = _plain(graph, kind)
     layers = layers_of(plain)
@@ -196,9 +196,10 @@ def quantize(
     )  # fmt: skip
 
 
-def _check(
+def check_options(
     kind: Precision, target: Path, method: str, percentile: float, reduce_range: str, calib: object, max_drop: object
 ) -> None:
+    """Refuse with a UsageError what is out of range, or what would fail only after the work."""
     if method not in METHODS:
         raise UsageError(f"--method {method}: choose from {', '.join(METHODS)}.")
     if not 50 < percentile <= 100:

@@ -158,7 +158,15 @@ def _given(loader: Any, node: Any, file: Path, above: set[int]) -> Given:
             values[text] = _given(loader, value, file, inside)
             lines[text] = name.start_mark.line + 1
         return Given(values, line, lines)
-    return Given(loader.construct_object(node), line)
+    return Given(node.value if _is_text(node) else loader.construct_object(node), line)
+
+
+def _is_text(node: Any) -> bool:
+    """Whether YAML 1.1 would make a number or a truth of what is text since 1.2: ``2:4`` (124), ``off`` (false)."""
+    kind = node.tag.rpartition(":")[2]
+    return (kind in ("int", "float") and ":" in node.value) or (
+        kind == "bool" and node.value.lower() not in ("true", "false")
+    )
 
 
 def entries(given: Given) -> Iterator[tuple[str, Given, int]]:

@@ -161,11 +161,11 @@ def sparsify(
         GoalError: ``max_drop`` cannot be met, or the check found a run that breaks the pattern.
     """
     started, step = time.perf_counter(), progress or (lambda _: None)
-    wanted = parse_pattern(pattern)
     calibrated = calib is not None
-    plan = Plan(wanted, method or ("obs" if calibrated else "magnitude"), scope, schedule, refit, max_drop)
+    plan = plan_of(pattern, method, scope, schedule, refit, max_drop, calibrated)
+    wanted = plan.pattern
     target = None if output is None else Path(output)
-    _check_options(plan, target, storage, permute, calibrated, dry_run, labels or metric)
+    check_options(plan, target, storage, permute, calibrated, dry_run, labels or metric)
     step("reading the model")
     source, graph, permuted = _read(model, shapes, wanted, (only, keep, also), permute, seed, step)
     taken, left = choose_weights(graph, wanted, only, keep, also)
@@ -249,7 +249,19 @@ def _read(
     return graph, *permute_graph(graph, pattern, names, seed=seed, step=step)
 
 
-def _check_options(
+def plan_of(
+    pattern: str, method: str | None, scope: str, schedule: str, refit: bool, max_drop: float | None, calibrated: bool
+) -> Plan:
+    """What is asked for, as ``sparsify`` says it.
+
+    Raises:
+        UsageError: there is no such pattern.
+    """
+    usual = "obs" if calibrated else "magnitude"
+    return Plan(parse_pattern(pattern), method or usual, scope, schedule, refit, max_drop)
+
+
+def check_options(
     plan: Plan,
     target: Path | None,
     storage: str,

@@ -1,4 +1,4 @@
-"""Images changed at random in ways that leave their meaning: mirrored, moved by a few pixels."""
+"""Images changed at random: mirrored or moved by a few pixels, which leaves their meaning; or blended."""
 
 from __future__ import annotations
 
@@ -7,24 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from exporter.errors import UsageError
+from exporter.training.options import MIX
 
-KINDS = ("flip", "shift")
 _SHARE = 8
 """Images move by at most one part in so many of their size."""
 
 _MOST_CHANNELS = 4
-
-
-def check(kinds: Sequence[str]) -> None:
-    """Refuse unknown kinds.
-
-    Raises:
-        UsageError: there is one.
-    """
-    unknown = [k for k in kinds if k not in KINDS]
-    if unknown:
-        raise UsageError(f"--augment {unknown[0]}: choose from {', '.join(KINDS)}.")
 
 
 def augmented(inputs: dict[str, Tensor], kinds: Sequence[str], draw: torch.Generator) -> dict[str, Tensor]:
@@ -33,12 +21,21 @@ def augmented(inputs: dict[str, Tensor], kinds: Sequence[str], draw: torch.Gener
     Args:
         inputs: by name.
         kinds: ``flip`` mirrors every other image from left to right, ``shift`` moves it by up to an eighth of its size,
-            with zeros where it came from.
+            with zeros where it came from, ``mix`` blends it with that of another sample of the batch, in shares drawn
+            evenly from 0 to 1 (Zhang et al., "mixup", ICLR 2018; for a teacher to answer: Beyer et al., "Knowledge
+            distillation: A good teacher is patient and consistent", CVPR 2022).
         draw: source of randomness.
     """
+    images = {name for name, x in inputs.items() if x.is_floating_point() and x.ndim == 4 and kinds}
+    changed = {name: _changed(x, kinds, draw) if name in images else x for name, x in inputs.items()}
+    return _blended(changed, images, draw) if MIX in kinds and images else changed
+
+
+def _blended(inputs: dict[str, Tensor], images: set[str], draw: torch.Generator) -> dict[str, Tensor]:
+    count = len(inputs[min(images)])
+    other, share = torch.randperm(count, generator=draw), torch.rand(count, 1, 1, 1, generator=draw)
     return {
-        name: _changed(x, kinds, draw) if x.is_floating_point() and x.ndim == 4 and kinds else x
-        for name, x in inputs.items()
+        name: torch.lerp(x[other.to(x.device)], x, share.to(x)) if name in images else x for name, x in inputs.items()
     }
 
 

@@ -18,7 +18,7 @@ from exporter.errors import UsageError
 from exporter.groups import Groups
 from exporter.importance import Comparable, Scores
 from exporter.score_names import FLOW
-from exporter.training.devices import default_device
+from exporter.training.devices import default_device, placed
 from exporter.training.losses import probe
 from exporter.training.scores import Step, batches, owned, sum_over
 from runtime.nouns import counted
@@ -46,7 +46,7 @@ def flow_scores(groups: Groups, samples: Samples, batch: int, step: Step, seed: 
         Unsupported: an operator is not implemented in torch.
         UsageError: an operator has no second derivative in torch.
     """
-    module = to_torch(groups.graph).to(default_device())
+    module = placed(to_torch(groups.graph), default_device())
     loss = probe(groups.graph)
     weights = list(module.weights.values())
 

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from exporter.errors import UsageError
 from exporter.graph import Graph
-from runtime.plugins import plugin_callable
+from exporter.training.options import LOSSES
+from runtime.plugins import PLUGIN, plugin_callable
 
 Outputs = Mapping[str, Tensor]
 Loss = Callable[[Outputs, Outputs, Outputs, Tensor | None], Tensor]
 """(outputs, outputs of the original, inputs, labels) -> a number to make small."""
 
-PLUGIN = "plugin:"
-KINDS = ("auto", "cross-entropy", "kl", "mse", "next-id", f"{PLUGIN}package.module:callable")
 
 _SOFT = {"Softmax": "probabilities", "LogSoftmax": "logs"}
 _PASSING = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Flatten", "Transpose")
@@ -171,7 +170,7 @@ def make_loss(graph: Graph, kind: str, labelled: bool, output: str | None = None
         form = {"kl": "logits", "mse": "values"}[kind]
         chosen = [Output(o.name, form if kind == "mse" or o.form == "values" else o.form) for o in outputs]
         return agreement(chosen, temperature)
-    raise UsageError(f"there is no loss '{kind}'. Choose from: {', '.join(KINDS)}.")
+    raise UsageError(f"there is no loss '{kind}'. Choose from: {', '.join(LOSSES)}.")
 
 
 def _next_id(graph: Graph, output: Output) -> Loss:

@@ -21,7 +21,7 @@ from exporter.errors import ModelError
 from exporter.groups import Groups
 from exporter.importance import Comparable, Scores
 from exporter.training.budget import Share, share_of
-from exporter.training.devices import default_device
+from exporter.training.devices import default_device, placed
 from exporter.training.gates import Gates
 from exporter.training.losses import make_loss
 from exporter.training.scores import Step, batches
@@ -86,7 +86,7 @@ def mask_scores(
         ModelError: no group can be gated, or the loss is no number.
         Unsupported: an operator is not implemented in torch.
     """
-    module = to_torch(groups.graph, train=lambda _: False).to(default_device())
+    module = placed(to_torch(groups.graph, train=lambda _: False), default_device())
     gates = Gates(groups, module)
     free = torch.zeros(gates.count, dtype=torch.bool)
     offsets = np.cumsum([0, *(g.width for g in groups)])

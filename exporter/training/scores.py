@@ -21,7 +21,7 @@ from exporter.autograd.dtypes import to_tensor
 from exporter.groups import Groups
 from exporter.importance import Comparable, Scores
 from exporter.spans import Span
-from exporter.training.devices import default_device
+from exporter.training.devices import default_device, placed
 from exporter.training.gates import Gates
 from exporter.training.losses import probe
 from runtime.samples import Samples
@@ -58,7 +58,7 @@ def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step:
     Raises:
         Unsupported: an operator is not implemented in torch.
     """
-    module = to_torch(groups.graph).to(default_device())
+    module = placed(to_torch(groups.graph), default_device())
     gates = Gates(groups, module)
     loss = probe(groups.graph)
     draw = torch.Generator().manual_seed(seed)

@@ -18,6 +18,7 @@ from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
 from exporter.protos import add_outputs
 from exporter.training.losses import Loss, Outputs, make_loss, relative_error
+from exporter.training.options import AGREEMENT, check_target
 from runtime.backends import open_session
 
 Teacher = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -168,23 +169,15 @@ def make_target(
     Raises:
         UsageError: there is nothing to learn from, an output differs, or a pattern matches nothing.
     """
-    if not 0 <= share <= 1:
-        raise UsageError(f"--distil-share {share:g}: must be between 0 and 1.")
-    from_labels = loss not in ("auto", "kl", "mse") or (loss == "auto" and labelled)
-    if not from_labels and teacher is None:
-        raise UsageError(
-            "there is nothing to learn from: name labels with --labels, give the original with --teacher, or a loss of "
-            "your own with --loss plugin:package.module:callable."
-        )
-    if match and teacher is None:
-        raise UsageError("--match compares with the original: give it with --teacher.")
+    check_target(loss, labelled, teacher is not None, share, temperature, bool(match))
+    from_labels = loss not in ("auto", *AGREEMENT) or (loss == "auto" and labelled)
     own = make_loss(graph, loss, labelled, output, temperature) if from_labels else None
     distil = None
     if teacher is not None:
         lost = [n for n in graph.outputs if n not in teacher.outputs]
         if lost:
             raise UsageError(f"the teacher has no output '{lost[0]}'; it has {', '.join(teacher.outputs)}.")
-        distil = make_loss(graph, loss if loss in ("kl", "mse") else "auto", False, output, temperature)
+        distil = make_loss(graph, loss if loss in AGREEMENT else "auto", False, output, temperature)
     found = matches_of(graph, teacher, match, plan) if teacher is not None else []
     names = (*graph.outputs, *(m.name for m in found if m.name not in graph.outputs))
     run = teacher_of(teacher, names, device) if teacher is not None else None

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,10 @@ from exporter.errors import GoalError, ModelError, UsageError
 from exporter.graph import Graph
 from exporter.model_file import finished
 from exporter.normalise import serialize_with_data
-from exporter.training.augment import augmented, check
+from exporter.training.augment import augmented
 from exporter.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from exporter.training.devices import placed
+from exporter.training.options import TuneOptions, check_blends
 from exporter.training.scores import Step, batches
 from exporter.training.targets import Target
 from exporter.training.team import ALONE, Team
@@ -29,7 +30,7 @@ from runtime.nouns import counted
 from runtime.samples import Samples
 from runtime.steps import Count
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": lambda p, lr, decay: torch.optim.AdamW(p, lr=lr, weight_decay=decay),
     "adam": lambda p, lr, decay: torch.optim.Adam(p, lr=lr, weight_decay=decay),
     "sgd": lambda p, lr, decay: torch.optim.SGD(p, lr=lr, momentum=0.9, nesterov=True, weight_decay=decay),
@@ -42,57 +43,6 @@ _WARM_UP = 0.05
 _LONGEST_GRADIENT = 5.0
 _AGREES = 1e-3
 """Largest difference between torch and ONNX Runtime, relative to the standard deviation of an output."""
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the data; ``steps`` overrides it.
-        steps: of the optimizer.
-        lr: highest learning rate; it warms up over the first twentieth and falls to zero along a cosine.
-        optimizer: a name of ``OPTIMIZERS``.
-        decay: weight decay.
-        batch: samples in a step.
-        augment: see ``exporter.training.augment``.
-        hold: share of the samples held out for the choice of the best weights.
-        patience: epochs without an improvement after which training stops; 0 never stops.
-        amp: compute in bfloat16 where torch deems it safe.
-        seed: of the order of the samples and of augmentation.
-        checkpoint: file to write after every epoch, and to go on from where it exists.
-    """
-
-    epochs: int = 10
-    steps: int | None = None
-    lr: float = 1e-3
-    optimizer: str = "adamw"
-    decay: float = 1e-4
-    batch: int = 64
-    augment: tuple[str, ...] = ()
-    hold: float = 0.1
-    patience: int = 0
-    amp: bool = False
-    seed: int = 0
-    checkpoint: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        wrong = {
-            "--epochs": self.epochs < 1,
-            "--steps": self.steps is not None and self.steps < 1,
-            "--lr": not 0 < self.lr < math.inf,
-            "--batch": self.batch < 1,
-            "--hold": not 0 < self.hold < 1,
-            "--patience": self.patience < 0,
-            "--weight-decay": self.decay < 0,
-        }
-        for name, bad in wrong.items():
-            if bad:
-                raise UsageError(f"{name}: the value is out of range.")
-        if self.optimizer not in OPTIMIZERS:
-            raise UsageError(f"--optimizer {self.optimizer}: choose from {', '.join(OPTIMIZERS)}.")
-        check(self.augment)
 
 
 @dataclass(frozen=True)
@@ -170,10 +120,12 @@ def tune(
 
     Raises:
         Unsupported: an operator is not implemented in torch.
-        UsageError: too few samples, the checkpoint is of another run, or batches cannot be shared by processes.
+        UsageError: too few samples, images are blended where labels judge, the checkpoint is of another run, or batches
+            cannot be shared by processes.
         GoalError: the loss is not a number, or the result differs between torch and ONNX Runtime.
     """
     started = time.perf_counter()
+    check_blends(options.augment, samples.answers is not None, target.teacher is not None)
     where = device or torch.device("cpu")
     mixed = samples.shuffled(options.seed)
     held_count = max(int(len(mixed) * options.hold), 1)
@@ -181,7 +133,7 @@ def tune(
     if cut < 1:
         raise UsageError(f"{counted(len(samples), 'sample is', 'samples are')} too few to hold some out.")
     train, held = mixed.part(0, cut), mixed.part(cut, len(mixed))
-    module = to_torch(graph).to(where)
+    module = placed(to_torch(graph), where)
     if not module.weights:
         raise ModelError("the model has no weights that can be trained.")
     run = _begin(module, target, options, train, team)
@@ -226,7 +178,7 @@ def _begin(module: OnnxModule, target: Target, options: TuneOptions, train: Samp
     in_step = 1 if train.store.single else train.store.fixed or options.batch
     per_epoch = math.ceil(len(train) / in_step)
     total = options.steps or options.epochs * per_epoch
-    optimizer = OPTIMIZERS[options.optimizer](list(masters.values()), options.lr, options.decay)
+    optimizer = _OPTIMIZERS[options.optimizer](list(masters.values()), options.lr, options.decay)
     return _Run(module, target, options, masters, masks, optimizer, total, team)
 
 

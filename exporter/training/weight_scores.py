@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from exporter.autograd import to_torch
 from exporter.errors import UsageError
 from exporter.graph import Graph
-from exporter.training.devices import default_device
+from exporter.training.devices import default_device, placed
 from exporter.training.losses import probe
 from exporter.training.scores import FISHER_SAMPLES, Step, batches
 from runtime.samples import Samples
@@ -51,7 +51,7 @@ def weight_scores(
     """
     chosen = {n for n in names if graph.array(n).dtype.name in _FLOATS}
     _refuse(set(names) - chosen, by)
-    module = to_torch(graph, train=chosen.__contains__).to(default_device())
+    module = placed(to_torch(graph, train=chosen.__contains__), default_device())
     loss = probe(graph)
     draw = torch.Generator().manual_seed(seed)
     samples = samples.part(0, FISHER_SAMPLES) if by == "fisher" else samples

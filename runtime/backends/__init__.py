@@ -40,12 +40,13 @@ def open_session(model: Path | str | bytes, backend: str = "ort-cpu", options: S
         BadRequest: the backend lacks what an option asks for.
         RunError: the backend refuses the model.
     """
-    _known(backend)
+    check_backend(backend)
     source = model if isinstance(model, bytes) else Path(model)
     return BACKENDS[backend](source, options or SessionOptions())
 
 
-def _known(backend: str) -> None:
+def check_backend(backend: str) -> None:
+    """Refuse a name that no backend has, whatever this machine can do, with a BackendMissing."""
     _register()
     if backend not in BACKENDS:
         raise BackendMissing(
@@ -60,7 +61,7 @@ def need_backend(backend: str) -> None:
     Raises:
         BackendMissing: it cannot; the message says what is lacking.
     """
-    _known(backend)
+    check_backend(backend)
     missing = ABOUT[backend]().missing if backend in ABOUT else ""
     if missing:
         raise BackendMissing(f"backend {backend}: {missing}")

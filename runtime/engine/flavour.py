@@ -78,6 +78,12 @@ class Flavour:
         return f"{'TensorRT for RTX' if self.name == 'tensorrt-rtx' else 'TensorRT'} {self.version}"
 
 
+def check_flavour(name: str) -> None:
+    """Refuse a name that no flavour has, installed or not, with a BadRequest."""
+    if name not in PACKAGES:
+        raise BadRequest(f"--backend {name}: engines are built by {' or '.join(PACKAGES)}.")
+
+
 def load_flavour(name: str) -> Flavour:
     """Import a flavour.
 
@@ -88,8 +94,7 @@ def load_flavour(name: str) -> Flavour:
         BadRequest: no such flavour.
         BackendMissing: it is not installed, does not load, or is too old.
     """
-    if name not in PACKAGES:
-        raise BadRequest(f"--backend {name}: engines are built by {' or '.join(PACKAGES)}.")
+    check_flavour(name)
     package = PACKAGES[name]
     try:
         module = importlib.import_module(package.module)

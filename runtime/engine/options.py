@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtime.engine.profiles import Range
+from runtime.errors import BadRequest
 
 HARDWARE = ("none", "ampere+", "same-capability")
+_LEVELS = range(6)
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,10 @@ class BuildOptions:
     strip: bool = False
     capabilities: tuple[str, ...] = ()
     tf32: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what no builder takes."""
+        if self.level is not None and self.level not in _LEVELS:
+            raise BadRequest(f"--level {self.level}: choose from {_LEVELS[0]} (quick) to {_LEVELS[-1]} (thorough).")
+        if self.hardware not in HARDWARE:
+            raise BadRequest(f"--hardware {self.hardware}: choose from {', '.join(HARDWARE)}.")

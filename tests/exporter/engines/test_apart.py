@@ -20,6 +20,7 @@ def start(body, arguments=("build", "model.onnx", "-o", "out.engine"), **options
     """A shell's command, whose work is some lines instead."""
     lines = [
         "import os, signal, sys, time",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",  # a shell's background jobs do not hear it
         f"import exporter.commands.{arguments[0]} as command",
         "def run(options):",
         *(f"    {line}" for line in body.splitlines()),
@@ -53,7 +54,8 @@ def test_what_became_of_it_is_told(body, code, text):
 
 @pytest.mark.parametrize("name", ["bench", "compare", "profile", "lint"])
 def test_what_measures_tells_it_too(name):
-    with start("os.kill(os.getpid(), signal.SIGSEGV)", (name, "model.onnx")) as process:
+    models = ("model.onnx", "other.onnx") if name == "compare" else ("model.onnx",)
+    with start("os.kill(os.getpid(), signal.SIGSEGV)", (name, *models)) as process:
         _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 3
     assert "secateur: ONNX Runtime, or what --backend names, ended the process (SIGSEGV)" in said

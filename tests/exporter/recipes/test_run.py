@@ -107,6 +107,81 @@ def test_what_is_wrong(old, place, capsys):
     assert place == []
 
 
+OUT_OF_RANGE = {
+    "prune: {macs: 2}": "--macs 2: the share that may be left",
+    "prune: {macs: 0.5, params: 0.5}": "exactly one budget",
+    "prune: {macs: 0.5, score: nope}": "there is no score 'nope'",
+    "prune: {macs: 0.5, score: wanda}": "the score 'wanda' needs inputs",
+    "prune: {macs: 0.5, align: 0}": "--align 0",
+    "prune: {macs: 0.5, steps: 0}": "--steps 0",
+    "prune: {macs: 0.5, min-width: 0}": "--min-width 0",
+    "prune: {macs: 0.5, granularity: filters}": "--granularity filters",
+    "prune: {macs: 0.5, layer-score: similarity, io: 'image'}": "--io image: expected GLOB:AXIS",
+    "prune: {layers: 0}": "--layers 0: must be at least 1",
+    "prune: {layers: 1, layer-score: nope}": "--layer-score nope",
+    "prune: {macs: 0.5, layer-score: random}": "--layer-score ranks residual blocks",
+    "prune: {max-drop: much, calib: data.npz}": "--max-drop much",
+    "prune: {macs: 0.5, calib: data.npz, calib-samples: 0}": "a limit of 0 samples",
+    "prune: {macs: 0.5, calib: data.npz, preprocess: q=1}": "--preprocess q=1",
+    "prune: {macs: 0.5, calib: data.npz, metric: nope}": "--metric nope",
+    "prune: {latency: fast}": "--latency fast",
+    "prune: {latency: 0.5x, device: nope}": "there is no backend 'nope'",
+    "prune: {latency: 0.5x, layers: 0}": "--layers 0: must be at least 1",
+    "sparsify: {pattern: 5:4}": "--pattern 5:4: N:M keeps",
+    "sparsify: {method: obs}": "--method obs needs inputs",
+    "sparsify: {scope: nope}": "--scope nope",
+    "quantize: {precision: int9, calib: data.npz}": "--precision int9",
+    "quantize: {precision: int8}": "--precision int8 needs inputs",
+    "quantize: {precision: int8-weight, seconds: -1}": "--seconds -1",
+    "quantize: {precision: int8-weight, reduce-range: never}": "--reduce-range never",
+    "tune: {data: data.npz}": "there is nothing to learn from",
+    "tune: {data: data.npz, labels: y, optimizer: lion}": "--optimizer lion",
+    "tune: {data: data.npz, labels: y, loss: nope}": "there is no loss 'nope'",
+    "tune: {data: data.npz, labels: y, hold: 1}": "--hold",
+    "tune: {data: data.npz, labels: y, augment: mix}": "labels say nothing of a blend",
+    "tune: {data: data.npz, teacher: model.onnx, temperature: 0}": "--temperature 0",
+    "tune: {data: data.npz, labels: y, match: a*}": "--match compares with the original",
+    "build: {backend: nope}": "engines are built by tensorrt or tensorrt-rtx",
+    "build: {precision: int4}": "--precision int4",
+    "build: {level: 9}": "--level 9",
+    "build: {hardware: any}": "--hardware any",
+    "build: {shape: x}": "--shape x: expected NAME:1x3x224x224, or NAME:MIN..OPT..MAX",
+    "bench: {backend: nope}": "there is no backend 'nope'",
+    "bench: {seconds: 0}": "--seconds 0",
+    "bench: {batch: 0}": "--batch 0",
+    "bench: {streams: 0}": "--streams 0",
+    "bench: {level: most}": "--level most",
+    "bench: {shape: x}": "--shape x",
+    "profile: {threads: -1}": "--threads -1",
+    "compare: {against: nope}": "there is no backend 'nope'",
+    "compare: {clock: sun}": "--clock sun",
+    "compare: {min-speedup: 0}": "--min-speedup 0",
+    "eval: {data: data.npz, metric: nope}": "--metric nope",
+    "sensitivity: {calib: data.npz, at: half}": "--at half",
+    "convert: {source: a.b:c, input: x}": "--input x: expected NAME",
+    "convert: {source: model.onnx, precision: fp4}": "--precision fp4",
+}
+
+
+@pytest.mark.parametrize("step", OUT_OF_RANGE)
+def test_what_no_model_could_make_right_is_found_before_any_step_runs(step, place, capsys):
+    write(f"model: model.onnx\nsteps:\n  - quantize: {{precision: int8-weight}}\n  - {step}\n")
+    assert main(["run", "recipe.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert f"recipe.yaml:4: step 2 ({step.partition(':')[0]}): " in told
+    assert OUT_OF_RANGE[step] in told
+    assert place == []
+
+
+def test_ratios_and_switches_are_text(place, capsys):
+    """YAML 1.1 took 2:4 for 124, and off for false."""
+    write("model: model.onnx\nsteps:\n  - sparsify: {pattern: 2:4}\n  - bench: {level: off}\n")
+    assert main(["run", "recipe.yaml", "--explain"]) == 0
+    told = capsys.readouterr().out
+    assert "--pattern=2:4" in told
+    assert "--level=off" in told
+
+
 def test_a_recipe_and_a_sweep_are_told_apart(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text("model: m.onnx\nsteps: []\n")

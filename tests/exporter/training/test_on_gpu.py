@@ -14,9 +14,10 @@ from exporter import find_groups, load  # noqa: E402
 from exporter.normalise import input_specs  # noqa: E402
 from exporter.training.devices import device_of  # noqa: E402
 from exporter.training.masks import MaskOptions, mask_scores  # noqa: E402
+from exporter.training.options import TuneOptions  # noqa: E402
 from exporter.training.scores import gradient_scores  # noqa: E402
 from exporter.training.targets import make_target  # noqa: E402
-from exporter.training.tuning import TuneOptions, tune  # noqa: E402
+from exporter.training.tuning import tune  # noqa: E402
 from runtime.samples import load_samples  # noqa: E402
 
 pytestmark = [

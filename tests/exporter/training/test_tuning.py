@@ -25,9 +25,10 @@ from exporter.model_file import from_model  # noqa: E402
 from exporter.normalise import input_specs  # noqa: E402
 from exporter.torch_source import MissingPackage  # noqa: E402
 from exporter.training.augment import augmented  # noqa: E402
+from exporter.training.options import TuneOptions  # noqa: E402
 from exporter.training.targets import make_target, matches_of  # noqa: E402
 from exporter.training.team import Team, team_of  # noqa: E402
-from exporter.training.tuning import TuneOptions, tune  # noqa: E402
+from exporter.training.tuning import tune  # noqa: E402
 from runtime.samples import load_samples, samples_of  # noqa: E402
 from tests.onnx_builder import build, node, weights  # noqa: E402
 
@@ -287,6 +288,37 @@ def test_augmentation_moves_and_mirrors():
     assert {float((m == 0).float().mean()) for m in moved} <= {0.0, 8 / 64, 15 / 64}
     channels_last = augmented({"image": x.permute(0, 2, 3, 1)}, ("flip",), torch.Generator().manual_seed(0))["image"]
     assert torch.equal(channels_last.permute(0, 3, 1, 2), found["image"])
+
+
+def test_images_of_a_sample_are_blended_with_those_of_one_other_in_one_share():
+    x = torch.randn(16, 1, 4, 4)
+    ids = torch.arange(16)[:, None]
+    found = augmented({"a": x, "b": 2 * x, "ids": ids}, ("mix",), torch.Generator().manual_seed(0))
+    assert torch.allclose(found["b"], 2 * found["a"])
+    assert found["ids"] is ids
+    for blend, own in zip(found["a"], x, strict=True):
+        # x + t (y - x): some y leaves a multiple of y - x, with t from 0 to 1
+        apart, others = blend - own, x - own
+        shares = (apart * others).sum((1, 2, 3)) / others.square().sum((1, 2, 3)).clamp_min(1e-9)
+        left = (apart - shares[:, None, None, None] * others).abs().amax((1, 2, 3))
+        assert ((left < 1e-5) & (shares >= -1e-6) & (shares <= 1 + 1e-6)).any()
+    assert (found["a"] - x).abs().amax((1, 2, 3)).gt(0.1).sum() > 8
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_blends_need_a_teacher_and_no_labels(pruned, labelled):
+    graph = load(pruned[0])
+    data = digits(graph, 16, ("y_train",) if labelled else ())
+    teacher = load(CNN) if labelled else None
+    target = make_target(
+        graph,
+        labelled=labelled,
+        teacher=teacher,
+        device=CPU,
+        loss="auto" if labelled else f"plugin:{__file__}:own_loss",
+    )
+    with pytest.raises(UsageError, match="labels say nothing" if labelled else "a blend has no label"):
+        tune(graph, data, target, TuneOptions(steps=1, augment=("mix",)))
 
 
 def own_loss(got, want, inputs, labels):
