@@ -217,25 +217,36 @@ def draw_image(texture: Texture, rng: np.random.Generator, height: int, width: i
 
 
 def _leaves(rng: np.random.Generator, channels: int, height: int, width: int) -> Floats:
-    """Ellipses and rectangles over each other, each of one colour with a gradient, [channels, height, width]."""
+    """Ellipses and rectangles over each other, each of one colour with a gradient, [channels, height, width].
+
+    The last one lies on top; so they are drawn from the last to the first, each where nothing lies yet.
+    """
     field = np.empty((channels, height, width))
     field[:] = rng.standard_normal((channels, 1, 1))
     small, large = (size * max(height, width) for size in _SIZES)
     part = rng.random(_LEAVES)
     radii = 1 / np.sqrt((1 - part) / small**2 + part / large**2)  # density falls as the third power
+    leaves = []
     for radius in radii:
         centre = rng.random(2) * (height, width)
         angle, stretch, round_ = rng.random() * np.pi, math.exp(rng.normal(0, 0.5)), rng.random() < 0.5
+        paint = rng.standard_normal((3, channels, 1)) * [[[1]], [[0.25]], [[0.25]]]
+        leaves.append((radius, centre, angle, stretch, round_, paint))
+    bare = np.ones((height, width), np.bool_)
+    for radius, centre, angle, stretch, round_, (colour, down, right) in reversed(leaves):
         reach = math.sqrt(2) * radius * max(stretch, 1 / stretch)
         top, left = (max(0, math.floor(c - reach)) for c in centre)
-        y, x = np.mgrid[top : min(height, centre[0] + reach + 1), left : min(width, centre[1] + reach + 1)]
+        y, x = np.ogrid[top : min(height, centre[0] + reach + 1), left : min(width, centre[1] + reach + 1)]
+        window = np.s_[top : top + len(y), left : left + x.shape[1]]
+        if not bare[window].any():
+            continue
         y, x = (y - centre[0]) / radius, (x - centre[1]) / radius
         along = (x * math.cos(angle) + y * math.sin(angle)) * stretch
         across = (y * math.cos(angle) - x * math.sin(angle)) / stretch
         inside = along**2 + across**2 < 1 if round_ else np.maximum(np.abs(along), np.abs(across)) < 1
-        colour, down, right = rng.standard_normal((3, channels, 1)) * [[[1]], [[0.25]], [[0.25]]]
-        window = field[:, top : top + len(y), left : left + x.shape[1]]
-        window[:, inside] = colour + down * y[inside] + right * x[inside]
+        rows, columns = np.nonzero(inside & bare[window])
+        field[:, top + rows, left + columns] = colour + down * y[rows, 0] + right * x[0, columns]
+        bare[top + rows, left + columns] = False
     return field
 
 

@@ -87,7 +87,8 @@ def calibration_of(
         labels: the array or key that holds labels; by default those under the usual names, if there are any.
         metric: see ``Calibration``.
         judged: set samples apart to choose between tries with: what the data hold beyond ``limit``, up to ``JUDGES``
-            and less a quarter that joins the held-out ones, or a quarter of them all if that is more.
+            and less a quarter that joins the held-out ones, or a quarter of them all if that is more. Of made-up ones
+            as many as ``limit``: what they tell of a model is not worth the time to draw more.
 
     Raises:
         UsageError: the graph has no inputs, or there are fewer than ``FEWEST`` samples.
@@ -95,7 +96,8 @@ def calibration_of(
     """
     if not input_specs(graph.model):
         raise UsageError("the model has no inputs, so there is nothing to calibrate it with: leave --calib out.")
-    samples, text = _read(source, graph, preprocess, limit + (JUDGES if judged else 0), seed, labels)
+    more = (min(JUDGES, limit) if _made_up(source) else JUDGES) if judged else 0
+    samples, text = _read(source, graph, preprocess, limit + more, seed, labels)
     run = samples.store.fixed or 1
     fewest = max(FEWEST, (3 if judged else 2) * run)
     if len(samples) < fewest:
@@ -108,9 +110,9 @@ def calibration_of(
     _check_numbers(samples.part(0, fewest), text)
     count = len(samples)
     spare = min(_runs(max(count - limit, count // _JUDGING), run, 1), count - 2 * run) if judged else 0
-    more = _runs(min(spare // _JUDGING, _MORE_HELD), run) if count > limit else 0
+    also_held = _runs(min(spare // _JUDGING, _MORE_HELD), run) if count > limit else 0
     cut = count - spare - _runs((count - spare) // HELD_OUT, run, 1)
-    kept = count - spare + more
+    kept = count - spare + also_held
     fit, held, judges = samples.part(0, cut), samples.part(cut, kept), samples.part(kept, count)
     return Calibration(fit, held, batch_of(graph), text, _made_up(source), judges if judged else None, metric)
 
