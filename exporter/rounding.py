@@ -26,25 +26,37 @@ _QUANTIZED = ("Quantize", "Integer", "NBits", "QLinear", "QGemm", "QAttention", 
 _GIVEN = "secateur.given."
 
 
-def code_tensors(graph: Graph, pruned: Graph, limit: int) -> list[str]:
+ROOM = 1 << 28
+"""Bytes of codes that are handed over."""
+
+
+def code_tensors(graph: Graph, pruned: Graph, limit: int = ROOM) -> tuple[list[str], int]:
     """Tensors of codes that nodes of both main graphs compute, in their order.
 
     Args:
         graph: the dense graph.
         pruned: what was cut from it.
-        limit: number of elements up to which they are taken.
+        limit: bytes of the dense graph's tensors up to which they are taken.
+
+    Returns:
+        Their names, and the number of those that were left out.
     """
     chosen: list[str] = []
+    left = 0
     for node in (n for n in graph.nodes if n.depth == 0):
         for name in node.outputs:
             shape = graph.shape(name) if name else None
             whole = _FLOATS if node.op in _ROUNDING else _CODES
             if shape is None or graph.inferred.dtype.get(name) not in whole or name in graph.constants:
                 continue
-            limit -= math.prod(shape)
-            if limit >= 0 and name in pruned.producer:
+            if name not in pruned.producer:
+                continue
+            limit -= math.prod(shape) * onnx.helper.tensor_dtype_to_np_dtype(graph.inferred.dtype[name]).itemsize
+            if limit >= 0:
                 chosen.append(name)
-    return chosen
+            else:
+                left += 1
+    return chosen, left
 
 
 def is_quantized(graph: Graph) -> bool:

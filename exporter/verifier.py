@@ -109,7 +109,7 @@ class _Prover:
         self.ids = {
             cut.name: feeds.Constraint(choices=cut.keep) for cut in shrunk(plan, graph) if cut.ids
         }  # the only ids that both models know
-        self.codes = code_tensors(graph, pruned, _INNER_ELEMENTS)
+        self.codes, self.loose = code_tensors(graph, pruned)
         self.noise: dict[str, float] = {}
         self.inner_error = 0.0
 
@@ -359,7 +359,7 @@ class _Prover:
         return (
             f"the pruned model differs from the masked original, first at {node.label}: tensor '{name}', "
             f"relative error {error:.3g} (accepted: {accepted or self.tolerance:g}). Nothing was written.\n"
-            "If the plan is Secateur's own this is a defect; keep the layer with --keep "
+            f"{self._rounded()}If the plan is Secateur's own this is a defect; keep the layer with --keep "
             f"'{node.proto.name or name}' and report it with the model."
         )
 
@@ -383,11 +383,15 @@ class _Prover:
                     chosen.append(name)
         return chosen
 
+    def _rounded(self) -> str:
+        text = f"There was no room to hand over {counted(self.loose, 'tensor')} of codes: try smaller --shape sizes.\n"
+        return text if self.loose else ""
+
     def _failure(self, errors: Mapping[str, float]) -> str:
         name = max(errors, key=errors.__getitem__)
         return (
             f"the pruned model differs from the masked original: output '{name}', relative error {errors[name]:.3g} "
-            f"(accepted: {self.tolerance:g}). Nothing was written.\n"
+            f"(accepted: {self.tolerance:g}). Nothing was written.\n{self._rounded()}"
             "If the plan is Secateur's own this is a defect; please report it with the model."
         )
 

@@ -79,6 +79,15 @@ class Samples:
         """The samples from ``start`` to before ``stop``; nothing is read or copied."""
         return _fill(replace(self, rows=self.rows[start:stop]))
 
+    @property
+    def run(self) -> int:
+        """Samples in every run, where the file fixes that; else 1."""
+        return self.store.fixed or 1
+
+    def first(self, count: int) -> Samples:
+        """The first samples: so many, or as fill a run of the fixed size if that is more."""
+        return self.part(0, max(count, self.run))
+
     def at(self, positions: Rows) -> Samples:
         """The samples at some positions, in their order."""
         return _fill(replace(self, rows=self.rows[positions]))

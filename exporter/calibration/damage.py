@@ -85,7 +85,7 @@ def predict(
         ModelError: what the layers that read one of the groups see does not fit into the memory that is free.
     """
     graph, cost = groups.graph, macs_per_sample(groups)
-    seen = calibration.fit.part(0, affordable(_SEEN, cost, len(calibration.fit)))
+    seen = calibration.fit.first(affordable(_SEEN, cost, len(calibration.fit)))
     found = evidence(groups, numbers, Runner(graph, seen, calibration.batch), step, journal)
     if any(known.others for known in found.values()):
         found = completed(found, groups, Runner(graph, seen, calibration.batch), step)
@@ -133,4 +133,4 @@ def _held_first(samples: Samples, count: int) -> Samples:
     """Those the readers were not fitted to, if they are enough: a fit to few rows looks good on these rows."""
     numbers = np.arange(len(samples))
     held = numbers % HELD_OUT == HELD_OUT - 1
-    return samples.at(np.concatenate([numbers[held], numbers[~held]])[:count])
+    return samples.at(np.concatenate([numbers[held], numbers[~held]])[: max(count, samples.run)])

@@ -82,7 +82,7 @@ def calibration_of(
         source: ``synthetic``, a path as ``load_samples`` takes it, ``Samples``, or feeds.
         graph: the graph.
         preprocess: for images and pixels; see ``load_samples``.
-        limit: most samples to use.
+        limit: most samples to use; of made-up ones there are at least as many as are needed.
         seed: of the order, which decides the parts, and of synthetic inputs.
         labels: the array or key that holds labels; by default those under the usual names, if there are any.
         metric: see ``Calibration``.
@@ -98,8 +98,10 @@ def calibration_of(
         raise UsageError("the model has no inputs, so there is nothing to calibrate it with: leave --calib out.")
     more = (min(JUDGES, limit) if _made_up(source) else JUDGES) if judged else 0
     samples, text = _read(source, graph, preprocess, limit + more, seed, labels)
-    run = samples.store.fixed or 1
+    run = samples.run
     fewest = max(FEWEST, (3 if judged else 2) * run)
+    if len(samples) < fewest and _made_up(source):
+        samples, text = _read(source, graph, preprocess, fewest, seed, labels)
     if len(samples) < fewest:
         why = f", because the model takes {run} at a time" if run > 1 else ""
         raise UsageError(

@@ -131,8 +131,11 @@ def _judge(
     count = affordable(_WORK, macs, _SAMPLES)
     if count < min(_FEWEST, len(calibration.fit)):
         return None
-    samples = calibration.fit.part(0, count)
-    cut = min(len(samples) - max(len(samples) // _JUDGES, 1), _FITTED)
+    samples = calibration.fit.first(count)
+    run = samples.run
+    cut = max(min(len(samples) - max(len(samples) // _JUDGES, 1), _FITTED) // run, 1) * run
+    if cut >= len(samples):  # one run, which cannot fit and judge
+        return None
     fit, others = samples.part(0, cut), samples.part(cut, len(samples))
     journal = open_journal(
         cache, lambda: key_of(graph, kind="trials", samples=samples.digest, cut=cut, batch=calibration.batch)

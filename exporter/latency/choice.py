@@ -183,7 +183,7 @@ def _harm(blocks: Blocks, means: Means) -> Callable[[Sequence[Block]], float]:
     assert means.calibration is not None
     groups, calibration = blocks.groups, means.calibration
     graph = groups.graph
-    few = calibration.fit.part(0, affordable(_WORK, macs_per_sample(groups), min(_MOST, len(calibration.fit))))
+    few = calibration.fit.first(affordable(_WORK, macs_per_sample(groups), min(_MOST, len(calibration.fit))))
     places = np.array([r.node.index for r in find_readers(graph)])
     share = _mended(means)
     original = answers(graph, few, calibration.batch)

@@ -94,7 +94,7 @@ def least_in_float(
     Raises:
         GoalError: the drop is larger even with one layer quantized.
     """
-    few = judges.part(0, min(len(judges), MEASURED_ON))
+    few = judges.first(MEASURED_ON)
     tries: list[tuple[int, float]] = []
     made: dict[int, tuple[ModelProto, Accuracy]] = {}
     order = list(layers)

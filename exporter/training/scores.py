@@ -63,7 +63,7 @@ def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step:
     loss = probe(groups.graph)
     draw = torch.Generator().manual_seed(seed)
     power = 2 if by == "fisher" else 1
-    samples = samples.part(0, FISHER_SAMPLES) if by == "fisher" else samples
+    samples = samples.first(FISHER_SAMPLES) if by == "fisher" else samples
     mine = owned(groups, module) if by == "gradient" or len(gates.gated) < len(groups) else {}
     worth = torch.zeros(gates.count, dtype=torch.float64)
     weights = {g.name: np.zeros(g.width) for g in groups}

@@ -128,8 +128,8 @@ def tune(
     check_blends(options.augment, samples.answers is not None, target.teacher is not None)
     where = device or torch.device("cpu")
     mixed = samples.shuffled(options.seed)
-    held_count = max(int(len(mixed) * options.hold), 1)
-    cut = len(mixed) - held_count
+    runs = len(mixed) // mixed.run
+    cut = (runs - max(int(runs * options.hold), 1)) * mixed.run
     if cut < 1:
         raise UsageError(f"{counted(len(samples), 'sample is', 'samples are')} too few to hold some out.")
     train, held = mixed.part(0, cut), mixed.part(cut, len(mixed))

@@ -54,7 +54,7 @@ def weight_scores(
     module = placed(to_torch(graph, train=chosen.__contains__), default_device())
     loss = probe(graph)
     draw = torch.Generator().manual_seed(seed)
-    samples = samples.part(0, FISHER_SAMPLES) if by == "fisher" else samples
+    samples = samples.first(FISHER_SAMPLES) if by == "fisher" else samples
     found: dict[str, torch.Tensor] = {}
     done, seen = 0, 0
     for inputs, labels in batches(samples, 1 if by == "fisher" else batch, module.device):

@@ -132,6 +132,20 @@ def test_whole_runs_are_held_out(tmp_path):
         prune(model, tmp_path / "out.onnx", ratio=0.5, calib=[{"x": x}], calib_samples=8)
 
 
+@pytest.mark.parametrize("real", [True, False])
+def test_a_run_longer_than_what_is_affordable(real, tmp_path, monkeypatch):
+    """A file that takes 80 samples at a time: one run is looked at, however dear; of made-up ones there are enough."""
+    monkeypatch.setattr("exporter.calibration.damage._SEEN", 1)
+    nodes = [node("Gemm", "x w1 b1", "h"), node("Relu", "h", "a"), node("Gemm", "a w2 b2", "y")]
+    constants = weights(w1=(6, 24), b1=(24,), w2=(24, 4), b2=(4,))
+    model = write(build(nodes, {"x": [80, 6]}, ["y"], constants), tmp_path)
+    x = np.random.default_rng(0).standard_normal((240, 6)).astype(np.float32)
+    data = [{"x": x}] if real else "synthetic"
+    found = prune(model, tmp_path / "out.onnx", macs=0.5, align=1, calib=data, calib_samples=240 if real else 16)
+    assert found.fidelity.samples == 80
+    assert 0 < found.fidelity.error < found.fidelity.plain
+
+
 def test_a_model_without_inputs_is_not_calibrated(tmp_path):
     nodes = [node("Gemm", "x w1 b1", "h"), node("Relu", "h", "a"), node("RandomNormalLike", "a", "n"),
              node("Add", "a n", "s"), node("Gemm", "s w2 b2", "y")]  # fmt: skip

@@ -19,7 +19,7 @@ from onnxruntime.quantization import (
 )
 
 from exporter import GoalError, find_groups, load, make_plan, prune, rewrite, score, verify
-from exporter.rounding import code_error
+from exporter.rounding import code_error, code_tensors
 from runtime import feeds
 from tests.onnx_builder import build, node, weights
 from tests.processor import exact_products
@@ -233,6 +233,19 @@ def test_rounding_that_spreads_is_no_error(simulated, tmp_path):
     moved(pruned, 1e-4)
     assert np.abs(outputs(pruned, feed) - before).max() / before.std() > 10 * TOLERANCE
     assert verify(pruned, graph, plan).error <= TOLERANCE
+
+
+def test_codes_that_there_is_no_room_for_are_told(tmp_path, monkeypatch):
+    deep_network(tmp_path / "model.onnx", False)
+    graph, plan, pruned = cut(tmp_path / "model.onnx")
+    whole = code_tensors(graph, pruned)
+    assert (len(whole[0]), whole[1]) == (12, 0)
+    some = code_tensors(graph, pruned, 64 * 16 * 3)
+    assert some == (whole[0][:3], 9)
+    monkeypatch.setattr("exporter.verifier.code_tensors", lambda *_: some)
+    moved(pruned, 1e-4)
+    with pytest.raises(GoalError, match="no room to hand over 9 tensors of codes"):
+        verify(pruned, graph, plan)
 
 
 @pytest.mark.parametrize("simulated", [False, True])

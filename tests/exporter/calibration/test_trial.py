@@ -40,8 +40,13 @@ def test_the_share_with_the_least_error_is_taken(monkeypatch, errors, share, tri
         return errors[fitted]
 
     class Some(list):
+        run = 1
+
         def part(self, start, stop):
             return Some(self[start:stop])
+
+        def first(self, count):
+            return Some(self[:count])
 
     monkeypatch.setattr(trial, "rewrite", lambda graph, plan: graph)
     monkeypatch.setattr(trial, "compensate", compensate)
@@ -67,15 +72,17 @@ def test_equal_plans_are_tried_once(monkeypatch):
     assert tried == [1]
 
 
-@pytest.mark.parametrize(("macs", "any_tried"), [(1e11 / 32, True), (1e11 / 8, False)])
-def test_nothing_is_tried_where_a_trial_costs_too_much(monkeypatch, macs, any_tried):
+@pytest.mark.parametrize(
+    ("macs", "run", "any_tried"), [(1e11 / 32, 1, True), (1e11 / 8, 1, False), (1e11 / 32, 64, False)]
+)
+def test_nothing_is_tried_where_a_trial_costs_too_much_or_is_one_run(monkeypatch, macs, run, any_tried):
     tried = []
     monkeypatch.setattr(trial, "rewrite", lambda graph, plan: graph)
     monkeypatch.setattr(trial, "compensate", lambda *a, **k: tried.append(1) or (None, []))
     monkeypatch.setattr(trial, "deviation", lambda *a: 1.0)
     monkeypatch.setattr(trial, "comparable", lambda *_: True)
     monkeypatch.setattr(trial, "answers", lambda *_: None)
-    calibration = SimpleNamespace(fit=_Whole(64), batch=8)
+    calibration = SimpleNamespace(fit=_Whole(64, run), batch=8)
 
     def plan_for(share):
         return SimpleNamespace(groups=[SimpleNamespace(keep=(share,))])
@@ -85,13 +92,16 @@ def test_nothing_is_tried_where_a_trial_costs_too_much(monkeypatch, macs, any_tr
 
 
 class _Whole:
-    def __init__(self, count=16):
-        self.count = count
+    def __init__(self, count=16, run=1):
+        self.count, self.run = count, run
 
     def __len__(self):
         return self.count
 
     def part(self, start, stop):
+        return self
+
+    def first(self, count):
         return self
 
 

@@ -290,6 +290,19 @@ def test_augmentation_moves_and_mirrors():
     assert torch.equal(channels_last.permute(0, 3, 1, 2), found["image"])
 
 
+def test_whole_runs_are_held_out():
+    """A file that takes 16 samples at a time: a tenth of 64 would fill no run, and nothing would be judged."""
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "r"), node("MatMul", "r w2", "y")]
+    graph, teacher = (
+        from_model(build(nodes, {"x": [16, 4]}, ["y"], {n: w / 2 for n, w in weights(k, w1=(4, 8), w2=(8, 3)).items()}))
+        for k in (0, 1)
+    )
+    target = make_target(graph, labelled=False, teacher=teacher, device=CPU, loss="mse")
+    found = tune(graph, noise(graph), target, TuneOptions(steps=30, lr=1e-2))
+    assert found.held == 16
+    assert 0 < found.after < found.before
+
+
 def test_images_of_a_sample_are_blended_with_those_of_one_other_in_one_share():
     x = torch.randn(16, 1, 4, 4)
     ids = torch.arange(16)[:, None]
