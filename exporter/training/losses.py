@@ -105,11 +105,12 @@ def divergence(values: Tensor, wanted: Tensor, form: str, temperature: float = 1
 
 
 def relative_error(values: Tensor, wanted: Tensor) -> Tensor:
-    """Mean square error relative to the variance of what is wanted."""
+    """Mean square error relative to the variance of what is wanted; the square error itself of a single number."""
     good = torch.isfinite(wanted)
     wanted = torch.where(good, wanted, torch.zeros_like(wanted)).float()
     values = torch.where(good, values, torch.zeros_like(values)).float()
-    return F.mse_loss(values, wanted) / wanted.var().clamp(min=_LEAST)
+    error = F.mse_loss(values, wanted)
+    return error / wanted.var().clamp(min=_LEAST) if wanted.numel() > 1 else error
 
 
 def agreement(outputs: Sequence[Output], temperature: float = 1.0) -> Loss:

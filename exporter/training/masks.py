@@ -24,7 +24,7 @@ from exporter.training.budget import Share, share_of
 from exporter.training.devices import default_device, placed
 from exporter.training.gates import Gates
 from exporter.training.losses import make_loss
-from exporter.training.scores import Step, batches
+from exporter.training.scores import Step, steps_of
 from runtime.samples import Samples
 from runtime.steps import Count
 
@@ -102,17 +102,18 @@ def mask_scores(
     names, weight, taken = module.outputs, 0.0, 0
     length = options.steps or _STEPS
     while taken < length:
-        for inputs, labels in batches(samples.shuffled(options.seed + taken), _BATCH, module.device):
+        for runs in steps_of(samples.shuffled(options.seed + taken), _BATCH, module.device):
             if taken == length:
                 break
             part = min(2 * taken / length, 1.0)
             target = 1 - part * (1 - options.budget)
             with torch.no_grad():
                 gates.values = torch.ones(gates.count, device=module.device)
-                want = module.run(inputs, names)
+                wants = [module.run(inputs, names) for inputs, _ in runs]
             gates.values, stay = learner.drawn(target)
             missed = share(stay) - target
-            lost = loss(module.run(inputs, names), want, inputs, labels)
+            given = zip(runs, wants, strict=True)
+            lost = torch.stack([loss(module.run(x, names), want, x, labels) for (x, labels), want in given]).mean()
             total = lost + (weight * missed.clamp(min=0).to(lost.dtype).to(lost.device) if learner.priced else 0.0)
             if not torch.isfinite(total):
                 raise ModelError("the loss of the masks is not a number; choose another --score, or check the data.")

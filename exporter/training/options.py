@@ -31,7 +31,7 @@ class TuneOptions:
         lr: highest learning rate; it warms up over the first twentieth and falls to zero along a cosine.
         optimizer: a name of ``OPTIMIZERS``.
         decay: weight decay.
-        batch: samples in a step.
+        batch: samples in a step; in several runs where the file fixes how many go into one.
         augment: names of ``CHANGES``; see ``exporter.training.augment``.
         hold: share of the samples held out for the choice of the best weights.
         patience: epochs without an improvement after which training stops; 0 never stops.

@@ -10,6 +10,7 @@ A group that cannot be gated is scored by its weights, with the same powers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -37,6 +38,17 @@ def batches(samples: Samples, size: int, device: torch.device) -> Iterator[tuple
     for feeds, labels in samples.labelled(size):
         given = {name: to_tensor(value).to(device) for name, value in feeds.items()}
         yield given, None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)).to(device)
+
+
+def steps_of(
+    samples: Samples, size: int, device: torch.device
+) -> Iterator[list[tuple[dict[str, Tensor], Tensor | None]]]:
+    """The runs of one step after another: about ``size`` samples, in several runs where the file fixes how many go into
+    one."""
+    runs = batches(samples, size, device)
+    one = 1 if samples.store.single else samples.store.fixed or size
+    while group := list(islice(runs, max(size // one, 1))):
+        yield group
 
 
 def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step: Step, seed: int = 0) -> Scores:

@@ -22,7 +22,7 @@ from exporter.training.augment import augmented
 from exporter.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from exporter.training.devices import placed
 from exporter.training.options import TuneOptions, check_blends
-from exporter.training.scores import Step, batches
+from exporter.training.scores import Step, batches, steps_of
 from exporter.training.targets import Target
 from exporter.training.team import ALONE, Team
 from runtime.backends import open_session
@@ -175,8 +175,8 @@ def _begin(module: OnnxModule, target: Target, options: TuneOptions, train: Samp
         zeros = weight.detach() == 0
         if weight.ndim >= 2 and float(zeros.float().mean()) >= _SPARSE:
             masks[name] = ~zeros
-    in_step = 1 if train.store.single else train.store.fixed or options.batch
-    per_epoch = math.ceil(len(train) / in_step)
+    one = 1 if train.store.single else train.store.fixed or options.batch
+    per_epoch = math.ceil(len(train) / (one * max(options.batch // one, 1)))
     total = options.steps or options.epochs * per_epoch
     optimizer = _OPTIMIZERS[options.optimizer](list(masters.values()), options.lr, options.decay)
     return _Run(module, target, options, masters, masks, optimizer, total, team)
@@ -195,19 +195,22 @@ def _epoch(run: _Run, train: Samples, where: torch.device, step: Step) -> float:
     options, number = run.options, len(run.history)
     draw = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
     total, count = 0.0, 0
-    for inputs, labels in batches(train.shuffled(options.seed + number), options.batch, where):
+    for group in steps_of(train.shuffled(options.seed + number), options.batch, where):
         if run.done >= run.total:
             break
-        for group in run.optimizer.param_groups:
-            group["lr"] = options.lr * _rate(run)
-        mine, answers, part = run.team.share(augmented(inputs, options.augment, draw), labels)
-        with torch.autocast(where.type, torch.bfloat16, enabled=options.amp):
-            loss = part * run.target(run.module, mine, answers)[0]
-        found = float(run.team.sum(loss.detach()))
+        for settings in run.optimizer.param_groups:
+            settings["lr"] = options.lr * _rate(run)
+        run.module.zero_grad()
+        changed = augmented([inputs for inputs, _ in group], options.augment, draw)
+        found = 0.0
+        for inputs, (_, labels) in zip(changed, group, strict=True):
+            mine, answers, part = run.team.share(inputs, labels)
+            with torch.autocast(where.type, torch.bfloat16, enabled=options.amp):
+                loss = part / len(group) * run.target(run.module, mine, answers)[0]
+            loss.backward()  # type: ignore[no-untyped-call]
+            found += float(run.team.sum(loss.detach()))
         if not math.isfinite(found):
             raise GoalError(f"the loss is {found} at step {run.done}. Train with a smaller --lr, or check the data.")
-        run.module.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
         run.team.add_gradients(run.module.weights.values())
         _update(run)
         total, count = total + found, count + 1

@@ -12,6 +12,7 @@ import pytest
 from exporter import GoalError, ModelError, UsageError, find_groups, load, make_plan, rewrite, score, verify
 from exporter.graph import Graph
 from exporter.model_file import from_model
+from exporter.relative_difference import signal
 from exporter.sessions import run_own
 from exporter.verifier import difference
 from runtime.errors import NoMemory
@@ -230,3 +231,14 @@ def test_too_little_memory_is_no_defect():
     with pytest.raises(ModelError, match=r"the pruned model cannot be proved: no memory is left.*\n.*--shape") as found:
         run_own(Full(), {}, "the pruned model")
     assert "defect" not in str(found.value)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 40])
+def test_neighbouring_numbers_do_not_differ(steps):
+    """An output that varies by a hundred steps of 32-bit numbers, as the sigmoid of a large number does."""
+    want = np.float32(0.9999) + np.arange(100, dtype=np.float32) * np.spacing(np.float32(0.9999))
+    got = want.copy()
+    got[50] += steps * np.spacing(np.float32(0.9999))
+    found = difference(got, want, signal(want))
+    assert found == (0.0 if steps <= 4 else pytest.approx(steps / 28.9, rel=0.01))
+    assert difference(got.astype(np.float64), want.astype(np.float64), signal(want)) > 0.03

@@ -35,6 +35,7 @@ from tests.onnx_builder import build, node, weights  # noqa: E402
 MODELS = Path(__file__).parents[3] / "models"
 CNN, DATA = MODELS / "digits_cnn.onnx", f"{MODELS}/digits.npz:train"
 CPU = torch.device("cpu")
+MEAN = f"plugin:{__file__}:mean_loss"
 
 
 @pytest.fixture(scope="module")
@@ -276,18 +277,48 @@ def test_inner_tensors_are_matched_through_the_cut(pruned):
         matches_of(graph, original, ["nothing*"], plan)
 
 
+def changed(*runs, kinds):
+    return augmented(runs, kinds, torch.Generator().manual_seed(0))
+
+
 def test_augmentation_moves_and_mirrors():
     x = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(32, 1, 1, 1)
     ids = torch.zeros(32, 3, dtype=torch.int64)
-    found = augmented({"image": x, "ids": ids}, ("flip",), torch.Generator().manual_seed(0))
+    found = changed({"image": x, "ids": ids}, kinds=["flip"])[0]
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(found["image"], x, strict=True)]
     assert 5 < sum(mirrored) < 27
     assert all(m or torch.equal(a, b) for m, a, b in zip(mirrored, found["image"], x, strict=True))
     assert found["ids"] is ids
-    moved = augmented({"image": x + 1}, ("shift",), torch.Generator().manual_seed(0))["image"]
-    assert {float((m == 0).float().mean()) for m in moved} <= {0.0, 8 / 64, 15 / 64}
-    channels_last = augmented({"image": x.permute(0, 2, 3, 1)}, ("flip",), torch.Generator().manual_seed(0))["image"]
+    moved = changed({"image": x + 1}, kinds=["shift"])[0]["image"]
+    assert {float((m == 0).float().mean()) for m in moved} == {0.0, 8 / 64, 15 / 64}
+    channels_last = changed({"image": x.permute(0, 2, 3, 1)}, kinds=["flip"])[0]["image"]
     assert torch.equal(channels_last.permute(0, 3, 1, 2), found["image"])
+
+
+def test_images_of_a_sample_are_changed_alike():
+    """Both eyes of a camera; runs of two samples in one step like one run of all."""
+    x = torch.randn(16, 1, 8, 8)
+    kinds = ["flip", "shift", "mix"]
+    whole = changed({"left": x, "right": 2 * x}, kinds=kinds)[0]
+    assert torch.allclose(whole["right"], 2 * whole["left"])
+    parts = changed(*({"left": x[k : k + 2]} for k in range(0, 16, 2)), kinds=kinds)
+    assert torch.equal(torch.cat([run["left"] for run in parts]), whole["left"])
+    sizes = changed({"left": x[:1]}, {"left": x[:1, :, :4]}, kinds=kinds)
+    assert [run["left"].shape[2] for run in sizes] == [8, 4]
+
+
+def test_images_are_blended_with_those_of_one_other_sample_in_one_share():
+    x = torch.randn(16, 1, 4, 4)
+    ids = torch.arange(16)[:, None]
+    found = changed({"a": x, "ids": ids}, kinds=["mix"])[0]
+    assert found["ids"] is ids
+    for blend, own in zip(found["a"], x, strict=True):
+        # x + t (y - x): some y leaves a multiple of y - x, with t from 0 to 1
+        apart, others = blend - own, x - own
+        shares = (apart * others).sum((1, 2, 3)) / others.square().sum((1, 2, 3)).clamp_min(1e-9)
+        left = (apart - shares[:, None, None, None] * others).abs().amax((1, 2, 3))
+        assert ((left < 1e-5) & (shares >= -1e-6) & (shares <= 1 + 1e-6)).any()
+    assert (found["a"] - x).abs().amax((1, 2, 3)).gt(0.1).sum() > 8
 
 
 def test_whole_runs_are_held_out():
@@ -303,19 +334,32 @@ def test_whole_runs_are_held_out():
     assert 0 < found.after < found.before
 
 
-def test_images_of_a_sample_are_blended_with_those_of_one_other_in_one_share():
-    x = torch.randn(16, 1, 4, 4)
-    ids = torch.arange(16)[:, None]
-    found = augmented({"a": x, "b": 2 * x, "ids": ids}, ("mix",), torch.Generator().manual_seed(0))
-    assert torch.allclose(found["b"], 2 * found["a"])
-    assert found["ids"] is ids
-    for blend, own in zip(found["a"], x, strict=True):
-        # x + t (y - x): some y leaves a multiple of y - x, with t from 0 to 1
-        apart, others = blend - own, x - own
-        shares = (apart * others).sum((1, 2, 3)) / others.square().sum((1, 2, 3)).clamp_min(1e-9)
-        left = (apart - shares[:, None, None, None] * others).abs().amax((1, 2, 3))
-        assert ((left < 1e-5) & (shares >= -1e-6) & (shares <= 1 + 1e-6)).any()
-    assert (found["a"] - x).abs().amax((1, 2, 3)).gt(0.1).sum() > 8
+def test_one_number_at_a_time():
+    """A file of one sample with one output: a variance of one number there is not."""
+    nodes = [node("MatMul", "x w1", "h"), node("Tanh", "h", "r"), node("MatMul", "r w2", "y")]
+    graph, teacher = (
+        from_model(build(nodes, {"x": [1, 4]}, ["y"], {n: w / 2 for n, w in weights(k, w1=(4, 8), w2=(8, 1)).items()}))
+        for k in (0, 1)
+    )
+    target = make_target(graph, labelled=False, teacher=teacher, device=CPU)
+    found = tune(graph, noise(graph), target, TuneOptions(steps=40, batch=16, lr=1e-2))
+    assert 0 < found.after < 0.5 * found.before
+
+
+@pytest.mark.parametrize("fixed", [1, 4, 16])
+def test_a_step_has_as_many_samples_as_asked_for(fixed):
+    """However few go into one run of the file: the gradient is the mean of the runs'."""
+    nodes = [node("MatMul", "x w1", "h"), node("Tanh", "h", "r"), node("MatMul", "r w2", "y")]
+    weight = {n: w / 2 for n, w in weights(1, w1=(4, 8), w2=(8, 3)).items()}
+    graph, whole = (from_model(build(nodes, {"x": [n, 4]}, ["y"], weight)) for n in (fixed, "N"))
+    options = TuneOptions(epochs=2, batch=32, lr=1e-2, optimizer="sgd", decay=0.0, hold=0.25)
+    found = [
+        tune(g, noise(g, 64), make_target(g, labelled=False, teacher=None, device=CPU, loss=MEAN), options)
+        for g in (graph, whole)
+    ]
+    assert [f.history[-1][0] for f in found] == [4, 4]
+    for name in ("w1", "w2"):
+        np.testing.assert_allclose(*(f.graph.array(name) for f in found), atol=1e-6)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -332,6 +376,11 @@ def test_blends_need_a_teacher_and_no_labels(pruned, labelled):
     )
     with pytest.raises(UsageError, match="labels say nothing" if labelled else "a blend has no label"):
         tune(graph, data, target, TuneOptions(steps=1, augment=("mix",)))
+
+
+def mean_loss(got, want, inputs, labels):
+    """For --loss plugin:, a mean over samples."""
+    return (got["y"] - 1).square().mean()
 
 
 def own_loss(got, want, inputs, labels):
