@@ -12,7 +12,7 @@ from exporter.commands.options import add_json, add_shape, command
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "advise", run, "Say what suits a model on a device and what does not, and why.")
+    parser = command(commands, "advise", run, "Say what suits a model on a device and what does not, and why.", _check)
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
     parser.add_argument(
         "--device", default="ort-cpu", metavar="BACKEND", help="ort-cpu (default); see secateur backends"
@@ -23,6 +23,15 @@ def add(commands: Any) -> None:
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="most time for runs (3)")
     add_shape(parser)
     add_json(parser)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from runtime.backends import SessionOptions, check_backend
+    from runtime.latency import check_seconds
+
+    check_backend(options.device)
+    SessionOptions(threads=options.threads)
+    check_seconds(options.seconds)
 
 
 def run(options: argparse.Namespace) -> int:

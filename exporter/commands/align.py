@@ -8,13 +8,17 @@ from typing import Any
 
 from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, command
-from exporter.commands.running import add_running, asked_of
+from exporter.commands.running import add_running, asked_of, check_running
 
 
 def add(commands: Any) -> None:
     """Add the command."""
     parser = command(
-        commands, "align", run, "Pad widths the device dislikes with zeros; keep the result only if it is faster."
+        commands,
+        "align",
+        run,
+        "Pad widths the device dislikes with zeros; keep the result only if it is faster.",
+        check_running,
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file, from whatever source")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "inspect", run, "List what can be removed from a model, and why the rest cannot.")
+    parser = command(
+        commands, "inspect", run, "List what can be removed from a model, and why the rest cannot.", _check
+    )
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
     parser.add_argument(
         "--sparsity",
@@ -28,14 +30,25 @@ def add(commands: Any) -> None:
     add_json(parser)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run it; returns the exit code."""
-    from exporter import UsageError, find_groups, load, report, report_json
-    from exporter.pruner import totals
-    from runtime.feeds import parse_shapes
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what would be ignored."""
+    from exporter.errors import UsageError
+    from exporter.sparsity.patterns import parse_pattern
 
     if options.pattern and not options.sparsity:
         raise UsageError("--pattern goes with --sparsity.")
+    if options.io and options.sparsity:
+        raise UsageError("--io says what may be removed; leave it out with --sparsity.")
+    if options.pattern and not parse_pattern(options.pattern).grouped:
+        raise UsageError(f"--pattern {options.pattern}: inspect looks for N:M, such as 2:4.")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    from exporter import find_groups, load, report, report_json
+    from exporter.pruner import totals
+    from runtime.feeds import parse_shapes
+
     progress = Progress(options)
     progress("reading the model")
     graph = load(options.model, parse_shapes(options.shape))
@@ -53,15 +66,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _sparsity(options: argparse.Namespace, graph: Graph) -> int:
     """List the weights of layers."""
-    from exporter.errors import UsageError
     from exporter.sparsity import report
     from exporter.sparsity.patterns import parse_pattern
 
-    if options.io:
-        raise UsageError("--io says what may be removed; leave it out with --sparsity.")
     pattern = parse_pattern(options.pattern or "2:4")
-    if not pattern.grouped:
-        raise UsageError(f"--pattern {options.pattern}: inspect looks for N:M, such as 2:4.")
     rows = report.inspect_sparsity(graph, pattern)
     return deliver(
         options, lambda: report.inspect_json(graph, pattern, rows), lambda: report.inspect_text(graph, pattern, rows)

@@ -8,16 +8,23 @@ from typing import Any
 
 from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_json, command
-from exporter.commands.running import add_running, asked_of
+from exporter.commands.running import add_running, asked_of, check_running
 
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "lint", run, "Explain what makes a model slow on this machine.")
+    parser = command(commands, "lint", run, "Explain what makes a model slow on this machine.", _check)
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file")
     add_running(parser, seconds=3.0, threads=1)
     parser.add_argument("--batch", type=int, metavar="N", help="size of the batch axis")
     add_json(parser)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from runtime.profiling import check_profiled
+
+    check_profiled(options.backend)
+    check_running(options)
 
 
 def run(options: argparse.Namespace) -> int:

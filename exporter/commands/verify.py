@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
         run,
         "Prove a pruned model equal to its original with the plan's units masked (ORIGINAL PRUNED --plan), or check "
         "that a model has a sparsity pattern (MODEL --pattern).",
+        _check,
     )
     parser.add_argument("original", metavar="ORIGINAL", type=Path, help="the model before pruning; or the one to check")
     parser.add_argument("pruned", metavar="PRUNED", type=Path, nargs="?", help="the model after pruning")
@@ -54,9 +55,10 @@ def add(commands: Any) -> None:
     add_json(parser)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run it; returns the exit code."""
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what goes with the other use."""
     from exporter.errors import UsageError
+    from exporter.sparsity.patterns import parse_pattern
 
     if options.pattern:
         wrong = [
@@ -66,14 +68,20 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(
                 f"--pattern checks one model by itself; leave out {(wrong or ['--tolerance'])[0]}, or run verify twice."
             )
-        return _pattern(options)
+        if not parse_pattern(options.pattern).grouped:
+            raise UsageError(f"--pattern {options.pattern}: verify checks N:M, such as 2:4.")
+        return
     if options.keep or options.only or options.allow_dense:
         raise UsageError("--keep, --only and --allow-dense go with --pattern N:M.")
     if options.pruned is None or not options.plan:
         raise UsageError(
             "give ORIGINAL PRUNED --plan P.json to prove a pruned model, or MODEL --pattern 2:4 to check a sparse one."
         )
-    return _proof(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    return _pattern(options) if options.pattern else _proof(options)
 
 
 def _proof(options: argparse.Namespace) -> int:
@@ -146,14 +154,11 @@ def _fitted_text(
 
 
 def _pattern(options: argparse.Namespace) -> int:
-    from exporter.errors import UsageError
     from exporter.sparsity import report
     from exporter.sparsity.check import check_file
     from exporter.sparsity.patterns import parse_pattern
 
     pattern = parse_pattern(options.pattern)
-    if not pattern.grouped:
-        raise UsageError(f"--pattern {options.pattern}: verify checks N:M, such as 2:4.")
     rows = check_file(options.original, pattern, only=options.only, keep=options.keep)
     wrong = report.failures(rows, pattern, options.allow_dense)
     holds = any(r.runs and not r.broken for r in rows)
