@@ -46,9 +46,14 @@ def steps_of(
     """The runs of one step after another: about ``size`` samples, in several runs where the file fixes how many go into
     one."""
     runs = batches(samples, size, device)
-    one = 1 if samples.store.single else samples.store.fixed or size
-    while group := list(islice(runs, max(size // one, 1))):
+    while group := list(islice(runs, runs_in(samples, size))):
         yield group
+
+
+def runs_in(samples: Samples, size: int) -> int:
+    """How many runs ``steps_of`` puts into a step."""
+    one = 1 if samples.store.single else samples.store.fixed or size
+    return max(size // one, 1)
 
 
 def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step: Step, seed: int = 0) -> Scores:

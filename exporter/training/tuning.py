@@ -22,7 +22,7 @@ from exporter.training.augment import augmented
 from exporter.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from exporter.training.devices import placed
 from exporter.training.options import TuneOptions, check_blends
-from exporter.training.scores import Step, batches, steps_of
+from exporter.training.scores import Step, batches, runs_in, steps_of
 from exporter.training.targets import Target
 from exporter.training.team import ALONE, Team
 from runtime.backends import open_session
@@ -175,8 +175,7 @@ def _begin(module: OnnxModule, target: Target, options: TuneOptions, train: Samp
         zeros = weight.detach() == 0
         if weight.ndim >= 2 and float(zeros.float().mean()) >= _SPARSE:
             masks[name] = ~zeros
-    one = 1 if train.store.single else train.store.fixed or options.batch
-    per_epoch = math.ceil(len(train) / (one * max(options.batch // one, 1)))
+    per_epoch = math.ceil(len(train.counts(options.batch)) / runs_in(train, options.batch))
     total = options.steps or options.epochs * per_epoch
     optimizer = _OPTIMIZERS[options.optimizer](list(masters.values()), options.lr, options.decay)
     return _Run(module, target, options, masters, masks, optimizer, total, team)
