@@ -4,6 +4,7 @@
     python benchmarks/tuning.py --data DIR --only calibrated@0.5  # one cell
     python benchmarks/tuning.py --data DIR --page                 # the table of what there is, nothing is run
     python benchmarks/tuning.py --data DIR --device cuda --jobs 12 --minutes 4 --batch 128 --lr 3e-4  # on a GPU
+    python benchmarks/tuning.py --data DIR --steps 6000 --jobs 2  # calibrated alone, as long as that takes
 
 A cell is pruned once and tuned once; both files stay in build/benchmarks/tuning, so a run that was stopped goes on.
 """
@@ -40,9 +41,16 @@ METHODS: dict[str, dict[str, Any]] = {
 BUDGETS = (0.5, 0.35)
 """Shares of the work whose rows are shown even where nothing was run."""
 
+LONG = (0.47, 0.39)
+"""Shares of the work with ``--steps``; DepGraph reports 93.77 and 93.64 % there, trained on all 50,000 images."""
+TWO_ROUNDS = 0.4
+"""Share below which a long tune starts from a model that was pruned in two rounds."""
+
 SAMPLES = 512
 FITTED, UNFITTED = 1e-4, 1e-3
 """Learning rates of models that layers were fitted in, which a large step would undo, and of those of magnitude."""
+
+_LONG_RATE = 3e-4
 
 _TIMED = {"cpu": 40, "cuda": 150}
 """Steps that are timed to find out how many there is time for."""
@@ -60,6 +68,16 @@ not counted.
 """
 
 
+LONG_HEAD = """# Pruning, then training for long
+
+ResNet-56 on CIFAR-10 (`cifar10_resnet56_dynamo`, 92.60 % on the 932 test images), pruned by `--calib` to a share of its
+multiply-accumulates (`--align 1`, 512 training images; below {rounds:g} in two rounds, `--steps 2`), then tuned on the
+7,728 training images there are: `secateur tune --teacher ORIGINAL --loss mse --augment flip,shift,mix --hold 0.05
+--batch {batch}`, lr {rate}, on {device}. Minutes are CPU time, on a GPU time by the clock.
+The step that does best on the images held out is taken. The standard error of an accuracy is 0.9 points; agreement with
+the original is steadier.
+"""
+
 _CHOSEN = f"""
 The learning rate {FITTED:g} was chosen among three while test accuracies were seen."""
 
@@ -71,12 +89,14 @@ def command(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "exporter", *arguments, "-q"], check=True, env=environment, cwd=table.ROOT)
 
 
-def prune(method: str, macs: float, data: Path, out: Path) -> None:
+def prune(method: str, macs: float, data: Path, out: Path, rounds: int = 1) -> None:
     """Prune the network as a row asks."""
     asked = METHODS[method]
     arguments = ["prune", str(source(data)), "-o", str(out), "--macs", str(macs), "--align", "1"]
     if method != "magnitude":
         arguments += ["--calib", str(data / "cifar10_train.npz"), "--calib-samples", str(SAMPLES)]
+    if rounds > 1:
+        arguments += ["--steps", str(rounds)]
     if "score" in asked:
         arguments += ["--score", asked["score"]]
     if "labels" in asked:
@@ -94,10 +114,12 @@ def tune(method: str, pruned: Path, out: Path, options: argparse.Namespace) -> d
     few."""
     data, rate = options.data, options.lr or (UNFITTED if method == "magnitude" else FITTED)
     common = ["tune", str(pruned), "--data", str(data / "cifar10_train.npz"), "--teacher", str(source(data))]
-    common += ["--loss", "mse", "--lr", str(rate), "--batch", str(options.batch), "--augment", "flip,shift"]
-    common += ["--device", options.device]
+    common += ["--loss", "mse", "--lr", str(rate), "--batch", str(options.batch), "--device", options.device]
+    common += ["--augment", "flip,shift,mix", "--hold", "0.05"] if options.steps else ["--augment", "flip,shift"]
     clock, timed = (cpu_of, wall_of)[options.device == "cuda"], _TIMED[options.device]
     steps_file, report = out.with_suffix(".steps"), out.with_suffix(".json")
+    if options.steps:
+        steps_file.write_text(str(options.steps))
     if not steps_file.is_file():  # the same number after a kill, or the checkpoint would be of another run
         scratch = out.with_suffix(".timing.onnx")
         spent = [clock(*common, "--steps", str(n), "-o", str(scratch)) for n in (1, 1 + timed)]
@@ -138,13 +160,15 @@ def wall_of(*arguments: str) -> float:
     return time.perf_counter() - started
 
 
-def page(cells: dict[str, dict[str, Any]], budgets: tuple[float, ...]) -> list[list[str]]:
-    """The table of what there is."""
+def page(
+    cells: dict[str, dict[str, Any]], methods: list[str], budgets: tuple[float, ...], shown: tuple[float, ...]
+) -> list[list[str]]:
+    """The table of what there is, with a row for each of ``shown`` even where nothing was run."""
     rows = [["score", "MACs left", "before", "agreement", "tuned", "agreement", "minutes", "steps"]]
-    for method in METHODS:
+    for method in methods:
         for macs in budgets:
             cell = cells.get(f"{method}@{macs:g}", {})
-            if not cell and macs not in BUDGETS:
+            if not cell and macs not in shown:
                 continue
             before, after, how = (cell.get(k) for k in ("before", "after", "tuning"))
             rows.append(
@@ -184,7 +208,7 @@ def run_cell(name: str, folder: Path, options: argparse.Namespace) -> None:
     started = time.perf_counter()
     if "before" not in cell:
         if not pruned.is_file():
-            prune(method, float(macs), options.data, pruned)
+            prune(method, float(macs), options.data, pruned, 2 if options.steps and float(macs) < TWO_ROUNDS else 1)
         cell["before"] = {
             "macs_left": macs_left(pruned, options.data),
             **accuracy_runs.judge(NETWORK, options.data, pruned),
@@ -202,11 +226,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--only", action="append", default=[], metavar="METHOD@MACS", help="cells; repeatable")
-    parser.add_argument(
-        "--budgets", default=",".join(map(str, BUDGETS)), metavar="S,...", help="shares of the work to leave (.5,.35)"
-    )
+    parser.add_argument("--budgets", metavar="S,...", help="shares of the work to leave (.5,.35; with --steps .47,.39)")
     parser.add_argument(
         "--minutes", type=float, default=LIMIT, metavar="N", help="of a tune: CPU time, by the clock on a GPU (20)"
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="of a long tune of calibrated models, instead of --minutes"
     )
     parser.add_argument("--device", default="cpu", choices=sorted(_TIMED), help="to tune on (cpu)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images in a step (64)")
@@ -217,11 +242,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=table.RESULTS, metavar="DIR")
     options = parser.parse_args()
     about = table.environment()
-    title = "tuning" if options.device == "cpu" else f"tuning-{options.device}"
+    title = "tuning" + "-long" * bool(options.steps) + f"-{options.device}" * (options.device != "cpu")
+    options.lr = options.lr or (_LONG_RATE if options.steps else None)
     folder = table.CACHE / title
     folder.mkdir(parents=True, exist_ok=True)
-    budgets = tuple(map(float, options.budgets.split(",")))
-    wanted = [f"{m}@{b:g}" for m in METHODS for b in budgets]
+    usual = LONG if options.steps else BUDGETS
+    budgets = tuple(map(float, options.budgets.split(","))) if options.budgets else usual
+    methods = ["calibrated"] if options.steps else list(METHODS)
+    wanted = [f"{m}@{b:g}" for m in methods for b in budgets]
     unknown = [name for name in options.only if name not in wanted]
     if unknown:
         parser.error(f"--only {unknown[0]}: choose from {', '.join(wanted)}")
@@ -235,22 +263,23 @@ def main() -> None:
         f.name.removesuffix(".cell.json").replace("-", " "): json.loads(f.read_text())
         for f in folder.glob("*.cell.json")
     }
-    rows = page(cells, budgets)
-    text = f"{_head([c['tuning'] for c in cells.values() if 'tuning' in c])}\n"
+    rows = page(cells, methods, budgets, usual)
+    text = f"{_head([c['tuning'] for c in cells.values() if 'tuning' in c], bool(options.steps))}\n"
     table.publish(
         title, text + table.markdown(rows, right=(1, 2, 3, 4, 5, 6, 7)), {"cells": cells}, about, options.results
     )
 
 
-def _head(tunings: list[dict[str, Any]]) -> str:
+def _head(tunings: list[dict[str, Any]], long: bool) -> str:
     """What was done, by what the cells say."""
     devices, rates, batches = (
         sorted({t.get(key, default) for t in tunings})
         for key, default in (("device", "one core"), ("lr", FITTED), ("batch", 64))
     )
     beside = max((t.get("beside", 0) for t in tunings), default=0)
-    return HEAD.format(
+    return (LONG_HEAD if long else HEAD).format(
         samples=SAMPLES,
+        rounds=TWO_ROUNDS,
         batch=" or ".join(map(str, batches)),
         rate=" or ".join(f"{r:g}" for r in rates),
         chosen=_CHOSEN if FITTED in rates else "",

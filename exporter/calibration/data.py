@@ -13,9 +13,11 @@ import numpy as np
 from exporter.calibration.evidence import HELD_OUT
 from exporter.errors import UsageError
 from exporter.graph import Graph
-from exporter.normalise import input_specs
+from exporter.model_file import finished
+from exporter.normalise import input_specs, is_large, serialize_with_data
 from exporter.synthetic import synthetic_samples
-from runtime.errors import BadRequest
+from runtime.backends import SessionOptions, open_session
+from runtime.errors import BadRequest, RunError
 from runtime.feeds import Feeds
 from runtime.images import Preprocess
 from runtime.nouns import counted
@@ -116,7 +118,24 @@ def calibration_of(
     cut = count - spare - _runs((count - spare) // HELD_OUT, run, 1)
     kept = count - spare + also_held
     fit, held, judges = samples.part(0, cut), samples.part(cut, kept), samples.part(kept, count)
-    return Calibration(fit, held, batch_of(graph), text, _made_up(source), judges if judged else None, metric)
+    given = samples.store.fixed or samples.store.single or graph.binding.batch > 1
+    batch = batch_of(graph) if given or _takes_two(graph, fit.first(2)) else 1
+    return Calibration(fit, held, batch, text, _made_up(source), judges if judged else None, metric)
+
+
+def _takes_two(graph: Graph, samples: Samples) -> bool:
+    """Whether two samples go into a run. A file may say that any number does, and squeeze the batch away."""
+    if is_large(graph.model):
+        return True
+    try:
+        session = open_session(
+            serialize_with_data(finished(graph), graph.folder), options=SessionOptions(optimize=False)
+        )
+        for feeds in samples.batches(2):
+            session.run(feeds)
+    except RunError:
+        return False
+    return True
 
 
 def _check_numbers(samples: Samples, text: str) -> None:

@@ -146,6 +146,22 @@ def test_a_run_longer_than_what_is_affordable(real, tmp_path, monkeypatch):
     assert 0 < found.fidelity.error < found.fidelity.plain
 
 
+def test_a_batch_that_is_squeezed_away(tmp_path):
+    """The file says that any batch will do, and runs with one sample alone."""
+    nodes = [
+        node("Gemm", "x w1 b1", "h"),
+        node("Relu", "h", "a"),
+        node("Gemm", "a w2 b2", "g"),
+        node("Squeeze", "g axes", "y"),
+    ]
+    constants = weights(w1=(6, 24), b1=(24,), w2=(24, 4), b2=(4,)) | {"axes": np.array([0])}
+    model = write(build(nodes, {"x": ["N", 6]}, ["y"], constants), tmp_path)
+    x = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
+    found = prune(model, tmp_path / "out.onnx", macs=0.5, align=1, calib=[{"x": x}])
+    assert found.fidelity.samples == 8
+    assert 0 < found.fidelity.error < found.fidelity.plain
+
+
 def test_a_model_without_inputs_is_not_calibrated(tmp_path):
     nodes = [node("Gemm", "x w1 b1", "h"), node("Relu", "h", "a"), node("RandomNormalLike", "a", "n"),
              node("Add", "a n", "s"), node("Gemm", "s w2 b2", "y")]  # fmt: skip
