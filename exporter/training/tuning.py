@@ -157,7 +157,7 @@ def tune(
     tuned = write_back(module, graph)
     return Tuned(
         tuned, before, run.best, tuple(run.history), run.best_step, len(held), tuple(run.masks),
-        verified(tuned, module, held), time.perf_counter() - started, resumed,
+        verified(tuned, module, held, min(options.batch, 8)), time.perf_counter() - started, resumed,
     )  # fmt: skip
 
 
@@ -302,7 +302,7 @@ def _resume(run: _Run) -> int:
     return run.done
 
 
-def verified(graph: Graph, module: OnnxModule, held: Samples) -> float:
+def verified(graph: Graph, module: OnnxModule, held: Samples, batch: int = 8) -> float:
     """Compare a graph in ONNX Runtime with the module its weights came from, on one batch.
 
     Returns:
@@ -311,7 +311,7 @@ def verified(graph: Graph, module: OnnxModule, held: Samples) -> float:
     Raises:
         GoalError: it is larger than the tolerance.
     """
-    feeds: Mapping[str, Any] = next(iter(held.batches(8)))
+    feeds: Mapping[str, Any] = next(iter(held.batches(batch)))
     want = open_session(serialize_with_data(finished(graph), graph.folder)).run(feeds)
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which has ten bits
         got = module.run({n: to_tensor(v).to(module.device) for n, v in feeds.items()})
