@@ -105,11 +105,8 @@ def calibration_of(
     if len(samples) < fewest and _made_up(source):
         samples, text = _read(source, graph, preprocess, fewest, seed, labels)
     if len(samples) < fewest:
-        why = f", because the model takes {run} at a time" if run > 1 else ""
-        raise UsageError(
-            f"--calib {text} holds {counted(len(samples), 'sample')}; at least {fewest} are needed{why}; a few hundred "
-            "do well."
-        )
+        why = f", because the model takes {run} at a time" if run > 1 else "; a few hundred do well"
+        raise UsageError(f"--calib {text} holds {counted(len(samples), 'sample')}; at least {fewest} are needed{why}.")
     samples = samples.shuffled(seed)  # what is sorted by class is no order to divide by
     _check_numbers(samples.part(0, fewest), text)
     count = len(samples)

@@ -131,7 +131,8 @@ def tune(
     runs = len(mixed) // mixed.run
     cut = (runs - max(int(runs * options.hold), 1)) * mixed.run
     if cut < 1:
-        raise UsageError(f"{counted(len(samples), 'sample is', 'samples are')} too few to hold some out.")
+        why = f": the model takes {mixed.run} at a time" if mixed.run > 1 else ""
+        raise UsageError(f"{counted(len(samples), 'sample is', 'samples are')} too few to hold some out{why}.")
     train, held = mixed.part(0, cut), mixed.part(cut, len(mixed))
     module = placed(to_torch(graph), where)
     if not module.weights:
