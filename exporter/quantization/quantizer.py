@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from runtime.images import Preprocess
     from runtime.samples import Samples
 
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _RANGES = ("auto", "on", "off")
 _MOST_BYTES = 2_000_000_000
 _MANY_SCALES = (
@@ -168,7 +169,8 @@ def quantize(
     used, make = _maker(plain, chosen, kind, profile, calibration, method, percentile, per_channel, less, step)
     names = [layer.node for layer in chosen]
     original = open_session(serialize_with_data(finished(graph), graph.folder))
-    judged_by = _metric(calibration, graph)
+    judged_by, said = _metric(calibration, graph, limit is not None)
+    notes += said
     found = None
     if limit is not None:
         assert calibration is not None
@@ -327,10 +329,16 @@ def _maker(
     )
 
 
-def _metric(calibration: Calibration | None, graph: Graph) -> str | None:
+def _metric(calibration: Calibration | None, graph: Graph, needed: bool) -> tuple[str | None, list[str]]:
+    """How outputs are judged, and what to say where they are not."""
     if calibration is None:
-        return None
-    return calibration.metric or usual_metric(graph, calibration.held) or "cosine"
+        return None, []
+    floats = any(graph.inferred.dtype.get(name) in _FLOATS for name in graph.outputs)
+    metric = calibration.metric or usual_metric(graph, calibration.held) or ("cosine" if floats else None)
+    if needed and metric is None:
+        raise UsageError("--max-drop: no output is a floating-point number; say how outputs are judged with --metric.")
+    unknown = "no output is a floating-point number, so what this costs is not known"
+    return metric, [] if metric is not None else [unknown]
 
 
 def _zeros_kept(plain: ModelProto, made: ModelProto) -> tuple[int, int]:

@@ -58,9 +58,9 @@ def opened(model: ModelProto, precision: Precision) -> Session:
     return open_session(model.SerializeToString(), options=SessionOptions(level=level))
 
 
-def output_error(session: Session, original: Session, samples: Samples, batch: int) -> float:
-    """Squared difference of all floating-point outputs over their variance."""
-    apart, spread = 0.0, 0.0
+def output_error(session: Session, original: Session, samples: Samples, batch: int) -> float | None:
+    """Squared difference of all floating-point outputs over their variance; None where there is no such output."""
+    apart, spread, judged = 0.0, 0.0, False
     for feeds in samples.batches(batch):
         want, got = original.run(feeds), session.run(feeds)
         for name, value in want.items():
@@ -68,7 +68,8 @@ def output_error(session: Session, original: Session, samples: Samples, batch: i
             if np.asarray(value).dtype.kind == "f" and numbers.size:
                 apart += float(np.square(np.asarray(got[name]).astype(np.float64) - numbers).sum())
                 spread += float(np.square(numbers - numbers.mean()).sum())
-    return apart / spread if spread else 0.0
+                judged = True
+    return None if not judged else apart / spread if spread else 0.0
 
 
 def least_in_float(
@@ -112,7 +113,7 @@ def least_in_float(
     if not judged(0):
         for number, name in enumerate(layers):
             step(Count("measuring the damage of each layer", number, len(layers)))
-            damage[name] = output_error(opened(make([name]), precision), original, few, batch)
+            damage[name] = output_error(opened(make([name]), precision), original, few, batch) or 0.0
         order.sort(key=lambda n: -damage[n])
         low, count = 0, 1
         while count < len(layers) and not judged(count):

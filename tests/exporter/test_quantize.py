@@ -184,3 +184,23 @@ def test_a_model_that_does_not_run_is_told(tmp_path, capfd):
     assert "[E:onnxruntime" not in said
     assert "does not run" in said
     assert not out.exists()
+
+
+def test_whole_outputs_are_not_judged(tmp_path, capsys):
+    """A mask: what quantizing costs is not known, and not nothing."""
+    nodes = [
+        node("Gemm", "x w1 b1", "h"),
+        node("Relu", "h", "a"),
+        node("Gemm", "a w2 b2", "g"),
+        node("Greater", "g half", "y"),
+    ]
+    constants = weights(w1=(6, 24), b1=(24,), w2=(24, 4), b2=(4,)) | {"half": np.float32(0.5)}
+    onnx.save(build(nodes, {"x": ["N", 6]}, ["y"], constants, kinds={"y": "b"}), tmp_path / "mask.onnx")
+    line = ["quantize", str(tmp_path / "mask.onnx"), "-o", str(tmp_path / "out.onnx"), "--precision", "int8",
+            "--calib", "synthetic", "--calib-samples", "32", "--seconds", "0"]  # fmt: skip
+    assert main([*line, "-q"]) == 0
+    told = capsys.readouterr().out
+    assert "what this costs is not known" in told
+    assert "output error" not in told
+    assert main([*line, "-q", "--max-drop", "1%"]) == 2
+    assert "say how outputs are judged with --metric" in capsys.readouterr().err
