@@ -10,6 +10,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,12 @@ def need_torch() -> Any:
             f'this needs PyTorch and onnxscript ({error}).\nInstall them with: pip install "secateur[torch]"'
         ) from error
     return torch
+
+
+def look_for_torch() -> None:
+    """Raise a MissingPackage where torch is not installed, without the seconds that importing it takes."""
+    if find_spec("torch") is None or find_spec("onnxscript") is None:
+        need_torch()
 
 
 def load_module(source: str) -> Module:

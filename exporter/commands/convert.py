@@ -64,7 +64,7 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse what is for another kind of source, or out of range."""
     from exporter.errors import UsageError
     from exporter.precision.converting import check_precision
-    from exporter.torch_source import parse_dynamic, parse_specs
+    from exporter.torch_source import look_for_torch, parse_dynamic, parse_specs
 
     if _onnx(options):
         for name in ("input", "weights", "dynamic", "output_name", "opset", "for_pruning"):
@@ -85,6 +85,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"--weights is for package.module:callable; {options.source} holds its own.")
     parse_specs(options.input)
     parse_dynamic(options.dynamic)
+    look_for_torch()
 
 
 def _onnx(options: argparse.Namespace) -> bool:

@@ -301,6 +301,8 @@ def _check_request(options: argparse.Namespace) -> None:
     """Refuse values that no model could be pruned with."""
     from exporter.request import Request
     from exporter.request_check import check_choice, check_inputs, check_output, check_request
+    from exporter.score_names import LEARNED
+    from exporter.torch_source import look_for_torch
 
     check_output(options.output, options.dry_run)
     given = {f.name: getattr(options, f.name) for f in fields(Request) if f.name != "consumers"}
@@ -319,6 +321,8 @@ def _check_request(options: argparse.Namespace) -> None:
         check_competition(request, options.calib is not None)
     else:
         check_request(request, options.plan is not None, *data)
+    if options.score in LEARNED:
+        look_for_torch()
 
 
 def _align(text: str) -> int | str:

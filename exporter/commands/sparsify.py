@@ -107,7 +107,9 @@ def add(commands: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
+    from exporter.score_names import GRADIENTS
     from exporter.sparsity.sparsifier import check_options, plan_of
+    from exporter.torch_source import look_for_torch
 
     calibrated = options.calib is not None
     plan = plan_of(
@@ -116,6 +118,8 @@ def _check(options: argparse.Namespace) -> None:
     )  # fmt: skip
     judged = options.labels or options.metric
     check_options(plan, options.output, options.storage, options.permute, calibrated, options.dry_run, judged)
+    if plan.method in GRADIENTS:
+        look_for_torch()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -137,6 +137,7 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     """Refuse what would be ignored, or is out of range."""
     from exporter.errors import UsageError
+    from exporter.torch_source import look_for_torch
     from exporter.training.options import check_blends, check_target
 
     if options.plan is not None and not options.match:
@@ -144,10 +145,8 @@ def _check(options: argparse.Namespace) -> None:
     given = bool(options.labels), options.teacher is not None
     check_target(options.loss, *given, options.distil_share, options.temperature, bool(options.match))
     check_blends(_training(options).augment, *given)
+    look_for_torch()
     if options.device != "auto":
-        from exporter.torch_source import need_torch
-
-        need_torch()
         from exporter.training.devices import device_of
 
         device_of(options.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,24 @@ def test_what_no_model_could_make_right_is_found_before_any_step_runs(step, plac
     told = capsys.readouterr().err
     assert f"recipe.yaml:4: step 2 ({step.partition(':')[0]}): " in told
     assert OUT_OF_RANGE[step] in told
+    assert place == []
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "tune: {data: data.npz, labels: y}",
+        "prune: {macs: 0.5, score: taylor, calib: data.npz}",
+        "sparsify: {method: fisher, calib: data.npz}",
+        "convert: {source: 'a.b:c', input: 'x:1'}",
+    ],
+)
+def test_a_missing_torch_is_told_before_any_step_runs(step, place, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("exporter.torch_source.find_spec", lambda name: None if name == "torch" else name)
+    write(f"model: model.onnx\nsteps:\n  - quantize: {{precision: int8-weight}}\n  - {step}\n")
+    assert main(["run", "recipe.yaml"]) == 2
+    assert 'pip install "secateur[torch]"' in capsys.readouterr().err
     assert place == []
 
 
