@@ -300,7 +300,7 @@ def _check(options: argparse.Namespace) -> None:
 def _check_request(options: argparse.Namespace) -> None:
     """Refuse values that no model could be pruned with."""
     from exporter.request import Request
-    from exporter.request_check import check_choice, check_inputs, check_output, check_request
+    from exporter.request_check import check_inputs, check_output, check_request
     from exporter.score_names import LEARNED
     from exporter.torch_source import look_for_torch
 
@@ -317,7 +317,6 @@ def _check_request(options: argparse.Namespace) -> None:
         parse_latency(options.latency)
         check_backend(options.device)
         check_inputs(*data)
-        check_choice(request, options.calib is not None)
         check_competition(request, options.calib is not None)
     else:
         check_request(request, options.plan is not None, *data)

@@ -24,7 +24,7 @@ from exporter.one_round import chosen_by
 from exporter.plan import Plan
 from exporter.pruner import Result, carried
 from exporter.request import Request, means_of
-from exporter.request_check import check_choice, check_inputs, check_output
+from exporter.request_check import check_inputs, check_output
 from exporter.rewriter import rewrite
 from runtime.backends import need_backend
 from runtime.comparison import Comparison, compare_models
@@ -235,7 +235,6 @@ def prune_to_latency(
         layers=layers, score=score, layer_score=layer_score, consumers=consumers, scope=scope, align=align,
         min_width=min_width, granularity=granularity, keep=keep, only=only, io=io, seed=seed,
     )  # fmt: skip
-    check_choice(request, calib is not None)
     check_competition(request, calib is not None)
     means = means_of(calib, inputs, cache, compensate, prove, step)
     step("reading and analysing the model")

@@ -21,6 +21,7 @@ from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.planner import budget_of
 from exporter.request import Means, Request
+from exporter.request_check import check_choice
 from exporter.score_names import RECONSTRUCTION
 from runtime import feeds
 
@@ -198,12 +199,13 @@ def _harm(blocks: Blocks, means: Means) -> Callable[[Sequence[Block]], float]:
 
 
 def check_competition(request: Request, calibrated: bool) -> None:
-    """Refuse with a UsageError what a competition of residual blocks and widths would ignore.
+    """Refuse with a UsageError a choice that there is not, and what a competition of blocks and widths would ignore.
 
     Args:
         request: what to cut.
         calibrated: whether there are calibration inputs.
     """
+    check_choice(request, calibrated)
     if not request.deep or request.layers is not None:
         return
     if not calibrated and request.kinds:

@@ -113,7 +113,8 @@ def least_in_float(
     if not judged(0):
         for number, name in enumerate(layers):
             step(Count("measuring the damage of each layer", number, len(layers)))
-            damage[name] = output_error(opened(make([name]), precision), original, few, batch) or 0.0
+            harm = output_error(opened(make([name]), precision), original, few, batch)
+            damage[name] = harm or 0.0  # None where a metric of the user's judges whole numbers: all layers are alike
         order.sort(key=lambda n: -damage[n])
         low, count = 0, 1
         while count < len(layers) and not judged(count):

@@ -165,7 +165,7 @@ def tune(
 def _begin(module: OnnxModule, target: Target, options: TuneOptions, train: Samples, team: Team) -> _Run:
     if team.count > 1 and (train.store.single or train.store.fixed):
         raise UsageError(
-            f"the model takes {counted(train.store.fixed or 1, 'sample')} in every run, so {team.count} processes "
+            f"the model takes {counted(train.run, 'sample')} in every run, so {team.count} processes "
             "cannot share a batch. Start one process, or export the model with a dynamic batch axis."
         )
     weights = module.weights
