@@ -261,10 +261,10 @@ def load_samples(
 
 
 def samples_of(
-    feeds: Iterable[Feeds], inputs: Sequence[TensorSpec], *, labels: str | None = None, limit: int | None = None,
-    seed: int = 0,
+    feeds: Feeds | Iterable[Feeds], inputs: Sequence[TensorSpec], *, labels: str | None = None,
+    limit: int | None = None, seed: int = 0,
 ) -> Samples:  # fmt: skip
-    """Samples from Python: any iterable of feeds, each what one run of the model takes.
+    """Samples from Python: a feed or any iterable of feeds, each what one run of the model takes.
 
     Args:
         feeds: input name -> array with a leading batch axis; feeds may differ in their number of samples. A list or
@@ -277,11 +277,14 @@ def samples_of(
     Raises:
         BadRequest: there are none, one lacks an input or does not fit, or an iterable yields more than can be held.
     """
-    held = feeds if isinstance(feeds, (list, tuple)) else _held(feeds)
+    if isinstance(feeds, dict):
+        feeds = [feeds]
+    held = feeds if isinstance(feeds, (list, tuple)) else _held(feeds, inputs)
     together = share_batch(inputs)
     parts, answers = [], []
     for number, feed in enumerate(held):
         where = f"feed {number}"
+        _refuse_no_feed(feed, where, inputs)
         missing = [n for n in (*(s.name for s in inputs), *([labels] if labels else [])) if n not in feed]
         if missing:
             raise BadRequest(f"{where} lacks {', '.join(missing)}; it holds {', '.join(feed) or 'nothing'}.")
@@ -313,10 +316,17 @@ def share_batch(inputs: Sequence[TensorSpec]) -> bool:
     return len(leading) == 1 and all(spec.shape and is_batch(spec, 0) for spec in inputs)
 
 
-def _held(feeds: Iterable[Feeds]) -> list[Feeds]:
+def _refuse_no_feed(feed: object, where: str, inputs: Sequence[TensorSpec]) -> None:
+    if not isinstance(feed, Mapping):
+        wanted = ", ".join(f"'{spec.name}': ..." for spec in inputs)
+        raise BadRequest(f"{where} is of type {type(feed).__name__}; a dict of arrays is wanted: {{{wanted}}}.")
+
+
+def _held(feeds: Iterable[Feeds], inputs: Sequence[TensorSpec]) -> list[Feeds]:
     held: list[Feeds] = []
     size = 0
-    for feed in feeds:
+    for number, feed in enumerate(feeds):
+        _refuse_no_feed(feed, f"feed {number}", inputs)
         held.append({name: np.asarray(value) for name, value in feed.items()})
         size += sum(a.nbytes for a in held[-1].values())
         if len(held) > _MOST_FEEDS or size > _MOST_BYTES:

@@ -36,7 +36,7 @@ _JUDGING = 4
 """One of so many samples judges where the data hold no more than those to fit to."""
 _MORE_HELD = 512
 
-Source = str | os.PathLike[str] | Samples | Iterable[Feeds]
+Source = str | os.PathLike[str] | Samples | Feeds | Iterable[Feeds]
 
 
 @dataclass(frozen=True)

@@ -296,6 +296,7 @@ def test_feeds_from_python():
     np.testing.assert_array_equal(together(found), ROWS[:5])
     assert list(found.labels) == [0, 1, 2, 3, 4]
     assert samples_of((f for f in feeds), [X]).digest == samples_of(feeds, [X]).digest
+    assert samples_of({"x": ROWS}, [X]).digest == samples_of([{"x": ROWS}], [X]).digest
 
 
 def test_feeds_that_cannot_be_put_together_are_run_as_they_are():
@@ -312,6 +313,9 @@ def test_refused_feeds(monkeypatch):
         samples_of([{"x": ROWS}, {"z": ROWS}], [X])
     with pytest.raises(BadRequest, match=r"feed 0: 'x' has the shape \[3\]"):
         samples_of([{"x": ROWS[0]}], [X])
+    for wrong, name in ((ROWS, "ndarray"), ([ROWS], "ndarray"), (([ROWS, 0] for _ in range(2)), "list")):
+        with pytest.raises(BadRequest, match=rf"feed 0 is of type {name}; a dict of arrays is wanted: \{{'x': ...\}}"):
+            samples_of(wrong, [X])
     with pytest.raises(BadRequest, match="holds no samples"):
         samples_of([], [X])
     monkeypatch.setattr(samples, "_MOST_FEEDS", 3)
