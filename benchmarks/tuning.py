@@ -82,11 +82,17 @@ _CHOSEN = f"""
 The learning rate {FITTED:g} was chosen among three while test accuracies were seen."""
 
 
-def command(*arguments: str) -> None:
-    """Run ``secateur`` on one core."""
+def command(*arguments: str) -> float:
+    """Run ``secateur`` on one core; returns the seconds of CPU time it took, whatever runs beside it."""
     path = os.pathsep.join([str(table.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    subprocess.run([sys.executable, "-m", "exporter", *arguments, "-q"], check=True, env=environment, cwd=table.ROOT)
+    line = [sys.executable, "-m", "exporter", *arguments, "-q"]
+    process = subprocess.Popen(line, env=environment, cwd=table.ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, line)
+    return usage.ru_utime + usage.ru_stime
 
 
 def prune(method: str, macs: float, data: Path, out: Path, rounds: int = 1) -> None:
@@ -116,7 +122,7 @@ def tune(method: str, pruned: Path, out: Path, options: argparse.Namespace) -> d
     common = ["tune", str(pruned), "--data", str(data / "cifar10_train.npz"), "--teacher", str(source(data))]
     common += ["--loss", "mse", "--lr", str(rate), "--batch", str(options.batch), "--device", options.device]
     common += ["--augment", "flip,shift,mix", "--hold", "0.05"] if options.steps else ["--augment", "flip,shift"]
-    clock, timed = (cpu_of, wall_of)[options.device == "cuda"], _TIMED[options.device]
+    clock, timed = (command, wall_of)[options.device == "cuda"], _TIMED[options.device]
     steps_file, report = out.with_suffix(".steps"), out.with_suffix(".json")
     if options.steps:
         steps_file.write_text(str(options.steps))
@@ -143,14 +149,6 @@ def tune(method: str, pruned: Path, out: Path, options: argparse.Namespace) -> d
         "beside": options.jobs - 1,
         "resumed": document["resumed_from"],
     }
-
-
-def cpu_of(*arguments: str) -> float:
-    """Seconds of CPU time that a command took."""
-    before = os.times()
-    command(*arguments)
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def wall_of(*arguments: str) -> float:
