@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelError, UsageError
+from exporter.folder_inputs import folder_inputs
 from exporter.torch_source import MissingPackage, load_module, need_torch, said
 from runtime.model_files import near
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 _PROGRAM = ".pt2"
 _SCRIPTS = (".pt", ".pth", ".ts", ".torchscript", ".jit")
 _CODE = ("custom_obj_", "opaque_obj_")
-_TOKENS = 16
-_BATCH = 2
 
 
 def load_source(source: str) -> Any:
@@ -161,8 +160,8 @@ def signature(
         return Signature(*program_inputs(model))
     if from_folder:
         if not inputs:
-            inputs, own = folder_inputs(model)
-            dynamic = dynamic or own
+            (guessed, own), returned = folder_inputs(model)
+            return Signature(guessed, dynamic or own, output_names_of(returned), True)
         with torch.no_grad():
             try:
                 returned = model(**inputs)
@@ -246,29 +245,9 @@ def load_folder(folder: Path) -> Module:
         raise
     except Exception as error:
         raise UsageError(f"transformers {transformers.__version__} cannot read {folder}: {said(error)}") from error
+    with contextlib.suppress(AttributeError, ValueError, RuntimeError):  # grouped products are no operator of ONNX
+        module.set_experts_implementation("batched_mm")  # type: ignore[operator]
     return module.eval()
-
-
-def folder_inputs(module: Module) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-    """Inputs a Hugging Face model is exported with unless others are named: ids and a mask, or pixels.
-
-    Raises:
-        UsageError: its main input is neither.
-    """
-    torch = need_torch()
-    config: Any = getattr(module, "config", None)
-    main = getattr(module, "main_input_name", "")
-    draw = torch.Generator().manual_seed(0)
-    if main == "pixel_values":
-        size = getattr(config, "image_size", 224)
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        pixels = torch.randn(_BATCH, getattr(config, "num_channels", 3), height, width, generator=draw)
-        return {main: pixels}, {main: {0: "batch"}}
-    if main == "input_ids":
-        ids = torch.randint(0, config.vocab_size, (_BATCH, _TOKENS), generator=draw)
-        axes = {0: "batch", 1: "sequence"}
-        return {main: ids, "attention_mask": torch.ones_like(ids)}, {main: axes, "attention_mask": dict(axes)}
-    raise UsageError(f"say what the model takes with --input NAME:SHAPE; its main input is '{main}'.")
 
 
 def output_names_of(returned: Any) -> list[str] | None:

@@ -13,14 +13,16 @@ _freeze(
     "ONNX Runtime runs it on no CPU, so a cut could not be proved; optimise the model after pruning",
     """
     BiasAdd BiasDropout BiasSoftmax BiasSplitGelu BitmaskBiasDropout BitmaskDropout ComplexMul ComplexMulConj
-    DecoderAttention DecoderMaskedSelfAttention DequantizeBFP DequantizeWithOrder DynamicSparseAttention
-    FusedMatMulActivation GatedDeltaNet GatedRelativePositionBias GemmFastGelu GemmFloat8 GemmaRotaryEmbedding GroupNorm
-    Irfft IsAllFinite LongformerAttention MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulNBitsMlp
-    MatMulNBitsQkv MulInteger NhwcConv NhwcFusedConv PackedAttention PackedMultiHeadAttention
-    PackedSparseAttentionIndexer PagedAttention QLinearReduceMean QOrderedAttention QOrderedGelu
-    QOrderedLayerNormalization QOrderedLongformerAttention QOrderedMatMul QuantizeBFP QuantizeWithOrder
-    ReduceSumInteger RelativePositionBias RemovePadding RestorePadding Rfft SkipGroupNorm SparseAttentionIndexer
-    SparsePagedAttention TorchEmbedding VarlenCausalConvWithState VarlenNGramHashMapping
+    ConvStateReplay DecoderAttention DecoderMaskedSelfAttention DequantizeBFP DequantizeWithOrder DynamicSparseAttention
+    FusedMatMulActivation GatedDeltaNet GatedDeltaNetStateReplay GatedRelativePositionBias GemmFastGelu GemmFloat8
+    GemmaRotaryEmbedding GroupNorm HyperConnectionLowRankMix Irfft IsAllFinite LongformerAttention Mamba2Verify
+    MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulNBitsMlp MatMulNBitsQLoRA MatMulNBitsQkv
+    MatMulPacked MoEPacked MulInteger NhwcConv NhwcFusedConv PackedAttention PackedMultiHeadAttention
+    PackedSparseAttentionIndexer PackedSparseAttentionIndexerMerge PagedAttention QLinearReduceMean QOrderedAttention
+    QOrderedGelu QOrderedLayerNormalization QOrderedLongformerAttention QOrderedMatMul QuantizeBFP QuantizeWithOrder
+    RMSNormRotary ReduceSumInteger RelativePositionBias RemovePadding RestorePadding Rfft RouterGateUpProj SkipGroupNorm
+    SparseAttentionIndexer SparsePagedAttention SpeculativePrefixCommit SwiGLU TorchEmbedding VarlenCausalConvWithState
+    VarlenNGramHashMapping
     """,
 )
 _freeze(
@@ -37,7 +39,7 @@ _freeze(
 )
 _freeze(
     "its weights are one stream of packed blocks that run across rows; quantize after pruning",
-    "MatMulBnb4 MatMulFpQ4 QMoE",
+    "GatherPacked MatMulBnb4 MatMulFpQ4 QMoE",
 )
 _freeze("recurrent weights quantized together; quantize after pruning", "DynamicQuantizeLSTM")
 _freeze("a part compiled for one device; prune the model before it is compiled", "EPContext Snpe")
@@ -45,7 +47,7 @@ _freeze(
     "an operator of newer fusions whose axes are tied inside; prune the model before this optimisation",
     """
     BranchwiseRMSNorm CausalConvWithState EngramGate GatedRMSNorm HyperConnectionPostMix HyperConnectionPreMix
-    LinearAttention LinearAttentionGate MRotaryEmbedding
+    LinearAttention LinearAttentionGate MoEGroupRouter MRotaryEmbedding
     """,
 )
 _freeze("recurrent attention of an old kind, whose parts share their sizes", "AttnLSTM")

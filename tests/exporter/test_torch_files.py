@@ -188,13 +188,33 @@ def test_a_folder_without_transformers(place, capsys, monkeypatch):
 
 
 FOLDERS = {
-    "BERT": ("BertConfig", "BertForSequenceClassification", {"vocab_size": 50, "intermediate_size": 32}),
+    "BERT": ("BertConfig", "BertForSequenceClassification", {"intermediate_size": 32}, {"logits": 2}),
     "Llama": (
         "LlamaConfig",
         "LlamaForCausalLM",
-        {"vocab_size": 50, "intermediate_size": 32, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        {"intermediate_size": 32, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        {"logits": 2},
     ),
-    "ViT": ("ViTConfig", "ViTForImageClassification", {"image_size": 16, "patch_size": 8, "intermediate_size": 32}),
+    "ViT": (
+        "ViTConfig",
+        "ViTForImageClassification",
+        {"image_size": 16, "patch_size": 8, "intermediate_size": 32},
+        {"logits": 1},
+    ),
+    "T5": ("T5Config", "T5ForConditionalGeneration", {"d_kv": 8, "d_ff": 32}, {"logits": 3}),
+    "Mixtral": (
+        "MixtralConfig",
+        "MixtralForCausalLM",
+        {"intermediate_size": 32, "num_key_value_heads": 1, "num_local_experts": 3},
+        {"logits": 2},
+    ),
+    "wav2vec 2.0": (
+        "Wav2Vec2Config",
+        "Wav2Vec2ForCTC",
+        {"intermediate_size": 32, "conv_dim": (8, 8), "conv_stride": (5, 4), "conv_kernel": (10, 8)}
+        | {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 2},
+        {"logits": 1},
+    ),
 }
 
 
@@ -204,11 +224,14 @@ FOLDERS = {
 @pytest.mark.parametrize("row", FOLDERS.values(), ids=FOLDERS)
 def test_hugging_face_folders(row, place, capsys):
     transformers = importlib.import_module("transformers")
-    config, kind, sizes = row
-    made = getattr(transformers, config)(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, **sizes)
+    config, kind, sizes, first = row
+    common = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    made = getattr(transformers, config)(**common, **sizes)
     getattr(transformers, kind)(made).save_pretrained("model")
     assert main(["convert", "model", "-o", "out.onnx", "--for-pruning", "-q"]) == 0, capsys.readouterr().err
     model = onnx.load("out.onnx")
-    assert [o.name for o in model.graph.output] == ["logits"]
+    (name, inputs), *_ = first.items()
+    assert model.graph.output[0].name == name
+    assert len(model.graph.input) == inputs
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert main(["prune", "out.onnx", "-o", "half.onnx", "--ratio", "0.5", "-q"]) == 0
