@@ -228,6 +228,7 @@ def load_folder(folder: Path) -> Module:
         transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise MissingPackage(f"reading {folder} needs transformers: pip install transformers") from error
+    transformers.utils.logging.disable_progress_bar()  # which it draws in files and pipes too
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
