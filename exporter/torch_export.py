@@ -60,14 +60,22 @@ def export(module: Any, inputs: Mapping[str, Tensor], how: How) -> Program:
         with silence():
             return _script(module, inputs, how) if script else _program(module, inputs, how)
     except Exception as error:  # torch.export lets anything through
-        names = "fixed sizes (no --dynamic), " if how.dynamic else ""
+        fixed = f"fixed sizes ({_options(inputs) if how.by_name else 'no --dynamic'}), " if how.dynamic else ""
         ways = (
-            f"Try {names}another --opset, or convert the module that this file was made of."
+            f"Try {fixed}another --opset, or convert the module that this file was made of."
             if script
-            else f"Try {names}another --opset, or other code in that place; torch.export.draft_export(module, inputs) "
+            else f"Try {fixed}another --opset, or other code in that place; torch.export.draft_export(module, inputs) "
             "lists all obstacles."
         )
         raise ModelError(f"torch {torch.__version__} cannot export the module: {_reason(error)}\n{ways}") from error
+
+
+def _options(inputs: Mapping[str, Tensor]) -> str:
+    """The options that name these inputs, with the sizes they have."""
+    return " ".join(
+        f"--input {name}:{'x'.join(map(str, tensor.shape))}:{str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in inputs.items()
+    )
 
 
 def _program(module: Any, inputs: Mapping[str, Tensor], how: How) -> Any:

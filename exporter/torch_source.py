@@ -211,5 +211,7 @@ def said(error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's text."""
-    return next(iter(str(error).strip().splitlines()), "")
+    """First line of an error's text; where it ends with a colon, with the next."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    announced = bool(lines) and lines[0].endswith(":")
+    return " ".join(lines[: 1 + announced])

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from exporter import GoalError
+from exporter import GoalError, ModelError
 from exporter.cli import main
 from exporter.convert import convert
 from exporter.torch_source import load_module, parse_dynamic, parse_inputs
@@ -279,6 +279,25 @@ def test_faults(name, before, capsys):
     assert len(err.splitlines()) <= 4
     assert files() == there
     assert before is None or Path("out.onnx").read_bytes() == before
+
+
+@needs_torch
+def test_what_torch_says_and_what_to_try(monkeypatch):
+    """A reason that starts on the second line; inputs by name are those of a folder, which no --dynamic named."""
+    import torch
+
+    from exporter.torch_export import How, export
+
+    def refuse(*_, **__):
+        raise ValueError("Found the following conflicts:\n\n- of size 16\n- of others")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    inputs = {"ids": torch.ones(2, 16, dtype=torch.int64), "x": torch.ones(2, 3)}
+    for by_name, hint in ((True, "--input ids:2x16:int64 --input x:2x3:float32"), (False, "no --dynamic")):
+        with pytest.raises(ModelError) as caught:
+            export(torch.nn.Identity(), inputs, How({"ids": {0: "batch"}}, None, None, by_name, False))
+        assert "ValueError: Found the following conflicts: - of size 16\n" in str(caught.value)
+        assert f"Try fixed sizes ({hint}), another" in str(caught.value)
 
 
 @needs_torch
