@@ -1,8 +1,8 @@
 """Fold static shape arithmetic, so that what a Reshape or Expand needs to know is a constant that a cut can update.
 
-Only shape arithmetic is folded: integer tensors and whatever is computed from a Shape or Size. Weights are never
-touched. A scale such as ``sqrt(head_dim)`` computed from a shape becomes the constant it was, which is what the trained
-network uses, however many head dimensions are later removed.
+Only shape arithmetic is folded: integer tensors and whatever is computed from a Shape or Size (for weights there is
+``computed_weights``). A scale such as ``sqrt(head_dim)`` computed from a shape becomes the constant it was, which is
+what the trained network uses, however many head dimensions are later removed.
 
 A target with several dynamic elements is put together anew: its numbers become constants of their own, an axis that
 keeps its size is copied, and what is left is read where its symbol comes from.

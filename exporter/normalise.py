@@ -13,6 +13,7 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from exporter import functions, tensors
+from exporter.computed_weights import fold_weights
 from exporter.control_shapes import of_varying_rank
 from exporter.copies import candidates, replace_copies
 from exporter.decided_ifs import take_known_branches
@@ -23,7 +24,7 @@ from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.inferred import INTEGERS, Dims, Inferred
 from exporter.node_shapes import Schemas
 from exporter.ordering import in_order, sort_nodes
-from exporter.protos import add_outputs, constant_of, drop_left_out, graphs_of, reads, set_nodes
+from exporter.protos import add_outputs, constant_tensors, drop_left_out, graphs_of, reads, set_nodes
 from exporter.shapes import infer
 from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
@@ -78,12 +79,8 @@ def normalise(
     schemas = Schemas(opsets)
     nested = _put_in_order(model, schemas)
     _declare_axes(model, shapes or {})
-    signature, constants = input_specs(model), _constants(model, folder)
-    static = infer(model.graph, schemas, _inputs(signature, None), constants)
-    while nested and take_known_branches(model, static.known):
-        schemas.forget()
-        constants = _constants(model, folder)
-        static = infer(model.graph, schemas, _inputs(signature, None), constants)
+    signature = input_specs(model)
+    constants, static = _settle(model, folder, signature, schemas, nested)
     stands = not needs_folding(model, set(constants), static, schemas)
     if not stands:
         _fold(model, static)
@@ -131,6 +128,18 @@ def normalise(
         calls=calls,
         unmeasured=unmeasured,
     )
+
+
+def _settle(
+    model: ModelProto, folder: Path, signature: list[TensorSpec], schemas: Schemas, nested: bool
+) -> tuple[Constants, Inferred]:
+    """Put known branches for their Ifs and constants for computed weights, in place, and say what is known then."""
+    while True:
+        constants = _constants(model, folder)
+        static = infer(model.graph, schemas, _inputs(signature, None), constants)
+        if not (nested and take_known_branches(model, static.known)) and not fold_weights(model, folder, static):
+            return constants, static
+        schemas.forget()
 
 
 def _put_in_order(model: ModelProto, schemas: Schemas) -> bool:
@@ -190,16 +199,6 @@ def _inputs(
         dims = shapes[spec.name] if shapes else spec.shape
         sizes = tuple(named(d or f"{spec.name}:{k}") if not isinstance(d, int) else d for k, d in enumerate(dims))
         found[spec.name] = (onnx.helper.np_dtype_to_tensor_dtype(spec.dtype), sizes)
-    return found
-
-
-def constant_tensors(model: ModelProto) -> dict[str, TensorProto]:
-    """Initializers and outputs of Constant nodes of the main graph, by name; they are the model's own."""
-    found = {t.name: t for t in model.graph.initializer}
-    for node in model.graph.node:
-        tensor = constant_of(node)
-        if tensor is not None:
-            found[node.output[0]] = tensor
     return found
 
 

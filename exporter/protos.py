@@ -123,6 +123,16 @@ def constant_of(node: NodeProto) -> TensorProto | None:
     return _set_value(node, onnx.numpy_helper.from_array(np.array(plain, kinds[attribute.name])))
 
 
+def constant_tensors(model: onnx.ModelProto) -> dict[str, TensorProto]:
+    """Initializers and outputs of Constant nodes of the main graph, by name; they are the model's own."""
+    found = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        tensor = constant_of(node)
+        if tensor is not None:
+            found[node.output[0]] = tensor
+    return found
+
+
 def _set_value(node: NodeProto, tensor: TensorProto | None) -> TensorProto | None:
     if tensor is None:
         return None

@@ -19,8 +19,7 @@ from exporter.autograd.parameters import trainable
 from exporter.autograd.registry import Numbers, Op, Site, Unsupported, Value, entry_of, to_ints, unsupported
 from exporter.errors import ModelError
 from exporter.graph import Body, Graph, Node, make_nodes, opsets_of
-from exporter.normalise import constant_tensors
-from exporter.protos import reads
+from exporter.protos import constant_tensors, reads
 
 Before = Callable[[Tensor], Tensor]
 Instead = Callable[..., "Tensor | tuple[Tensor, ...]"]

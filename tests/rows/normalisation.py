@@ -60,9 +60,9 @@ ROWS = [
            [node("BatchNormalization", "h g b m v", "a mean var", training_mode=1), node("ReduceSum", "mean", "s"),
             node("Add", "h s", "unread")], (8,),
            g=(8,), b=(8,), m=(8,), v=_POSITIVE, w2=(2, 8, 1, 1)),
-    _image("BatchNormalization-of-weights", ("BatchNormalization",),  # weight standardisation of a normaliser-free network
+    _image("BatchNormalization-of-weights", ("BatchNormalization",),  # standardised, and with a Tanh, which is not folded
            [node("Reshape", "w3 s1", "r"), node("BatchNormalization", "r g b m v", "n mean var", training_mode=1, momentum=1.0),
-            node("Reshape", "n s2", "w"), node("Conv", "h w", "k"), node("Relu", "k", "a")], (6, 8),
+            node("Tanh", "n", "t"), node("Reshape", "t s2", "w"), node("Conv", "h w", "k"), node("Relu", "k", "a")], (6, 8),
            s1=ints(1, 6, -1), s2=ints(6, 8, 1, 1), w3=(6, 8, 1, 1), g=(6,), b=(6,), m=(6,), v=_POSITIVE[:6], w2=(2, 6, 1, 1)),
     _image("InstanceNormalization", ("InstanceNormalization",), [node("InstanceNormalization", "h g b", "a")], (8,),
            g=(8,), b=(8,), w2=(2, 8, 1, 1)),

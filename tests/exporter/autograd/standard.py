@@ -12,8 +12,8 @@ from exporter import functions
 from exporter.autograd import OnnxModule
 from exporter.autograd.dtypes import to_array, to_tensor
 from exporter.graph import make_nodes, opsets_of
-from exporter.normalise import constant_tensors
 from exporter.ordering import sort_nodes
+from exporter.protos import constant_tensors
 from exporter.subgraphs import flatten_scopes
 from tests.node_cases import node_cases
 

@@ -1,0 +1,238 @@
+"""Weights that a file computes from constants become constants: standardised or normalised ones, sums with low ranks.
+
+ONNX Runtime does the same as it opens a file, so a run costs what it did. But only a constant can be fitted, made
+sparse and quantized, and a unit that goes takes nothing of the others' scale with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto
+
+from exporter import tensors
+from exporter.errors import ModelError
+from exporter.inferred import Dims, Inferred, are_numbers
+from exporter.protos import constant_of, constant_tensors, reads, set_nodes
+from exporter.values import is_standard
+from runtime import bounds
+from runtime.backends import SessionOptions, open_session
+from runtime.errors import RunError
+
+_WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
+"""Operators whose weights are made constants, and the inputs that may be one."""
+
+_COMPUTES = frozenset({
+    "Abs", "Add", "BatchNormalization", "Clip", "Div", "Exp", "Gemm", "InstanceNormalization", "LayerNormalization",
+    "LpNormalization", "MatMul", "Max", "Mean", "Min", "Mul", "Neg", "Pow", "Reciprocal", "ReduceL1", "ReduceL2",
+    "ReduceMean", "ReduceSum", "ReduceSumSquare", "Sqrt", "Sub", "Sum",
+})  # fmt: skip
+_MOVES = frozenset({
+    "Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Shape", "Slice",
+    "Squeeze", "Transpose", "Unsqueeze",
+})  # fmt: skip
+"""Alone they are no reason: the analysis follows them, and a weight that is only seen from another side may be tied."""
+
+_FLOATS: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.DOUBLE: 8, TensorProto.FLOAT16: 2}
+"""Bytes of an element."""
+_SMALL = 16
+"""Elements up to which a constant may stay for others that read it."""
+_LARGER = 8
+"""No tensor on the way has more than so many times the elements of what it is made of."""
+_MOST_BYTES = 1 << 30
+"""Of what a weight is made of: ONNX Runtime is given it in one message."""
+_MOST_MEMORY = 16 << 30
+_LONGEST = 256
+"""Nodes behind a weight."""
+
+
+def fold_weights(model: ModelProto, folder: Path, static: Inferred) -> bool:
+    """Make the weights of a model that it computes from constants alone initializers, in place.
+
+    One is left as it is where it, or what it is made of, is read by something else too; where it takes more bytes than
+    what it is made of (a low rank, a wider type); and where a step is none of those that are known here (rounding and
+    dequantizing above all, since these weights are quantized on purpose).
+
+    Args:
+        model: nodes in topological order, functions inlined.
+        folder: where its external data lies.
+        static: shapes of all its tensors.
+
+    Returns:
+        Whether there was one.
+    """
+    found = _Expressions(model, static)
+    made: dict[str, TensorProto] = {}
+    for name in found.foldable():
+        try:
+            made[name] = _evaluate(model, folder, found, name)
+        except (ModelError, RunError, MemoryError):
+            continue
+    if made:
+        _replace(model, found, made)
+    return bool(made)
+
+
+class _Expressions:
+    """The nodes of a model that compute weights, and what they are made of.
+
+    Attributes:
+        constants: tensors of the file by name.
+        makers: by output, nodes that read nothing but constants and outputs of other such nodes.
+        users: by tensor, the nodes that read it; None stands for the model's outputs, and for declared inputs.
+        static: shapes.
+    """
+
+    def __init__(self, model: ModelProto, static: Inferred) -> None:
+        self.static = static
+        self.constants = constant_tensors(model)
+        self.makers: dict[str, NodeProto] = {}
+        self.users: dict[str, list[NodeProto | None]] = {}
+        self.wanted: list[str] = []
+        for node in model.graph.node:
+            for name in reads(node):
+                self.users.setdefault(name, []).append(node)
+            if self._is_made(node):
+                self.makers.update((name, node) for name in node.output if name)
+            elif is_standard(node):
+                at = _WEIGHTS.get(node.op_type, ())
+                self.wanted += [node.input[i] for i in at if i < len(node.input) and node.input[i] in self.makers]
+        for value in (*model.graph.output, *model.graph.input):
+            self.users.setdefault(value.name, []).append(None)
+
+    def _is_made(self, node: NodeProto) -> bool:
+        known = is_standard(node) and node.op_type in _COMPUTES | _MOVES
+        given = [name for name in node.input if name]
+        return known and bool(given) and all(name in self.constants or name in self.makers for name in given)
+
+    def cone(self, name: str) -> tuple[list[NodeProto], set[str]]:
+        """The nodes behind a weight, each after those it reads, and the constants they start from; none if too many."""
+        nodes: dict[int, NodeProto] = {}
+        seen: set[int] = set()
+        sources: set[str] = set()
+        waiting = [(name, False)]
+        while waiting:
+            at, done = waiting.pop()
+            if at in self.constants:
+                sources.add(at)
+                continue
+            node = self.makers[at]
+            if done:
+                nodes.setdefault(id(node), node)
+            elif id(node) not in seen:
+                seen.add(id(node))
+                waiting.append((at, True))
+                waiting += [(given, False) for given in node.input if given]
+            if len(seen) > _LONGEST:
+                return [], set()
+        return list(nodes.values()), sources
+
+    def foldable(self) -> list[str]:
+        """Weights that can be made constants, in order: with one that cannot, others may lose their reason."""
+        cones = {name: self.cone(name) for name in dict.fromkeys(self.wanted)}
+        left = {name for name, (nodes, sources) in cones.items() if self._pays(name, nodes, sources)}
+        while True:
+            inside = {id(node) for name in left for node in cones[name][0]}
+            alone = {
+                name
+                for name in left
+                if all(self._read_within(source, inside) for source in cones[name][1] if self.size(source) > _SMALL)
+                and all(
+                    self._read_within(out, inside) for node in cones[name][0] for out in node.output if out not in left
+                )
+                and all(user is not None and name in user.input for user in self.users[name])  # no subgraph
+            }
+            if alone == left:
+                return [name for name in cones if name in left]
+            left = alone
+
+    def _read_within(self, name: str, nodes: set[int]) -> bool:
+        return all(user is not None and id(user) in nodes for user in self.users.get(name, []))
+
+    def _pays(self, name: str, nodes: list[NodeProto], sources: set[str]) -> bool:
+        if not any(node.op_type in _COMPUTES for node in nodes):
+            return False
+        large = [source for source in sources if self.size(source) > _SMALL]
+        types = {self.static.dtype.get(at) for at in (name, *large)}
+        if not large or not types <= _FLOATS.keys():
+            return False
+        most = _LARGER * sum(map(self.size, large))
+        outputs = [out for node in nodes for out in node.output if out]
+        if any(self.size(out) > most or not are_numbers(self.static.dims.get(out, ("?",))) for out in outputs):
+            return False
+        return self._bytes(name) <= sum(map(self._bytes, large)) <= _MOST_BYTES
+
+    def size(self, name: str) -> int:
+        """Number of elements."""
+        dims: Dims = tuple(self.constants[name].dims) if name in self.constants else self.static.dims.get(name, ())
+        return math.prod(d for d in dims if isinstance(d, int))
+
+    def _bytes(self, name: str) -> int:
+        return self.size(name) * _FLOATS[self.static.dtype[name]]
+
+
+def _evaluate(model: ModelProto, folder: Path, found: _Expressions, name: str) -> TensorProto:
+    """The value of a weight, as ONNX Runtime computes it."""
+    nodes, sources = found.cone(name)
+    graph = onnx.helper.make_graph(
+        nodes,
+        "weight",
+        [],
+        [onnx.ValueInfoProto(name=name)],
+        [_inlined(found.constants[source], source, folder) for source in sorted(sources)],
+    )
+    whole = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    with bounds.memory(_MOST_MEMORY):  # nobody vouches for the model
+        session = open_session(whole.SerializeToString(), options=SessionOptions(threads=1, optimize=False))
+        value = session.run({})[name]
+    return onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+
+
+def _inlined(tensor: TensorProto, name: str, folder: Path) -> TensorProto:
+    copy = TensorProto()
+    if tensors.is_external(tensor):
+        copy.CopyFrom(onnx.numpy_helper.from_array(np.asarray(tensors.read(tensor, folder)), name))
+    else:
+        copy.CopyFrom(tensor)
+        copy.name = name
+    return copy
+
+
+def _replace(model: ModelProto, found: _Expressions, made: Mapping[str, TensorProto]) -> None:
+    """Put the weights in, under the name of the largest parameter each is made of, and take out what is left over."""
+    kept = _read([node for node in model.graph.node if made.keys().isdisjoint(node.output)], model, found)
+    used = {name for node in kept for name in reads(node)} | {v.name for v in (*model.graph.output, *model.graph.input)}
+    sources = {name: found.cone(name)[1] - used for name in made}
+    large = {name: [at for at in sorted(given) if found.size(at) > _SMALL] for name, given in sources.items()}
+    largest = {name: max(given, key=found.size, default=name) for name, given in large.items()}
+    times = Counter(largest.values())
+    names = {name: source if times[source] == 1 else name for name, source in largest.items()}
+    for node in kept:
+        for i, name in enumerate(node.input):
+            if name in made:
+                node.input[i] = names[name]
+    over = set(names.values()).union(*sources.values())
+    for present in (model.graph.initializer, model.graph.value_info):
+        for i in reversed([i for i, one in enumerate(present) if one.name in over]):
+            del present[i]
+    for name, tensor in made.items():
+        tensor.name = names[name]
+        model.graph.initializer.append(tensor)
+    set_nodes(model.graph, kept)
+
+
+def _read(nodes: list[NodeProto], model: ModelProto, found: _Expressions) -> list[NodeProto]:
+    """Without the nodes behind weights that nothing reads any more."""
+    wanted = {v.name for v in model.graph.output}
+    kept: list[NodeProto] = []
+    for node in reversed(nodes):
+        behind = constant_of(node) is not None or any(out in found.makers for out in node.output)
+        if not behind or wanted.intersection(node.output):
+            kept.append(node)
+            wanted |= reads(node)
+    return kept[::-1]
