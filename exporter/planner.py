@@ -67,7 +67,7 @@ def make_plan(
         keep: patterns of node, tensor or group names; a group that touches a match is kept whole.
         only: patterns; only groups that touch a match are cut.
         damage: for the scope ``damage``, by group name the damage with ``k`` units kept at ``k - 1``, shape (width,);
-            groups without stay whole.
+            groups without stay whole if the budget allows it, else they are cut as by ``local``.
         options, notes: recorded in the plan.
 
     Returns:
@@ -123,9 +123,7 @@ def plan_within(
     check(scope, budget, align, min_width)
     chosen = eligible(cost, budget, granularity, keep, only, align)
     if scope == "damage":
-        chosen, remarks = _judged(groups, chosen, damage)
-        counts, more = least_damage(cost, chosen, damage or {}, budget, align, min_width)
-        remarks += more
+        counts, remarks = _judged_widths(cost, chosen, scores, budget, damage, align, min_width)
     else:
         counts, remarks = _widths_for(cost, chosen, scores, budget, scope, align, min_width)
     masks = [best_units(scores[g.name], int(n)) for g, n in zip(groups, counts, strict=True)]
@@ -164,20 +162,39 @@ def _relaxed(relax: int) -> str:
     return f"alignment was relaxed to {counted(16 // relax, 'channel')}: the budget cannot be reached with 16"
 
 
-def _judged(
-    groups: Groups, chosen: list[int], damage: Mapping[str, NDArray[np.float64]] | None
-) -> tuple[list[int], list[str]]:
-    """The groups whose damage is known."""
+def _judged_widths(
+    cost: CostModel,
+    chosen: list[int],
+    scores: Scores,
+    budget: Budget,
+    damage: Mapping[str, NDArray[np.float64]] | None,
+    align: int | str,
+    min_width: int,
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Widths with the least damage, and what to say of them.
+
+    Groups of unknown damage stay whole, or, where the budget cannot be reached without them, are cut like every group
+    of the scope ``local``.
+    """
     if damage is None:
         raise UsageError("--scope damage needs calibration inputs: give --calib.")
-    judged = [n for n in chosen if groups.groups[n].name in damage]
+    groups = cost.groups.groups
+    judged = [n for n in chosen if groups[n].name in damage]
+    rest = [n for n in chosen if groups[n].name not in damage]
     if not judged:
         raise ModelError("no linear layer reads a group that may be cut: choose another --scope than damage.")
-    rest = [groups.groups[n].name for n in chosen if n not in judged]
     if not rest:
-        return judged, []
-    which = counted(len(rest), "group, which stays", "groups, which stay")
-    return judged, [f"no linear layer reads {which} whole ({rest[0]})"]
+        return least_damage(cost, judged, damage, budget, align, min_width)
+    try:
+        counts, remarks = least_damage(cost, judged, damage, budget, align, min_width)
+        which = counted(len(rest), "group, which stays whole", "groups, which stay whole")
+    except OutOfReach:
+        dense = cost.widths.copy()
+        dense[rest] = _widths_for(cost, chosen, scores, budget, "local", align, min_width)[0][rest]
+        counts, remarks = least_damage(cost, judged, damage, budget, align, min_width, dense)
+        which = counted(len(rest), "group, which is", "groups, which are")
+        which += " cut as by --scope local: the others alone cannot reach the budget"
+    return counts, [f"no linear layer reads {which} ({groups[rest[0]].name})", *remarks]
 
 
 def least_damage(
@@ -187,6 +204,7 @@ def least_damage(
     budget: Budget,
     align: int | str,
     min_width: int,
+    dense: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Widths that meet a budget with the least damage; automatic alignment gives way where it cannot be met.
 
@@ -196,6 +214,7 @@ def least_damage(
         damage: by group name, for each of them; see ``make_plan``.
         budget: of ``macs`` or ``params``.
         align, min_width: see ``make_plan``.
+        dense: widths to start from, and to leave the other groups at; by default the whole ones.
 
     Returns:
         Units that every group keeps, shape (groups,), and what to say of them.
@@ -209,7 +228,7 @@ def least_damage(
         widths = Widths(cost, chosen, {g.name: np.ones(g.width) for g in groups}, "local", align, min_width, relax)
         try:
             counts = allocate(
-                cost.widths,
+                cost.widths if dense is None else dense,
                 widths.allowed,
                 {n: damage[groups.groups[n].name][widths.allowed[n] - 1] for n in chosen},
                 lambda counts: measure(widths.repaired(counts.copy())),  # noqa: B023  (called within the round)

@@ -118,6 +118,31 @@ def test_no_linear_layer(tmp_path):
     assert result.after.parameters == 4
 
 
+@pytest.mark.parametrize("macs", [0.95, 0.5])
+def test_a_group_that_no_linear_layer_reads(macs, tmp_path):
+    """It stays whole where the other is enough for the budget, and is cut alike where it is not."""
+    nodes = [
+        *[node("MatMul", "x w1", "h"), node("Relu", "h", "a"), node("MatMul", "a w2", "p")],
+        *[node("MatMul", "x v1", "k"), node("Relu", "k", "b"), node("Tanh", "v2", "t"), node("MatMul", "b t", "q")],
+        node("Add", "p q", "y"),
+    ]
+    constants = weights(w1=(6, 16), w2=(16, 4), v1=(6, 64), v2=(64, 4))
+    model = write(build(nodes, {"x": ["N", 6]}, ["y"], constants), tmp_path)
+    x = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
+    result = prune(model, tmp_path / "out.onnx", macs=macs, align=1, calib=[{"x": x}])
+    assert result.after.macs <= macs * result.before.macs
+    small = load(tmp_path / "out.onnx")
+    widths = small.constants["w1"].dims[1], small.constants["v1"].dims[1]
+    (said,) = (w for w in result.warnings if w.startswith("no linear layer reads 1 group, which "))
+    if macs > 0.9:
+        assert widths == (12, 64)
+        assert "stays whole" in said
+    else:
+        assert widths[0] > 1  # the work is shared
+        assert 30 <= widths[1] <= 33
+        assert "is cut as by --scope local" in said
+
+
 def test_whole_runs_are_held_out(tmp_path):
     """A file that takes eight samples at a time: a part of two would be left out, and nothing judged."""
     nodes = [node("Gemm", "x w1 b1", "h"), node("Relu", "h", "a"), node("Gemm", "a w2 b2", "y")]
