@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto
 
 from exporter.atomic import scratch
@@ -123,8 +124,32 @@ def find_ranges(model: ModelProto, samples: Samples, batch: int, precision: Prec
             try:
                 calibrator.collect_data(_Once(feeds))  # batch by batch: it would hold all intermediate tensors at once
             except Exception as error:  # again
+                if isinstance(error, ValueError) and "not finite" in str(error):  # of a histogram
+                    raise _without_range("a tensor") from error
                 raise not_calibrated(RunError(str(error))) from error
-        return Ranges(model, calibrator.compute_data(), kind)
+        found = calibrator.compute_data()
+    _refuse_no_numbers(model, found)
+    return Ranges(model, found, kind)
+
+
+def _refuse_no_numbers(model: ModelProto, found: Any) -> None:
+    """Refuse ranges that are NaN, by the first tensor in the model's order."""
+    bad = {
+        name
+        for name, data in found.items()
+        if any(np.isnan(getattr(data, key, 0.0)).any() for key in ("lowest", "highest", "avg"))
+    }
+    if bad:
+        ordered = [v.name for v in model.graph.input] + [name for node in model.graph.node for name in node.output]
+        first = next((name for name in ordered if name in bad), min(bad))
+        raise _without_range(f"'{first}'")
+
+
+def _without_range(what: str) -> ModelError:
+    return ModelError(
+        f"{what} holds NaN or infinity for some of the calibration inputs, so it has no range.\nGive inputs that the "
+        "model can compute with (--calib), or quantize the weights alone: --precision int8-weight."
+    )
 
 
 def quantized(

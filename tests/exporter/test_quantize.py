@@ -172,6 +172,17 @@ def test_layers_of_branches_are_not_quantized(tmp_path, monkeypatch, capsys):
     assert (code, "Those in branches and loops are not quantized" in told.err) == (3, True)
 
 
+def test_a_tensor_that_holds_nan_is_named(tmp_path, capsys):
+    nodes = [node("MatMul", "x w", "h"), node("Sqrt", "h", "root"), node("MatMul", "root v", "y")]
+    onnx.save(build(nodes, {"x": ["N", 8]}, ["y"], weights(w=(8, 16), v=(16, 4))), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=drawn(64, 1)[0][:, :8])
+    line = ["quantize", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "q.onnx"), "--calib", str(tmp_path / "d.npz")]
+    for method, name in (("minmax", "'root'"), ("entropy", "a tensor"), ("percentile", "a tensor")):
+        assert main([*line, "--precision", "int8", "--method", method, "-q"]) == 3
+        assert f"{name} holds NaN or infinity for some of the calibration inputs" in capsys.readouterr().err
+    assert not (tmp_path / "q.onnx").exists()
+
+
 def test_a_model_that_does_not_run_is_told(tmp_path, capfd):
     nodes = [node("MatMul", "x w", "h"), node("Reshape", "h s", "r"), node("MatMul", "r v", "y")]
     constants = weights(w=(6, 6), v=(6, 2)) | {"s": np.array([2, 6], np.int64)}
