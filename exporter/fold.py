@@ -219,8 +219,11 @@ def _canonical(node: NodeProto, at: int, found: Inferred) -> Vector | None:
     if elements is None or any(isinstance(e, str) and e not in found.origins for e in elements):
         return None
     constant = all(isinstance(e, int) for e in elements)
-    # a number in it, or one it need not hold any more, is the size of an axis that a cut may change
-    return elements if constant or any(isinstance(e, int) and e > 1 for e in (*elements, *target)) else None
+    # a number in it, or one it need not hold any more, is the size of an axis that a cut may change, or made of some
+    numbers = any(isinstance(e, int) and e > 1 for e in (*elements, *target))
+    opened = (asked for asked, element in zip(target, elements, strict=True) if element == -1)
+    made = node.op_type == "Reshape" and any(isinstance(asked, str) and is_computed(asked) for asked in opened)
+    return elements if constant or numbers or made else None
 
 
 def _reshape_elements(target: Vector, source: Dims, out: Dims) -> Vector | None:

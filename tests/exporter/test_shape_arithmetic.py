@@ -247,6 +247,29 @@ def _heads_in_the_batch():
     return build(nodes, {"x": ["N", "S", 5]}, ["y"], constants)
 
 
+def _divided_out():
+    """Heads of a state-space model, padded and cut to a length that nothing tells; the channels are divided out."""
+    nodes = [
+        node("MatMul", "x w1", "h"),
+        node("Reshape", "h to", "r"),
+        *size_of("x", 0, "b"),
+        *size_of("x", 1, "s"),
+        node("Pad", "r pads", "padded"),
+        node("Slice", "padded zero s one", "cut"),
+        node("Relu", "cut", "u"),
+        node("Size", "u", "all"),
+        node("Mul", "b_size s_size", "bs"),
+        node("Div", "all bs", "channels"),
+        node("Unsqueeze", "channels zero", "c"),
+        node("Concat", "b s c", "flat", axis=0),
+        node("Reshape", "u flat", "f"),
+        node("MatMul", "f w2", "y"),
+    ]
+    constants = weights(w1=(5, 24), w2=(24, 3)) | INDICES | {"to": ints(0, 0, 4, 6), "one": ints(1)}
+    constants |= {"pads": ints(0, 0, 0, 0, 0, 3, 0, 0)}
+    return build(nodes, {"x": ["N", "S", 5]}, ["y"], constants)
+
+
 def _causal():
     """A causal convolution, padded and cut to the length of its input, then put together by its channels."""
     nodes = [
@@ -350,6 +373,7 @@ SHAPE_CASES = [
     Case("tiled row", _tiled(), (8,), TWO_SIZES),
     Case("repeated row", _repeated_row(), (8,), ({"x": (1, 6, 5)}, {"x": (3, 6, 5)})),
     Case("causal convolution", _causal(), (8,), ({"x": (1, 3, 5)}, {"x": (3, 3, 9)})),
+    Case("divided out", _divided_out(), (4, 6), TWO_SIZES),
     Case("heads in the batch", _heads_in_the_batch(), (4, 6), TWO_SIZES),
     Case("resize to another's size", _resize_to_another(), (6, 8), ({"x": (1, 3, 8, 8)}, {"x": (2, 3, 12, 6)})),
     Case("chunk", _chunk(), (8,)),
