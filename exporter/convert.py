@@ -45,11 +45,13 @@ class Conversion:
         opset: version of the default operator set it uses.
         max_relative_error: largest difference between ONNX Runtime and torch, over all outputs and sizes tried, divided
             by the largest magnitude of the output.
+        notes: for each dynamic axis with which the file does not compute what the module does at a size of 1.
     """
 
     path: Path
     opset: int
     max_relative_error: float
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -71,7 +73,7 @@ def convert(
         inputs: example tensors by the name they get, in the order in which the module takes them.
         path: the file to write or replace.
         dynamic: names of axes whose size stays open, by input and axis: ``{"image": {0: "batch"}}``. Axes with the same
-            name have the same size. The file is then compared with the module at a second size as well.
+            name have the same size. The file is then compared with the module at a second size as well, and at 1.
         output_names: one for every tensor the module returns; default: torch's.
         opset: version of the default operator set; default: torch's.
         by_name: pass inputs by name instead of in order (Hugging Face models).
@@ -107,6 +109,7 @@ def convert(
         # torch takes an axis of size 1 for a fixed one
         ones = any(inputs[name].shape[axis] == 1 for name, axes in dynamic.items() for axis in axes)
         program = export(module, runs[-1 if ones else 0][0], how)
+        single = _at_one(call, inputs, dynamic)
     written = int(program.model.opset_imports[""])
     if opset not in (None, written):
         raise UsageError(f"--opset {opset}: torch {torch.__version__} writes operator set {written} instead.")
@@ -116,11 +119,12 @@ def convert(
             draft = folder / target.name
             program.save(draft, external_data=False)  # torch uses external data all the same for weights over 2 GB
             error = _compare(draft, runs)
+            notes = tuple(note for symbol, run in single.items() if (note := _note(draft, symbol, run)))
             for file in sorted(draft.parent.iterdir(), key=lambda f: f == draft):  # the weights before what names them
                 put_in_place(file, target.parent / file.name)
     except OSError as fault:
         raise UsageError(f"{target} cannot be written: {fault.strerror or fault}.") from fault
-    return Conversion(target, written, error)
+    return Conversion(target, written, error, notes)
 
 
 # -- before the export ------------------------------------------------------------------------------------------
@@ -197,6 +201,20 @@ def _at_another_size(call: Call, inputs: Mapping[str, Tensor], dynamic: Dynamic)
     raise UsageError(f"no other size of {names} was found to run; leave out --dynamic.\n{refusal}") from refusal
 
 
+def _at_one(call: Call, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, Run]:
+    """By dynamic axis, what the module makes of inputs with this axis at a size of 1, where it takes them.
+
+    Torch traces other sizes only: what the module does at 1 alone, a ``squeeze`` above all, is not in the file.
+    """
+    found: dict[str, Run] = {}
+    for symbol in sorted({symbol for axes in dynamic.values() for symbol in axes.values()}):
+        own = {name: {k: s for k, s in axes.items() if s == symbol} for name, axes in dynamic.items()}
+        other = _resized(inputs, own, lambda _: 1)
+        with contextlib.suppress(UsageError):
+            found[symbol] = other, _outputs(call, other)
+    return found
+
+
 def _resized(inputs: Mapping[str, Tensor], dynamic: Dynamic, size: Callable[[int], int]) -> dict[str, Tensor]:
     """Inputs with their dynamic axes cut, or filled up by repetition."""
     torch = need_torch()
@@ -270,6 +288,19 @@ def _compare(file: Path, runs: Sequence[Run]) -> float:
                 )
             worst = max(worst, off)
     return worst
+
+
+def _note(file: Path, symbol: str, run: Run) -> str:
+    """What is to be said of the file at a size of 1; empty where it computes what the module does."""
+    try:
+        _compare(file, [run])
+    except ModelError as error:
+        what = "fails, though the module does not: " + str(error).partition(": ")[2].splitlines()[0]
+    except GoalError:
+        what = "computes something else than the module"
+    else:
+        return ""
+    return f"with {symbol} 1 the file {what}\nTorch traced larger sizes. Keep to these, or export it with a size of 1."
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> str:

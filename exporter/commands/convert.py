@@ -122,10 +122,10 @@ def run(options: argparse.Namespace) -> int:
     size, error = result.path.stat().st_size, result.max_relative_error
     document = {
         "version": 1, "source": options.source, "path": str(result.path), "opset": result.opset, "bytes": size,
-        "max_relative_error": error,
+        "max_relative_error": error, "notes": list(result.notes),
     }  # fmt: skip
-    text = f"{result.path}: {quantity(size)}B, opset {result.opset}, max relative error {error:.2g} against PyTorch"
-    return deliver(options, lambda: document, lambda: text)
+    line = f"{result.path}: {quantity(size)}B, opset {result.opset}, max relative error {error:.2g} against PyTorch"
+    return deliver(options, lambda: document, lambda: "\n".join([line, *(f"note: {note}" for note in result.notes)]))
 
 
 def _halve(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -56,6 +57,12 @@ class Branch(nn.Module):
 class Unknown(nn.Module):
     def forward(self, x):
         return torch.linalg.eigvals(x)
+
+class Squeezed(nn.Module):
+    def forward(self, x):
+        y = x.clone()
+        y[:, 0] = x.sum(1, keepdim=True).squeeze()
+        return y
 
 class OneSize(nn.Module):
     def forward(self, x):
@@ -169,6 +176,19 @@ def test_matches_torch_at_any_batch(tmp_path):
             want = module(x).numpy()
         (got,) = run(result.path, {"x": x.numpy()})
         assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+
+
+@needs_torch
+def test_a_file_that_fails_at_a_size_of_one_is_written_with_a_note(capsys):
+    line = ["convert", "modules.py:Squeezed", "-o", "out.onnx", "--input", "x:2x6", "--dynamic", "x:0=batch"]
+    assert main([*line, "--json", "told.json", "-q"]) == 0
+    said = "with batch 1 the file fails, though the module does not: "
+    assert f"\nnote: {said}" in capsys.readouterr().out
+    (note,) = json.loads(Path("told.json").read_text())["notes"]
+    assert note.startswith(said)
+    assert "export it with a size of 1" in note
+    with pytest.raises(Exception, match="axis"):
+        run("out.onnx", {"x": np.ones((1, 6), np.float32)})
 
 
 @needs_torch
