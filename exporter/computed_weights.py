@@ -45,7 +45,7 @@ _SMALL = 16
 _LARGER = 8
 """No tensor on the way has more than so many times the elements of what it is made of."""
 _MOST_BYTES = 1 << 30
-"""Of what a weight is made of: ONNX Runtime is given it in one message."""
+"""Of what a weight is made of, and of all that are made: they lie in messages, which hold 2 GB."""
 _MOST_MEMORY = 16 << 30
 _LONGEST = 256
 """Nodes behind a weight."""
@@ -56,7 +56,7 @@ def fold_weights(model: ModelProto, folder: Path, static: Inferred) -> bool:
 
     One is left as it is where it, or what it is made of, is read by something else too; where it takes more bytes than
     what it is made of (a low rank, a wider type); and where a step is none of those that are known here (rounding and
-    dequantizing above all, since these weights are quantized on purpose).
+    dequantizing above all, since these weights are quantized on purpose). So are those beyond a gigabyte in all.
 
     Args:
         model: nodes in topological order, functions inlined.
@@ -68,7 +68,11 @@ def fold_weights(model: ModelProto, folder: Path, static: Inferred) -> bool:
     """
     found = _Expressions(model, static)
     made: dict[str, TensorProto] = {}
+    room = _MOST_BYTES
     for name in found.foldable():
+        room -= found.bytes(name)
+        if room < 0:
+            break
         try:
             made[name] = _evaluate(model, folder, found, name)
         except (ModelError, RunError, MemoryError):
@@ -165,14 +169,15 @@ class _Expressions:
         outputs = [out for node in nodes for out in node.output if out]
         if any(self.size(out) > most or not are_numbers(self.static.dims.get(out, ("?",))) for out in outputs):
             return False
-        return self._bytes(name) <= sum(map(self._bytes, large)) <= _MOST_BYTES
+        return self.bytes(name) <= sum(map(self.bytes, large)) <= _MOST_BYTES
 
     def size(self, name: str) -> int:
         """Number of elements."""
         dims: Dims = tuple(self.constants[name].dims) if name in self.constants else self.static.dims.get(name, ())
         return math.prod(d for d in dims if isinstance(d, int))
 
-    def _bytes(self, name: str) -> int:
+    def bytes(self, name: str) -> int:
+        """What its numbers take."""
         return self.size(name) * _FLOATS[self.static.dtype[name]]
 
 

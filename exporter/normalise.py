@@ -134,11 +134,14 @@ def _settle(
     model: ModelProto, folder: Path, signature: list[TensorSpec], schemas: Schemas, nested: bool
 ) -> tuple[Constants, Inferred]:
     """Put known branches for their Ifs and constants for computed weights, in place, and say what is known then."""
+    folded = False
     while True:
         constants = _constants(model, folder)
         static = infer(model.graph, schemas, _inputs(signature, None), constants)
-        if not (nested and take_known_branches(model, static.known)) and not fold_weights(model, folder, static):
-            return constants, static
+        if not (nested and take_known_branches(model, static.known)):
+            if folded or not fold_weights(model, folder, static):
+                return constants, static
+            folded = True
         schemas.forget()
 
 

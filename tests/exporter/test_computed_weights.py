@@ -219,6 +219,13 @@ def test_too_many_steps(tmp_path, monkeypatch):
     assert {"w", "a", "b"} <= look(model, tmp_path).constants.keys()
 
 
+def test_no_more_than_a_message_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr("exporter.computed_weights._MOST_BYTES", 4 * (W["k"].size + W["deep"].size) - 1)
+    graph = look(standardised(), tmp_path)
+    assert abs(graph.array("k").mean(axis=(1, 2, 3))).max() < 1e-6
+    assert np.array_equal(graph.array("deep"), W["deep"])
+
+
 def test_what_does_not_run_stays(tmp_path, monkeypatch):
     from runtime.errors import RunError
 
