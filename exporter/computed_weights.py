@@ -17,8 +17,9 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
 from exporter.errors import ModelError
+from exporter.fold import live_nodes
 from exporter.inferred import Dims, Inferred, are_numbers
-from exporter.protos import constant_of, constant_tensors, reads, set_nodes
+from exporter.protos import constant_tensors, reads, set_nodes
 from exporter.values import is_standard
 from runtime import bounds
 from runtime.backends import SessionOptions, open_session
@@ -38,8 +39,7 @@ _MOVES = frozenset({
 })  # fmt: skip
 """Alone they are no reason: the analysis follows them, and a weight that is only seen from another side may be tied."""
 
-_FLOATS: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.DOUBLE: 8, TensorProto.FLOAT16: 2}
-"""Bytes of an element."""
+_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
 _SMALL = 16
 """Elements up to which a constant may stay for others that read it."""
 _LARGER = 8
@@ -89,6 +89,8 @@ class _Expressions:
         constants: tensors of the file by name.
         makers: by output, nodes that read nothing but constants and outputs of other such nodes.
         users: by tensor, the nodes that read it; None stands for the model's outputs, and for declared inputs.
+        cones: by weight that may be made a constant, the nodes behind it, each after those it reads, and the constants
+            they start from; none of both where there are too many.
         static: shapes.
     """
 
@@ -97,7 +99,7 @@ class _Expressions:
         self.constants = constant_tensors(model)
         self.makers: dict[str, NodeProto] = {}
         self.users: dict[str, list[NodeProto | None]] = {}
-        self.wanted: list[str] = []
+        wanted: dict[str, None] = {}
         for node in model.graph.node:
             for name in reads(node):
                 self.users.setdefault(name, []).append(node)
@@ -105,17 +107,17 @@ class _Expressions:
                 self.makers.update((name, node) for name in node.output if name)
             elif is_standard(node):
                 at = _WEIGHTS.get(node.op_type, ())
-                self.wanted += [node.input[i] for i in at if i < len(node.input) and node.input[i] in self.makers]
+                wanted |= {node.input[i]: None for i in at if i < len(node.input) and node.input[i] in self.makers}
         for value in (*model.graph.output, *model.graph.input):
             self.users.setdefault(value.name, []).append(None)
+        self.cones = {name: self._cone(name) for name in wanted}
 
     def _is_made(self, node: NodeProto) -> bool:
         known = is_standard(node) and node.op_type in _COMPUTES | _MOVES
         given = [name for name in node.input if name]
         return known and bool(given) and all(name in self.constants or name in self.makers for name in given)
 
-    def cone(self, name: str) -> tuple[list[NodeProto], set[str]]:
-        """The nodes behind a weight, each after those it reads, and the constants they start from; none if too many."""
+    def _cone(self, name: str) -> tuple[list[NodeProto], set[str]]:
         nodes: dict[int, NodeProto] = {}
         seen: set[int] = set()
         sources: set[str] = set()
@@ -138,7 +140,7 @@ class _Expressions:
 
     def foldable(self) -> list[str]:
         """Weights that can be made constants, in order: with one that cannot, others may lose their reason."""
-        cones = {name: self.cone(name) for name in dict.fromkeys(self.wanted)}
+        cones = self.cones
         left = {name for name, (nodes, sources) in cones.items() if self._pays(name, nodes, sources)}
         while True:
             inside = {id(node) for name in left for node in cones[name][0]}
@@ -163,7 +165,7 @@ class _Expressions:
             return False
         large = [source for source in sources if self.size(source) > _SMALL]
         types = {self.static.dtype.get(at) for at in (name, *large)}
-        if not large or not types <= _FLOATS.keys():
+        if not large or not types <= _FLOATS:
             return False
         most = _LARGER * sum(map(self.size, large))
         outputs = [out for node in nodes for out in node.output if out]
@@ -178,19 +180,18 @@ class _Expressions:
 
     def bytes(self, name: str) -> int:
         """What its numbers take."""
-        return self.size(name) * _FLOATS[self.static.dtype[name]]
+        return self.size(name) * tensors.dtype_bits(self.static.dtype[name]) // 8
 
 
 def _evaluate(model: ModelProto, folder: Path, found: _Expressions, name: str) -> TensorProto:
     """The value of a weight, as ONNX Runtime computes it."""
-    nodes, sources = found.cone(name)
-    graph = onnx.helper.make_graph(
-        nodes,
-        "weight",
-        [],
-        [onnx.ValueInfoProto(name=name)],
-        [_inlined(found.constants[source], source, folder) for source in sorted(sources)],
-    )
+    nodes, sources = found.cones[name]
+    graph = onnx.helper.make_graph(nodes, "weight", [], [onnx.ValueInfoProto(name=name)])
+    for source in sorted(sources):
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(found.constants[source])
+        tensor.name = source
+        tensors.take_in(tensor, folder)
     whole = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     with bounds.memory(_MOST_MEMORY):  # nobody vouches for the model
         session = open_session(whole.SerializeToString(), options=SessionOptions(threads=1, optimize=False))
@@ -198,46 +199,26 @@ def _evaluate(model: ModelProto, folder: Path, found: _Expressions, name: str) -
     return onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
 
 
-def _inlined(tensor: TensorProto, name: str, folder: Path) -> TensorProto:
-    copy = TensorProto()
-    if tensors.is_external(tensor):
-        copy.CopyFrom(onnx.numpy_helper.from_array(np.asarray(tensors.read(tensor, folder)), name))
-    else:
-        copy.CopyFrom(tensor)
-        copy.name = name
-    return copy
-
-
 def _replace(model: ModelProto, found: _Expressions, made: Mapping[str, TensorProto]) -> None:
-    """Put the weights in, under the name of the largest parameter each is made of, and take out what is left over."""
-    kept = _read([node for node in model.graph.node if made.keys().isdisjoint(node.output)], model, found)
-    used = {name for node in kept for name in reads(node)} | {v.name for v in (*model.graph.output, *model.graph.input)}
-    sources = {name: found.cone(name)[1] - used for name in made}
-    large = {name: [at for at in sorted(given) if found.size(at) > _SMALL] for name, given in sources.items()}
-    largest = {name: max(given, key=found.size, default=name) for name, given in large.items()}
+    """Put the weights in, under the name of the largest parameter each is made of; nodes that nothing reads go."""
+    outputs = {v.name for v in model.graph.output}
+    nodes = list(model.graph.node)
+    live = live_nodes(nodes, [not made.keys().isdisjoint(node.output) for node in nodes], outputs)
+    kept = [node for node, keep in zip(nodes, live, strict=True) if keep]
+    used = {name for node in kept for name in reads(node)} | outputs | {v.name for v in model.graph.input}
+    free = {n: [at for at in sorted(found.cones[n][1] - used) if found.size(at) > _SMALL] for n in made}
+    largest = {name: max(sources, key=found.size, default=name) for name, sources in free.items()}
     times = Counter(largest.values())
     names = {name: source if times[source] == 1 else name for name, source in largest.items()}
     for node in kept:
         for i, name in enumerate(node.input):
             if name in made:
                 node.input[i] = names[name]
-    over = set(names.values()).union(*sources.values())
+    replaced = set(names.values())
     for present in (model.graph.initializer, model.graph.value_info):
-        for i in reversed([i for i, one in enumerate(present) if one.name in over]):
+        for i in reversed([i for i, one in enumerate(present) if one.name in replaced]):
             del present[i]
     for name, tensor in made.items():
         tensor.name = names[name]
         model.graph.initializer.append(tensor)
     set_nodes(model.graph, kept)
-
-
-def _read(nodes: list[NodeProto], model: ModelProto, found: _Expressions) -> list[NodeProto]:
-    """Without the nodes behind weights that nothing reads any more."""
-    wanted = {v.name for v in model.graph.output}
-    kept: list[NodeProto] = []
-    for node in reversed(nodes):
-        behind = constant_of(node) is not None or any(out in found.makers for out in node.output)
-        if not behind or wanted.intersection(node.output):
-            kept.append(node)
-            wanted |= reads(node)
-    return kept[::-1]

@@ -75,11 +75,9 @@ def excerpt(graph: Graph, nodes: Sequence[NodeProto], outputs: Sequence[str], kn
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
         else:
             copy = model.graph.initializer.add()
-            if tensors.is_external(tensor):
-                copy.CopyFrom(onnx.numpy_helper.from_array(tensors.read(tensor, graph.folder)))
-            else:
-                copy.CopyFrom(tensor)
+            copy.CopyFrom(tensor)
             copy.name = name
+            tensors.take_in(copy, graph.folder)
     widen(model, NARROW)
     return Excerpt(model, tuple(inputs), tuple(weights), graph)
 

@@ -99,7 +99,7 @@ def fold(
                 maker.nodes.clear()
         result.append(node)
         gone.append(folds)
-    live = _live(result, gone, outputs)
+    live = live_nodes(result, gone, outputs)
     kept = [node for node, keep in zip(result, live, strict=True) if keep]
     needed = {n for node in kept for n in reads(node)}
     arithmetic = [
@@ -265,8 +265,8 @@ def _allow_copies(node: NodeProto, elements: Vector) -> None:
                 attribute.i = 0
 
 
-def _live(nodes: Sequence[NodeProto], folded: Sequence[bool], roots: set[str]) -> list[bool]:
-    """Mark the nodes that a graph output still needs."""
+def live_nodes(nodes: Sequence[NodeProto], folded: Sequence[bool], roots: set[str]) -> list[bool]:
+    """Mark the nodes that a graph output, one of the roots, still needs when some are folded."""
     wanted = set(roots)
     live = [False] * len(nodes)
     for i in range(len(nodes) - 1, -1, -1):

@@ -377,11 +377,7 @@ def inline_data(model: ModelProto, folder: Path) -> ModelProto:
     inside = ModelProto()
     inside.CopyFrom(model)
     for tensor in inside.graph.initializer:
-        if tensors.is_external(tensor):
-            values = tensors.read(tensor, folder)
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-            tensors.assign(tensor, values)
+        tensors.take_in(tensor, folder)
     return inside
 
 

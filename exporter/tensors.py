@@ -229,3 +229,12 @@ def assign(tensor: TensorProto, values: Array) -> None:
         fresh.doc_string = tensor.doc_string
     fresh.metadata_props.extend(tensor.metadata_props)
     tensor.CopyFrom(fresh)
+
+
+def take_in(tensor: TensorProto, folder: Path) -> None:
+    """Put a tensor's external data, if it has some, inside it, in place; for the errors see ``read``."""
+    if is_external(tensor):
+        values = read(tensor, folder)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+        assign(tensor, values)
