@@ -19,7 +19,8 @@ from exporter.atomic import put_in_place, scratch
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.torch_export import How, export
 from exporter.torch_files import program_call
-from exporter.torch_source import need_torch, said, shape_text
+from exporter.torch_source import first_line, need_torch, said, shape_text
+from runtime.errors import RunError
 from runtime.nouns import counted
 
 if TYPE_CHECKING:
@@ -260,42 +261,48 @@ def _tidy(graph: Any, module: Any) -> None:
 
 def _compare(file: Path, runs: Sequence[Run]) -> float:
     """Largest relative difference between the file in ONNX Runtime and what torch computed."""
-    from exporter.relative_difference import difference
-    from runtime.backends import SessionOptions, open_session
-    from runtime.errors import RunError
-
     worst = 0.0
     for inputs, wanted in runs:
         try:
-            session = open_session(file, options=SessionOptions(optimize=False))
-            got = session.run({spec.name: inputs[spec.name].detach().cpu().numpy() for spec in session.inputs})
+            worst = max(worst, _difference(file, inputs, wanted))
         except RunError as error:
             raise ModelError(f"the exported file fails on {_shapes(inputs)}: {error}\nNothing was written.") from error
-        if len(got) != len(wanted):
+    return worst
+
+
+def _difference(file: Path, inputs: Mapping[str, Tensor], wanted: Sequence[Array]) -> float:
+    """Largest relative difference of one run; a GoalError where it is too large, a RunError where the file fails."""
+    from exporter.relative_difference import difference
+    from runtime.backends import SessionOptions, open_session
+
+    session = open_session(file, options=SessionOptions(optimize=False))
+    got = session.run({spec.name: inputs[spec.name].detach().cpu().numpy() for spec in session.inputs})
+    if len(got) != len(wanted):
+        raise GoalError(
+            f"the exported file has {counted(len(got), 'output')}, the module {len(wanted)}. Nothing was written."
+        )
+    worst = 0.0
+    for (name, value), want in zip(got.items(), wanted, strict=True):
+        magnitude = np.abs(np.asarray(want, np.float64))
+        largest = float(np.max(magnitude, initial=0.0, where=np.isfinite(magnitude))) or 1.0
+        off = difference(value, want, largest)
+        tolerance = TOLERANCE * (10 if want.dtype == np.float16 else 1)
+        if off > tolerance:
             raise GoalError(
-                f"the exported file has {counted(len(got), 'output')}, the module {len(wanted)}. Nothing was written."
+                f"the exported file differs from the module on {_shapes(inputs)}: output '{name}', "
+                f"relative error {off:.3g} (accepted: {tolerance:g}). Nothing was written.\n"
+                "Random numbers in evaluation mode, or a value that the export made constant, would explain it."
             )
-        for (name, value), want in zip(got.items(), wanted, strict=True):
-            magnitude = np.abs(np.asarray(want, np.float64))
-            largest = float(np.max(magnitude, initial=0.0, where=np.isfinite(magnitude))) or 1.0
-            off = difference(value, want, largest)
-            tolerance = TOLERANCE * (10 if want.dtype == np.float16 else 1)
-            if off > tolerance:
-                raise GoalError(
-                    f"the exported file differs from the module on {_shapes(inputs)}: output '{name}', "
-                    f"relative error {off:.3g} (accepted: {tolerance:g}). Nothing was written.\n"
-                    "Random numbers in evaluation mode, or a value that the export made constant, would explain it."
-                )
-            worst = max(worst, off)
+        worst = max(worst, off)
     return worst
 
 
 def _note(file: Path, symbol: str, run: Run) -> str:
     """What is to be said of the file at a size of 1; empty where it computes what the module does."""
     try:
-        _compare(file, [run])
-    except ModelError as error:
-        what = "fails, though the module does not: " + str(error).partition(": ")[2].splitlines()[0]
+        _difference(file, *run)
+    except RunError as error:
+        what = f"fails, though the module does not: {first_line(error)}"
     except GoalError:
         what = "computes something else than the module"
     else:

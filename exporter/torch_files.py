@@ -160,11 +160,12 @@ def signature(
         return Signature(*program_inputs(model))
     if from_folder:
         if not inputs:
-            (guessed, own), returned = folder_inputs(model)
-            return Signature(guessed, dynamic or own, output_names_of(returned), True)
-        with torch.no_grad():
+            (inputs, own), returned = folder_inputs(model)
+            dynamic = dynamic or own
+        else:
             try:
-                returned = model(**inputs)
+                with torch.no_grad():
+                    returned = model(**inputs)
             except Exception as error:
                 raise UsageError(f"the model does not run on {', '.join(inputs)}: {said(error)}") from error
         return Signature(inputs, dynamic, output_names_of(returned), True)
