@@ -58,12 +58,17 @@ class Outcome:
     usage: Usage
 
 
-def run(command: Sequence[str], seconds: float) -> Usage:
-    """Run a command to its end, or end it after ``seconds``."""
+def run(command: Sequence[str], seconds: float, **variables: str) -> Usage:
+    """Run a command to its end, or end it after ``seconds``, with more variables in its environment."""
     with tempfile.TemporaryFile() as log:
         started = time.perf_counter()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_environment()
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=_environment() | variables,
         )
         timed_out = False
         try:
@@ -154,9 +159,13 @@ def _resolve(function: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def threads_limited(number: str) -> dict[str, str]:
+    """Variables that let a tool use so many threads inside one operator."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), number)
+
+
 def _environment() -> dict[str, str]:
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), THREADS)
-    return {**os.environ, **limits, "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **threads_limited(THREADS), "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
 
 
 def _main() -> None:

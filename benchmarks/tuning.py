@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import accuracy_runs
+import child
 import table
 
 NETWORK = "resnet56"
@@ -52,6 +52,8 @@ FITTED, UNFITTED = 1e-4, 1e-3
 
 _LONG_RATE = 3e-4
 
+_MOST_SECONDS = 12 * 3600.0
+"""Of one command."""
 _TIMED = {"cpu": 40, "cuda": 150}
 """Steps that are timed to find out how many there is time for."""
 
@@ -82,17 +84,14 @@ _CHOSEN = f"""
 The learning rate {FITTED:g} was chosen among three while test accuracies were seen."""
 
 
-def command(*arguments: str) -> float:
-    """Run ``secateur`` on one core; returns the seconds of CPU time it took, whatever runs beside it."""
+def command(*arguments: str) -> child.Usage:
+    """Run ``secateur`` on one core."""
     path = os.pathsep.join([str(table.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     line = [sys.executable, "-m", "exporter", *arguments, "-q"]
-    process = subprocess.Popen(line, env=environment, cwd=table.ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, line)
-    return usage.ru_utime + usage.ru_stime
+    usage = child.run(line, _MOST_SECONDS, PYTHONPATH=path, **child.threads_limited("1"))
+    if usage.status:
+        raise SystemExit(f"secateur {' '.join(arguments)}: exit code {usage.status}\n{usage.output}")
+    return usage
 
 
 def prune(method: str, macs: float, data: Path, out: Path, rounds: int = 1) -> None:
@@ -122,40 +121,34 @@ def tune(method: str, pruned: Path, out: Path, options: argparse.Namespace) -> d
     common = ["tune", str(pruned), "--data", str(data / "cifar10_train.npz"), "--teacher", str(source(data))]
     common += ["--loss", "mse", "--lr", str(rate), "--batch", str(options.batch), "--device", options.device]
     common += ["--augment", "flip,shift,mix", "--hold", "0.05"] if options.steps else ["--augment", "flip,shift"]
-    clock, timed = (command, wall_of)[options.device == "cuda"], _TIMED[options.device]
+    clock, timed = ("cpu", "wall")[options.device == "cuda"], _TIMED[options.device]
     steps_file, report = out.with_suffix(".steps"), out.with_suffix(".json")
     if options.steps:
         steps_file.write_text(str(options.steps))
     if not steps_file.is_file():  # the same number after a kill, or the checkpoint would be of another run
         scratch = out.with_suffix(".timing.onnx")
-        spent = [clock(*common, "--steps", str(n), "-o", str(scratch)) for n in (1, 1 + timed)]
+        runs = [command(*common, "--steps", str(n), "-o", str(scratch)) for n in (1, 1 + timed)]
+        spent = [getattr(usage, clock) for usage in runs]
         scratch.unlink()
         a_step = (spent[1] - spent[0]) / timed
         found = max(int((0.85 * 60 * options.minutes - spent[0]) / a_step / 1.05), 1)  # judging and noise take the rest
         steps_file.write_text(str(found))
     steps = int(steps_file.read_text())
     checkpoint = out.with_suffix(".pt")
-    spent_now = clock(
+    usage = command(
         *common, "--steps", str(steps), "-o", str(out), "--checkpoint", str(checkpoint), "--json", str(report)
     )
     document = json.loads(report.read_text())
     return {
         "steps": steps,
         "best_step": document["best_step"],
-        "minutes": spent_now / 60,
+        "minutes": getattr(usage, clock) / 60,
         "lr": rate,
         "batch": options.batch,
         "device": _gpu_name() if options.device == "cuda" else "one core",
         "beside": options.jobs - 1,
         "resumed": document["resumed_from"],
     }
-
-
-def wall_of(*arguments: str) -> float:
-    """Seconds that a command took by the clock."""
-    started = time.perf_counter()
-    command(*arguments)
-    return time.perf_counter() - started
 
 
 def page(
