@@ -31,6 +31,8 @@ _FEWEST_ROUNDS = 4
 _FEWEST_PAIRS = 4
 _FEW_QUARTILES = 24
 """Fewest undisturbed samples of a round that have a quartile worth the name."""
+_MOVED = 0.9
+"""Share of the pairs in which a clock must have moved: it stands still now and then for a short run on some machines."""
 _AGREEMENT_RUNS = 3
 _ALIKE = 0.5
 """Share of the time in layers that both models have, from which on one counts as made of the other."""
@@ -319,9 +321,10 @@ def _ratio(taken: Sequence[Samples], clock: str) -> Ratio:
     logs, calm = [], []
     for samples in taken:
         times = {"wall": samples.wall, "cpu": samples.thread, "device": samples.device}[clock]
-        if not (times > 0).all():
+        moved = (times > 0).all(0)  # NaN where there is no such clock
+        if moved.mean() < _MOVED:
             raise BadRequest(f"--clock {clock}: this backend has no such clock; choose wall.")
-        disturbed = samples.switches.max(0) > 0
+        times, disturbed = times[:, moved], samples.switches[:, moved].max(0) > 0
         logs.append(undisturbed(np.log(times[1]) - np.log(times[0]), disturbed))
         calm.append([undisturbed(row, disturbed) for row in times])
     if len(calm) >= _FEWEST_ROUNDS and all(first.size >= _FEW_QUARTILES for first, _ in calm):

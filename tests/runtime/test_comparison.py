@@ -192,6 +192,20 @@ def test_long_rounds_go_by_their_lower_quartiles(pairs, close):
     assert (abs(found - 1.03) < 0.002) == close
 
 
+@pytest.mark.parametrize(("still", "fits"), [(0, True), (5, True), (25, False)])
+def test_pairs_in_which_a_clock_stood_still_are_left_out(still, fits):
+    """Some machines return the same CPU time before and after a run of microseconds, now and then."""
+    shape = (2, 100)
+    wall, cpu, none = np.full(shape, 1.0), np.array([np.full(100, 1.0), np.full(100, 1.03)]), np.zeros(shape)
+    cpu[0, :still] = 0
+    taken = [Samples(wall, cpu, cpu, none.astype(np.int64), none, wall * np.nan, True)] * 4
+    if fits:
+        assert comparison._ratio(taken, "cpu").value == pytest.approx(1.03)
+    else:
+        with pytest.raises(BadRequest, match="this backend has no such clock"):
+            comparison._ratio(taken, "cpu")
+
+
 def test_shapes_asked_for_are_those_of_both_models():
     some, none, fixed = ([TensorSpec("x", np.dtype("f4"), shape)] for shape in ((None, 5), (), (3, 5)))
     assert _fitted({"x": (2, 5)}, some, none) == _fitted({"x": (2, 5)}, none, some) == {"x": (2, 5)}
