@@ -7,18 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exporter.deciding import deciding_tensors
 from exporter.errors import GoalError
 from exporter.graph import Graph
 from exporter.model_file import finished
-from exporter.normalise import serialize_with_data
+from exporter.normalise import inline_data, serialize_with_data
 from exporter.relative_difference import Array, difference, is_float, signal
-from exporter.sessions import run_own
+from exporter.rounding import given, hand_over
+from exporter.sessions import open_own, run_own, with_outputs
 from runtime import feeds
 from runtime.backends import Session, open_session
 from runtime.errors import RunError
 
 _LOOSER = 10.0
 _ROUNDED = 0.1
+_PRUNED = "the pruned model"
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,14 @@ class Optimised:
                 if self._optimised_dense(feed) is None:
                     return ["ONNX Runtime's default optimisation fails on this model, pruned or not"]
                 raise GoalError(f"the pruned model runs only without graph optimisation: {error}") from error
-            for name, want in run_own(self.plain, kept, "the pruned model", self.names).items():
+            for name, want in run_own(self.plain, kept, _PRUNED, self.names).items():
                 # the dense signal: what a cut leaves of an output may be nothing but rounding noise
                 scale = max(signal(want), signal(dense[name]))
                 moved = self._moved(optimised[name], want, scale) if is_float(want) else 0.0
                 if moved > _LOOSER * self.tolerance:
                     warning = f"ONNX Runtime rounds otherwise when it optimises: output '{name}' changes"
                     if not self.rounds or moved > _ROUNDED:
-                        warning = self._blame(name, dense[name], feed)
+                        warning = self._blame(name, dense[name], feed, kept)
                     warnings += [warning] if warning not in warnings else []
         return warnings
 
@@ -79,16 +82,40 @@ class Optimised:
             return difference(got, want, scale)
         return float(np.sqrt(np.mean((got.astype(np.float64) - want.astype(np.float64)) ** 2))) / scale
 
-    def _blame(self, name: str, reference: Array, feed: feeds.Feeds) -> str:
-        """An output changes when the graph is optimised: a warning if the dense model's does too, else a failure."""
+    def _blame(self, name: str, reference: Array, feed: feeds.Feeds, kept: feeds.Feeds) -> str:
+        """An output changes when the graph is optimised: why that is no fault, else a failure."""
         other = self._optimised_dense(feed)
         least = _ROUNDED / _LOOSER if self.rounds else self.tolerance
-        if other is None or self._moved(other[name], reference, signal(reference)) <= least:
-            raise GoalError(
-                f"output '{name}' of the pruned model changes when ONNX Runtime optimises the graph, that of the dense "
-                "model does not. Nothing was written."
-            )
-        return f"ONNX Runtime's optimisation changes output '{name}', of the dense model too"
+        if other is not None and self._moved(other[name], reference, signal(reference)) > least:
+            return f"ONNX Runtime's optimisation changes output '{name}', of the dense model too"
+        if self._same_for_same_choices(kept):
+            return f"ONNX Runtime rounds otherwise when it optimises: output '{name}' comes from other choices"
+        raise GoalError(
+            f"output '{name}' of the pruned model changes when ONNX Runtime optimises the graph, that of the dense "
+            "model does not. Nothing was written."
+        )
+
+    def _same_for_same_choices(self, kept: feeds.Feeds) -> bool:
+        """Whether optimisation changes nothing once what nodes choose by is handed over; see ``exporter.deciding``."""
+        deciding = deciding_tensors(self.pruned, self.pruned)
+        if not deciding:
+            return False
+        model = inline_data(self.pruned.model, self.pruned.folder)
+        hand_over(model, deciding, self.pruned)
+        names = [*self.names, *(n for n in deciding if n not in self.names)]
+        given_to = with_outputs(model, deciding)
+        plain = open_own(with_outputs(inline_data(self.pruned.model, self.pruned.folder), deciding), _PRUNED)
+        fed = kept | given(run_own(plain, kept, _PRUNED, deciding))
+        want = run_own(open_own(given_to, _PRUNED), fed, _PRUNED, names)
+        try:
+            got = open_session(given_to).run(fed, names)
+        except RunError:
+            return False
+        return all(
+            self._moved(got[n], want[n], signal(want[n])) <= _LOOSER * self.tolerance
+            for n in names
+            if is_float(want[n])
+        )
 
     def _optimised_dense(self, feed: feeds.Feeds) -> Mapping[str, Array] | None:
         """Outputs of the dense model with default optimisation; None where it does not run."""

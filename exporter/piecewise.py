@@ -19,6 +19,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from exporter import tensors
+from exporter.deciding import chooses
 from exporter.errors import GoalError, ModelError
 from exporter.excerpts import FLOATS, Excerpt, excerpt, in_32_bits, run_excerpt
 from exporter.fed_weights import NARROW, Room
@@ -26,7 +27,6 @@ from exporter.forced_branches import ways
 from exporter.graph import Graph, Node
 from exporter.masked import masked_original
 from exporter.noise import NOISE_FACTOR
-from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.protos import drop_left_out, reads
 from exporter.relative_difference import Array, difference, is_float, signal, take_axes
@@ -126,16 +126,11 @@ def prove_pieces(
     return Found(outputs, worst, inner, len(cuts), tuple(warnings))
 
 
-def seeded_sets(
-    graph: Graph, shapes: Sequence[Mapping[str, tuple[int, ...]]], allowed: Mapping[str, feeds.Constraint]
-) -> list[feeds.Feeds]:
-    """One set of inputs for each of some shapes; ``allowed`` says what integers may be."""
-    specs = input_specs(graph.model)
-    return [feeds.seeded(specs, each, seed, allowed) for seed, each in enumerate(shapes)]
-
-
 def pieces(graph: Graph, limit: int) -> list[list[Node]]:
-    """The nodes of the main graph in runs that read at most so many bytes of constants."""
+    """The nodes of the main graph in runs that read at most so many bytes of constants.
+
+    A node that chooses begins another: it chooses by what the masked original has.
+    """
     found: list[list[Node]] = []
     seen: set[str] = set()
     held = limit + 1
@@ -144,7 +139,7 @@ def pieces(graph: Graph, limit: int) -> list[list[Node]]:
             continue
         own = {n for n in reads(node.proto) if n in graph.constants}
         held += sum(tensors.nbytes(graph.constants[n]) for n in own - seen)
-        if held > limit:
+        if held > limit or chooses(node, graph):
             found.append([])
             seen, held = set(), sum(tensors.nbytes(graph.constants[n]) for n in own)
         seen |= own

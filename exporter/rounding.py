@@ -18,8 +18,8 @@ from onnx import ModelProto, TensorProto
 from exporter.graph import Graph
 from exporter.relative_difference import Array
 
-_CODES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16)
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+CODES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16)
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _ROUNDING = ("Round", "Floor", "Ceil")
 """Operators whose results are codes although their type is not (quantization simulated in training)."""
 _QUANTIZED = ("Quantize", "Integer", "NBits", "QLinear", "QGemm", "QAttention", "QEmbed")
@@ -46,7 +46,7 @@ def code_tensors(graph: Graph, pruned: Graph, limit: int = ROOM) -> tuple[list[s
     for node in (n for n in graph.nodes if n.depth == 0):
         for name in node.outputs:
             shape = graph.shape(name) if name else None
-            whole = _FLOATS if node.op in _ROUNDING else _CODES
+            whole = FLOATS if node.op in _ROUNDING else CODES
             if shape is None or graph.inferred.dtype.get(name) not in whole or name in graph.constants:
                 continue
             if name not in pruned.producer:

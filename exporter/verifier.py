@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import onnx
 
+from exporter.deciding import deciding_tensors
 from exporter.errors import CannotRun, GoalError, ModelError, UsageError
 from exporter.forced_branches import force, name_of, ways
 from exporter.graph import Graph
@@ -17,10 +18,11 @@ from exporter.masked import hides, masked_original
 from exporter.noise import NOISE_FACTOR, rounding_noise
 from exporter.normalise import inline_data, is_large
 from exporter.optimised import Optimised
-from exporter.piecewise import PIECE_BYTES, prove_pieces, seeded_sets
+from exporter.piecewise import PIECE_BYTES, prove_pieces
 from exporter.plan import Plan
 from exporter.plan_check import check_fits
 from exporter.proof import Proof
+from exporter.proof_inputs import check_ids, seeded_runs, seeded_sets
 from exporter.relative_difference import Array, difference, is_float, signal, take_axes
 from exporter.rounding import code_error, code_tensors, given, hand_over, is_quantized
 from exporter.sessions import cannot_run, open_given, open_own, run_own, with_outputs
@@ -36,7 +38,6 @@ TOLERANCE = 1e-3
 
 _LOOSER = {np.dtype(np.float16): 10.0}
 _INNER_ELEMENTS = 1 << 25
-_LONGEST_SYMBOL = 64
 _STRICTER = 10.0
 """Pieces are held to a tenth of what whole models are: what rounding does to one node is far less."""
 
@@ -91,26 +92,54 @@ def verify(
     if is_narrow(graph):
         graph, pruned = widened(graph), widened(pruned)
         warnings.append("compared in 32 bits, because ONNX Runtime has no bfloat16 arithmetic on a CPU")
-    prover = _Prover(pruned, graph, plan, tolerance, step)
-    prover.warnings += warnings
     try:
         with bounds.memory(bounds.available()):  # rather an error than a process that the system ends
-            return prover.prove(runs, list(inputs))
+            return _prove(_Prover(pruned, graph, plan, tolerance, step, warnings), runs, list(inputs))
     except MemoryError as error:
         raise CannotRun(cannot_run("the model", NoMemory(f"no memory is left: {error}"))) from error
 
 
+def _prove(prover: _Prover, runs: int, inputs: list[feeds.Feeds]) -> Proof:
+    """Prove as it stands, or else with what nodes choose by handed over, if that is what differs."""
+    warned = list(prover.warnings)
+    try:
+        return prover.prove(runs, inputs)
+    except GoalError:
+        by = deciding_tensors(prover.graph, prover.pruned)
+        if not by:
+            raise
+    warned.append(
+        "some nodes choose between values so close that rounding orders them; so they were given the original's "
+        f"({counted(len(by), 'tensor')})"
+    )
+    again = _Prover(prover.pruned, prover.graph, prover.plan, prover.tolerance, prover.progress, warned, by)
+    return again.prove(runs, inputs)
+
+
 class _Prover:
-    def __init__(self, pruned: Graph, graph: Graph, plan: Plan, tolerance: float | None, progress: Progress) -> None:
+    def __init__(
+        self,
+        pruned: Graph,
+        graph: Graph,
+        plan: Plan,
+        tolerance: float | None,
+        progress: Progress,
+        warnings: Sequence[str] = (),
+        deciding: Sequence[str] = (),
+    ) -> None:
         self.pruned, self.graph, self.plan, self.progress = pruned, graph, plan, progress
         self.tolerance = tolerance if tolerance is not None else TOLERANCE * self._looser()
         self.gone = {name for drop in plan.drop for name in drop.interface}
         self.warnings = [f"gone from the interface: {', '.join(sorted(self.gone))}"] if self.gone else []
+        self.warnings += warnings
         self.ids = {
             cut.name: feeds.Constraint(choices=cut.keep) for cut in shrunk(plan, graph) if cut.ids
         }  # the only ids that both models know
         self.codes, self.loose = code_tensors(graph, pruned)
+        self.deciding = [name for name in deciding if name not in self.codes]
+        self.given = [*self.codes, *self.deciding]
         self.noise: dict[str, float] = {}
+        self.apart: dict[str, float] = {}  # deciding tensors that differ by no more than their noise
         self.inner_error = 0.0
 
     def _looser(self) -> float:
@@ -127,30 +156,30 @@ class _Prover:
         inner = self._inner_tensors()
         dense = open_given(with_outputs(inline_data(self.graph.model, self.graph.folder), inner), "the model")
         names = [o.name for o in dense.outputs if o.name not in inner and o.name not in self.gone]
-        self._check_ids(recorded)
-        sets = recorded or list(self._feed_sets(dense, names, runs))
+        check_ids(self.ids, recorded)
+        sets = recorded or list(seeded_runs(self.graph, dense, names, runs, self.ids))
         references = [self._run_dense(dense, f, names) for f in sets]
         scales = {n: signal(v) for n, v in self._run_dense(dense, sets[0], inner).items()}
         self._check_normalised(sets[0], references[0])
         self.progress("building the masked original")
-        more = [*inner, *(n for n in self.codes if n not in names)]
+        more = [*inner, *(n for n in self.given if n not in (*names, *inner))]
         masked = open_own(with_outputs(masked_original(self.graph, self.plan), more), "the masked original")
         pruned = plain = open_own(with_outputs(self._own_model(), inner), "the pruned model")
-        if self.codes:
+        if self.given:
             fed = self._own_model()
-            hand_over(fed, self.codes, self.graph)
+            hand_over(fed, self.given, self.graph)
             pruned = open_own(with_outputs(fed, more), "the pruned model")
         errors: dict[str, float] = {}
         change = 0.0
         for number, (feed, reference) in enumerate(zip(sets, references, strict=True), 1):
             self.progress(Count("comparing with the masked original", number - 1, len(sets)))
-            asked = list(dict.fromkeys([*names, *self.codes, *(inner if number == 1 else ())]))
+            asked = list(dict.fromkeys([*names, *self.given, *(inner if number == 1 else ())]))
             want = run_own(masked, feed, "the masked original", asked)
-            codes = given({name: self._kept(name, want[name]) for name in self.codes})
-            got = run_own(pruned, self._kept_feed(feed) | codes, "the pruned model", asked)
+            handed = given({name: self._kept(name, want[name]) for name in self.given})
+            got = run_own(pruned, self._kept_feed(feed) | handed, "the pruned model", asked)
             if number == 1:
                 self._compare_inner(scales, want, got, feed)
-            self._compare_codes(want, got)
+            self._compare_given(want, got, feed)
             for name in names:
                 scale = signal(reference[name])
                 error = difference(got[name], self._kept(name, want[name]), scale)
@@ -164,16 +193,15 @@ class _Prover:
         self.progress("running the result with default optimisation")
         as_used = Optimised(self.graph, self.pruned, plain, names, self.tolerance, is_quantized(self.graph))
         self.warnings += as_used.check([(f, r, self._kept_feed(f)) for f, r in zip(sets, references, strict=True)])
-        compared = len(inner) + len(self.codes)
+        compared = len({*inner, *self.given})
         ran, said = _shapes(sets), tuple(self.warnings)
         return Proof(worst, errors, self.tolerance, change, compared, len(sets), ran, said, pieces)
 
     def prove_pieces(self, recorded: list[feeds.Feeds], piece_bytes: int) -> Proof:
         """Run the models piece by piece; see ``exporter.piecewise``."""
         self._check_signature()
-        self._check_ids(recorded)
-        shapes = [self.graph.binding.shapes, self._other_shapes()]
-        sets = recorded or seeded_sets(self.graph, shapes, feeds.constraints(self.graph.model.graph) | self.ids)
+        check_ids(self.ids, recorded)
+        sets = recorded or seeded_sets(self.graph, self.ids)
         found = prove_pieces(
             self.pruned, self.graph, self.plan, sets, self.tolerance, self._difference_at, piece_bytes, self.progress
         )
@@ -183,7 +211,7 @@ class _Prover:
     def _see_noise(self, name: str, error: float, scale: float, want: Mapping[str, Array], feed: feeds.Feeds) -> None:
         """Keep how far rounding moves an output that differs; zero where that explains no such difference."""
         self.progress("measuring rounding noise")
-        noise = rounding_noise(self.graph, self.plan, self.codes, {name: scale}, want, feed)[name]
+        noise = rounding_noise(self.graph, self.plan, self.given, {name: scale}, want, feed)[name]
         before = self.noise.get(name, noise)
         self.noise[name] = max(noise, before) if before and error <= NOISE_FACTOR * noise < math.inf else 0.0
 
@@ -208,10 +236,11 @@ class _Prover:
                 found = prove_pieces(self.pruned, self.graph, self.plan, sets, tolerance, told, 1, self.progress)
             except ModelError as error:  # it does not go in pieces
                 raise GoalError(self._failure(exact)) from error
-            worst, pieces = max(worst, found.error), found.pieces
+            worst, pieces, apart = max(worst, found.error), found.pieces, {**self.apart, **exact}
             self.warnings += [
-                f"output '{name}' differs by {exact[name]:.2g} in 32 bits, and by {noise:.2g} when weights are rounded "
-                f"otherwise; so it was proved in {counted(pieces, 'piece')}, each given what the original has before it"
+                f"{'output' if name in exact else 'tensor'} '{name}' differs by {apart[name]:.2g} in 32 bits, and by "
+                f"{noise:.2g} when weights are rounded otherwise; so it was proved in {counted(pieces, 'piece')}, each "
+                "given what the original has before it"
                 for name, noise in self.noise.items()
             ]
         errors |= {n: max(errors[n], e) for n, e in by_way.items()}
@@ -222,43 +251,6 @@ class _Prover:
             return dense.run(feed, names)
         except RunError as error:
             raise CannotRun(cannot_run("the model", error)) from error
-
-    # -- inputs -------------------------------------------------------------------------------------------------
-
-    def _feed_sets(self, dense: Session, names: Sequence[str], runs: int) -> Iterator[feeds.Feeds]:
-        allowed = feeds.constraints(self.graph.model.graph) | self.ids
-        shapes = dict(self.graph.binding.shapes)
-        for seed in range(max(runs - 1, 1)):
-            yield feeds.seeded(dense.inputs, shapes, seed, allowed)
-        if runs < 2:
-            return
-        other = self._other_shapes()
-        feed = feeds.seeded(dense.inputs, other, runs - 1, allowed)
-        try:
-            dense.run(feed, names)
-        except RunError:
-            feed = feeds.seeded(dense.inputs, shapes, runs - 1, allowed)
-        yield feed
-
-    def _other_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The same shapes with every short dynamic axis one longer: a number baked in where it should not be shows."""
-        longer = {s: n + 1 for s, n in self.graph.binding.symbols.items() if n <= _LONGEST_SYMBOL}
-        result = {}
-        for name, shape in self.graph.binding.shapes.items():
-            declared = self.graph.static.dims.get(name, ())
-            result[name] = tuple(longer.get(str(d), n) for d, n in zip(declared, shape, strict=True))
-        return result
-
-    def _check_ids(self, recorded: Sequence[feeds.Feeds]) -> None:
-        """Recorded inputs may hold only ids that stay."""
-        for name, allowed in self.ids.items():
-            for feed in recorded:
-                gone = np.setdiff1d(feed[name], allowed.choices)
-                if gone.size:
-                    raise UsageError(
-                        f"the recorded input '{name}' holds id {gone[0]}, which the plan removes; "
-                        "record inputs of ids that stay, or leave out --inputs."
-                    )
 
     def _own_model(self) -> onnx.ModelProto:
         return inline_data(self.pruned.model, self.pruned.folder)
@@ -339,17 +331,24 @@ class _Prover:
             if error > self.tolerance:
                 if noise is None:
                     self.progress("measuring rounding noise")
-                    noise = rounding_noise(self.graph, self.plan, self.codes, scales, want, feed)
+                    noise = rounding_noise(self.graph, self.plan, self.given, scales, want, feed)
                 if error <= NOISE_FACTOR * noise[name]:
                     continue
             self.inner_error = max(self.inner_error, error)
             if error > self.tolerance:
                 raise GoalError(self._difference_at(name, error))
 
-    def _compare_codes(self, want: Mapping[str, Array], got: Mapping[str, Array]) -> None:
-        """Compare tensors of codes, each computed from those before it as the masked original has them."""
-        for name in self.codes:
-            error = code_error(got[name], self._kept(name, want[name]), self.tolerance)
+    def _compare_given(self, want: Mapping[str, Array], got: Mapping[str, Array], feed: feeds.Feeds) -> None:
+        """Compare what is handed over, each computed from what is before it as the masked original has that."""
+        for name in self.given:
+            kept, scale = self._kept(name, want[name]), signal(want[name])
+            by_value = name in self.deciding
+            error = difference(got[name], kept, scale) if by_value else code_error(got[name], kept, self.tolerance)
+            if by_value and error > self.tolerance:
+                self._see_noise(name, error, scale, want, feed)
+                if self.noise[name]:
+                    self.apart[name] = max(error, self.apart.get(name, 0.0))
+                    continue
             self.inner_error = max(self.inner_error, error)
             if error > self.tolerance:
                 raise GoalError(self._difference_at(name, error))

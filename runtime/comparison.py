@@ -32,7 +32,7 @@ _FEWEST_PAIRS = 4
 _FEW_QUARTILES = 24
 """Fewest undisturbed samples of a round that have a quartile worth the name."""
 _MOVED = 0.9
-"""Share of the pairs in which a clock must have moved: it stands still now and then for a short run on some machines."""
+"""Share of the pairs in which a clock must have moved: some machines' stand still now and then for a short run."""
 _AGREEMENT_RUNS = 3
 _ALIKE = 0.5
 """Share of the time in layers that both models have, from which on one counts as made of the other."""
