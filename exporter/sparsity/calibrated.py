@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exporter.calibration import systems
 from exporter.calibration.branches import along
 from exporter.calibration.data import Calibration
 from exporter.calibration.evidence import moments_of, sampled
 from exporter.calibration.moments import Centred, Moments, Vector
-from exporter.calibration.readers import Matrix, Reader, bias_of, constants_of, find_readers, matrix
+from exporter.calibration.readers import Matrix, Reader, Rows, bias_of, constants_of, find_readers, matrix
 from exporter.calibration.runner import Runner
 from exporter.calibration.targets import Target, find_target
 from exporter.calibration.threads import threads_for
@@ -159,44 +160,84 @@ class _Layer:
                 weights = np.where(self._mask(self.method, self.dense, DAMPINGS[1]), self.dense, 0.0)
                 taken, error = self.method, self.held.error(weights, bias) / total
         else:
-            for share in DAMPINGS:
-                candidate = self._candidate(share + self.few, largest)
-                result = self.held.error(candidate, self.fit.bias(candidate) if bias is not None else None) / total
-                if result < error:
-                    taken, weights, error, damping = self.method, candidate, result, share + self.few
-            if bias is not None and damping is not None:
-                bias = self.fit.bias(weights)
+            fitted, damping = self._fitted(largest)
+            result = self._held_error(fitted) / total
+            if result < error:
+                taken, weights, error = self.method, fitted, result
+                bias = self.fit.bias(weights) if bias is not None else None
+            else:
+                damping = None
         fresh = constants_of(self.reader, self.graph, weights, bias if damping is not None else None)
         return Fit(self.reader.weight, taken, plain, error, damping, self.reader.bias or ""), fresh
+
+    def _held_error(self, weights: Matrix) -> float:
+        """Of fitted weights, with the bias that was fitted with them."""
+        return self.held.error(weights, self.fit.bias(weights) if self.reader.bias is not None else None)
+
+    def _fitted(self, largest: Matrix) -> tuple[Matrix, float]:
+        """Weights chosen and fitted with the damping that does best on held-out inputs, and the damping.
+
+        A first choice tells dampings apart; only the best is worth improving.
+        """
+        found: list[tuple[float, float, Matrix]] = []
+        for share in DAMPINGS:
+            damping = share + self.few
+            weights = self._first(damping, largest)
+            found.append((self._held_error(weights), damping, weights))
+        error, damping, weights = min(found, key=lambda one: one[0])
+        improved = self._improved(damping, weights)
+        whole = len(self.schedule) == 1  # else the first choice has too few zeros
+        return (weights if whole and error < self._held_error(improved) else improved), damping
 
     def _bias_as_it_is(self) -> Vector | None:
         if self.reader.bias is None:
             return None
         return bias_of(self.reader, self.graph.array(self.reader.bias))
 
-    def _candidate(self, damping: float, largest: Matrix) -> Matrix:
-        """Weights chosen and fitted with a damping, shape [groups, K, outputs]."""
-        ridge = self.fit.ridge(damping)
+    def _first(self, damping: float, largest: Matrix) -> Matrix:
+        """Weights chosen by a score and fitted roughly, shape [groups, K, outputs]."""
         result = np.empty_like(self.dense)
-        for g, present in enumerate(self.dense):
-            a = self.fit.xx[g] + ridge * np.eye(len(present))
-            b = self.fit.xy[g] + ridge * present
+        for g, (a, b) in enumerate(self._systems(damping)):
+            present = self.dense[g]
             if self.method != "obs":
                 mask = self._mask(self.method, self.dense, 0.0)[g] if self.method in LAYERWISE else largest[g] != 0
-                result[g] = solver.refit(a, b, mask, present)
+                result[g] = solver.refit(a, b, mask, present, solver.NEAR)
                 continue
-            inverse = np.linalg.inv(a)
+            inverse = systems.inverse(_digits(a)[None])[0]
             best = inverse @ b
             if self.pattern.grouped:
-                runs = solver.runs_of(len(present), self.pattern.of, self.positions)
-                mask = solver.surgeon(inverse, best, runs, self.pattern.keep)
-                start = solver.refit(a, b, mask, best)
-                moved = solver.descend(a, b, start, runs, self.pattern.keep, _SWEEPS)
-                result[g] = solver.refit(a, b, moved != 0, moved)
+                mask = solver.surgeon(inverse, best, self._runs(), self.pattern.keep)
+                result[g] = solver.refit(a, b, mask, best, solver.NEAR)
             else:
-                gone = round(self.count / self.reader.groups)
-                result[g] = solver.unstructured(a, b, best, inverse, gone, self.schedule)
+                result[g] = solver.unstructured_start(a, b, best, inverse, self._gone(), self.schedule[0])
         return result
+
+    def _improved(self, damping: float, weights: Matrix) -> Matrix:
+        """Weights whose choice is improved where the method allows it, and fitted for good."""
+        result = np.empty_like(weights)
+        for g, (a, b) in enumerate(self._systems(damping)):
+            w = weights[g]
+            if self.method == "obs" and not self.pattern.grouped:
+                result[g] = solver.unstructured(a, b, w, self._gone(), self.schedule)
+                continue
+            if self.method == "obs":
+                w = solver.descend(a, b, w, self._runs(), self.pattern.keep, _SWEEPS)
+            result[g] = solver.refit(a, b, w != 0, w)
+        return result
+
+    def _systems(self, damping: float) -> Iterator[tuple[Matrix, Matrix]]:
+        """The damped moments of each group, [K, K] and [K, outputs], over their mean: 32 bits have to hold them."""
+        mean = self.fit.ridge(1.0)
+        for xx, xy, present in zip(self.fit.xx, self.fit.xy, self.dense, strict=True):
+            a = xx / mean
+            np.einsum("kk->k", a)[...] += damping
+            yield a, xy / mean + damping * present
+
+    def _runs(self) -> solver.Runs:
+        return solver.runs_of(self.dense.shape[1], self.pattern.of, self.positions)
+
+    def _gone(self) -> int:
+        return round(self.count / self.reader.groups)
 
     def _mask(self, method: str, weights: Matrix, damping: float) -> Array:
         """Mask by a score of single weights, shape [groups, K, outputs]."""
@@ -209,9 +250,13 @@ class _Layer:
                 a = self.fit.xx[g] + self.fit.ridge(damping) * np.eye(len(w))
                 scores = np.square(w) / np.diagonal(np.linalg.inv(a))[:, None]
             if self.pattern.grouped:
-                runs = solver.runs_of(len(w), self.pattern.of, self.positions)
-                masks[g] = solver.mask_by_score(scores, runs, self.pattern.keep)
+                masks[g] = solver.mask_by_score(scores, self._runs(), self.pattern.keep)
             else:
                 gone = round(self.count / len(weights))
                 masks[g] = ~smallest(scores.astype(np.float32).reshape(-1), gone).reshape(w.shape)
         return masks
+
+
+def _digits(system: Matrix) -> Matrix | Rows:
+    """A wide system in the 32 bits that its moments have."""
+    return system.astype(np.float32) if len(system) >= systems.WIDE else system

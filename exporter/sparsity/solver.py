@@ -21,16 +21,20 @@ from exporter.sparsity.magnitude import smallest, strongest
 Matrix = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Runs = NDArray[np.int64]
+Rows = NDArray[np.float32]
 
 _MOST_SETS = 70
 """Sets of a run that are all compared: 4:8 has so many. With more, weights are judged one by one."""
-_EXACT_FLOPS = 4e10
+_EXACT_FLOPS = 4e9
 """Least squares with a support for each output is solved exactly up to so much work, by conjugate gradients beyond."""
 _ITERATIONS = 60
+_LEAST = 1e-30
+_TOGETHER = 16
 _EXCHANGES, _BETWEEN = 8, 2
 """Rounds of exchanging weights, in the end and between the steps of a schedule."""
 _MOST_EXCHANGED = 0.1
-_TOLERANCE = 1e-5
+CLOSE, NEAR = 1e-5, 1e-3
+"""Where fitting ends: for good, and where it only says which of several choices is the best."""
 
 
 def runs_of(columns: int, of: int, positions: int) -> Runs:
@@ -93,27 +97,44 @@ def descend(a: Matrix, b: Matrix, weights: Matrix, runs: Runs, keep: int, sweeps
         return w
     rest = b - a @ w
     inverses = [np.linalg.inv(a[run[stays][:, :, None], run[stays][:, None, :]]) for run in runs]
-    outputs = np.arange(w.shape[1])
     for _ in range(sweeps):
         changed = False
-        for run, inverse in zip(runs, inverses, strict=True):
-            target = rest[run] + a[np.ix_(run, run)] @ w[run]
-            wanted = target[stays]
-            found = inverse @ wanted
-            best = (wanted * found).sum(1).argmax(0)
-            fresh = np.zeros_like(target)
-            fresh[stays[best].T, outputs] = found[best, :, outputs].T
-            difference = fresh - w[run]
-            changed |= bool(((fresh != 0) != (w[run] != 0)).any())
-            rest -= a[:, run] @ difference
-            w[run] = fresh
+        for first in range(0, len(runs), _TOGETHER):  # what many runs change is taken from the rest at once
+            some = runs[first : first + _TOGETHER]
+            columns = some.reshape(-1)
+            near, left, before = a[np.ix_(columns, columns)], rest[columns], w[columns]
+            for i, inverse in enumerate(inverses[first : first + _TOGETHER]):
+                here = slice(i * runs.shape[1], (i + 1) * runs.shape[1])
+                fresh = _best_of_run(left[here] + near[here, here] @ w[some[i]], inverse, stays)
+                left -= near[:, here] @ (fresh - w[some[i]])
+                changed |= bool(((fresh != 0) != (w[some[i]] != 0)).any())
+                w[some[i]] = fresh
+            rest -= a[:, columns] @ (w[columns] - before)
         if not changed:
             break
     return w
 
 
-def refit(a: Matrix, b: Matrix, mask: Mask, start: Matrix) -> Matrix:
-    """Least squares on the weights that stay, each output with its own; all have the shape [K, outputs]."""
+def _best_of_run(target: Matrix, inverses: Matrix, stays: Runs) -> Matrix:
+    """The weights of one run that fit best, [of, outputs], given what is left for it and the inverse of each set."""
+    wanted = target[stays]
+    found = inverses @ wanted
+    best = (wanted * found).sum(1).argmax(0)
+    outputs = np.arange(target.shape[1])
+    fresh = np.zeros_like(target)
+    fresh[stays[best].T, outputs] = found[best, :, outputs].T
+    return fresh
+
+
+def refit(a: Matrix, b: Matrix, mask: Mask, start: Matrix, close: float = CLOSE) -> Matrix:
+    """Least squares on the weights that stay, each output with its own; all have the shape [K, outputs].
+
+    Args:
+        a, b: the damped moments.
+        mask: what stays.
+        start: weights to start from, where there is too much work for an exact solution.
+        close: where to stop: once a step lowers no output's loss by more than this share of what its weights explain.
+    """
     counts = mask.sum(0).astype(float)
     if float((counts**3).sum()) * 2 / 3 <= _EXACT_FLOPS:
         result = np.zeros_like(start)
@@ -122,54 +143,68 @@ def refit(a: Matrix, b: Matrix, mask: Mask, start: Matrix) -> Matrix:
             if support.size:
                 result[support, k] = np.linalg.solve(a[np.ix_(support, support)], b[support, k])
         return result
-    return _conjugate_gradients(a, b, mask, np.where(mask, start, 0.0))
+    return _conjugate_gradients(a, b, mask, start, close)
 
 
-def _conjugate_gradients(a: Matrix, b: Matrix, mask: Mask, start: Matrix) -> Matrix:
-    """All outputs at once, preconditioned by the diagonal of A."""
-    scale = 1 / np.diagonal(a)[:, None]
-    w = start.copy()
-    rest = np.where(mask, b - a @ w, 0.0)
-    z = scale * rest
-    direction = z.copy()
-    power = (rest * z).sum(0)
-    goal = _TOLERANCE**2 * (np.where(mask, b, 0.0) ** 2 * scale).sum(0)
+def _conjugate_gradients(a: Matrix, b: Matrix, mask: Mask, start: Matrix, close: float) -> Matrix:
+    """All outputs at once, preconditioned by the diagonal of A; in 32 bits, as the moments have no more digits."""
+    stays = mask.astype(np.float32)
+    system, wanted = a.astype(np.float32), b.astype(np.float32) * stays
+    scale = 1 / np.diagonal(system)[:, None]
+    w = start.astype(np.float32) * stays
+    rest = wanted - stays * (system @ w)
+    direction = scale * rest
+    power = _columns(rest, direction)
     for _ in range(_ITERATIONS):
-        if (power <= goal).all():
-            break
-        along = np.where(mask, a @ direction, 0.0)
-        length = np.divide(power, (direction * along).sum(0), out=np.zeros_like(power), where=power > goal)
+        along = system @ direction
+        along *= stays
+        length = power / np.maximum(_columns(direction, along), _LEAST)
         w += length * direction
-        rest -= length * along
+        along *= length
+        rest -= along
+        if (length * power <= close * _columns(w, wanted)).all():
+            break
         z = scale * rest
-        before, power = power, (rest * z).sum(0)
-        direction = z + np.divide(power, before, out=np.zeros_like(power), where=before > 0) * direction
-    return w
+        before, power = power, _columns(rest, z)
+        direction *= power / np.maximum(before, _LEAST)
+        direction += z
+    return w.astype(np.float64)
 
 
-def unstructured(
-    a: Matrix, b: Matrix, best: Matrix, inverse: Matrix, gone: int, schedule: Sequence[float] = (1.0,)
-) -> Matrix:
-    """Choose weights anywhere, and fit those that stay; in several steps those that stay are fitted in between.
+def _columns(one: Rows, other: Rows) -> Rows:
+    """Inner product of each column."""
+    return np.asarray(np.einsum("ko,ko->o", one, other))
 
-    A first mask is the best of three: by what a single weight costs when all others make up for it, when none does, and
-    by size. Then weights are exchanged as long as the loss falls.
+
+def unstructured_start(a: Matrix, b: Matrix, best: Matrix, inverse: Matrix, gone: int, share: float) -> Matrix:
+    """Choose weights anywhere by a score, and fit those that stay roughly.
+
+    The best of three masks: by what a single weight costs when all others make up for it, when none does, and by size.
 
     Args:
         a, b: the damped moments.
         best: the weights without zeros that fit best, shape [K, outputs].
         inverse: of A.
         gone: how many weights go in all.
-        schedule: share of these that are gone after each step; the last is 1.
+        share: of these, go in the first step.
     """
     own = np.diagonal(a)[:, None]
     scores = [np.square(best) / np.diagonal(inverse)[:, None], np.square(best) * own, np.square(best)]
-    first = round(gone * schedule[0])
-    starts = []
-    for score in scores:
-        mask = ~_least(score, first)
-        starts.append(refit(a, b, mask, best))
-    w = min(starts, key=lambda v: _loss(a, b, v))
+    starts = [refit(a, b, ~_least(score, round(gone * share)), best, NEAR) for score in scores]
+    return min(starts, key=lambda v: _loss(a, b, v))
+
+
+def unstructured(a: Matrix, b: Matrix, weights: Matrix, gone: int, schedule: Sequence[float] = (1.0,)) -> Matrix:
+    """Exchange weights as long as the loss falls, and fit those that stay; in several steps more and more go.
+
+    Args:
+        a, b: the damped moments.
+        weights: of ``unstructured_start``, shape [K, outputs].
+        gone: how many weights go in all.
+        schedule: share of these that are gone after each step; the last is 1.
+    """
+    own = np.diagonal(a)[:, None]
+    w = refit(a, b, ~_zero_places(weights, round(gone * schedule[0])), weights)
     for share in schedule[1:]:
         count = round(gone * share)
         mask = ~_least(np.where(w != 0, np.square(w) * own, -1.0), count)

@@ -88,9 +88,13 @@ def test_conjugate_gradients_come_to_the_same(monkeypatch):
     mask = np.random.default_rng(1).random(w.shape) < 0.5
     exact = solver.refit(a, b, mask, w)
     monkeypatch.setattr(solver, "_EXACT_FLOPS", 0)
-    found = solver.refit(a, b, mask, w)
+    found = solver.refit(a, b, mask, w, close=1e-9)
     assert not found[~mask].any()
     assert np.abs(found - exact).max() < 1e-3 * np.abs(exact).max()
+    rough, usual = (solver.refit(a, b, mask, w, close) for close in (solver.NEAR, solver.CLOSE))
+    explained = float(np.vdot(exact, b))
+    for v, most in ((rough, 1e-2), (usual, 1e-4), (found, 1e-6)):
+        assert -1e-9 * explained < loss(a, b, v) - loss(a, b, exact) < most * explained
 
 
 def test_a_fit_to_what_is_there_already_changes_nothing():
@@ -102,7 +106,8 @@ def test_a_fit_to_what_is_there_already_changes_nothing():
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_unstructured_takes_exactly_so_many_and_better_ones_than_the_smallest(gone, schedule):
     a, b, w = problem(40)
-    found = solver.unstructured(a, b, w, np.linalg.inv(a), gone, schedule)
+    start = solver.unstructured_start(a, b, w, np.linalg.inv(a), gone, schedule[0])
+    found = solver.unstructured(a, b, start, gone, schedule)
     assert (found == 0).sum() == gone
     order = np.argsort(np.abs(w), axis=None)
     largest = np.ones(w.size, bool)
