@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelError, UsageError
 from exporter.folder_inputs import folder_inputs
-from exporter.torch_source import MissingPackage, load_module, need_torch, said
+from exporter.torch_source import MissingPackage, load_module, need_torch, pickled_classes, said
 from runtime.model_files import near
 
 if TYPE_CHECKING:
@@ -102,6 +102,15 @@ def _load_script(path: Path) -> Any:
     with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         parts = archive.namelist()
     if not any("/code/" in n for n in parts):
+        classes = pickled_classes(path)
+        if classes:
+            raise UsageError(
+                f"{path} is not a TorchScript file but a pickled object ({classes}), and reading it runs code that it "
+                "names. If you trust it, write a function that returns the module and name it as SOURCE "
+                "(load.py:model):\n"
+                f"    def model(): return torch.load('{path}', weights_only=False)  # or the part that is the module\n"
+                "Or export it to ONNX with what it was trained by."
+            )
         raise UsageError(
             f"{path} is not a TorchScript file. Weights alone say nothing of the network: name the code that makes it "
             f"as SOURCE (package.module:callable), and give these with --weights {path}."

@@ -96,6 +96,18 @@ def _import(place: str) -> Any:
         raise UsageError(f"{place} cannot be imported: {said(error)}") from error
 
 
+def pickled_classes(path: Path) -> str:
+    """Classes that a file of ``torch.save`` names beside tensors, "" where it names none. Nothing of it is run."""
+    torch = need_torch()
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no such file: pickle and zip each raise their own
+        return ""
+    names = sorted(names, key=lambda name: (name.startswith("torch."), name))
+    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join([*names[:_SHOWN], *more])
+
+
 def load_weights(module: Module, path: str | os.PathLike[str]) -> None:
     """Fill a module from its state dict: ``.safetensors``, or what ``torch.save`` wrote. No pickled code is run.
 
@@ -112,8 +124,10 @@ def load_weights(module: Module, path: str | os.PathLike[str]) -> None:
     except MissingPackage:
         raise
     except Exception as error:  # pickle, zip and safetensors each raise their own
+        classes = pickled_classes(file)
+        held = f"pickled: {classes}" if classes else type(error).__name__
         raise UsageError(
-            f"--weights {file} is not a file of tensors ({type(error).__name__}).\n"
+            f"--weights {file} is not a file of tensors ({held}).\n"
             "Write one with torch.save(module.state_dict(), FILE); whole pickled modules are not read."
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):

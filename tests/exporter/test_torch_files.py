@@ -100,6 +100,28 @@ def test_torchscript(how, place):
     assert same(module, 5, "x")
 
 
+def test_a_pickled_module_is_not_read_and_the_way_out_works(place, capsys):
+    import torch
+
+    module = network()
+    torch.save({"model": module, "epoch": 3}, "best.pt")
+    arguments = ["-o", "out.onnx", "--input", "x:2x1x8x8", "-q"]
+    assert main(["convert", "best.pt", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert "not a TorchScript file but a pickled object (torch.nn.modules." in said
+    assert "load.py:model" in said
+    assert main(["convert", "best.pt", "--weights", "best.pt", *arguments]) == 2
+    Path("load.py").write_text("""
+import torch
+def model():
+    return torch.load("best.pt", weights_only=False)["model"]
+""")
+    assert main(["convert", "load.py:model", *arguments]) == 0
+    assert same(module, 2, "x")
+    assert main(["convert", "load.py:model", "--weights", "best.pt", *arguments]) == 2
+    assert "not a file of tensors (pickled: torch.nn.modules." in capsys.readouterr().err
+
+
 TIED = """
 from torch import nn
 class Tied(nn.Module):
