@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.calibration.outputs import computed_outputs, float_outputs
 from exporter.calibration.portioned import Portioned, Runs, too_large
 from exporter.calibration.runner import Runner
-from exporter.calibration.sensitivity import computed_outputs, float_outputs
 from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
 from runtime.backends import SessionOptions, open_session

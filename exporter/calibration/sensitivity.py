@@ -6,61 +6,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from exporter.calibration.evidence import Evidence
 from exporter.calibration.journal import Journal
+from exporter.calibration.outputs import compared, computed_outputs, float_outputs
 from exporter.calibration.runner import Runner, Stretches
-from exporter.errors import ModelError
 from exporter.graph import Graph
 from exporter.tensors import Array
 from runtime.samples import Samples
 from runtime.steps import Count
 
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-
-
-def computed_outputs(graph: Graph) -> list[str]:
-    """Names of the outputs that are no constants."""
-    return [n for n in graph.outputs if n not in graph.constants]
-
-
-def float_outputs(graph: Graph) -> list[str]:
-    """Names of those among them that hold floating-point numbers."""
-    declared = {v.name: v.type.tensor_type.elem_type for v in graph.model.graph.output}
-    return [n for n in computed_outputs(graph) if graph.inferred.dtype.get(n, declared[n]) in _FLOATS]
-
-
-def compared(graph: Graph) -> list[str]:
-    """Names of what the outputs are compared by: those of floating point or, where there are none, what whole numbers
-    among them come from: the logits behind an ArgMax.
-
-    Raises:
-        ModelError: no output comes from floating-point numbers.
-    """
-    if outputs := float_outputs(graph):
-        return outputs
-    found: list[str] = []
-    todo, seen = computed_outputs(graph), set[str]()
-    while todo:
-        node = graph.producer.get(todo.pop())
-        for name in node.inputs if node is not None and node.op not in ("Shape", "Size") else ():
-            if not name or name in seen or name in graph.constants:
-                continue
-            seen.add(name)
-            if graph.inferred.dtype.get(name) not in _FLOATS:
-                todo.append(name)
-            elif name in graph.producer and graph.producer[name].depth == 0:
-                found.append(name)
-    if not found:
-        raise ModelError("no output of this model comes from floating-point numbers: inputs tell nothing about it.")
-    return sorted(found)
-
 
 class Deviation:
-    """Square error of outputs relative to their variance, mean over outputs, batch by batch."""
+    """Square error of tensors relative to their variance, weighted mean, batch by batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = weights
         self._error: dict[str, float] = {}
         self._moments: dict[str, list[float]] = {}
 
@@ -82,7 +43,7 @@ class Deviation:
             n, total, square = self._moments[name]
             variance = square / max(n, 1) - (total / max(n, 1)) ** 2
             found.append(error / max(n, 1) / variance if variance > 0 else 0.0)
-        mean = float(np.mean(found)) if found else 0.0
+        mean = float(np.average(found, weights=[self._weights[n] for n in self._error])) if found else 0.0
         return mean if np.isfinite(mean) else float("inf")
 
 
@@ -95,14 +56,14 @@ def answers(graph: Graph, samples: Samples, batch: int) -> Runner:
 
 def deviation_between(changed: Runner, original: Runner) -> float:
     """As ``deviation``, of the ``answers`` of two graphs to the same samples."""
-    outputs = _alike(original.graph, changed.graph)
-    return _deviation(changed.branch(outputs, {}), original.branch(outputs, {}))
+    weights = _alike(original.graph, changed.graph)
+    return _deviation(changed.branch([*weights], {}), original.branch([*weights], {}), weights)
 
 
 def deviation(
     changed: Graph, original: Runner, samples: Samples, batch: int, values: Mapping[str, Array] | None = None
 ) -> float:
-    """Square error of a changed graph's outputs relative to the variance of the original's, mean over outputs.
+    """Square error of a changed graph's outputs relative to the variance of the original's, as ``compared`` says.
 
     Args:
         changed: the changed graph.
@@ -111,17 +72,26 @@ def deviation(
         batch: samples in one run.
         values: constants of the changed graph that are to have other values.
     """
-    outputs = _alike(original.graph, changed)
-    return _deviation(Runner(changed, samples, batch).branch(outputs, values or {}), original.branch(outputs, {}))
+    weights = _alike(original.graph, changed)
+    got = Runner(changed, samples, batch).branch([*weights], values or {})
+    return _deviation(got, original.branch([*weights], {}), weights)
 
 
-def _alike(original: Graph, changed: Graph) -> list[str]:
+def _alike(original: Graph, changed: Graph) -> dict[str, float]:
     """Those of ``compared`` that are of equal shape in both: what is no output may have been cut."""
-    return [n for n in compared(original) if original.shape(n) == changed.shape(n)]
+
+    def same(name: str) -> bool:
+        there = name in changed.producer or name in changed.outputs
+        return there and original.shape(name) == changed.shape(name)
+
+    found = {name: weight for name, weight in compared(original).items() if same(name)}
+    return found or {name: 1.0 for name in float_outputs(original) if same(name)}
 
 
-def _deviation(got: Iterable[Mapping[str, Array]], want: Iterable[Mapping[str, Array]]) -> float:
-    found = Deviation()
+def _deviation(
+    got: Iterable[Mapping[str, Array]], want: Iterable[Mapping[str, Array]], weights: Mapping[str, float]
+) -> float:
+    found = Deviation(weights)
     for pair in zip(got, want, strict=True):
         found.add(*pair)
     return found.value
@@ -143,7 +113,8 @@ def deviations(
         step: called with a line before each group.
         journal: where they are kept, for the next run to go on if this one is killed.
     """
-    outputs = compared(runner.graph)
+    weights = compared(runner.graph)
+    outputs = [*weights]
     journal = journal or Journal()
     kept: Stretches = {}
     want = list(runner.branch(outputs, {}, kept))
@@ -154,9 +125,9 @@ def deviations(
 
         def measured(n: int = n) -> dict[str, NDArray[np.float64]]:
             found = []
-            for count, (_, weights) in zip(batches, known[n].levels, strict=False):
-                reaction = Deviation()
-                for got, dense in zip(runner.branch(outputs, weights, kept, count), want, strict=False):
+            for count, (_, cut) in zip(batches, known[n].levels, strict=False):
+                reaction = Deviation(weights)
+                for got, dense in zip(runner.branch(outputs, cut, kept, count), want, strict=False):
                     reaction.add(got, dense)
                 found.append(reaction.value)
             return {"reactions": np.array(found)}

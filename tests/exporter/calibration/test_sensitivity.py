@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporter.calibration.sensitivity import answers, compared, deviation, deviation_between, float_outputs, predicted
+from exporter.calibration.outputs import compared, float_outputs
+from exporter.calibration.sensitivity import answers, deviation, deviation_between, predicted
 from exporter.errors import ModelError
 from tests.exporter.calibration import networks
 from tests.onnx_builder import build, ints, node, weights
@@ -59,9 +60,63 @@ def test_where_no_output_holds_floating_point_numbers_what_they_come_from_is_com
     ]  # fmt: skip
     made = build(nodes, {"x": ["N", 3]}, ["y", "size"], weights(w=(3, 4)), kinds={"y": "i", "size": "i"})
     graph = networks.loaded(made)
-    assert compared(graph) == ["z"]
+    assert compared(graph) == {"z": 1.0}
     samples = networks.samples(graph, 10)
     assert deviation_between(answers(graph, samples, 4), answers(graph, samples, 4)) == 0
     first = build([node("Shape", "x", "y")], {"x": ["N", 3]}, ["y"], kinds={"y": "i"})
     with pytest.raises(ModelError, match="no output of this model comes from floating-point numbers"):
         compared(networks.loaded(first))
+
+
+def detector(seed=0, best=False, order=1.0):
+    """Boxes of hundreds of pixels and scores below 1 in one tensor; ``best`` gives the highest rows alone."""
+    constants = weights(seed, w=(3, 8), boxes=(8, 4), scores=(8, 5)) | {"size": np.float32(100)}
+    constants["scores"] = constants["scores"] * np.float32(order)
+    nodes = [
+        node("MatMul", "x w", "h"), node("MatMul", "h boxes", "b"), node("Mul", "b size", "pixels"),
+        node("MatMul", "h scores", "s"), node("Sigmoid", "s", "p"), node("Concat", "pixels p", "c", axis=2),
+        node("Transpose", "c", "y", perm=[0, 2, 1]),
+    ]  # fmt: skip
+    if best:
+        constants |= {"k": ints(3), "wide": ints(1, 1, 9), "last": ints(-1)}
+        nodes[-1:] = [
+            node("ReduceMax", "p", "top", axes=[2], keepdims=0), node("TopK", "top k", "values at"),
+            node("Unsqueeze", "at last", "rows"), node("Expand", "rows wide", "numbers"),
+            node("GatherElements", "c numbers", "y", axis=1),
+        ]  # fmt: skip
+    opset = 17 if best else 21
+    return networks.loaded(build(nodes, {"x": ["N", 20, 3]}, ["y"], constants, opset=opset))
+
+
+def test_an_output_is_compared_by_what_it_is_put_together_of():
+    assert compared(detector()) == {"pixels": 0.5, "p": 0.5}
+    third = 1 / 3
+    assert compared(detector(best=True)) == {"pixels": third, "p": third, "top": third}
+
+
+def test_small_numbers_beside_large_ones_count():
+    """Scores that are all wrong: a hundred-thousandth of the output's variance, half of what it says."""
+    original, other = detector(), detector(order=-1.0)
+    samples = networks.samples(original, 10)
+    known = answers(original, samples, 4)
+    assert deviation(other, known, samples, 4) > 0.5
+    want = next(iter(known.branch(["y"], {})))["y"]
+    got = next(iter(answers(other, samples, 4).branch(["y"], {})))["y"]
+    assert np.square(got - want).mean() / want.var() < 1e-3
+
+
+def test_the_order_of_nearly_equal_scores_does_not_count():
+    """Other rows come first when scores move a little."""
+    original, other = detector(best=True), detector(best=True, order=1 + 1e-3)
+    samples = networks.samples(original, 10)
+    known = answers(original, samples, 4)
+    assert deviation(other, known, samples, 4) < 1e-4
+
+
+def test_outputs_weigh_alike_however_many_parts_they_have():
+    nodes = [
+        node("MatMul", "x w", "a"), node("Relu", "a", "b"), node("Exp", "a", "c"), node("Tanh", "a", "d"),
+        node("Concat", "b c d", "y", axis=1), node("Sigmoid", "a", "z"),
+    ]  # fmt: skip
+    graph = networks.loaded(build(nodes, {"x": ["N", 3]}, ["y", "z", "b"], weights(w=(3, 4))))
+    assert compared(graph) == pytest.approx({"b": 4 / 3, "c": 1 / 3, "d": 1 / 3, "z": 1.0})

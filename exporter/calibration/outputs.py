@@ -1,0 +1,71 @@
+"""What the outputs of two models are compared by.
+
+A detector's output puts boxes in pixels and scores between 0 and 1 into one tensor, of which the boxes are all the
+variance; another gives the best rows of these, in the order of nearly equal scores. So an output is compared by the
+tensors that it is put together of, each relative to its own variance.
+"""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from exporter.errors import ModelError
+from exporter.graph import Graph
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+_SIZES = ("Shape", "Size")
+_PUT_TOGETHER = {"Identity": 1, "Transpose": 1, "Reshape": 1, "Flatten": 1, "Squeeze": 1, "Unsqueeze": 1, "TopK": 1,
+                 "Gather": 2, "GatherElements": 2, "GatherND": 2, "Concat": None}  # fmt: skip
+"""Operators that only put together and select, and how many of their inputs tell what; of a choice also what chose."""
+
+
+def computed_outputs(graph: Graph) -> list[str]:
+    """Names of the outputs that are no constants."""
+    return [n for n in graph.outputs if n not in graph.constants]
+
+
+def float_outputs(graph: Graph) -> list[str]:
+    """Names of those among them that hold floating-point numbers."""
+    declared = {v.name: v.type.tensor_type.elem_type for v in graph.model.graph.output}
+    return [n for n in computed_outputs(graph) if graph.inferred.dtype.get(n, declared[n]) in _FLOATS]
+
+
+def compared(graph: Graph) -> dict[str, float]:
+    """What the outputs are compared by, and the weight of each tensor; outputs weigh alike.
+
+    Outputs of floating point are compared by what they are put together of. Where there are none, what whole numbers
+    among them come from counts: the logits behind an ArgMax.
+
+    Raises:
+        ModelError: no output comes from floating-point numbers.
+    """
+    weights: dict[str, float] = {}
+    floats = float_outputs(graph)
+    for name in floats or computed_outputs(graph):
+        parts = _parts(graph, name)
+        if floats and len(parts) < 2:
+            parts = [name]
+        for part in parts:
+            weights[part] = weights.get(part, 0.0) + 1 / len(parts)
+    if not weights:
+        raise ModelError("no output of this model comes from floating-point numbers: inputs tell nothing about it.")
+    return weights
+
+
+def _parts(graph: Graph, output: str) -> list[str]:
+    """Floating-point tensors of the main graph that an output is put together of, or chosen by."""
+    found: list[str] = []
+    todo, seen = [output], set[str]()
+    while todo:
+        name = todo.pop()
+        node = graph.producer.get(name)
+        if name in seen or name in graph.constants or node is None:
+            continue
+        seen.add(name)
+        if graph.inferred.dtype.get(name) not in _FLOATS:
+            todo += node.inputs if node.op not in _SIZES else ()
+        elif node.op in _PUT_TOGETHER:
+            todo += node.inputs[: _PUT_TOGETHER[node.op]]
+        elif node.depth == 0:
+            found.append(name)
+    return sorted(found)
