@@ -42,7 +42,7 @@ def compared(graph: Graph) -> dict[str, float]:
     weights: dict[str, float] = {}
     floats = float_outputs(graph)
     for name in floats or computed_outputs(graph):
-        parts = _parts(graph, name)
+        parts = parts_of(graph, name)
         if floats and len(parts) < 2:
             parts = [name]
         for part in parts:
@@ -52,7 +52,7 @@ def compared(graph: Graph) -> dict[str, float]:
     return weights
 
 
-def _parts(graph: Graph, output: str) -> list[str]:
+def parts_of(graph: Graph, output: str) -> list[str]:
     """Floating-point tensors of the main graph that an output is put together of, or chosen by."""
     found: list[str] = []
     todo, seen = [output], set[str]()

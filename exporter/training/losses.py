@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from exporter.calibration.outputs import parts_of
 from exporter.errors import UsageError
 from exporter.graph import Graph
-from exporter.training.options import LOSSES
+from exporter.training.options import AGREEMENT, LOSSES
 from runtime.plugins import PLUGIN, plugin_callable
 
 Outputs = Mapping[str, Tensor]
@@ -26,15 +27,17 @@ _LEAST = 1e-12
 
 @dataclass(frozen=True)
 class Output:
-    """A floating-point output.
+    """A floating-point output, or a tensor that one is put together of.
 
     Attributes:
         name: of the tensor.
         form: ``logits``, ``probabilities`` or ``logs``, where it holds classes; else ``values``.
+        weight: in the mean over outputs.
     """
 
     name: str
     form: str
+    weight: float = 1.0
 
 
 def float_outputs(graph: Graph) -> list[Output]:
@@ -54,6 +57,39 @@ def float_outputs(graph: Graph) -> list[Output]:
         form = _SOFT.get(node.op, "") if node is not None else ""
         found.append(Output(name, form or ("logits" if len(shape) == 2 and shape[1] > 1 else "values")))
     return found
+
+
+def judged(graph: Graph, kind: str = "auto", output: str | None = None, teacher: Graph | None = None) -> list[Output]:
+    """What agreement with the original is judged by.
+
+    Where an output of values puts tensors together (a detector's boxes and scores), each of these counts, relative to
+    its own variance; see ``exporter.calibration.outputs``.
+
+    Args:
+        graph: whose outputs they are.
+        kind: ``auto``, ``kl`` or ``mse``: of the last two, all outputs hold logits, or values.
+        output: the output to judge; by default all.
+        teacher: the original, where it is another graph.
+    """
+    found = []
+    for o in float_outputs(graph):
+        if output not in (None, o.name):
+            continue
+        form = {"kl": "logits" if o.form == "values" else o.form, "mse": "values"}.get(kind, o.form)
+        parts = parts_of(graph, o.name) if form == "values" else []
+        if len(parts) < 2 or not all(_in_both(n, graph, teacher or graph) for n in parts):
+            parts = [o.name]
+        found += [Output(n, form, 1 / len(parts)) for n in parts]
+    return found
+
+
+def _in_both(name: str, graph: Graph, teacher: Graph) -> bool:
+    return name in teacher.producer and teacher.shape(name) == graph.shape(name)
+
+
+def asked(graph: Graph, outputs: Sequence[Output]) -> tuple[str, ...]:
+    """Names of the graph's outputs, and of what else they are judged by."""
+    return tuple(dict.fromkeys([*graph.outputs, *(o.name for o in outputs)]))
 
 
 def log_probabilities(values: Tensor, form: str, axis: int, temperature: float = 1.0) -> Tensor:
@@ -123,13 +159,21 @@ def agreement(outputs: Sequence[Output], temperature: float = 1.0) -> Loss:
             else divergence(got[o.name], want[o.name], o.form, temperature)
             for o in outputs
         ]
-        return torch.stack(parts).mean()
+        weights = torch.tensor([o.weight for o in outputs], device=parts[0].device)
+        return (torch.stack(parts) * weights).sum() / weights.sum()
 
     return loss
 
 
-def make_loss(graph: Graph, kind: str, labelled: bool, output: str | None = None, temperature: float = 1.0) -> Loss:
-    """The loss of a name.
+def make_loss(
+    graph: Graph,
+    kind: str,
+    labelled: bool,
+    output: str | None = None,
+    temperature: float = 1.0,
+    teacher: Graph | None = None,
+) -> Loss:
+    """The loss of a name. It reads the outputs and, for agreement, what is ``judged``.
 
     Args:
         graph: whose outputs they are.
@@ -140,6 +184,7 @@ def make_loss(graph: Graph, kind: str, labelled: bool, output: str | None = None
         labelled: whether there are labels.
         output: the output to judge; by default all floating-point ones, of which labels are for the first.
         temperature: of KL.
+        teacher: the original, where it is another graph.
 
     Raises:
         UsageError: there is no such loss or output, or it needs labels.
@@ -165,12 +210,8 @@ def make_loss(graph: Graph, kind: str, labelled: bool, output: str | None = None
         return from_labels
     if kind == "next-id":
         return _next_id(graph, first)
-    if kind == "auto":
-        return agreement(outputs, temperature)
-    if kind in ("kl", "mse"):
-        form = {"kl": "logits", "mse": "values"}[kind]
-        chosen = [Output(o.name, form if kind == "mse" or o.form == "values" else o.form) for o in outputs]
-        return agreement(chosen, temperature)
+    if kind in ("auto", *AGREEMENT):
+        return agreement(judged(graph, kind, output, teacher), temperature)
     raise UsageError(f"there is no loss '{kind}'. Choose from: {', '.join(LOSSES)}.")
 
 
@@ -188,7 +229,7 @@ def _next_id(graph: Graph, output: Output) -> Loss:
 def probe(
     graph: Graph, output: str | None = None
 ) -> Callable[[Outputs, Outputs, Tensor | None, torch.Generator], Tensor]:
-    """A loss whose gradient at the original is not zero, which that of agreement is, for scores.
+    """A loss whose gradient at the original is not zero, which that of agreement is, for scores. It reads ``asked``.
 
     With labels it is their cross-entropy. Without, classes are drawn from the model's own distribution, so that squares
     of gradients are the Fisher information (Theis et al., 2018), and values are multiplied by random signs, so that
@@ -197,17 +238,18 @@ def probe(
     outputs = [o for o in float_outputs(graph) if output in (None, o.name)]
     if not outputs:
         raise UsageError("the model has no floating-point output, so there is nothing to differentiate.")
+    tensors = judged(graph, output=output)
 
     def loss(got: Outputs, _: Outputs, labels: Tensor | None, draw: torch.Generator) -> Tensor:
         if labels is not None:
             return cross_entropy(got[outputs[0].name], outputs[0].form, labels)
         parts = []
-        for o in outputs:
+        for o in tensors:
             values = got[o.name].float()
             if o.form == "values":
                 signs = torch.randint(0, 2, values.shape, generator=draw).to(values.device) * 2.0 - 1.0
                 scale = values.detach().var().clamp(min=_LEAST).sqrt() * values[0].numel() ** 0.5
-                parts.append((values * signs).sum() / scale / len(values))
+                parts.append((values * signs).sum() / scale / len(values) * o.weight**0.5)
                 continue
             logs = log_probabilities(values, o.form, -1)
             flat = logs.detach().exp().reshape(-1, logs.shape[-1]).cpu()

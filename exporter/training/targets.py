@@ -17,7 +17,7 @@ from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
 from exporter.protos import add_outputs
-from exporter.training.losses import Loss, Outputs, make_loss, relative_error
+from exporter.training.losses import Loss, Output, Outputs, asked, judged, make_loss, relative_error
 from exporter.training.options import AGREEMENT, check_target
 from runtime.backends import open_session
 
@@ -172,14 +172,16 @@ def make_target(
     check_target(loss, labelled, teacher is not None, share, temperature, bool(match))
     from_labels = loss not in ("auto", *AGREEMENT) or (loss == "auto" and labelled)
     own = make_loss(graph, loss, labelled, output, temperature) if from_labels else None
-    distil = None
+    distil, told = None, list[Output]()
     if teacher is not None:
         lost = [n for n in graph.outputs if n not in teacher.outputs]
         if lost:
             raise UsageError(f"the teacher has no output '{lost[0]}'; it has {', '.join(teacher.outputs)}.")
-        distil = make_loss(graph, loss if loss in AGREEMENT else "auto", False, output, temperature)
+        kind = loss if loss in AGREEMENT else "auto"
+        distil = make_loss(graph, kind, False, output, temperature, teacher)
+        told = judged(graph, kind, output, teacher)
     found = matches_of(graph, teacher, match, plan) if teacher is not None else []
-    names = (*graph.outputs, *(m.name for m in found if m.name not in graph.outputs))
+    names = tuple(dict.fromkeys([*asked(graph, told), *(m.name for m in found)]))
     run = teacher_of(teacher, names, device) if teacher is not None else None
     source = teacher.source.sha256 if teacher is not None else ""
     about = f"{loss} {labelled} {output} {share} {temperature} {source} {[m.name for m in found]}"

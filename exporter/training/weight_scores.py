@@ -19,7 +19,7 @@ from exporter.autograd import to_torch
 from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.training.devices import default_device, placed
-from exporter.training.losses import probe
+from exporter.training.losses import asked, judged, probe
 from exporter.training.scores import FISHER_SAMPLES, Step, batches
 from runtime.samples import Samples
 from runtime.steps import Count
@@ -52,7 +52,7 @@ def weight_scores(
     chosen = {n for n in names if graph.array(n).dtype.name in _FLOATS}
     _refuse(set(names) - chosen, by)
     module = placed(to_torch(graph, train=chosen.__contains__), default_device())
-    loss = probe(graph)
+    loss, read = probe(graph), asked(graph, judged(graph))
     draw = torch.Generator().manual_seed(seed)
     samples = samples.first(FISHER_SAMPLES) if by == "fisher" else samples
     found: dict[str, torch.Tensor] = {}
@@ -60,7 +60,7 @@ def weight_scores(
     for inputs, labels in batches(samples, 1 if by == "fisher" else batch, module.device):
         for parameter in module.weights.values():
             parameter.grad = None
-        lost = loss(module.run(inputs), {}, labels, draw)
+        lost = loss(module.run(inputs, read), {}, labels, draw)
         if lost.requires_grad:
             lost.backward()  # type: ignore[no-untyped-call]
         for name, parameter in module.weights.items():
