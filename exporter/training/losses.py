@@ -77,14 +77,14 @@ def judged(graph: Graph, kind: str = "auto", output: str | None = None, teacher:
             continue
         form = {"kl": "logits" if o.form == "values" else o.form, "mse": "values"}.get(kind, o.form)
         parts = parts_of(graph, o.name) if form == "values" else []
-        if len(parts) < 2 or not all(_in_both(n, graph, teacher or graph) for n in parts):
+        if len(parts) < 2 or not (teacher is None or _same_parts(parts, o.name, graph, teacher)):
             parts = [o.name]
         found += [Output(n, form, 1 / len(parts)) for n in parts]
     return found
 
 
-def _in_both(name: str, graph: Graph, teacher: Graph) -> bool:
-    return name in teacher.producer and teacher.shape(name) == graph.shape(name)
+def _same_parts(parts: Sequence[str], output: str, graph: Graph, teacher: Graph) -> bool:
+    return parts_of(teacher, output) == parts and all(teacher.shape(n) == graph.shape(n) for n in parts)
 
 
 def asked(graph: Graph, outputs: Sequence[Output]) -> tuple[str, ...]:

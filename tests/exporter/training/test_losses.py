@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from exporter.model_file import from_model
@@ -68,6 +69,11 @@ def test_what_the_student_lacks_is_judged_as_a_whole():
         )
     )  # fmt: skip
     assert [o.name for o in judged(teacher, teacher=other)] == ["y"]
+    model = onnx.ModelProto()
+    model.CopyFrom(teacher.model)
+    model.graph.node.append(node("Identity", "y", "z"))
+    model.graph.output[0].name = "z"  # the parts are there, and are none of an output of this name
+    assert [o.name for o in judged(teacher, teacher=from_model(model))] == ["y"]
 
 
 def test_gradients_reach_the_scores_as_they_do_the_boxes():
