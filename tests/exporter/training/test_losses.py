@@ -71,8 +71,8 @@ def test_what_the_student_lacks_is_judged_as_a_whole():
     assert [o.name for o in judged(teacher, teacher=other)] == ["y"]
     model = onnx.ModelProto()
     model.CopyFrom(teacher.model)
-    model.graph.node.append(node("Identity", "y", "z"))
-    model.graph.output[0].name = "z"  # the parts are there, and are none of an output of this name
+    model.graph.node[-1].input[1] = "q"  # the parts are there, and are not those of this output
+    model.graph.node.insert(0, node("Relu", "p", "q"))
     assert [o.name for o in judged(teacher, teacher=from_model(model))] == ["y"]
 
 
