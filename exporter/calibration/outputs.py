@@ -10,7 +10,7 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from exporter.errors import ModelError
-from exporter.graph import Graph
+from exporter.graph import Graph, Node
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _SIZES = ("Shape", "Size")
@@ -64,8 +64,13 @@ def parts_of(graph: Graph, output: str) -> list[str]:
         seen.add(name)
         if graph.inferred.dtype.get(name) not in _FLOATS:
             todo += node.inputs if node.op not in _SIZES else ()
-        elif node.op in _PUT_TOGETHER:
+        elif node.op in _PUT_TOGETHER and not _selects_always_the_same(node, graph):
             todo += node.inputs[: _PUT_TOGETHER[node.op]]
         elif node.depth == 0:
             found.append(name)
     return sorted(found)
+
+
+def _selects_always_the_same(node: Node, graph: Graph) -> bool:
+    """Whether what a node leaves out is never told."""
+    return node.op.startswith("Gather") and node.inputs[1] in graph.constants

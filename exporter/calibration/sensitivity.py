@@ -78,14 +78,16 @@ def deviation(
 
 
 def _alike(original: Graph, changed: Graph) -> dict[str, float]:
-    """Those of ``compared`` that are of equal shape in both: what is no output may have been cut."""
+    """What both are compared by: what is no output may have been cut, and then the outputs themselves are."""
 
     def same(name: str) -> bool:
         there = name in changed.producer or name in changed.outputs
         return there and original.shape(name) == changed.shape(name)
 
-    found = {name: weight for name, weight in compared(original).items() if same(name)}
-    return found or {name: 1.0 for name in float_outputs(original) if same(name)}
+    parts = compared(original)
+    found = {name: weight for name, weight in parts.items() if same(name)}
+    whole = {name: 1.0 for name in float_outputs(original) if same(name)}
+    return found if len(found) == len(parts) else whole or found
 
 
 def _deviation(

@@ -120,3 +120,26 @@ def test_outputs_weigh_alike_however_many_parts_they_have():
     ]  # fmt: skip
     graph = networks.loaded(build(nodes, {"x": ["N", 3]}, ["y", "z", "b"], weights(w=(3, 4))))
     assert compared(graph) == pytest.approx({"b": 4 / 3, "c": 1 / 3, "d": 1 / 3, "z": 1.0})
+
+
+def test_a_selection_that_is_always_the_same_is_a_part():
+    """What it leaves out may be cut."""
+    nodes = [
+        node("MatMul", "x w", "a"), node("Relu", "a", "b"), node("Gather", "b some", "c", axis=1),
+        node("Tanh", "c", "d"), node("Concat", "c d", "y", axis=1),
+    ]  # fmt: skip
+    made = build(nodes, {"x": ["N", 3]}, ["y"], weights(w=(3, 4)) | {"some": ints(0, 2)})
+    assert compared(networks.loaded(made)) == {"c": 0.5, "d": 0.5}
+
+
+def test_where_a_part_is_gone_the_output_itself_is_compared():
+    def made(seed, part):
+        nodes = [node("MatMul", "x w", "b"), node("Relu", "x", part), node("Concat", f"b {part}", "y", axis=1)]
+        return networks.loaded(build(nodes, {"x": ["N", 3]}, ["y"], weights(seed, w=(3, 4))))
+
+    original, changed = made(0, "c"), made(1, "k")
+    assert compared(original) == {"b": 0.5, "c": 0.5}
+    samples = networks.samples(original, 8)
+    known = answers(original, samples, 4)
+    got, want = (np.concatenate([f["y"] for f in a.branch(["y"], {})]) for a in (answers(changed, samples, 4), known))
+    assert deviation(changed, known, samples, 4) == pytest.approx(np.square(got - want).mean() / want.var(), rel=1e-5)
