@@ -103,7 +103,7 @@ def fit(
     """
     step("measuring the pruned model on held-out inputs")
     held, batch = calibration.held, calibration.batch
-    original, own = answers(graph, held, batch), answers(pruned, held, batch)
+    original, own = answers(graph, held, batch), answers(pruned, held, batch, graph)
     plain = deviation_between(own, original)
     unfitted = Fit(pruned, plain, plain, (own, original))
     if not wanted:
@@ -112,7 +112,7 @@ def fit(
     better, refits = compensate(pruned, origin, cut, calibration.fit, batch, step, cache=cache)
     if not refits:
         return replace(unfitted, notes=("no layer behind the cuts can be fitted",))
-    own = answers(better, held, batch)
+    own = answers(better, held, batch, graph)
     error = deviation_between(own, original)
     if error < plain:
         return Fit(better, plain, error, (own, original), tuple(refits))

@@ -47,10 +47,17 @@ class Deviation:
         return mean if np.isfinite(mean) else float("inf")
 
 
-def answers(graph: Graph, samples: Samples, batch: int) -> Runner:
-    """A graph that has run to its outputs on some samples: they can be compared as often as wanted."""
+def answers(graph: Graph, samples: Samples, batch: int, original: Graph | None = None) -> Runner:
+    """A graph that has run to its outputs on some samples: they can be compared as often as wanted.
+
+    Args:
+        graph: the graph.
+        samples: inputs.
+        batch: samples in one run.
+        original: what it is to be compared with, if that is another graph.
+    """
     runner = Runner(graph, samples, batch)
-    runner.advance([*computed_outputs(graph), *compared(graph)])
+    runner.advance([*computed_outputs(graph), *_alike(original or graph, graph)])
     return runner
 
 

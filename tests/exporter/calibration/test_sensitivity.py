@@ -143,3 +143,16 @@ def test_where_a_part_is_gone_the_output_itself_is_compared():
     known = answers(original, samples, 4)
     got, want = (np.concatenate([f["y"] for f in a.branch(["y"], {})]) for a in (answers(changed, samples, 4), known))
     assert deviation(changed, known, samples, 4) == pytest.approx(np.square(got - want).mean() / want.var(), rel=1e-5)
+
+
+def test_a_graph_runs_to_what_another_is_compared_by():
+    def made(other):
+        nodes = [node("MatMul", "x w", "b"), node("Relu", "x", "c"), node("Concat", "b c", "y", axis=1)]
+        if other:  # the parts are there, but the output is made of others
+            nodes[2:] = [node("Tanh", "b", "d"), node("Concat", "d c", "y", axis=1)]
+        return networks.loaded(build(nodes, {"x": ["N", 3]}, ["y"], weights(w=(3, 4))))
+
+    original, changed = made(False), made(True)
+    samples = networks.samples(original, 8)
+    known = answers(original, samples, 4)
+    assert deviation_between(answers(changed, samples, 4, original), known) == deviation(changed, known, samples, 4)
