@@ -26,8 +26,8 @@ from exporter.quantization.weights import fits, weights_quantized
 from exporter.search import parse_limit
 from exporter.sparsity.check import check_pattern
 from exporter.sparsity.patterns import parse_pattern
-from runtime.backends import SessionOptions, open_session
-from runtime.errors import RunError
+from runtime.backends import Session, SessionOptions, open_session
+from runtime.errors import BadRequest, RunError
 from runtime.nouns import counted
 
 if TYPE_CHECKING:
@@ -187,8 +187,8 @@ def quantize(
     if calibration is not None:
         step("judging")
         session = opened(made, kind)
-        if judged_by is not None:
-            accuracy = compare_sessions(session, original, calibration.held, calibration.batch, judged_by)
+        accuracy, said = _accuracy(session, original, calibration, judged_by)
+        notes += said
         error = output_error(session, original, calibration.held, calibration.batch)
     after = save(from_model(made, graph.binding.shapes), target)
     return Quantized(
@@ -341,6 +341,20 @@ def _metric(calibration: Calibration | None, graph: Graph, needed: bool) -> tupl
     return metric, [] if metric is not None else [unknown]
 
 
+def _accuracy(
+    session: Session, original: Session, calibration: Calibration, metric: str | None
+) -> tuple[Accuracy | None, list[str]]:
+    """What the held-out inputs say by a metric, and what to say where they say nothing."""
+    if metric is None:
+        return None, []
+    try:
+        return compare_sessions(session, original, calibration.held, calibration.batch, metric), []
+    except BadRequest as error:  # how many boxes a detector finds depends on its scores
+        if calibration.metric is not None:
+            raise
+        return None, [f"what this costs is not known: {error}"]
+
+
 def _zeros_kept(plain: ModelProto, made: ModelProto) -> tuple[int, int]:
     """Check that no layer lost zeros, and that what was 2:4 is.
 
@@ -367,7 +381,6 @@ def _measured(
 ) -> Comparison | None:  # fmt: skip
     if not seconds or profile != "cpu":
         return None
-    from runtime.backends import SessionOptions
     from runtime.comparison import compare_models
     from runtime.runners import Asked
 

@@ -59,14 +59,17 @@ def opened(model: ModelProto, precision: Precision) -> Session:
 
 
 def output_error(session: Session, original: Session, samples: Samples, batch: int) -> float | None:
-    """Squared difference of all floating-point outputs over their variance; None where there is no such output."""
+    """Squared difference of all floating-point outputs over their variance; None where there is no such output.
+
+    Outputs whose sizes depend on what the model finds are left out where these differ.
+    """
     apart, spread, judged = 0.0, 0.0, False
     for feeds in samples.batches(batch):
         want, got = original.run(feeds), session.run(feeds)
         for name, value in want.items():
-            numbers = np.asarray(value).astype(np.float64)
-            if np.asarray(value).dtype.kind == "f" and numbers.size:
-                apart += float(np.square(np.asarray(got[name]).astype(np.float64) - numbers).sum())
+            numbers, own = np.asarray(value).astype(np.float64), np.asarray(got[name])
+            if np.asarray(value).dtype.kind == "f" and numbers.size and own.shape == numbers.shape:
+                apart += float(np.square(own.astype(np.float64) - numbers).sum())
                 spread += float(np.square(numbers - numbers.mean()).sum())
                 judged = True
     return None if not judged else apart / spread if spread else 0.0
