@@ -180,7 +180,10 @@ def _both(batch: Batch) -> tuple[Array, Array]:
     if theirs is None:
         raise BadRequest("there is no reference output to compare with.")
     if mine.shape != theirs.shape:
-        raise BadRequest(f"the outputs differ in shape: {list(mine.shape)}, and {list(theirs.shape)} in the reference.")
+        raise BadRequest(
+            f"the outputs differ in shape: {list(mine.shape)}, and {list(theirs.shape)} in the reference. Where that "
+            "depends on what the model finds, judge with a function of yours: --metric plugin:file.py:function."
+        )
     return mine, theirs
 
 
