@@ -8,13 +8,10 @@ follows from what comes before it, and all that follows from the same choices ag
 
 from __future__ import annotations
 
-import math
-
-import onnx
 from onnx import TensorProto
 
 from exporter.graph import Graph, Node
-from exporter.rounding import CODES, FLOATS, ROOM
+from exporter.rounding import CODES, FLOATS, ROOM, shared_tensors
 
 _NO_CHOICE = ("Shape", "Size", "IsNaN", "IsInf")
 """Operators that make whole numbers or truth values of floating-point tensors, and do not choose by their size."""
@@ -41,12 +38,6 @@ def deciding_tensors(graph: Graph, pruned: Graph, limit: int = ROOM) -> list[str
         limit: bytes of the dense graph's tensors up to which they are taken.
     """
     read = {name for node in graph.nodes if node.depth == 0 and chooses(node, graph) for name in node.inputs}
-    chosen: list[str] = []
-    for name in (n for node in graph.nodes if node.depth == 0 for n in node.outputs if n in read):
-        kind, shape = graph.inferred.dtype.get(name), graph.shape(name)
-        if kind not in FLOATS or shape is None or name in graph.constants or name not in pruned.producer:
-            continue
-        limit -= math.prod(shape) * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
-        if limit >= 0:
-            chosen.append(name)
-    return chosen
+    return shared_tensors(
+        graph, pruned, lambda _, name: name in read and graph.inferred.dtype.get(name) in FLOATS, limit
+    )[0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from runtime.errors import RunError
 _LOOSER = 10.0
 _ROUNDED = 0.1
 _PRUNED = "the pruned model"
+
+_Outputs = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Optimised:
                 if self._optimised_dense(feed) is None:
                     return ["ONNX Runtime's default optimisation fails on this model, pruned or not"]
                 raise GoalError(f"the pruned model runs only without graph optimisation: {error}") from error
+            dense_too, same = cache(partial(self._optimised_dense, feed)), cache(partial(self._same_choices, kept))
             for name, want in run_own(self.plain, kept, _PRUNED, self.names).items():
                 # the dense signal: what a cut leaves of an output may be nothing but rounding noise
                 scale = max(signal(want), signal(dense[name]))
@@ -73,7 +77,7 @@ class Optimised:
                 if moved > _LOOSER * self.tolerance:
                     warning = f"ONNX Runtime rounds otherwise when it optimises: output '{name}' changes"
                     if not self.rounds or moved > _ROUNDED:
-                        warning = self._blame(name, dense[name], feed, kept)
+                        warning = self._blame(name, dense[name], dense_too, same)
                     warnings += [warning] if warning not in warnings else []
         return warnings
 
@@ -82,20 +86,22 @@ class Optimised:
             return difference(got, want, scale)
         return float(np.sqrt(np.mean((got.astype(np.float64) - want.astype(np.float64)) ** 2))) / scale
 
-    def _blame(self, name: str, reference: Array, feed: feeds.Feeds, kept: feeds.Feeds) -> str:
+    def _blame(
+        self, name: str, reference: Array, dense_too: Callable[[], _Outputs | None], same: Callable[[], bool]
+    ) -> str:
         """An output changes when the graph is optimised: why that is no fault, else a failure."""
-        other = self._optimised_dense(feed)
+        other = dense_too()
         least = _ROUNDED / _LOOSER if self.rounds else self.tolerance
         if other is not None and self._moved(other[name], reference, signal(reference)) > least:
             return f"ONNX Runtime's optimisation changes output '{name}', of the dense model too"
-        if self._same_for_same_choices(kept):
+        if same():
             return f"ONNX Runtime rounds otherwise when it optimises: output '{name}' comes from other choices"
         raise GoalError(
             f"output '{name}' of the pruned model changes when ONNX Runtime optimises the graph, that of the dense "
             "model does not. Nothing was written."
         )
 
-    def _same_for_same_choices(self, kept: feeds.Feeds) -> bool:
+    def _same_choices(self, kept: feeds.Feeds) -> bool:
         """Whether optimisation changes nothing once what nodes choose by is handed over; see ``exporter.deciding``."""
         deciding = deciding_tensors(self.pruned, self.pruned)
         if not deciding:
@@ -117,7 +123,7 @@ class Optimised:
             if is_float(want[n])
         )
 
-    def _optimised_dense(self, feed: feeds.Feeds) -> Mapping[str, Array] | None:
+    def _optimised_dense(self, feed: feeds.Feeds) -> _Outputs | None:
         """Outputs of the dense model with default optimisation; None where it does not run."""
         try:
             return open_session(serialize_with_data(self.graph.model, self.graph.folder)).run(feed)

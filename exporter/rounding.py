@@ -9,13 +9,13 @@ rounding does to a difference below the tolerance, the models are equal by induc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
-from exporter.graph import Graph
+from exporter.graph import Graph, Node
 from exporter.relative_difference import Array
 
 CODES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16)
@@ -41,15 +41,34 @@ def code_tensors(graph: Graph, pruned: Graph, limit: int = ROOM) -> tuple[list[s
     Returns:
         Their names, and the number of those that were left out.
     """
+    return shared_tensors(
+        graph,
+        pruned,
+        lambda node, name: graph.inferred.dtype.get(name) in (FLOATS if node.op in _ROUNDING else CODES),
+        limit,
+    )
+
+
+def shared_tensors(
+    graph: Graph, pruned: Graph, wanted: Callable[[Node, str], bool], limit: int
+) -> tuple[list[str], int]:
+    """Tensors that nodes of both main graphs compute, in their order.
+
+    Args:
+        graph: the dense graph.
+        pruned: what was cut from it.
+        wanted: says of a node and one of its outputs whether that is taken.
+        limit: bytes of the dense graph's tensors up to which they are taken.
+
+    Returns:
+        Their names, and the number of those that were left out.
+    """
     chosen: list[str] = []
     left = 0
     for node in (n for n in graph.nodes if n.depth == 0):
         for name in node.outputs:
             shape = graph.shape(name) if name else None
-            whole = FLOATS if node.op in _ROUNDING else CODES
-            if shape is None or graph.inferred.dtype.get(name) not in whole or name in graph.constants:
-                continue
-            if name not in pruned.producer:
+            if shape is None or name in graph.constants or name not in pruned.producer or not wanted(node, name):
                 continue
             limit -= math.prod(shape) * onnx.helper.tensor_dtype_to_np_dtype(graph.inferred.dtype[name]).itemsize
             if limit >= 0:

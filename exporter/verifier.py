@@ -94,26 +94,25 @@ def verify(
         warnings.append("compared in 32 bits, because ONNX Runtime has no bfloat16 arithmetic on a CPU")
     try:
         with bounds.memory(bounds.available()):  # rather an error than a process that the system ends
-            return _prove(_Prover(pruned, graph, plan, tolerance, step, warnings), runs, list(inputs))
+            return _prove(partial(_Prover, pruned, graph, plan, tolerance, step), warnings, runs, list(inputs))
     except MemoryError as error:
         raise CannotRun(cannot_run("the model", NoMemory(f"no memory is left: {error}"))) from error
 
 
-def _prove(prover: _Prover, runs: int, inputs: list[feeds.Feeds]) -> Proof:
+def _prove(prover: Callable[..., _Prover], warnings: Sequence[str], runs: int, inputs: list[feeds.Feeds]) -> Proof:
     """Prove as it stands, or else with what nodes choose by handed over, if that is what differs."""
-    warned = list(prover.warnings)
+    first = prover(warnings)
     try:
-        return prover.prove(runs, inputs)
+        return first.prove(runs, inputs)
     except GoalError:
-        by = deciding_tensors(prover.graph, prover.pruned)
+        by = deciding_tensors(first.graph, first.pruned)
         if not by:
             raise
-    warned.append(
+    said = (
         "some nodes choose between values so close that rounding orders them; so they were given the original's "
         f"({counted(len(by), 'tensor')})"
     )
-    again = _Prover(prover.pruned, prover.graph, prover.plan, prover.tolerance, prover.progress, warned, by)
-    return again.prove(runs, inputs)
+    return prover([*warnings, said], by).prove(runs, inputs)
 
 
 class _Prover:

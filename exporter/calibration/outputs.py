@@ -7,12 +7,10 @@ tensors that it is put together of, each relative to its own variance.
 
 from __future__ import annotations
 
-from onnx import TensorProto
-
 from exporter.errors import ModelError
 from exporter.graph import Graph, Node
+from exporter.rounding import FLOATS
 
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _SIZES = ("Shape", "Size")
 _PUT_TOGETHER = {"Identity": 1, "Transpose": 1, "Reshape": 1, "Flatten": 1, "Squeeze": 1, "Unsqueeze": 1, "TopK": 1,
                  "Gather": 2, "GatherElements": 2, "GatherND": 2, "Concat": None}  # fmt: skip
@@ -27,7 +25,7 @@ def computed_outputs(graph: Graph) -> list[str]:
 def float_outputs(graph: Graph) -> list[str]:
     """Names of those among them that hold floating-point numbers."""
     declared = {v.name: v.type.tensor_type.elem_type for v in graph.model.graph.output}
-    return [n for n in computed_outputs(graph) if graph.inferred.dtype.get(n, declared[n]) in _FLOATS]
+    return [n for n in computed_outputs(graph) if graph.inferred.dtype.get(n, declared[n]) in FLOATS]
 
 
 def compared(graph: Graph) -> dict[str, float]:
@@ -42,9 +40,7 @@ def compared(graph: Graph) -> dict[str, float]:
     weights: dict[str, float] = {}
     floats = float_outputs(graph)
     for name in floats or computed_outputs(graph):
-        parts = parts_of(graph, name)
-        if floats and len(parts) < 2:
-            parts = [name]
+        parts = parts_of(graph, name) if floats else _sources(graph, name)
         for part in parts:
             weights[part] = weights.get(part, 0.0) + 1 / len(parts)
     if not weights:
@@ -53,6 +49,12 @@ def compared(graph: Graph) -> dict[str, float]:
 
 
 def parts_of(graph: Graph, output: str) -> list[str]:
+    """What an output of floating point is compared by: the tensors it is put together of, itself where it is one."""
+    found = _sources(graph, output)
+    return found if len(found) > 1 else [output]
+
+
+def _sources(graph: Graph, output: str) -> list[str]:
     """Floating-point tensors of the main graph that an output is put together of, or chosen by."""
     found: list[str] = []
     todo, seen = [output], set[str]()
@@ -62,7 +64,7 @@ def parts_of(graph: Graph, output: str) -> list[str]:
         if name in seen or name in graph.constants or node is None:
             continue
         seen.add(name)
-        if graph.inferred.dtype.get(name) not in _FLOATS:
+        if graph.inferred.dtype.get(name) not in FLOATS:
             todo += node.inputs if node.op not in _SIZES else ()
         elif node.op in _PUT_TOGETHER and not _selects_always_the_same(node, graph):
             todo += node.inputs[: _PUT_TOGETHER[node.op]]

@@ -197,11 +197,10 @@ class _Layer:
     def _first(self, damping: float, largest: Matrix) -> Matrix:
         """Weights chosen by a score and fitted roughly, shape [groups, K, outputs]."""
         result = np.empty_like(self.dense)
+        masks = self._mask(self.method, self.dense, 0.0) if self.method == "wanda" else largest != 0
         for g, (a, b) in enumerate(self._systems(damping)):
-            present = self.dense[g]
             if self.method != "obs":
-                mask = self._mask(self.method, self.dense, 0.0)[g] if self.method in LAYERWISE else largest[g] != 0
-                result[g] = solver.refit(a, b, mask, present, solver.NEAR)
+                result[g] = solver.refit(a, b, masks[g], self.dense[g], solver.NEAR)
                 continue
             inverse = systems.inverse(_digits(a)[None])[0]
             best = inverse @ b

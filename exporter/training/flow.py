@@ -19,7 +19,7 @@ from exporter.groups import Groups
 from exporter.importance import Comparable, Scores
 from exporter.score_names import FLOW
 from exporter.training.devices import default_device, placed
-from exporter.training.losses import asked, judged, probe
+from exporter.training.losses import asked, probe
 from exporter.training.scores import Step, batches, owned, sum_over
 from runtime.nouns import counted
 from runtime.samples import Samples
@@ -47,7 +47,7 @@ def flow_scores(groups: Groups, samples: Samples, batch: int, step: Step, seed: 
         UsageError: an operator has no second derivative in torch.
     """
     module = placed(to_torch(groups.graph), default_device())
-    loss, names = probe(groups.graph), asked(groups.graph, judged(groups.graph))
+    loss, names = probe(groups.graph), asked(groups.graph)
     weights = list(module.weights.values())
 
     def mean(of: str, held: list[Tensor]) -> list[Tensor]:

@@ -76,8 +76,8 @@ def judged(graph: Graph, kind: str = "auto", output: str | None = None, teacher:
         if output not in (None, o.name):
             continue
         form = {"kl": "logits" if o.form == "values" else o.form, "mse": "values"}.get(kind, o.form)
-        parts = parts_of(graph, o.name) if form == "values" else []
-        if len(parts) < 2 or not (teacher is None or _same_parts(parts, o.name, graph, teacher)):
+        parts = parts_of(graph, o.name) if form == "values" else [o.name]
+        if teacher is not None and not _same_parts(parts, o.name, graph, teacher):
             parts = [o.name]
         found += [Output(n, form, 1 / len(parts)) for n in parts]
     return found
@@ -87,9 +87,9 @@ def _same_parts(parts: Sequence[str], output: str, graph: Graph, teacher: Graph)
     return parts_of(teacher, output) == parts and all(teacher.shape(n) == graph.shape(n) for n in parts)
 
 
-def asked(graph: Graph, outputs: Sequence[Output]) -> tuple[str, ...]:
+def asked(graph: Graph) -> tuple[str, ...]:
     """Names of the graph's outputs, and of what else they are judged by."""
-    return tuple(dict.fromkeys([*graph.outputs, *(o.name for o in outputs)]))
+    return tuple(dict.fromkeys([*graph.outputs, *(o.name for o in judged(graph))]))
 
 
 def log_probabilities(values: Tensor, form: str, axis: int, temperature: float = 1.0) -> Tensor:

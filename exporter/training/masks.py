@@ -23,7 +23,7 @@ from exporter.importance import Comparable, Scores
 from exporter.training.budget import Share, share_of
 from exporter.training.devices import default_device, placed
 from exporter.training.gates import Gates
-from exporter.training.losses import asked, judged, make_loss
+from exporter.training.losses import asked, make_loss
 from exporter.training.scores import Step, steps_of
 from runtime.samples import Samples
 from runtime.steps import Count
@@ -99,7 +99,7 @@ def mask_scores(
     torch.manual_seed(options.seed)
     learner = _LEARNERS[by](free, share, module.device)
     optimizer = torch.optim.Adam([learner.parameter], lr=_RATE)
-    names, weight, taken = asked(groups.graph, judged(groups.graph)), 0.0, 0
+    names, weight, taken = asked(groups.graph), 0.0, 0
     length = options.steps or _STEPS
     while taken < length:
         for runs in steps_of(samples.shuffled(options.seed + taken), _BATCH, module.device):

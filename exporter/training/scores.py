@@ -24,7 +24,7 @@ from exporter.importance import Comparable, Scores
 from exporter.spans import Span
 from exporter.training.devices import default_device, placed
 from exporter.training.gates import Gates
-from exporter.training.losses import asked, judged, probe
+from exporter.training.losses import asked, probe
 from runtime.samples import Samples
 from runtime.steps import Count
 
@@ -77,7 +77,7 @@ def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step:
     """
     module = placed(to_torch(groups.graph), default_device())
     gates = Gates(groups, module)
-    loss, names = probe(groups.graph), asked(groups.graph, judged(groups.graph))
+    loss, names = probe(groups.graph), asked(groups.graph)
     draw = torch.Generator().manual_seed(seed)
     power = 2 if by == "fisher" else 1
     samples = samples.first(FISHER_SAMPLES) if by == "fisher" else samples

@@ -17,7 +17,7 @@ from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
 from exporter.protos import add_outputs
-from exporter.training.losses import Loss, Output, Outputs, asked, judged, make_loss, relative_error
+from exporter.training.losses import Loss, Output, Outputs, judged, make_loss, relative_error
 from exporter.training.options import AGREEMENT, check_target
 from runtime.backends import open_session
 
@@ -181,7 +181,7 @@ def make_target(
         distil = make_loss(graph, kind, False, output, temperature, teacher)
         told = judged(graph, kind, output, teacher)
     found = matches_of(graph, teacher, match, plan) if teacher is not None else []
-    names = tuple(dict.fromkeys([*asked(graph, told), *(m.name for m in found)]))
+    names = tuple(dict.fromkeys([*graph.outputs, *(o.name for o in told), *(m.name for m in found)]))
     run = teacher_of(teacher, names, device) if teacher is not None else None
     source = teacher.source.sha256 if teacher is not None else ""
     about = f"{loss} {labelled} {output} {share} {temperature} {source} {[m.name for m in found]}"

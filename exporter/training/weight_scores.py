@@ -19,7 +19,7 @@ from exporter.autograd import to_torch
 from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.training.devices import default_device, placed
-from exporter.training.losses import asked, judged, probe
+from exporter.training.losses import asked, probe
 from exporter.training.scores import FISHER_SAMPLES, Step, batches
 from runtime.samples import Samples
 from runtime.steps import Count
@@ -52,7 +52,7 @@ def weight_scores(
     chosen = {n for n in names if graph.array(n).dtype.name in _FLOATS}
     _refuse(set(names) - chosen, by)
     module = placed(to_torch(graph, train=chosen.__contains__), default_device())
-    loss, read = probe(graph), asked(graph, judged(graph))
+    loss, read = probe(graph), asked(graph)
     draw = torch.Generator().manual_seed(seed)
     samples = samples.first(FISHER_SAMPLES) if by == "fisher" else samples
     found: dict[str, torch.Tensor] = {}

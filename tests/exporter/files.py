@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from onnx import helper, numpy_helper
 
 from exporter import find_groups, load, make_plan, rewrite, save, score, verify
 from exporter.graph import Graph
+from exporter.model_file import from_model
 from exporter.normalise import serialize_with_data
+from exporter.plan import Plan
 from tests.onnx_builder import build, ints, node, weights
 
 
@@ -182,3 +185,29 @@ def branch(name, nodes, output, constants=None):
 
 def choose(condition, output, then, other):
     return node("If", condition, output, then_branch=then, else_branch=other)
+
+
+def halved(graph: Graph) -> tuple[Plan, Graph]:
+    """A plan that takes half of every group, and the graph cut by it."""
+    groups = find_groups(graph)
+    plan = make_plan(groups, score(groups), ratio=0.5, align=1)
+    return plan, rewrite(graph, plan)
+
+
+def changed(graph: Graph, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Graph:
+    """The graph with another constant."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    found = next(t for t in model.graph.initializer if t.name == name)
+    found.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(found).copy()), name))
+    return from_model(model)
+
+
+def off(graph: Graph, name: str, by: float) -> Graph:
+    """The graph with one weight off by a share of the largest."""
+
+    def change(values):
+        values.flat[-1] += by * np.abs(values).max()
+        return values
+
+    return changed(graph, name, change)

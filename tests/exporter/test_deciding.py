@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter import GoalError, find_groups, make_plan, rewrite, score, verify
+from exporter import GoalError, verify
 from exporter.deciding import deciding_tensors
 from exporter.model_file import from_model
 from exporter.optimised import Optimised
+from tests.exporter.files import changed, halved, off
 from tests.onnx_builder import build, node, weights
 
 QUERIES, WIDTH = 64, 512
@@ -40,31 +41,6 @@ def network(chooser="TopK", apart=CLOSE, chaos=None):
         nodes += [node("Conv", "a w4", "p"), node("Mul", "p chaos", "m"), node("Sin", "m", "waves"),
                   node("ArgMax", "waves", "best", axis=1)]  # fmt: skip
     return from_model(build(nodes, {"x": ["N", 8, 3, 3]}, ["y", *kinds], constants, kinds=kinds))
-
-
-def halved(graph):
-    groups = find_groups(graph)
-    plan = make_plan(groups, score(groups), ratio=0.5, align=1)
-    return plan, rewrite(graph, plan)
-
-
-def changed(graph, name, change):
-    """The graph with another constant."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    found = next(t for t in model.graph.initializer if t.name == name)
-    found.CopyFrom(onnx.numpy_helper.from_array(change(onnx.numpy_helper.to_array(found).copy()), name))
-    return from_model(model)
-
-
-def off(graph, name, by):
-    """The graph with one weight off by a share of the largest."""
-
-    def change(values):
-        values.flat[0] += by * np.abs(values).max()
-        return values
-
-    return changed(graph, name, change)
 
 
 def swapped(graph, apart=CLOSE):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
 
-from exporter import GoalError, find_groups, make_plan, rewrite, score, verify
+from exporter import GoalError, verify
 from exporter.model_file import from_model
 from exporter.sparsity.patterns import parse_pattern
 from exporter.sparsity.permuting import permute_graph
+from tests.exporter.files import halved, off
 from tests.onnx_builder import build, node, weights
 
 CHAOS = 1e6
@@ -26,23 +26,6 @@ def chaotic(width=1024, quantized=False):
         nodes[0] = node("MatMul", "d w1", "h")
         nodes[:0] = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "d")]
     return from_model(build(nodes, {"x": ["N", 12]}, ["y"], constants))
-
-
-def halved(graph):
-    groups = find_groups(graph)
-    plan = make_plan(groups, score(groups), ratio=0.5, align=1)
-    return plan, rewrite(graph, plan)
-
-
-def off(graph, name, by):
-    """The graph with one weight off by a share of the largest."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    found = next(t for t in model.graph.initializer if t.name == name)
-    values = onnx.numpy_helper.to_array(found).copy()
-    values.flat[-1] += by * np.abs(values).max()
-    found.CopyFrom(onnx.numpy_helper.from_array(values, name))
-    return from_model(model)
 
 
 def test_a_cut_behind_which_rounding_grows_is_proved_piece_by_piece():

@@ -34,7 +34,7 @@ def test_boxes_and_scores_are_judged_each_by_its_own_variance():
     graph = detector()
     outputs = judged(graph)
     assert [(o.name, o.form, o.weight) for o in outputs] == [("p", "values", 0.5), ("pixels", "values", 0.5)]
-    names = asked(graph, outputs)
+    names = asked(graph)
     assert set(names) == {"y", "p", "pixels"}
     with torch.no_grad():
         want = run(graph, to_torch(graph), names)
@@ -79,11 +79,11 @@ def test_what_the_student_lacks_is_judged_as_a_whole():
 def test_gradients_reach_the_scores_as_they_do_the_boxes():
     """Their derivatives are a hundredth of those of the boxes, and so were their scores of importance."""
     from exporter.autograd import to_torch
-    from exporter.training.losses import asked, judged, probe
+    from exporter.training.losses import asked, probe
 
     graph = detector()
     module = to_torch(graph)
-    names, loss = asked(graph, judged(graph)), probe(graph)
+    names, loss = asked(graph), probe(graph)
     loss(run(graph, module, names), {}, None, torch.Generator().manual_seed(1)).backward()
     sizes = {
         n: float((w * w.grad).square().mean().detach()) for n, w in module.weights.items() if n in ("boxes", "scores")
