@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from exporter.calibration.readers import Reader
+from exporter.calibration.runner import Runner
 from exporter.graph import Graph, Node
 from exporter.protos import reads
+from exporter.tensors import Array
 
 Limits = tuple[float, float]
 """Between which values a result matters as it is: below, any value below is as good, and above any above."""
@@ -51,6 +56,21 @@ def find_target(pruned: Graph, graph: Graph, reader: Reader, later: set[str]) ->
             name, other = add.key, added
     found = {_limits(pruned, node) for node, _ in pruned.users.get(name, [])}
     return Target(name, other, found.pop() if len(found) == 1 and name not in pruned.outputs else WIDE)
+
+
+def wanted(target: Target, own: Runner, dense: Runner) -> Iterator[Array]:
+    """What a layer should give, batch by batch.
+
+    Args:
+        target: of the layer.
+        own: holds what is added, of the graph that is fitted.
+        dense: holds the tensor of the other graph.
+    """
+    if not target.other:
+        yield from dense.values(target.tensor)
+        return
+    for want, added in zip(dense.values(target.tensor), own.values(target.other), strict=True):
+        yield np.asarray(want, np.float32) - np.asarray(added, np.float32)
 
 
 def _limits(graph: Graph, node: Node) -> Limits:

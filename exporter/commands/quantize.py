@@ -55,6 +55,11 @@ def add(commands: Any) -> None:
         help="inputs to find ranges with, and others to judge by: an .npz by input name, a folder of .npy, .npz or "
         "image files, or synthetic for made-up ones",
     )
+    data.add_argument(
+        "--no-fit",
+        action="store_true",
+        help="round weights to the nearest; do not fit layers to what they gave in float",
+    )
     add_preprocess(data)
     data.add_argument("--calib-samples", type=int, default=256, metavar="N", help="find ranges with at most N (256)")
     data.add_argument(
@@ -115,6 +120,7 @@ def run(options: argparse.Namespace) -> int:
         reduce_range=options.reduce_range,
         only=options.only,
         keep=options.keep,
+        fit=not options.no_fit,
         max_drop=options.max_drop,
         labels=options.labels,
         metric=options.metric,

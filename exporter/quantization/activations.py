@@ -193,3 +193,30 @@ def quantized(
             ) from error
     result: ModelProto = made.model.model
     return result
+
+
+def with_float_weights(made: ModelProto, plain: ModelProto, layers: Sequence[str]) -> ModelProto:
+    """A quantized model whose layers read the weights and biases of the float model: only what lies between is rounded.
+
+    Args:
+        made: of ``quantized``.
+        plain: the float model.
+        layers: names of the nodes.
+    """
+    result = ModelProto()
+    result.CopyFrom(made)
+    constants = {t.name: t for t in plain.graph.initializer}
+    before = {node.name: node for node in plain.graph.node}
+    for node in result.graph.node:
+        if node.name in layers:
+            for i, name in enumerate(before[node.name].input[1:3], 1):
+                node.input[i] = name if name in constants else node.input[i]
+    nodes = [
+        node for node in result.graph.node if node.output[0] not in constants
+    ]  # of rounded biases, which keep names
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    have = {t.name for t in result.graph.initializer}
+    read = {name for node in nodes for name in node.input}
+    result.graph.initializer.extend(t for name, t in constants.items() if name in read - have)
+    return result

@@ -10,24 +10,28 @@ from typing import TYPE_CHECKING
 
 from onnx import ModelProto, TensorProto
 
-from exporter.atomic import obstacle, scratch
+from exporter.atomic import obstacle
 from exporter.calibration.accuracy import Accuracy, compare_sessions, usual_metric
 from exporter.calibration.data import Calibration, calibration_of
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.graph import Graph
-from exporter.model_file import IR_WITH_FREE_INITIALIZERS, finished, from_model, load, save
+from exporter.model_file import finished, from_model, load, save
 from exporter.normalise import serialize_with_data
-from exporter.quantization.activations import find_ranges, quantized
-from exporter.quantization.layers import Layer, chosen_layers, layers_of, name_nodes
+from exporter.quantization.activations import find_ranges
+from exporter.quantization.damage import Reference, opened, reference
+from exporter.quantization.fitting import Fit
+from exporter.quantization.layers import Layer, chosen_layers, layers_of
+from exporter.quantization.making import Made, Maker
 from exporter.quantization.precisions import METHODS, Precision, find_precision
+from exporter.quantization.preparing import float_model
 from exporter.quantization.processor import saturates
-from exporter.quantization.search import Found, Make, least_in_float, opened, output_error
-from exporter.quantization.weights import fits, weights_quantized
+from exporter.quantization.search import Found, least_in_float
+from exporter.quantization.weights import fits
 from exporter.search import parse_limit
 from exporter.sparsity.check import check_pattern
 from exporter.sparsity.patterns import parse_pattern
 from runtime.backends import Session, SessionOptions, open_session
-from runtime.errors import BadRequest, RunError
+from runtime.errors import BadRequest
 from runtime.nouns import counted
 
 if TYPE_CHECKING:
@@ -37,11 +41,9 @@ if TYPE_CHECKING:
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _RANGES = ("auto", "on", "off")
-_MOST_BYTES = 2_000_000_000
 _MANY_SCALES = (
     "a transposed convolution of several groups: onnxruntime.quantization fails on its bias; --no-per-channel takes it"
 )
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Quantized:
         before, after: bytes of the files.
         accuracy: on inputs held out; None where there are none.
         error: error of the outputs there, as a share of their variance; None likewise.
+        rounded: the same with the weights rounded to the nearest; None where none were fitted.
+        fits: what became of the layers that were fitted, by the name of the weight.
         search: how layers were chosen for ``--max-drop``.
         sparse: layers whose zeros were checked to have stayed; those among them that are 2:4.
         comparison: the result's time against the original's; None where it was not measured.
@@ -77,6 +81,8 @@ class Quantized:
     after: int
     accuracy: Accuracy | None
     error: float | None
+    rounded: float | None
+    fits: Mapping[str, Fit]
     search: Found | None
     sparse: tuple[int, int]
     comparison: Comparison | None = None
@@ -96,6 +102,7 @@ def quantize(
     reduce_range: str = "auto",
     only: Sequence[str] = (),
     keep: Sequence[str] = (),
+    fit: bool = True,
     max_drop: float | str | None = None,
     labels: str | None = None,
     metric: str | None = None,
@@ -121,6 +128,7 @@ def quantize(
         reduce_range: weights of 7 bits: ``on``, ``off``, or ``auto``: where this processor's sums of products of 8 bits
             overflow.
         only, keep: patterns of names of layers to take, and to leave in float.
+        fit: fit the layers to what the float model gives for ``calib``, before or while their weights are rounded.
         max_drop: largest drop; the most harmful layers stay in float.
         labels: the array that holds labels.
         metric: how outputs are judged.
@@ -143,8 +151,71 @@ def quantize(
     target = Path(output)
     check_options(kind, target, method, percentile, reduce_range, calib, max_drop)
     graph = load(model, shapes)
-    plain, notes = _plain(graph, kind)
+    plain, notes = float_model(graph, kind)
     layers = layers_of(plain)
+    chosen, reasons = _chosen(layers, only, keep, kind, per_channel)
+    calibration = None
+    if calib is not None:
+        calibration = calibration_of(
+            calib, graph, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric,
+            judged=True,
+        )  # fmt: skip
+        if calibration.synthetic:
+            notes.append("the inputs are made up: ranges and accuracy of real ones may differ")
+    less, said = _less_range(kind, profile, reduce_range)
+    notes += said
+    maker = _maker(plain, chosen, kind, profile, calibration, method, percentile, per_channel, less, step)
+    names = [layer.node for layer in chosen]
+    original = open_session(serialize_with_data(finished(graph), graph.folder))
+    whole = from_model(plain, graph.binding.shapes)
+    compared = reference(plain, whole) if calibration is not None else None
+    judged_by, said = _metric(calibration, graph, compared, limit is not None)
+    notes += said
+
+    def fitted(names: Sequence[str]) -> Made:
+        assert calibration is not None
+        return maker.fitted(names, whole, calibration, step)
+
+    fit = fit and calibration is not None
+    found = None
+    if limit is not None:
+        assert calibration is not None
+        assert calibration.judges is not None
+        assert judged_by is not None
+        found = least_in_float(
+            maker.made, fitted if fit else None, names, kind, compared, original, calibration.judges,
+            calibration.batch, judged_by, limit, step,
+        )  # fmt: skip
+        names = list(found.quantized)
+        reasons |= {n: f"damage {found.damage[n]:.2g}" for n in found.damage if n not in found.quantized}
+    step("quantizing")
+    made = found.made if found is not None else fitted(names) if fit else maker.made(names)
+    accuracy, error, rounded = None, None, None
+    if calibration is not None:
+        step("judging")
+        error, rounded = _errors(made, maker, names, compared, calibration)
+        if found is None and error is not None and rounded is not None and rounded <= error:
+            notes.append(f"fitting was left out: output error {error:.3g} with it, {rounded:.3g} without")
+            made, error = maker.made(names), rounded
+        accuracy, said = _accuracy(opened(made.model, kind), original, calibration, judged_by)
+        notes += said
+    sparse = _zeros_kept(plain, made.model)
+    after = save(from_model(made.model, graph.binding.shapes), target)
+    return Quantized(
+        Path(model), target, kind, profile, maker.ranges.method if maker.ranges is not None else "", tuple(layers),
+        tuple(names), reasons, graph.source.size, after, accuracy, error, rounded, made.fits,
+        found, sparse, _measured(Path(model), target, shapes, seconds, threads, profile, step), tuple(notes),
+    )  # fmt: skip
+
+
+def _chosen(
+    layers: Sequence[Layer], only: Sequence[str], keep: Sequence[str], kind: Precision, per_channel: bool
+) -> tuple[list[Layer], dict[str, str]]:
+    """The layers to quantize, and why others stay in float.
+
+    Raises:
+        ModelError: nothing is left.
+    """
     chosen = chosen_layers(layers, only, keep)
     reasons = {layer.node: "left out by --keep or --only" for layer in layers if layer not in chosen}
     reasons |= {layer.node: f"{kind.bits} bits are for matrices" for layer in chosen if not fits(layer, kind)}
@@ -156,46 +227,7 @@ def quantize(
         chosen = [layer for layer in chosen if not layer.many_scales]
     if not chosen:
         raise ModelError(f"nothing to quantize: every layer is {_MANY_SCALES}.")
-    calibration = None
-    if calib is not None:
-        calibration = calibration_of(
-            calib, graph, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric,
-            judged=True,
-        )  # fmt: skip
-        if calibration.synthetic:
-            notes.append("the inputs are made up: ranges and accuracy of real ones may differ")
-    less, said = _less_range(kind, profile, reduce_range)
-    notes += said
-    used, make = _maker(plain, chosen, kind, profile, calibration, method, percentile, per_channel, less, step)
-    names = [layer.node for layer in chosen]
-    original = open_session(serialize_with_data(finished(graph), graph.folder))
-    judged_by, said = _metric(calibration, graph, limit is not None)
-    notes += said
-    found = None
-    if limit is not None:
-        assert calibration is not None
-        assert calibration.judges is not None
-        assert judged_by is not None
-        found = least_in_float(
-            make, names, kind, original, calibration.judges, calibration.batch, judged_by, limit, step
-        )
-        reasons |= {n: f"damage {found.damage[n]:.2g}" for n in names if n not in found.quantized}
-    step("quantizing")
-    made = found.model if found is not None else make(names)
-    sparse = _zeros_kept(plain, made)
-    accuracy, error = None, None
-    if calibration is not None:
-        step("judging")
-        session = opened(made, kind)
-        accuracy, said = _accuracy(session, original, calibration, judged_by)
-        notes += said
-        error = output_error(session, original, calibration.held, calibration.batch)
-    after = save(from_model(made, graph.binding.shapes), target)
-    return Quantized(
-        Path(model), target, kind, profile, used, tuple(layers),
-        found.quantized if found is not None else tuple(names), reasons, graph.source.size, after, accuracy, error,
-        found, sparse, _measured(Path(model), target, shapes, seconds, threads, profile, step), tuple(notes),
-    )  # fmt: skip
+    return chosen, reasons
 
 
 def check_options(
@@ -226,70 +258,6 @@ def check_options(
         raise UsageError(f"{target} cannot be written: {why}.")
 
 
-def _plain(graph: Graph, kind: Precision) -> tuple[ModelProto, list[str]]:
-    """The float model to start from: BatchNormalization folded, nodes named, an operator set that is high enough."""
-    size = sum(len(t.raw_data) or 4 * len(t.float_data) for t in graph.model.graph.initializer)
-    if max(size, graph.source.size) > _MOST_BYTES:
-        raise ModelError(
-            f"the model takes {graph.source.size / 1e9:.1f} GB; onnxruntime.quantization handles up to 2 GB. Prune it "
-            "first."
-        )
-    model = ModelProto()
-    model.ParseFromString(serialize_with_data(finished(graph), graph.folder))
-    operators = {node.op_type for node in model.graph.node}
-    if operators & set(_QUANTIZED):
-        raise ModelError("the model is quantized already: it holds QuantizeLinear. Start from the float model.")
-    kinds = {t.data_type for t in model.graph.initializer}
-    if TensorProto.FLOAT not in kinds and kinds & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
-        raise ModelError("the weights have 16 bits; quantization starts from 32. Start from the model before.")
-    notes = []
-    if "BatchNormalization" in operators:
-        model = _folded(model)
-        notes.append("BatchNormalization was folded into the layers before, by ONNX Runtime")
-    model = _upgraded(model, kind.opset)
-    _free_initializers(model)
-    name_nodes(model)
-    return model, notes
-
-
-def _free_initializers(model: ModelProto) -> None:
-    """Take initializers out of the inputs, where old files declare all of them: integers cannot be fed as floats."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    if len(inputs) < len(model.graph.input):
-        del model.graph.input[:]
-        model.graph.input.extend(inputs)
-        model.ir_version = max(model.ir_version, IR_WITH_FREE_INITIALIZERS)
-
-
-def _folded(model: ModelProto) -> ModelProto:
-    """The model after ONNX Runtime's basic optimisation, which keeps to standard operators."""
-    import onnx
-
-    with scratch() as folder:
-        file = folder / "folded.onnx"
-        try:
-            open_session(model.SerializeToString(), options=SessionOptions(level="basic", save=file))
-        except RunError as error:
-            raise ModelError(f"the model cannot be loaded: {error}") from error
-        return onnx.load(file)
-
-
-def _upgraded(model: ModelProto, opset: int) -> ModelProto:
-    """The model in an operator set that knows the numbers needed."""
-    import onnx
-
-    now = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), opset)
-    if now >= opset:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, opset)
-    except Exception as error:
-        raise ModelError(
-            f"operator set {opset} is needed, and onnx cannot bring the model from {now} there: {error}"
-        ) from error
-
-
 def _less_range(kind: Precision, profile: str, asked: str) -> tuple[bool, list[str]]:
     """Whether weights get 7 bits, and what is to be said of it."""
     if kind.weight != "INT8" or kind.weights_only:
@@ -317,19 +285,30 @@ def _maker(
     per_channel: bool,
     less: bool,
     step: Callable[[str], None],
-) -> tuple[str, Make]:
-    """How ranges were found, and the function that makes a model of a choice of layers."""
-    if kind.weights_only:
-        return "", lambda names: weights_quantized(plain, [c for c in chosen if c.node in set(names)], kind)
-    assert calibration is not None
-    step(f"ranges of tensors on {counted(len(calibration.fit), 'input')}")
-    ranges = find_ranges(plain, calibration.fit, calibration.batch, kind, profile, method, percentile)
-    return ranges.method, lambda names: quantized(
-        ranges, kind, profile, names, per_channel and kind.name != "fp8", less
-    )
+) -> Maker:
+    """What makes a model of a choice of layers, after the ranges of tensors were found."""
+    ranges = None
+    if not kind.weights_only:
+        assert calibration is not None
+        step(f"ranges of tensors on {counted(len(calibration.fit), 'input')}")
+        ranges = find_ranges(plain, calibration.fit, calibration.batch, kind, profile, method, percentile)
+    return Maker(plain, chosen, kind, profile, ranges, per_channel and kind.name != "fp8", less)
 
 
-def _metric(calibration: Calibration | None, graph: Graph, needed: bool) -> tuple[str | None, list[str]]:
+def _errors(
+    made: Made, maker: Maker, names: Sequence[str], compared: Reference | None, calibration: Calibration
+) -> tuple[float | None, float | None]:
+    """Error of the outputs on held-out inputs, and what it would be had no layer been fitted."""
+    if compared is None:
+        return None, None
+    models = [made, maker.made(names)] if made.fits else [made]
+    found = [compared.error(m.model, maker.precision, calibration.held, calibration.batch) for m in models]
+    return found[0], found[1] if made.fits else None
+
+
+def _metric(
+    calibration: Calibration | None, graph: Graph, compared: Reference | None, needed: bool
+) -> tuple[str | None, list[str]]:
     """How outputs are judged, and what to say where they are not."""
     if calibration is None:
         return None, []
@@ -337,8 +316,10 @@ def _metric(calibration: Calibration | None, graph: Graph, needed: bool) -> tupl
     metric = calibration.metric or usual_metric(graph, calibration.held) or ("cosine" if floats else None)
     if needed and metric is None:
         raise UsageError("--max-drop: no output is a floating-point number; say how outputs are judged with --metric.")
-    unknown = "no output is a floating-point number, so what this costs is not known"
-    return metric, [] if metric is not None else [unknown]
+    said = "no output is a floating-point number, so what this costs is not known"
+    if compared is not None:
+        said = "no output is a floating-point number; output error is that of what they come from"
+    return metric, [] if metric is not None else [said]
 
 
 def _accuracy(

@@ -34,6 +34,8 @@ def quantize_text(found: Quantized) -> str:
         )
     if found.error is not None:
         lines.append(f"output error {found.error:.3g} of the outputs' variance")
+        if found.fits and found.rounded is not None:
+            lines[-1] += f"; {found.rounded:.3g} without fitting {counted(len(found.fits), 'layer')}"
     sparse, pattern = found.sparse
     if sparse:
         lines.append(f"zeros kept, as checked in the result: {counted(sparse, 'sparse layer')}, {pattern} of them 2:4")
@@ -82,13 +84,16 @@ def quantize_json(found: Quantized) -> dict[str, Any]:
         "method": found.method or None,
         "layers": [
             {"node": x.node, "op": x.op, "weight": x.weight, "shape": list(x.shape),
-             "quantized": x.node in found.quantized, "reason": found.reasons.get(x.node)}
+             "quantized": x.node in found.quantized, "reason": found.reasons.get(x.node),
+             "fit": None if x.weight not in found.fits else
+             {"error": found.fits[x.weight].error, "error_rounded": found.fits[x.weight].plain}}
             for x in found.layers
         ],
         "bytes_before": found.before,
         "bytes_after": found.after,
         "accuracy": accuracy_json(found.accuracy),
         "output_error": found.error,
+        "output_error_rounded": found.rounded,
         "search": None if found.search is None else {
             "limit": found.search.limit,
             "damage": dict(found.search.damage),

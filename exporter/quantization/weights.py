@@ -6,7 +6,7 @@ Symmetric, so zeros stay zeros. A scale belongs to an output channel (int8), or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,20 @@ from exporter.quantization.precisions import Precision
 
 BLOCK = 32
 
+Stored = tuple[NDArray[np.int8], NDArray[np.float32]]
+"""Integers of the shape of a weight, and their scales."""
 
-def weights_quantized(model: ModelProto, layers: Sequence[Layer], precision: Precision) -> ModelProto:
+
+def weights_quantized(
+    model: ModelProto, layers: Sequence[Layer], precision: Precision, stored: Mapping[str, Stored]
+) -> ModelProto:
     """The model with the weights of these layers stored as integers.
 
     Args:
         model: stays as it is.
         layers: those to take.
         precision: int8-weight or int4-weight.
+        stored: integers and scales by name of the weight; others are rounded to the nearest.
     """
     made = ModelProto()
     made.CopyFrom(model)
@@ -40,18 +46,18 @@ def weights_quantized(model: ModelProto, layers: Sequence[Layer], precision: Pre
         fresh = {part: _unused(f"{name}_{part}", taken) for part in ("quantized", "scale", "float")}
         if precision.bits == 4:
             summed = 1 - axis
-            integers, scale = blocked(values, summed, precision.bits)
+            integers, scale = stored.get(name) or blocked(values, summed, precision.bits)
             how = {"axis": summed, "block_size": min(BLOCK, values.shape[summed])}
         else:
-            integers, scale = per_channel(values, axis, precision.bits)
+            integers, scale = stored.get(name) or per_channel(values, axis, precision.bits)
             how = {"axis": axis}
         kind = TensorProto.INT4 if precision.bits == 4 else TensorProto.INT8
-        stored = _tensor(integers, fresh["quantized"], kind)
+        packed = _tensor(integers, fresh["quantized"], kind)
         users = [node for node in made.graph.node if name in node.input and node.name not in chosen]
         if users or any(value.name == name for value in made.graph.output):
-            made.graph.initializer.append(stored)  # somebody reads the weight itself
+            made.graph.initializer.append(packed)  # somebody reads the weight itself
         else:
-            tensors[name].CopyFrom(stored)
+            tensors[name].CopyFrom(packed)
         scales.append(numpy_helper.from_array(scale, fresh["scale"]))
         inputs = [fresh["quantized"], fresh["scale"]]
         added.append(helper.make_node("DequantizeLinear", inputs, [fresh["float"]], fresh["float"], **how))

@@ -19,7 +19,7 @@ from exporter.calibration.evidence import moments_of, sampled
 from exporter.calibration.moments import Centred, Moments, Vector
 from exporter.calibration.readers import Matrix, Reader, Rows, bias_of, constants_of, find_readers, matrix
 from exporter.calibration.runner import Runner
-from exporter.calibration.targets import Target, find_target
+from exporter.calibration.targets import find_target, wanted
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.sparsity import solver
@@ -103,7 +103,7 @@ def fit_layers(
         later.discard(reader.weight)
         dense.advance([target.tensor])
         own.advance([reader.source, *([target.other] if target.other else [])])
-        moments = moments_of(sampled(own, reader, _targets(own, dense, target)))
+        moments = moments_of(sampled(own, reader, wanted(target, own, dense)))
         layer = _Layer(graph, reader, moments, pattern, counts.get(reader.weight, 0), method, schedule)
         with threads_for(layer.dense.shape[1]):
             fit, fresh = layer.best(given[reader.weight], refit)
@@ -111,15 +111,6 @@ def fit_layers(
         values |= fresh
         fits.append(fit)
     return values, fits
-
-
-def _targets(own: Runner, dense: Runner, target: Target) -> Iterator[Array]:
-    """What a layer should give, batch by batch."""
-    if not target.other:
-        yield from dense.values(target.tensor)
-        return
-    for want, added in zip(dense.values(target.tensor), own.values(target.other), strict=True):
-        yield np.asarray(want, np.float32) - np.asarray(added, np.float32)
 
 
 class _Layer:

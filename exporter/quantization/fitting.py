@@ -1,0 +1,191 @@
+"""Fit the layers of a quantized model one after another to what the float model gives.
+
+Each layer reads what the quantized layers before it give, with the tensors between them rounded, and is fitted by least
+squares to what the original gave, before its weights are rounded: errors do not add up. Everything is judged on inputs
+that nothing was fitted to; a layer that fitting does not improve keeps its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from exporter.calibration.data import Calibration
+from exporter.calibration.evidence import UNCERTAIN, moments_of, sampled
+from exporter.calibration.moments import Centred, Moments
+from exporter.calibration.readers import Matrix, Reader, bias_of, constants_of, find_readers, matrix, weight_of
+from exporter.calibration.runner import Runner
+from exporter.calibration.systems import Factored, damped
+from exporter.calibration.targets import Target, find_target, wanted
+from exporter.calibration.threads import threads_for
+from exporter.graph import Graph
+from exporter.quantization import grid
+from exporter.quantization.grid import Grid
+from exporter.quantization.weights import Stored
+from exporter.sparsity import solver
+from exporter.sparsity.calibrated import DAMPINGS
+from exporter.tensors import Array
+from runtime.steps import Count
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What became of one layer.
+
+    Attributes:
+        plain: error of its output on held-out inputs, relative to the variance, with its weights rounded.
+        error: the same with what was taken.
+    """
+
+    plain: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """New weights.
+
+    Attributes:
+        values: of weights and biases that changed, by name; weights before they are rounded.
+        stored: the integers that weights become, where these were chosen, and their scales.
+        fits: what became of the layers that could be fitted, by the name of the weight.
+    """
+
+    values: dict[str, Array] = field(default_factory=dict)
+    stored: dict[str, Stored] = field(default_factory=dict)
+    fits: dict[str, Fit] = field(default_factory=dict)
+
+
+def fit_layers(
+    graph: Graph,
+    dense: Graph,
+    weights: Sequence[str],
+    numbers: Grid | None,
+    stored: bool,
+    calibration: Calibration,
+    step: Callable[[str], None],
+) -> Fitted:
+    """Fit the layers that calibration inputs tell of.
+
+    Args:
+        graph: the model whose tensors between layers are rounded, with float weights.
+        dense: the float model.
+        weights: names of the weights that are quantized.
+        numbers: what these may be; None: they are not rounded here.
+        stored: whether the integers are chosen here.
+        calibration: inputs.
+        step: called with a line before each layer.
+    """
+    taken = set(weights)
+    readers = [r for r in find_readers(graph) if r.weight in taken and r.norm is None and r.scale > 0]
+    own, other = (Runner(g, calibration.fit, calibration.batch) for g in (graph, dense))
+    later = {r.weight for r in readers}
+    found = Fitted()
+    for i, reader in enumerate(readers):
+        step(Count("fitting quantized layers", i, len(readers)))
+        target = _target(graph, dense, reader, later)
+        later.discard(reader.weight)
+        if target is None:
+            continue
+        other.advance([target.tensor])
+        own.advance([reader.source, *([target.other] if target.other else [])])
+        moments = moments_of(sampled(own, reader, wanted(target, own, other)))
+        with threads_for(moments[0].xx.shape[1]):
+            layer = _Layer(graph, reader, moments, numbers, stored)
+            own.weights |= layer.best(found)
+    return found
+
+
+def _target(graph: Graph, dense: Graph, reader: Reader, later: set[str]) -> Target | None:
+    """What a layer is fitted to. onnxruntime.quantization keeps the names of nodes; those of tensors may move behind a
+    Relu that it leaves to the rounding."""
+    target = find_target(graph, dense, reader, later)
+    name = graph.producer[target.tensor].proto.name
+    same = next((node for node in dense.nodes if node.depth == 0 and node.proto.name == name), None)
+    return replace(target, tensor=same.outputs[0]) if same is not None else None
+
+
+class _Layer:
+    """One layer: its moments, and the candidates for its weights."""
+
+    def __init__(
+        self, graph: Graph, reader: Reader, moments: tuple[Moments, Moments], numbers: Grid | None, stored: bool
+    ) -> None:
+        self.graph, self.reader, self.numbers = graph, reader, numbers
+        fit, held = moments
+        self.fit: Centred = fit.centred(reader.bias is not None)
+        self.held: Centred = (held if held.rows else fit).centred(reader.bias is not None)
+        self.few = UNCERTAIN * self.fit.xx.shape[1] / max(fit.rows, 1)
+        self.like = graph.array(reader.weight)
+        self.weights: Matrix = matrix(reader, self.like)
+        self.stored = stored and not (reader.node.op == "ConvTranspose" and reader.groups > 1)  # which share scales
+
+    def best(self, found: Fitted) -> dict[str, Array]:
+        """Put what does best on held-out inputs into ``found``; returns the values it stands for."""
+        reader, graph = self.reader, self.graph
+        total = max(float(self.held.yy.sum()), 1e-30)
+        bias = None if reader.bias is None else bias_of(reader, graph.array(reader.bias))
+        rounded = self._nearest(self.weights)
+        plain = self.held.error(rounded, bias) / total
+        weights, system = self._least_squares()
+        stored: Stored | None = None
+        if self.numbers is not None and self.stored:
+            new, stored = self._integers(weights, system, self.numbers)
+        else:
+            new = self._nearest(weights)
+        error = self.held.error(new, self._bias(new)) / total
+        found.fits[reader.weight] = Fit(plain, min(error, plain))
+        if not error < plain:
+            return constants_of(reader, graph, rounded, None)
+        now = constants_of(reader, graph, new, self._bias(new))
+        found.values.update(now | constants_of(reader, graph, weights, None))
+        if stored is not None:
+            found.stored[reader.weight] = stored
+        return now
+
+    def _bias(self, weights: Matrix) -> Matrix | None:
+        return self.fit.bias(weights) if self.reader.bias is not None else None
+
+    def _nearest(self, weights: Matrix) -> Matrix:
+        """Weights [groups, K, outputs] rounded to the nearest."""
+        if self.numbers is None:
+            return weights
+        g, columns, outputs = weights.shape
+        side_by_side = weights.transpose(1, 0, 2).reshape(columns, -1)
+        integers, scales = grid.nearest(side_by_side, self.numbers)
+        rounded = integers * self.numbers.spread(scales, columns)
+        return rounded.reshape(columns, g, outputs).transpose(1, 0, 2)
+
+    def _least_squares(self) -> tuple[Matrix, Matrix]:
+        """Weights fitted with the damping that does best on held-out inputs, and the damped moments of the inputs.
+
+        Weights that are zero stay zero.
+        """
+        found = []
+        for share in DAMPINGS:
+            ridge = self.fit.ridge(share + self.few)
+            system = damped(self.fit.xx, ridge)
+            product = self.fit.xy + ridge * self.weights
+            fitted = Factored(system).solve(product)
+            if not self.weights.all():
+                each = zip(system, product, self.weights, fitted, strict=True)
+                fitted = np.stack([solver.refit(a, b, w != 0, start) for a, b, w, start in each])
+            found.append((self.held.error(fitted, self._bias(fitted)), fitted, system))
+        return min(found, key=lambda one: one[0])[1:]
+
+    def _integers(self, weights: Matrix, system: Matrix, numbers: Grid) -> tuple[Matrix, Stored]:
+        """Weights rounded so that the output suffers the least, and the integers as
+        ``exporter.quantization.weights`` lays them out."""
+        each = [grid.fitted(w, a, numbers) for w, a in zip(weights, system, strict=True)]
+        integers = np.stack([codes for codes, _ in each]).astype(np.float64)
+        scales = np.stack([steps for _, steps in each])
+        rounded = integers * np.stack([numbers.spread(s, weights.shape[1]) for s in scales])
+        like = np.empty(self.like.shape, np.int8)
+        codes = weight_of(replace(self.reader, scale=1.0), integers, like).astype(np.int8)
+        stored = (scales / self.reader.scale).astype(np.float32)
+        if not numbers.block:
+            return rounded, (codes, stored.reshape(-1))
+        turned = self.reader.node.op == "Gemm" and self.reader.node.attributes.get("transB", 0)
+        return rounded, (codes, np.ascontiguousarray(stored[0].T if turned else stored[0]))

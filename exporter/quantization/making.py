@@ -1,0 +1,101 @@
+"""Make a quantized model of a choice of layers, with its layers fitted or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import ModelProto, numpy_helper
+
+from exporter.calibration.data import Calibration
+from exporter.graph import Graph
+from exporter.model_file import from_model
+from exporter.quantization.activations import Ranges, quantized, with_float_weights
+from exporter.quantization.fitting import Fit, fit_layers
+from exporter.quantization.grid import Grid
+from exporter.quantization.layers import Layer
+from exporter.quantization.precisions import Precision
+from exporter.quantization.weights import BLOCK, weights_quantized
+from exporter.tensors import Array
+
+
+@dataclass(frozen=True)
+class Made:
+    """A quantized model.
+
+    Attributes:
+        model: the model.
+        fits: what became of the layers that were fitted, by the name of the weight.
+    """
+
+    model: ModelProto
+    fits: Mapping[str, Fit] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes quantized models of one float model.
+
+    Attributes:
+        plain: the float model, with names on all nodes.
+        layers: those that may be quantized.
+        precision, profile: how, and what for.
+        ranges: of the tensors between layers; None for weights alone.
+        per_channel: a scale for each output channel of a weight.
+        less: weights of 7 bits.
+    """
+
+    plain: ModelProto
+    layers: Sequence[Layer]
+    precision: Precision
+    profile: str
+    ranges: Ranges | None
+    per_channel: bool
+    less: bool
+
+    def made(self, names: Sequence[str]) -> Made:
+        """The model with the weights of these layers rounded to the nearest."""
+        if self.ranges is None:
+            return Made(weights_quantized(self.plain, self._chosen(names), self.precision, {}))
+        return Made(self._between(self.ranges, names))
+
+    def fitted(self, names: Sequence[str], graph: Graph, calibration: Calibration, step: Callable[[str], None]) -> Made:
+        """The model with these layers fitted to what the float model gives, before or while they are rounded.
+
+        Args:
+            names: of the layers.
+            graph: the float model, described.
+            calibration: inputs.
+            step: called with a line before each layer.
+        """
+        chosen = self._chosen(names)
+        weights = [layer.weight for layer in chosen]
+        grid: Grid | None = Grid(self.precision.bits, BLOCK if self.precision.bits == 4 else 0)
+        if self.ranges is None:
+            found = fit_layers(graph, graph, weights, grid, True, calibration, step)
+            changed = _with(self.plain, found.values)
+            return Made(weights_quantized(changed, chosen, self.precision, found.stored), found.fits)
+        rounded = with_float_weights(self._between(self.ranges, names), self.plain, names)
+        # float8 is finer than its input's for most weights, and rounded to the nearest later
+        grid = None if self.precision.name == "fp8" else Grid(7 if self.less else 8, alike=not self.per_channel)
+        own = from_model(rounded, graph.binding.shapes)
+        found = fit_layers(own, graph, weights, grid, False, calibration, step)
+        return Made(self._between(replace(self.ranges, model=_with(self.plain, found.values)), names), found.fits)
+
+    def _chosen(self, names: Sequence[str]) -> list[Layer]:
+        taken = set(names)
+        return [layer for layer in self.layers if layer.node in taken]
+
+    def _between(self, ranges: Ranges, names: Sequence[str]) -> ModelProto:
+        return quantized(ranges, self.precision, self.profile, names, self.per_channel, self.less)
+
+
+def _with(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
+    """The model with other values of some initializers."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[tensor.name]), tensor.name))
+    return result
