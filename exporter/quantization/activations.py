@@ -18,6 +18,7 @@ from onnx import ModelProto
 
 from exporter.atomic import scratch
 from exporter.errors import GoalError, ModelError
+from exporter.quantization.float8 import as_float8
 from exporter.quantization.layers import LAYERS, PASSING, passing_between
 from exporter.quantization.precisions import Precision
 from exporter.sessions import not_calibrated
@@ -75,7 +76,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def find_ranges(model: ModelProto, samples: Samples, batch: int, precision: Precision, profile: str, method: str,
+def find_ranges(model: ModelProto, samples: Samples, batch: int, profile: str, method: str,
                 percentile: float) -> Ranges:  # fmt: skip
     """Run a float model on samples and find the range of each tensor.
 
@@ -83,7 +84,6 @@ def find_ranges(model: ModelProto, samples: Samples, batch: int, precision: Prec
         model: stays as it is.
         samples: calibration inputs.
         batch: samples in one run.
-        precision: fp8 takes the spread of values instead of ``method``.
         profile: ``tensorrt`` wants ranges about zero.
         method: ``minmax``, ``entropy`` or ``percentile``.
         percentile: share of the values, in per cent, that the range holds.
@@ -94,15 +94,13 @@ def find_ranges(model: ModelProto, samples: Samples, batch: int, precision: Prec
     import onnxruntime
     from onnxruntime.quantization import calibrate
 
-    kind = "distribution" if precision.name == "fp8" else method
     about_zero = profile == "tensorrt"
     choices: dict[str, tuple[Any, dict[str, Any]]] = {
         "minmax": (calibrate.MinMaxCalibrater, {"symmetric": about_zero}),
         "entropy": (calibrate.EntropyCalibrater, {"symmetric": True}),
         "percentile": (calibrate.PercentileCalibrater, {"symmetric": about_zero, "percentile": percentile}),
-        "distribution": (calibrate.DistributionCalibrater, {"num_bins": 2048}),
     }
-    calibrater, how = choices[kind]
+    calibrater, how = choices[method]
     with _quiet(), scratch() as folder:
         file, augmented = folder / "model.onnx", str(folder / "augmented.onnx")
         file.write_bytes(model.SerializeToString())
@@ -129,7 +127,7 @@ def find_ranges(model: ModelProto, samples: Samples, batch: int, precision: Prec
                 raise not_calibrated(RunError(str(error))) from error
         found = calibrator.compute_data()
     _refuse_no_numbers(model, found)
-    return Ranges(model, found, kind)
+    return Ranges(model, found, method)
 
 
 def _refuse_no_numbers(model: ModelProto, found: Any) -> None:
@@ -137,7 +135,7 @@ def _refuse_no_numbers(model: ModelProto, found: Any) -> None:
     bad = {
         name
         for name, data in found.items()
-        if any(np.isnan(getattr(data, key, 0.0)).any() for key in ("lowest", "highest", "avg"))
+        if any(np.isnan(getattr(data, key, 0.0)).any() for key in ("lowest", "highest"))
     }
     if bad:
         ordered = [v.name for v in model.graph.input] + [name for node in model.graph.node for name in node.output]
@@ -173,7 +171,7 @@ def quantized(
     copy.CopyFrom(ranges.model)
     if not layers:
         return copy
-    types = {"INT8": QuantType.QInt8, "UINT8": QuantType.QUInt8, "FLOAT8E4M3FN": QuantType.QFLOAT8E4M3FN}
+    types = {"INT8": QuantType.QInt8, "UINT8": QuantType.QUInt8, "FLOAT8E4M3FN": QuantType.QInt8}
     extra: dict[str, Any] = {"MatMulConstBOnly": True, "WeightSymmetric": precision.weight != "UINT8"}
     if profile == "tensorrt":
         extra |= _TRT_OPTIONS
@@ -192,6 +190,8 @@ def quantized(
                 "Leave layers in float with --keep GLOB, or quantize the weights alone: --precision int8-weight."
             ) from error
     result: ModelProto = made.model.model
+    if precision.name == "fp8":
+        as_float8(result, ranges.model)
     return result
 
 

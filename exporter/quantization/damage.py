@@ -43,7 +43,7 @@ class Reference:
             samples: inputs.
             batch: samples in one run.
         """
-        there = self._places(model)
+        there = self.places(model)
         session = opened(_with_outputs(model, [*there.values()]), precision)
         found = Deviation(self.weights)
         for feeds in samples.batches(batch):
@@ -52,7 +52,7 @@ class Reference:
             found.add({name: got[there[name]] for name in alike}, {name: want[name] for name in alike})
         return found.value
 
-    def _places(self, model: ModelProto) -> dict[str, str]:
+    def places(self, model: ModelProto) -> dict[str, str]:
         """Names in a quantized model of what is compared; where it is rounded, of what it is rounded to.
 
         onnxruntime.quantization keeps the names of nodes, and of all tensors but those behind a Relu that goes.

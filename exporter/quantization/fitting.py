@@ -29,6 +29,9 @@ from exporter.sparsity.calibrated import DAMPINGS
 from exporter.tensors import Array
 from runtime.steps import Count
 
+Nearest = Callable[[Matrix], Matrix]
+"""Rounds the weights [K, outputs] of a layer by themselves."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -62,8 +65,8 @@ def fit_layers(
     graph: Graph,
     dense: Graph,
     weights: Sequence[str],
+    nearest: Nearest,
     numbers: Grid | None,
-    stored: bool,
     calibration: Calibration,
     step: Callable[[str], None],
 ) -> Fitted:
@@ -73,8 +76,8 @@ def fit_layers(
         graph: the model whose tensors between layers are rounded, with float weights.
         dense: the float model.
         weights: names of the weights that are quantized.
-        numbers: what these may be; None: they are not rounded here.
-        stored: whether the integers are chosen here.
+        nearest: how these are rounded by themselves.
+        numbers: which integers are chosen here by what they do to the output; None: they are rounded by themselves.
         calibration: inputs.
         step: called with a line before each layer.
     """
@@ -93,7 +96,7 @@ def fit_layers(
         own.advance([reader.source, *([target.other] if target.other else [])])
         moments = moments_of(sampled(own, reader, wanted(target, own, other)))
         with threads_for(moments[0].xx.shape[1]):
-            layer = _Layer(graph, reader, moments, numbers, stored)
+            layer = _Layer(graph, reader, moments, nearest, numbers)
             own.weights |= layer.best(found)
     return found
 
@@ -111,16 +114,17 @@ class _Layer:
     """One layer: its moments, and the candidates for its weights."""
 
     def __init__(
-        self, graph: Graph, reader: Reader, moments: tuple[Moments, Moments], numbers: Grid | None, stored: bool
+        self, graph: Graph, reader: Reader, moments: tuple[Moments, Moments], nearest: Nearest, numbers: Grid | None
     ) -> None:
-        self.graph, self.reader, self.numbers = graph, reader, numbers
+        self.graph, self.reader, self.nearest = graph, reader, nearest
+        shared = reader.node.op == "ConvTranspose" and reader.groups > 1  # its groups share scales
+        self.numbers = None if shared else numbers
         fit, held = moments
         self.fit: Centred = fit.centred(reader.bias is not None)
         self.held: Centred = (held if held.rows else fit).centred(reader.bias is not None)
         self.few = UNCERTAIN * self.fit.xx.shape[1] / max(fit.rows, 1)
         self.like = graph.array(reader.weight)
         self.weights: Matrix = matrix(reader, self.like)
-        self.stored = stored and not (reader.node.op == "ConvTranspose" and reader.groups > 1)  # which share scales
 
     def best(self, found: Fitted) -> dict[str, Array]:
         """Put what does best on held-out inputs into ``found``; returns the values it stands for."""
@@ -131,7 +135,7 @@ class _Layer:
         plain = self.held.error(rounded, bias) / total
         weights, system = self._least_squares()
         stored: Stored | None = None
-        if self.numbers is not None and self.stored:
+        if self.numbers is not None:
             new, stored = self._integers(weights, system, self.numbers)
         else:
             new = self._nearest(weights)
@@ -149,14 +153,10 @@ class _Layer:
         return self.fit.bias(weights) if self.reader.bias is not None else None
 
     def _nearest(self, weights: Matrix) -> Matrix:
-        """Weights [groups, K, outputs] rounded to the nearest."""
-        if self.numbers is None:
-            return weights
+        """Weights [groups, K, outputs] rounded by themselves."""
         g, columns, outputs = weights.shape
         side_by_side = weights.transpose(1, 0, 2).reshape(columns, -1)
-        integers, scales = grid.nearest(side_by_side, self.numbers)
-        rounded = integers * self.numbers.spread(scales, columns)
-        return rounded.reshape(columns, g, outputs).transpose(1, 0, 2)
+        return self.nearest(side_by_side).reshape(columns, g, outputs).transpose(1, 0, 2)
 
     def _least_squares(self) -> tuple[Matrix, Matrix]:
         """Weights fitted with the damping that does best on held-out inputs, and the damped moments of the inputs.

@@ -60,10 +60,10 @@ class Grid:
         return np.repeat(scales, self.block or columns, axis=0)[:columns]
 
 
-def nearest(weights: Matrix, grid: Grid) -> tuple[NDArray[np.int8], Matrix]:
-    """The nearest integers to weights [K, outputs], and their scales [blocks, outputs]."""
-    scales = grid.scales(grid.largest(weights))
-    return _integers(weights / grid.spread(scales, len(weights)), grid), scales
+def nearest(weights: Matrix, grid: Grid) -> Matrix:
+    """What the nearest integers to weights [K, outputs] stand for."""
+    steps = grid.spread(grid.scales(grid.largest(weights)), len(weights))
+    return np.asarray(_integers(weights / steps, grid) * steps)
 
 
 def fitted(weights: Matrix, a: Matrix, grid: Grid) -> tuple[NDArray[np.int8], Matrix]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from onnx import ModelProto, numpy_helper
@@ -11,13 +12,18 @@ from onnx import ModelProto, numpy_helper
 from exporter.calibration.data import Calibration
 from exporter.graph import Graph
 from exporter.model_file import from_model
+from exporter.quantization import float8
 from exporter.quantization.activations import Ranges, quantized, with_float_weights
 from exporter.quantization.fitting import Fit, fit_layers
-from exporter.quantization.grid import Grid
+from exporter.quantization.grid import Grid, nearest
 from exporter.quantization.layers import Layer
 from exporter.quantization.precisions import Precision
 from exporter.quantization.weights import BLOCK, weights_quantized
 from exporter.tensors import Array
+from runtime.samples import Samples
+
+_FITTED_ON, _LARGE = 128, 10_000
+"""How many samples layers are fitted to, where a sample has more numbers than that."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +75,19 @@ class Maker:
             calibration: inputs.
             step: called with a line before each layer.
         """
+        calibration = replace(calibration, fit=_enough(calibration.fit))
         chosen = self._chosen(names)
         weights = [layer.weight for layer in chosen]
-        grid: Grid | None = Grid(self.precision.bits, BLOCK if self.precision.bits == 4 else 0)
+        grid = Grid(7 if self.less else self.precision.bits, alike=not self.per_channel)
         if self.ranges is None:
-            found = fit_layers(graph, graph, weights, grid, True, calibration, step)
+            grid = Grid(self.precision.bits, BLOCK if self.precision.bits == 4 else 0)
+            found = fit_layers(graph, graph, weights, partial(nearest, grid=grid), grid, calibration, step)
             changed = _with(self.plain, found.values)
             return Made(weights_quantized(changed, chosen, self.precision, found.stored), found.fits)
         rounded = with_float_weights(self._between(self.ranges, names), self.plain, names)
-        # float8 is finer than its input's for most weights, and rounded to the nearest later
-        grid = None if self.precision.name == "fp8" else Grid(7 if self.less else 8, alike=not self.per_channel)
         own = from_model(rounded, graph.binding.shapes)
-        found = fit_layers(own, graph, weights, grid, False, calibration, step)
+        near = float8.nearest if self.precision.name == "fp8" else partial(nearest, grid=grid)
+        found = fit_layers(own, graph, weights, near, None, calibration, step)
         return Made(self._between(replace(self.ranges, model=_with(self.plain, found.values)), names), found.fits)
 
     def _chosen(self, names: Sequence[str]) -> list[Layer]:
@@ -89,6 +96,12 @@ class Maker:
 
     def _between(self, ranges: Ranges, names: Sequence[str]) -> ModelProto:
         return quantized(ranges, self.precision, self.profile, names, self.per_channel, self.less)
+
+
+def _enough(samples: Samples) -> Samples:
+    """Samples to fit layers to: of large ones, which bring many rows each, not all."""
+    numbers = sum(np.size(values) for feeds in samples.first(1).batches(1) for values in feeds.values())
+    return samples.first(_FITTED_ON) if numbers > _LARGE else samples
 
 
 def _with(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from exporter.atomic import scratch
 from exporter.errors import ModelError
-from exporter.graph import Graph
-from exporter.model_file import IR_WITH_FREE_INITIALIZERS, finished
+from exporter.graph import Graph, op_of
+from exporter.model_file import IR_WITH_FREE_INITIALIZERS
 from exporter.normalise import serialize_with_data
+from exporter.protos import constant_of, set_nodes
 from exporter.quantization.layers import name_nodes
 from exporter.quantization.precisions import Precision
 from runtime.backends import SessionOptions, open_session
@@ -32,7 +34,8 @@ def float_model(graph: Graph, kind: Precision) -> tuple[ModelProto, list[str]]:
             "first."
         )
     model = ModelProto()
-    model.ParseFromString(serialize_with_data(finished(graph), graph.folder))
+    model.ParseFromString(serialize_with_data(graph.model, graph.folder))  # in which functions are written out
+    _lift_constants(model)
     operators = {node.op_type for node in model.graph.node}
     if operators & set(_QUANTIZED):
         raise ModelError("the model is quantized already: it holds QuantizeLinear. Start from the float model.")
@@ -45,8 +48,52 @@ def float_model(graph: Graph, kind: Precision) -> tuple[ModelProto, list[str]]:
         notes.append("BatchNormalization was folded into the layers before, by ONNX Runtime")
     model = _upgraded(model, kind.opset)
     _free_initializers(model)
+    _full_biases(model)
     name_nodes(model)
-    return model, notes
+    return _with_true_shapes(model), notes
+
+
+def _lift_constants(model: ModelProto) -> None:
+    """Make initializers of Constant nodes, where onnxruntime.quantization looks for weights."""
+    found = [(node, constant_of(node)) for node in model.graph.node]
+    rest = [node for node, tensor in found if tensor is None]
+    for node, tensor in found:
+        if tensor is not None:
+            model.graph.initializer.add().CopyFrom(tensor)
+            model.graph.initializer[-1].name = node.output[0]
+    set_nodes(model.graph, rest)
+
+
+def _full_biases(model: ModelProto) -> None:
+    """Give a Gemm a bias for each output, or none: onnxruntime.quantization knows no other."""
+    tensors = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if op_of(node) != "Gemm" or len(node.input) < 3 or node.input[2] not in tensors:
+            continue
+        values = numpy_helper.to_array(tensors[node.input[2]])
+        factor = next((a.f for a in node.attribute if a.name == "beta"), 1.0)
+        if not factor or not values.any():
+            del node.input[2]
+        elif values.ndim < 2 and node.input[1] in tensors:
+            turned = any(a.name == "transB" and a.i for a in node.attribute)
+            outputs = tensors[node.input[1]].dims[0 if turned else 1]
+            if values.size != outputs:
+                name = node.input[2] + "_full"
+                if name not in tensors:
+                    full = np.ascontiguousarray(np.broadcast_to(values, (outputs,)))
+                    tensors[name] = numpy_helper.from_array(full, name)
+                    model.graph.initializer.append(tensors[name])
+                node.input[2] = name
+
+
+def _with_true_shapes(model: ModelProto) -> ModelProto:
+    """The model with what onnx infers of its tensors in place of what the file says, which may be wrong."""
+    said = list(model.graph.value_info)
+    del model.graph.value_info[:]
+    found = onnx.shape_inference.infer_shapes(model)
+    known = {value.name for value in found.graph.value_info}
+    found.graph.value_info.extend(value for value in said if value.name not in known)
+    return found
 
 
 def _free_initializers(model: ModelProto) -> None:

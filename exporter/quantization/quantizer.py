@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _RANGES = ("auto", "on", "off")
+_MUCH = 0.05
+"""Output error from which on it is worth saying what can be done about it."""
 _MANY_SCALES = (
     "a transposed convolution of several groups: onnxruntime.quantization fails on its bias; --no-per-channel takes it"
 )
@@ -197,6 +199,10 @@ def quantize(
         if found is None and error is not None and rounded is not None and rounded <= error:
             notes.append(f"fitting was left out: output error {error:.3g} with it, {rounded:.3g} without")
             made, error = maker.made(names), rounded
+        if limit is None and error is not None and error > _MUCH:
+            notes.append(
+                "--max-drop D leaves the layers in float that harm the outputs most, as few as keep the drop in D"
+            )
         accuracy, said = _accuracy(opened(made.model, kind), original, calibration, judged_by)
         notes += said
     sparse = _zeros_kept(plain, made.model)
@@ -244,7 +250,7 @@ def check_options(
         raise UsageError(f"--reduce-range: {kind.name} computes in float, where nothing overflows; leave it out.")
     if kind.name == "fp8" and (method != "minmax" or reduce_range == "on"):
         raise UsageError(
-            "--precision fp8: ranges follow from the spread of the values; leave out --method and the rest."
+            "--precision fp8: steps grow with the numbers, so ranges are whole; leave out --method and --reduce-range."
         )
     if calib is None and not kind.weights_only:
         raise UsageError(
@@ -291,7 +297,7 @@ def _maker(
     if not kind.weights_only:
         assert calibration is not None
         step(f"ranges of tensors on {counted(len(calibration.fit), 'input')}")
-        ranges = find_ranges(plain, calibration.fit, calibration.batch, kind, profile, method, percentile)
+        ranges = find_ranges(plain, calibration.fit, calibration.batch, profile, method, percentile)
     return Maker(plain, chosen, kind, profile, ranges, per_channel and kind.name != "fp8", less)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.custom_ops import register_custom_ops
+from runtime.backends.float8 import harmful_optimizers
 from runtime.backends.protocol import Array, Availability, Session, SessionOptions, TensorSpec, backend
 from runtime.errors import BackendMissing, BadRequest, NoMemory, Refused, RunError
 
@@ -110,8 +111,10 @@ class OrtSession:
         settings = _settings(ort, options)
         register_custom_ops(settings)
         try:
+            optimises = options.optimize and options.level not in ("off", "basic")
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), settings, providers=providers,
+                disabled_optimizers=harmful_optimizers(model) if optimises else [],
                 enable_fallback=False,  # it tries again with other providers, and says so on the standard output
             )  # fmt: skip
             self.inputs = tuple(_spec(i) for i in self._session.get_inputs())  # which fails where a name is no UTF-8

@@ -215,3 +215,57 @@ def test_whole_outputs_are_judged_by_what_they_come_from(tmp_path, capsys):
     assert "output error 0." in told
     assert main([*line, "-q", "--max-drop", "1%"]) == 2
     assert "say how outputs are judged with --metric" in capsys.readouterr().err
+
+
+def test_weights_wherever_a_file_keeps_them(tmp_path, monkeypatch, capsys):
+    """In Constant nodes and local functions, with biases that hold one number for all outputs, or count for nothing."""
+    constants = weights(w1=(8, 16), w2=(16, 12), w3=(12, 4)) | {"half": np.float32(0.5), "none": np.float32(7)}
+    body = [node("MatMul", "a w", "m"), node("Relu", "m", "b")]
+    layer = onnx.helper.make_function("own", "Layer", ["a", "w"], ["b"], body, [onnx.helper.make_opsetid("", 21)])
+    nodes = [
+        node("Constant", "", "held", value=onnx.numpy_helper.from_array(weights(seed=1, v=(4, 4))["v"])),
+        node("own::Layer", "x w1", "h"), node("Gemm", "h w2 half", "g"), node("Relu", "g", "r"),
+        node("Gemm", "r w3 none", "k", beta=0.0), node("MatMul", "k held", "y"),
+    ]  # fmt: skip
+    model = build(nodes, {"x": ["N", 8]}, ["y"], constants, functions=[layer], domains={"own": 1})
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("g", onnx.TensorProto.FLOAT, ["N", 1, 12]))
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    want = open_session(tmp_path / "m.onnx").run({"x": x})["y"]
+    for precision in ("int8 --calib synthetic", "int8-weight"):
+        line = f"m.onnx -o q.onnx --seconds 0 --json - --precision {precision}"
+        code, told = call(tmp_path, line, monkeypatch, capsys)
+        assert code == 0, told.err
+        assert [x["quantized"] for x in json.loads(told.out)["layers"]] == 4 * [True]
+        got = open_session(tmp_path / "q.onnx").run({"x": x})["y"]
+        assert 0 < np.square(got - want).mean() < 0.01 * want.var()
+
+
+def test_float8_takes_the_whole_range(place, tmp_path, monkeypatch, capsys):
+    """A weight and an activation far from the rest: neither is clipped, nor becomes NaN."""
+    model = classifier()
+    for tensor in model.graph.initializer:
+        if tensor.name == "w2":
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[0, 0] = 60
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, "w2"))
+    onnx.save(model, tmp_path / "m.onnx")
+    x, _ = drawn(200, 1)
+    np.savez(tmp_path / "data.npz", x=x)
+    line = "m.onnx -o q.onnx --precision fp8 --profile tensorrt --calib data.npz --seconds 0 --json - --no-fit"
+    code, told = call(tmp_path, line, monkeypatch, capsys)
+    assert code == 0, told.err
+    assert json.loads(told.out)["output_error"] < 0.02
+    held = onnx.load(tmp_path / "q.onnx")
+    codes = {t.name: t for t in held.graph.initializer}
+    assert codes["w2_quantized"].data_type == onnx.TensorProto.FLOAT8E4M3FN
+    assert onnx.numpy_helper.to_array(codes["w2_scale"]) == pytest.approx(60 / 448)
+    want, got = (open_session(tmp_path / name).run({"x": x})["y"] for name in ("m.onnx", "q.onnx"))
+    assert np.square(got - want).mean() < 0.02 * want.var()
+
+
+def test_what_can_be_done_about_much_damage(place, monkeypatch, capsys):
+    line = "model.onnx -o out.onnx --precision int4-weight --calib data.npz --seconds 0"
+    for option, told_of in (("--no-fit", True), ("", False)):
+        _, told = call(place, f"{line} {option}", monkeypatch, capsys)
+        assert ("--max-drop D leaves" in told.out) == told_of

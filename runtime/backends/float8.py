@@ -1,0 +1,40 @@
+"""Models with float8 between their layers, of which ONNX Runtime's optimisation makes something else."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+_REWRITE = "ReluQuantRewrite"
+"""Drops a Relu before a QuantizeLinear whose zero point is the least number there is. It takes the zero of float8 for
+that of uint8 (in ONNX Runtime 1.32, for one), and what was below zero comes through."""
+_OPERATOR = b"QuantizeLinear"
+
+
+def harmful_optimizers(model: Path | bytes) -> list[str]:
+    """Names of ONNX Runtime's optimizers that would change what a model computes."""
+    import onnx
+
+    if not _mentions(model):
+        return []
+    try:
+        parsed = (
+            onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+        )
+    except Exception:  # ONNX Runtime says what is wrong with it
+        return []
+    eights = {kind for name, kind in onnx.TensorProto.DataType.items() if name.startswith("FLOAT8")}
+    held = {tensor.data_type for tensor in parsed.graph.initializer}
+    held |= {a.t.data_type for node in parsed.graph.node for a in node.attribute if a.HasField("t")}
+    return [_REWRITE] if held & eights else []
+
+
+def _mentions(model: Path | bytes) -> bool:
+    """Whether a model quantizes anything, found without parsing it."""
+    if isinstance(model, bytes):
+        return _OPERATOR in model
+    try:
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(_OPERATOR) >= 0
+    except (OSError, ValueError):  # no such file, or an empty one
+        return False
