@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import table
 from language_model import BEGIN, FILES, TEST_ROWS, TOKENS, _Decoder, _loss
-from tuning import command, cpu_of, wall_of
+from tuning import command
 
 CALIBRATION_ROWS = 24
 LENGTH = 160
@@ -69,14 +69,14 @@ def cell(options: argparse.Namespace, name: str, folder: Path, held: np.ndarray)
     done = folder / f"{name}.tuned.json"
     if not done.is_file():
         report = folder / f"{name}.report.json"
-        spent = (wall_of if options.device == "cuda" else cpu_of)(
+        used = command(
             "tune", str(pruned), "-o", str(distilled), "--data", str(folder / "written.npz"), "--teacher", str(source),
             "--loss", "kl", "--steps", str(options.steps), "--batch", "16", "--lr", str(RATES[name]), "--checkpoint",
             str(folder / f"{name}.pt"), "--device", options.device, "--json", str(report),
         )  # fmt: skip
         found = json.loads(report.read_text())
         kept = {k: found[k] for k in ("best_step", "loss_before", "loss_after", "resumed_from")}
-        done.write_text(json.dumps({**kept, "minutes": spent / 60}))
+        done.write_text(json.dumps({**kept, "minutes": (used.wall if options.device == "cuda" else used.cpu) / 60}))
     row = json.loads(told.read_text())
     return {
         "macs_left": row["after"]["macs"] / row["before"]["macs"],

@@ -29,7 +29,7 @@ class Grid:
     """Which numbers weights may be.
 
     Attributes:
-        bits: of an integer; they lie between ``-most`` and ``most``.
+        bits: of an integer; the nearest lie between ``-most`` and ``most``, those that are chosen reach one lower.
         block: how many neighbours along the summed axis share a scale; 0: all of an output.
         alike: one scale for the whole weight.
     """
@@ -63,7 +63,7 @@ class Grid:
 def nearest(weights: Matrix, grid: Grid) -> Matrix:
     """What the nearest integers to weights [K, outputs] stand for."""
     steps = grid.spread(grid.scales(grid.largest(weights)), len(weights))
-    return np.asarray(_integers(weights / steps, grid) * steps)
+    return np.asarray(np.clip(np.rint(weights / steps), -grid.most, grid.most) * steps)
 
 
 def fitted(weights: Matrix, a: Matrix, grid: Grid) -> tuple[NDArray[np.int8], Matrix]:
@@ -138,4 +138,4 @@ def _anew(integers: NDArray[np.int8], weights: Matrix, a: Matrix, steps: Rows, g
 
 
 def _integers(values: Array, grid: Grid) -> NDArray[np.int8]:
-    return np.clip(np.rint(values), -grid.most, grid.most).astype(np.int8)
+    return np.clip(np.rint(values), -grid.most - 1, grid.most).astype(np.int8)

@@ -29,7 +29,8 @@ def test_rounding_that_minds_the_output(grid):
     weights[::5, 2:] = 0
     integers, scales = fitted(weights, a, grid)
     rounded = integers * grid.spread(scales, 70)
-    assert np.abs(integers).max() <= grid.most
+    assert integers.min() >= -grid.most - 1
+    assert integers.max() <= grid.most
     assert (integers[::5, 2:] == 0).all()
     assert scales.shape == (-(-70 // (grid.block or 70)), 9)
     assert loss(a, rounded - weights) < 0.6 * loss(a, nearest(weights, grid) - weights)
@@ -43,7 +44,7 @@ def test_no_single_weight_is_better_elsewhere():
     best = loss(a, integers * steps - weights)
     for place, move in itertools.product(np.ndindex(12, 3), (-1, 1)):
         other = integers.copy()
-        other[place] = np.clip(other[place] + move, -grid.most, grid.most)
+        other[place] = np.clip(other[place] + move, -grid.most - 1, grid.most)
         assert loss(a, other * steps - weights) >= best - 1e-6 * best
 
 
@@ -53,7 +54,7 @@ def test_few_weights_are_rounded_as_well_as_can_be():
     for seed in range(5):
         weights, a = problem(3, 1, seed)
         integers, scales = fitted(weights, a, grid)
-        every = (np.array(c)[:, None] * scales for c in itertools.product(range(-grid.most, grid.most + 1), repeat=3))
+        every = (np.array(c)[:, None] * scales for c in itertools.product(range(-grid.most - 1, grid.most + 1), repeat=3))
         least = min(loss(a, choice - weights) for choice in every)
         assert loss(a, integers * scales - weights) <= 2 * least + 1e-9
 
