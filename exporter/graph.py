@@ -13,6 +13,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from exporter import tensors
+from exporter.errors import UsageError
 from exporter.functions import Calls
 from exporter.inferred import Inferred, are_numbers
 from exporter.node_shapes import Schemas
@@ -293,6 +294,12 @@ def bare_model(graph: Graph, nodes: Sequence[NodeProto], outputs: Sequence[str])
     model.graph.output.extend(ValueInfoProto(name=name) for name in outputs)
     made = {output for node in nodes for output in node.output}
     return model, sorted({name for node in nodes for name in reads(node)}.union(outputs) - made)
+
+
+def check_graph(value: object) -> None:
+    """Refuse with a UsageError what is no graph: a file or a model that was not loaded."""
+    if not isinstance(value, Graph):
+        raise UsageError(f"a graph is needed, not {type(value).__name__}: exporter.load(FILE or ModelProto) gives one.")
 
 
 def opsets_of(model: ModelProto) -> dict[str, int]:

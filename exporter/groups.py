@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from exporter.analysis import analyse
 from exporter.axis_table import AxisTable, distinct, frozen_axes, table_of
-from exporter.graph import Graph
+from exporter.graph import Graph, check_graph
 from exporter.interface import free_axes
 from exporter.naming import first_of, joints_of, kind_of, names_of
 from exporter.partitions import different
@@ -127,8 +127,9 @@ def find_groups(graph: Graph, io: Sequence[str] = ()) -> Groups:
         The groups (possibly none), and the frozen axes of constants with their reasons.
 
     Raises:
-        UsageError: a pattern matches nothing, or its axis is out of range or dynamic.
+        UsageError: a pattern matches nothing, or its axis is out of range or dynamic; or this is no graph.
     """
+    check_graph(graph)
     with no_collection():
         return _find(graph, free_axes(graph, io))
 

@@ -29,12 +29,12 @@ IR_WITH_FREE_INITIALIZERS = 4
 
 
 def load(
-    path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] | None = None, *, profile: int = 0
+    path: str | os.PathLike[str] | ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None, *, profile: int = 0
 ) -> Graph:
     """Read an ONNX file.
 
     Args:
-        path: the ``.onnx`` file; external data is mapped from its folder.
+        path: the ``.onnx`` file; external data is mapped from its folder. Or a model in memory, which stays as it is.
         shapes: concrete input shapes by name, for inputs with dynamic axes. The analysis, the cost model and the proof
             use them; the written file stays dynamic. Default: batch 2, images 224 x 224, sequences of 16.
         profile: first of ``runtime.feeds.PROFILES`` to try for dynamic axes without a shape.
@@ -47,7 +47,7 @@ def load(
         UsageError: no such file, or it cannot be read.
     """
     with no_collection():
-        return _load(Path(path), shapes, profile)
+        return from_model(path, shapes) if isinstance(path, ModelProto) else _load(Path(path), shapes, profile)
 
 
 def _load(file: Path, shapes: Mapping[str, tuple[int, ...]] | None, profile: int) -> Graph:

@@ -18,7 +18,7 @@ from exporter.autograd.dtypes import to_array, to_tensor
 from exporter.autograd.parameters import trainable
 from exporter.autograd.registry import Numbers, Op, Site, Unsupported, Value, entry_of, to_ints, unsupported
 from exporter.errors import ModelError
-from exporter.graph import Body, Graph, Node, make_nodes, opsets_of
+from exporter.graph import Body, Graph, Node, check_graph, make_nodes, opsets_of
 from exporter.protos import constant_tensors, reads
 
 Before = Callable[[Tensor], Tensor]
@@ -222,7 +222,9 @@ def to_torch(graph: Graph, train: Callable[[str], bool] | None = None) -> OnnxMo
     Raises:
         Unsupported: a node has an operator or attribute that is not implemented; the message names all three.
         ModelError: the data of a constant are missing or damaged.
+        UsageError: this is no graph.
     """
+    check_graph(graph)
     arrays = {name: _array(graph, name) for name in graph.constants}
     kinds = {name: t.data_type for name, t in graph.constants.items()} | dict(graph.inferred.dtype)
     chosen = trainable(graph, arrays) if train is None else {n for n in graph.constants if train(n)}

@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from exporter import find_groups, load, prune, save
+from exporter import UsageError, find_groups, load, prune, save
+from exporter.autograd.module import to_torch
 from runtime.backends import open_session
 from runtime.errors import RunError
 from tests.exporter.files import Case, check, cut, declared_as_inputs, ints, mlp, reordered, versioned, write
@@ -323,3 +324,18 @@ def test_the_standard_domain_may_go_by_its_long_name(tmp_path):
     result = prune(write(made, tmp_path), tmp_path / "out.onnx", ratio=0.5, align=1)
     assert result.proof is not None
     assert [o.domain for o in onnx.load(tmp_path / "out.onnx").opset_import] == ["ai.onnx"]
+
+
+def test_a_model_in_memory(tmp_path):
+    """It is loaded as its file is, and stays as it is; what was not loaded is refused with the way to do it."""
+    model = build([node("MatMul", "x w", "h"), node("MatMul", "h v", "y")], {"x": ["N", 4]}, ["y"],
+                  weights(w=(4, 6), v=(6, 2)))  # fmt: skip
+    before = model.SerializeToString()
+    graph = load(model)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert [g.name for g in find_groups(graph)] == [g.name for g in find_groups(load(tmp_path / "m.onnx"))]
+    assert model.SerializeToString() == before
+    for value in (model, tmp_path / "m.onnx"):
+        for function in (find_groups, to_torch):
+            with pytest.raises(UsageError, match=r"exporter\.load"):
+                function(value)

@@ -54,7 +54,9 @@ def test_few_weights_are_rounded_as_well_as_can_be():
     for seed in range(5):
         weights, a = problem(3, 1, seed)
         integers, scales = fitted(weights, a, grid)
-        every = (np.array(c)[:, None] * scales for c in itertools.product(range(-grid.most - 1, grid.most + 1), repeat=3))
+        every = (
+            np.array(c)[:, None] * scales for c in itertools.product(range(-grid.most - 1, grid.most + 1), repeat=3)
+        )
         least = min(loss(a, choice - weights) for choice in every)
         assert loss(a, integers * scales - weights) <= 2 * least + 1e-9
 
