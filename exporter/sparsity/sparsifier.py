@@ -315,6 +315,8 @@ def _nothing(graph: Graph, pattern: Pattern, left: Sequence[LeftOut]) -> str:
 
 
 def _untold(taken: Sequence[Weight], fitted: Fitted) -> list[str]:
+    if fitted.left_out:
+        return [fitted.left_out]
     n = sum(w.name not in fitted.fits for w in taken)
     stay = out_of(n, len(taken), "weight", "stays", "stay")
     return [f"{stay} as chosen one by one: inputs tell nothing about this"] if n else []

@@ -47,12 +47,14 @@ class Held:
 
 @dataclass(frozen=True)
 class Fitted:
-    """New values of constants, what became of each layer by name of its weight, and the weights that stay dense."""
+    """New values of constants, what became of each layer by name of its weight, the weights that stay dense, and why no
+    layer was fitted where that did not help."""
 
     values: dict[str, Array]
     fits: dict[str, Fit]
     held: Held
     dense: frozenset[str]
+    left_out: str = ""
 
 
 def fit_within(
@@ -113,6 +115,10 @@ def fit_within(
     plain = error_of(final.values)
     values, fits = fitted(taken)
     error = error_of(values)
+    left_out = ""
+    if plan.refit and plain < error:  # few inputs tell little
+        left_out = f"fitting was left out: output error on held-out inputs {error:.3g} with it, {plain:.3g} without"
+        values, fits, error = dict(final.values), {}, plain
     dense: frozenset[str] = frozenset()
     if plan.max_drop is not None and error > plan.max_drop:
         order = _most_harmful(taken, values, fits, error_of, step)
@@ -124,6 +130,7 @@ def fit_within(
             found = error_of(trial)
             if found <= plan.max_drop:
                 values, fits, error, dense, high = trial, trial_fits, found, frozenset(order[:count]), count
+                left_out = ""
             else:
                 low = count + 1
         if error > plan.max_drop:
@@ -135,7 +142,9 @@ def fit_within(
             )
     after = answers(with_values(graph, values), data.held, data.batch)
     accuracy, agreement = judged(after, original, data)
-    return Fitted(values, fits, Held(len(data.held), plain, error, agreement, data.synthetic, accuracy), dense)
+    return Fitted(
+        values, fits, Held(len(data.held), plain, error, agreement, data.synthetic, accuracy), dense, left_out
+    )
 
 
 def _most_harmful(

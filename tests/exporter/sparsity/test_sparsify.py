@@ -439,3 +439,19 @@ def test_numbers_that_are_quantized_for_an_integer_layer_become_zero(tmp_path):
     assert [layer.weight.name for layer in result.layers] == ["w"]
     (kept,) = [t for t in onnx.load(tmp_path / "out.onnx").graph.initializer if t.name == "w"]
     assert (numpy_helper.to_array(kept) == 0).sum() == 24
+
+
+def test_a_fit_that_does_not_help_is_left_out(tmp_path):
+    """Two dozen inputs tell nothing of 96 columns: what is written is no further off than the weights as they were."""
+    found = []
+    for seed in (4, 5, 6):
+        constants = weights(seed, w1=(48, 96), w2=(96, 96), w3=(96, 6))
+        nodes = [node("MatMul", "x w1", "a"), node("Tanh", "a", "ta"), node("MatMul", "ta w2", "b"),
+                 node("Tanh", "b", "tb"), node("MatMul", "tb w3", "y")]  # fmt: skip
+        onnx.save(build(nodes, {"x": ["N", 48]}, ["y"], constants), tmp_path / "m.onnx")
+        x = np.random.default_rng(seed).standard_normal((24, 48)).astype(np.float32)
+        np.savez(tmp_path / "x.npz", x=x)
+        result = sparsify(tmp_path / "m.onnx", tmp_path / "s.onnx", pattern="2:4", calib=tmp_path / "x.npz")
+        assert result.held.error <= result.held.plain
+        found += [note for note in result.notes if "fitting was left out" in note]
+    assert found
