@@ -66,6 +66,14 @@ def inverse(system: Matrix | Rows) -> Matrix:
     return np.stack([_inverse(one) for one in system]).astype(np.float64, copy=False)
 
 
+def inverse_factor(system: Matrix) -> Rows:
+    """The inverse of Cholesky's factor of a system [K, K], lower left: of a wide one in 32 bits, where these do."""
+    if len(system) >= WIDE:
+        with contextlib.suppress(np.linalg.LinAlgError):  # 64 bits are needed
+            return np.asarray(_factor(system.astype(np.float32)))
+    return np.asarray(_factor(system), np.float32)
+
+
 class _Eliminated:
     """One group's system as Cholesky's factor, block by block.
 

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.calibration.readers import Matrix, Rows
-from exporter.calibration.systems import inverse
+from exporter.calibration.systems import inverse_factor
 from exporter.tensors import Array
 
 _BLOCK = 128
 _CLIPPED = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Shares of the largest magnitude that the largest integer may stand for."""
-_SWEEPS, _MOST_SWEPT = 2, 4e10
+_SWEEPS, _MOST_SWEPT = 2, 1e12
 """How often weights are rounded anew, and the work (columns twice, times outputs) beyond which they are not."""
 
 
@@ -77,12 +77,14 @@ def fitted(weights: Matrix, a: Matrix, grid: Grid) -> tuple[NDArray[np.int8], Ma
     Returns:
         Integers [K, outputs], and scales [blocks, outputs].
     """
-    back = inverse(a[None])[0]
-    scales = _best_scales(weights, 1 / np.diagonal(back), grid)
-    steps = grid.spread(scales, len(weights)).astype(np.float32)
     order = np.argsort(-np.diagonal(a), kind="stable")
+    back = order[::-1]
+    upper = inverse_factor(a[np.ix_(back, back)])[::-1, ::-1]  # in this order, A^-1 is its transpose times itself
+    power = np.empty(len(a))
+    power[order] = 1 / np.square(upper, dtype=np.float64).sum(0)
+    scales = _best_scales(weights, power, grid)
+    steps = grid.spread(scales, len(weights)).astype(np.float32)
     stays = (weights != 0)[order]
-    upper = np.linalg.cholesky(back[np.ix_(order, order)]).T.astype(np.float32)
     integers = np.empty(weights.shape, np.int8)
     integers[order] = _one_by_one(weights[order].astype(np.float32), upper, steps[order], stays, grid)
     if float(len(a)) ** 2 * weights.shape[1] <= _MOST_SWEPT:
@@ -95,10 +97,14 @@ def _best_scales(weights: Matrix, power: NDArray[np.float64], grid: Grid) -> Mat
     largest = grid.largest(weights)
     best, least = grid.scales(largest), np.full(largest.shape, np.inf)
     starts = np.arange(0, len(weights), grid.block or len(weights))
+    single, shares = weights.astype(np.float32), power.astype(np.float32)[:, None]
     for share in _CLIPPED:
         scales = grid.scales(share * largest)
-        steps = grid.spread(scales, len(weights))
-        lost = np.square(_integers(weights / steps, grid) * steps - weights) * power[:, None]
+        steps = grid.spread(scales, len(weights)).astype(np.float32)
+        lost = _integers(single / steps, grid) * steps
+        lost -= single
+        lost *= lost
+        lost *= shares
         loss = np.add.reduceat(lost, starts, axis=0)
         best, least = np.where(loss < least, scales, best), np.minimum(loss, least)
     return best
@@ -122,18 +128,21 @@ def _anew(integers: NDArray[np.int8], weights: Matrix, a: Matrix, steps: Rows, g
     """Round each weight anew given all others, in place."""
     system = a.astype(np.float32)
     stays = weights != 0
-    gap = (weights - integers * steps).astype(np.float32)
-    slope = system @ gap
+    slope = system @ (weights - integers * steps).astype(np.float32)
     for _ in range(_SWEEPS):
-        moved = False
-        for k in range(len(system)):
-            wanted = _integers(integers[k] + slope[k] / (system[k, k] * steps[k]), grid) * stays[k]
-            change = (wanted.astype(np.float32) - integers[k]) * steps[k]
-            if change.any():
-                moved = True
-                integers[k] = wanted
-                slope -= system[:, k, None] * change
-        if not moved:
+        before = integers.copy()
+        for i in range(0, len(system), _BLOCK):
+            here = slice(i, i + _BLOCK)
+            inner, near = system[here, here], slope[here].copy()
+            changes = np.zeros(near.shape, np.float32)
+            for k in range(len(near)):
+                power, step = inner[k, k], steps[i + k]
+                wanted = _integers(integers[i + k] + near[k] / (power * step), grid) * stays[i + k]
+                changes[k] = (wanted.astype(np.float32) - integers[i + k]) * step
+                integers[i + k] = wanted
+                near -= inner[:, k, None] * changes[k]
+            slope -= system[:, here] @ changes
+        if (before == integers).all():
             break
 
 

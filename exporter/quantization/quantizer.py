@@ -196,7 +196,7 @@ def quantize(
     if calibration is not None:
         step("judging")
         error, rounded = _errors(made, maker, names, compared, calibration)
-        if found is None and error is not None and rounded is not None and rounded <= error:
+        if found is None and error is not None and rounded is not None and rounded < error:
             notes.append(f"fitting was left out: output error {error:.3g} with it, {rounded:.3g} without")
             made, error = maker.made(names), rounded
         if limit is None and error is not None and error > _MUCH:
