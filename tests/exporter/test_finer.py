@@ -1,0 +1,84 @@
+"""Proofs compute more finely than the models do: rounding fails no equal model, and hides no wrong one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from exporter import GoalError, ModelError, load, verifier, verify
+from exporter.model_file import from_model
+from tests.exporter.files import changed, halved, off, write
+from tests.onnx_builder import build, node, weights
+
+
+def attention():
+    """Softmax over scores so large that another order of their sums, in 16 bits, moves it by a tenth of its size."""
+    constants = {n: v.astype(np.float16) for n, v in weights(w1=(16, 64), wk=(64, 24), w2=(24, 6)).items()}
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "a"), node("MatMul", "a wk", "s"),
+             node("Softmax", "s", "p"), node("MatMul", "p w2", "y")]  # fmt: skip
+    return build(nodes, {"x": ["N", 16]}, ["y"], constants, kinds={"x": "h", "y": "h"})
+
+
+@pytest.fixture(scope="module")
+def cut():
+    graph = from_model(attention())
+    return (graph, *halved(graph))
+
+
+def test_rounding_to_16_bits_fails_no_equal_model(cut):
+    graph, plan, pruned = cut
+    proof = verify(pruned, graph, plan)
+    assert proof.error < 1e-5
+    assert proof.tolerance == 1e-3
+    assert proof.pieces == 1
+    assert proof.warnings == ("compared in 32 bits, because 16 bits round away more than is accepted",)
+
+
+@pytest.mark.parametrize("name", ["w1", "wk", "w2"])
+def test_nor_does_it_hide_weights_that_are_a_little_off(cut, name):
+    """By less than is accepted where 16 bits are compared as they are."""
+    graph, plan, pruned = cut
+
+    def shift(values):
+        return (values * (1 + 2e-3 * np.random.default_rng(0).choice([-1, 1], values.shape))).astype(np.float16)
+
+    with pytest.raises(GoalError, match=r"relative error 0\.00\d+ \(accepted: 0\.001\)"):
+        verify(changed(pruned, name, shift), graph, plan)
+
+
+def test_nor_units_in_another_order(cut):
+    graph, plan, pruned = cut
+    other = from_model(pruned.model)
+    tensor = next(t for t in other.model.graph.initializer if t.name == "wk")
+    values = np.frombuffer(tensor.raw_data, np.float16).reshape(tuple(tensor.dims))
+    tensor.raw_data = values[::-1].tobytes()
+    with pytest.raises(GoalError, match=r"first at MatMul 'node_s'"):
+        verify(other, graph, plan)
+
+
+def test_what_does_not_run_in_32_bits_is_compared_in_16(cut, monkeypatch):
+    def refuse(graph):
+        raise ModelError("an operator takes 16 bits alone")
+
+    monkeypatch.setattr(verifier, "finer", refuse)
+    graph, plan, pruned = cut
+    with pytest.raises(GoalError, match=r"accepted: 0\.01"):
+        verify(off(pruned, "w1", 0.2), graph, plan)
+
+
+def test_recorded_inputs_and_the_file_keep_their_own_numbers(cut, tmp_path):
+    graph = load(write(attention(), tmp_path))
+    plan, pruned = halved(graph)
+    feed = {"x": np.random.default_rng(5).standard_normal((3, 16)).astype(np.float16)}
+    proof = verify(pruned, graph, plan, inputs=[feed])
+    assert proof.runs == 1
+    assert proof.error < 1e-5
+
+
+def test_a_file_that_does_something_else_is_still_refused(tmp_path):
+    path = write(attention(), tmp_path)
+    graph = load(path)
+    plan, pruned = halved(graph)
+    write(changed(from_model(attention()), "w2", np.negative).model, tmp_path)
+    with pytest.raises(GoalError, match="changed while it was being read"):
+        verify(pruned, graph, plan)
