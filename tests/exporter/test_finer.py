@@ -56,11 +56,17 @@ def test_nor_units_in_another_order(cut):
         verify(other, graph, plan)
 
 
-def test_what_does_not_run_in_32_bits_is_compared_in_16(cut, monkeypatch):
+@pytest.fixture
+def in_16_bits(monkeypatch):
+    """Models do not run in 32 bits."""
+
     def refuse(graph):
         raise ModelError("an operator takes 16 bits alone")
 
     monkeypatch.setattr(verifier, "finer", refuse)
+
+
+def test_what_does_not_run_in_32_bits_is_compared_in_16(cut, in_16_bits):
     graph, plan, pruned = cut
     with pytest.raises(GoalError, match=r"accepted: 0\.01"):
         verify(off(pruned, "w1", 0.2), graph, plan)
@@ -82,3 +88,29 @@ def test_a_file_that_does_something_else_is_still_refused(tmp_path):
     write(changed(from_model(attention()), "w2", np.negative).model, tmp_path)
     with pytest.raises(GoalError, match="changed while it was being read"):
         verify(pruned, graph, plan)
+
+
+NORMALISATIONS = [
+    (3, 17, node("LayerNormalization", "h g b", "n", epsilon=1e-12)),
+    (3, 23, node("RMSNormalization", "h g", "n", epsilon=1e-12)),
+    (3, 17, node("SimplifiedLayerNormalization", "h g", "n", epsilon=1e-12, axis=-1)),
+    (3, 17, node("com.microsoft::SkipLayerNormalization", "h h g b", "n", epsilon=1e-12)),
+    (3, 17, node("com.microsoft::SkipSimplifiedLayerNormalization", "h h g", "n", epsilon=1e-12)),
+    (4, 21, node("GroupNormalization", "h g b", "n", epsilon=1e-12, num_groups=2)),
+]
+
+
+@pytest.mark.parametrize(("rank", "opset", "norm"), NORMALISATIONS, ids=lambda v: getattr(v, "op_type", None))
+def test_statistics_of_16_bits_are_taken_in_32(rank, opset, norm, in_16_bits):
+    """An epsilon of 1e-12 is zero in 16 bits, so what is made of rows of zeros was no number there."""
+    shapes = {"w1": (5, 16), "w2": (16, 3)} if rank == 3 else {"w1": (16, 5, 1, 1), "w2": (3, 16, 1, 1)}
+    constants = {n: v.astype(np.float16) for n, v in weights(**shapes, g=(16,), b=(16,)).items()}
+    op = "MatMul" if rank == 3 else "Conv"
+    nodes = [node(op, "x w1", "h"), norm, node(op, "n w2", "y")]
+    shape = (2, 4, 5) if rank == 3 else (2, 5, 4, 4)
+    model = build(nodes, {"x": shape}, ["y"], constants, kinds={"x": "h", "y": "h"}, opset=opset)
+    graph = from_model(model)
+    plan, pruned = halved(graph)
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float16)
+    x[0] = 0
+    assert verify(pruned, graph, plan, inputs=[{"x": x}]).tolerance == 1e-2
