@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from exporter import GoalError, ModelError, load, verifier, verify
+from exporter.finer import finer
 from exporter.model_file import from_model
 from tests.exporter.files import changed, halved, off, write
 from tests.onnx_builder import build, node, weights
@@ -114,3 +115,33 @@ def test_statistics_of_16_bits_are_taken_in_32(rank, opset, norm, in_16_bits):
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float16)
     x[0] = 0
     assert verify(pruned, graph, plan, inputs=[{"x": x}]).tolerance == 1e-2
+
+
+def rounds_inside(seed):
+    """An int4 matrix whose kernel rounds what it reads to int8: what lies between two codes may go to either."""
+    shapes = {"w0": (5, 96), "g": (96,), "w1": (96, 64), "w2": (64, 3)}
+    rng = np.random.default_rng(seed)
+    constants = weights(seed, **shapes)
+    constants |= {"c": rng.integers(0, 256, (64, 4, 8)).astype(np.uint8), "s": np.full((64, 4), 0.02, np.float32)}
+    nodes = [node("MatMul", "x w0", "h"), node("LayerNormalization", "h g", "n"), node("MatMul", "n w1", "k"),
+             node("com.microsoft::MatMulNBits", "k c s", "a", K=64, N=64, bits=4, block_size=16, accuracy_level=4),
+             node("MatMul", "a w2", "y")]  # fmt: skip
+    return from_model(build(nodes, {"x": ["N", 5]}, ["y"], constants))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_kernels_round_inside_fails_no_equal_model(seed):
+    graph = rounds_inside(seed)
+    plan, pruned = halved(graph)
+    proof = verify(pruned, graph, plan, inputs=[{"x": weights(seed, x=(2000, 5))["x"]}])
+    assert proof.error < 1e-5
+    assert "accuracy_level 4" in proof.warnings[0]
+    assert [n.attributes["accuracy_level"] for n in pruned.nodes if "NBits" in n.op] == [4]
+    assert [n.attributes["accuracy_level"] for n in finer(pruned).nodes if "NBits" in n.op] == [1]
+
+
+def test_nor_does_it_hide_a_wrong_scale():
+    graph = rounds_inside(0)
+    plan, pruned = halved(graph)
+    with pytest.raises(GoalError, match="MatMulNBits 'node_a'"):
+        verify(off(pruned, "s", 0.02), graph, plan)
