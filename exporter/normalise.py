@@ -24,7 +24,7 @@ from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.inferred import INTEGERS, Dims, Inferred
 from exporter.node_shapes import Schemas
 from exporter.ordering import in_order, sort_nodes
-from exporter.protos import add_outputs, constant_tensors, drop_left_out, graphs_of, reads, set_nodes
+from exporter.protos import add_outputs, constant_tensors, drop_left_out, graphs_of, reads, scopes, set_nodes
 from exporter.shapes import infer
 from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
@@ -218,9 +218,9 @@ def _constants(model: ModelProto, folder: Path) -> Constants:
 def _fold(model: ModelProto, static: Inferred) -> None:
     """Fold static shape arithmetic in place, and drop what nothing reads any more."""
     constants, fresh = set(constant_tensors(model)), fresh_names(model)
-    for graph in reversed(list(graphs_of(model.graph))):
+    for graph, visible in reversed(list(scopes(model.graph))):
         outputs = {v.name for v in graph.output}
-        folded = fold(list(graph.node), constants, outputs, static, fresh)
+        folded = fold(list(graph.node), constants, outputs, static, fresh, visible)
         set_nodes(graph, folded.nodes)
         model.graph.initializer.extend(folded.initializers)
     used = {n for node in model.graph.node for n in reads(node)}
