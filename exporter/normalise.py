@@ -29,6 +29,7 @@ from exporter.shapes import infer
 from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
 from exporter.symbols import named
+from exporter.unread import leave_out_unread
 from exporter.unshare import has_steps, part_uses
 from exporter.validity import check_model
 from exporter.values import LIMIT, Known
@@ -78,6 +79,8 @@ def normalise(
     drop_left_out(model.graph)
     schemas = Schemas(opsets)
     nested = _put_in_order(model, schemas)
+    if leave_out_unread(model, opsets):
+        schemas.forget()
     _declare_axes(model, shapes or {})
     signature = input_specs(model)
     constants, static = _settle(model, folder, signature, schemas, nested)
