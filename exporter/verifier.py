@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import onnx
 
-from exporter.as_they_are import TOLERANCE, as_it_is, check_read, dense_runs, run_dense, tolerance_of
+from exporter.as_they_are import TOLERANCE, check_read, dense_runs, in_own_numbers, run_dense, tolerance_of
 from exporter.deciding import deciding_tensors
 from exporter.errors import CannotRun, GoalError, ModelError, UsageError
 from exporter.finer import finer, in_types_of, rounds_roughly
@@ -173,6 +173,7 @@ class _Prover:
             hand_over(fed, self.given, self.graph)
             pruned = open_own(with_outputs(fed, more), "the pruned model")
         errors: dict[str, float] = {}
+        fine: list[dict[str, Array]] = []
         change = 0.0
         for number, (feed, reference) in enumerate(zip(sets, references, strict=True), 1):
             self.progress(Count("comparing with the masked original", number - 1, len(sets)))
@@ -180,6 +181,7 @@ class _Prover:
             want = run_own(masked, feed, "the masked original", asked)
             handed = given({name: self._kept(name, want[name]) for name in self.given})
             got = run_own(pruned, self._kept_feed(feed) | handed, "the pruned model", asked)
+            fine.append({name: self._kept(name, want[name]) for name in names})
             if number == 1:
                 self._compare_inner(scales, want, got, feed)
             self._compare_given(want, got, feed)
@@ -194,9 +196,11 @@ class _Prover:
         if change <= self.tolerance and hides(self.plan):
             self.warnings.append("the outputs do not react to the cut on these inputs; only inner tensors prove it")
         self.progress("running the result with default optimisation")
-        plain = as_it_is(own_pruned) if self.as_they_are else plain
+        all_runs = [(f, r, self._kept_feed(f)) for f, r in runs_of_own]
+        if self.as_they_are:
+            plain = in_own_numbers(own, own_pruned, self.plan, all_runs, fine, self.own_tolerance)
         as_used = Optimised(own, own_pruned, plain, names, self.own_tolerance, is_quantized(own))
-        self.warnings += as_used.check([(f, r, self._kept_feed(f)) for f, r in runs_of_own])
+        self.warnings += as_used.check(all_runs)
         compared = len({*inner, *self.given})
         ran, said = _shapes(sets), tuple(self.warnings)
         return Proof(worst, errors, self.tolerance, change, compared, len(sets), ran, said, pieces)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from exporter import GoalError, ModelError, load, verifier, verify
+from exporter.as_they_are import as_it_is, check_own_numbers
 from exporter.finer import finer
 from exporter.model_file import from_model
 from tests.exporter.files import changed, halved, off, write
@@ -80,6 +81,26 @@ def test_recorded_inputs_and_the_file_keep_their_own_numbers(cut, tmp_path):
     proof = verify(pruned, graph, plan, inputs=[feed])
     assert proof.runs == 1
     assert proof.error < 1e-5
+
+
+class Overflowing:
+    """The pruned model, with a kernel that gives no number where many are large."""
+
+    def __init__(self, graph):
+        self.session = as_it_is(graph)
+
+    def run(self, feed, names):
+        return {name: np.where(values > 1, np.inf, values) for name, values in self.session.run(feed, names).items()}
+
+
+def test_what_goes_wrong_in_its_own_numbers_alone_is_refused(cut):
+    graph, plan, pruned = cut
+    feed = {"x": weights(3, x=(9, 16))["x"].astype(np.float16)}
+    fine = as_it_is(finer(pruned)).run({"x": feed["x"].astype(np.float32)})
+    check_own_numbers(graph, plan, as_it_is(pruned), [(feed, fine, feed)], [fine], 1e-2)
+    for wrong in (as_it_is(changed(pruned, "w2", np.negative)), Overflowing(pruned)):
+        with pytest.raises(GoalError, match=r"right in 32 bits, but .* \(the masked original: 0\.\d"):
+            check_own_numbers(graph, plan, wrong, [(feed, fine, feed)], [fine], 1e-2)
 
 
 def test_a_file_that_does_something_else_is_still_refused(tmp_path):
