@@ -51,6 +51,8 @@ _HOLDERS: dict[str, Holder] = {
     "com.microsoft::QLinearConv": Holder(3, 4, 5, 0, 8),
 }
 
+_PACKED = ("com.microsoft::GatherBlockQuantized", "com.microsoft::MatMulNBits")
+
 
 def numbers_of(graph: Graph, name: str) -> Numbers | None:
     """The numbers a constant stands for.
@@ -92,6 +94,25 @@ def is_plain(graph: Graph, name: str) -> bool:
     )
 
 
+def in_blocks(graph: Graph, name: str, axis: int) -> bool:
+    """Say whether an entry along an axis of a constant stands for several numbers: a block's scale, packed codes."""
+    rank = len(graph.constants[name].dims)
+    for node, i in graph.users.get(name, ()):
+        holder = _HOLDERS.get(node.op)
+        if holder is None:
+            continue
+        inputs: tuple[int | None, ...] = (holder.scale, holder.zero)
+        if node.op in _PACKED:
+            inputs, along = (holder.codes, *inputs), int(node.attributes.get("quantize_axis", holder.axis))
+        elif node.attributes.get("block_size", 0):
+            along = int(node.attributes.get("axis", holder.axis))
+        else:
+            continue
+        if i in inputs and (rank == 1 or axis == along % rank):
+            return True
+    return False
+
+
 def _constant(graph: Graph, node: Node, i: int | None) -> Array | None:
     known = i is not None and i < len(node.inputs) and node.inputs[i] in graph.constants
     return graph.array(node.inputs[i]) if known and i is not None else None
@@ -102,7 +123,7 @@ def _dequantized(graph: Graph, node: Node, holder: Holder, values: Array) -> Num
     operator = node.op.rpartition("::")[2]
     if holder.scale is None:
         scale = _later_scale(graph, node)
-    if operator in ("MatMulNBits", "GatherBlockQuantized"):
+    if node.op in _PACKED:
         return _unpacked(node, values, scale)
     axis = holder.axis
     if operator == "DequantizeLinear":

@@ -1,4 +1,5 @@
-"""Weights that a file computes from constants become constants: standardised or normalised ones, sums with low ranks.
+"""Weights that a file computes from constants become constants: standardised or normalised ones, sums with low ranks,
+kernels turned round.
 
 ONNX Runtime does the same as it opens a file, so a run costs what it did. But only a constant can be fitted, made
 sparse and quantized, and a unit that goes takes nothing of the others' scale with it.
@@ -37,7 +38,8 @@ _MOVES = frozenset({
     "Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Shape", "Slice",
     "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
-"""Alone they are no reason: the analysis follows them, and a weight that is only seen from another side may be tied."""
+"""Alone they are no reason: the analysis follows them, and a weight that is only seen from another side may be tied.
+But for a Slice with steps: what it puts in another order (JAX turns kernels of transposed convolutions) stays whole."""
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
 _SMALL = 16
@@ -161,7 +163,7 @@ class _Expressions:
         return all(user is not None and id(user) in nodes for user in self.users.get(name, []))
 
     def _pays(self, name: str, nodes: list[NodeProto], sources: set[str]) -> bool:
-        if not any(node.op_type in _COMPUTES for node in nodes):
+        if not any(node.op_type in _COMPUTES or self._steps(node) for node in nodes):
             return False
         large = [source for source in sources if self.size(source) > _SMALL]
         types = {self.static.dtype.get(at) for at in (name, *large)}
@@ -172,6 +174,11 @@ class _Expressions:
         if any(self.size(out) > most or not are_numbers(self.static.dims.get(out, ("?",))) for out in outputs):
             return False
         return self.bytes(name) <= sum(map(self.bytes, large)) <= _MOST_BYTES
+
+    def _steps(self, node: NodeProto) -> bool:
+        """Say whether a node is a Slice that turns an axis round or leaves out elements in between."""
+        at = self.static.known.get(node.input[4]) if node.op_type == "Slice" and len(node.input) > 4 else None
+        return at is not None and bool((at != 1).any())
 
     def size(self, name: str) -> int:
         """Number of elements."""

@@ -11,14 +11,14 @@ keeps its size is copied, and what is left is read where its symbol comes from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
-from exporter.inferred import Dims, Inferred
+from exporter.inferred import Dims, Inferred, Origin
 from exporter.node_shapes import Schemas
 from exporter.protos import attributes_of, reads
 from exporter.symbols import Dim, is_computed
@@ -67,7 +67,12 @@ def needs_folding(model: ModelProto, constants: Set[str], found: Inferred, schem
 
 
 def fold(
-    nodes: Sequence[NodeProto], constants: set[str], outputs: set[str], found: Inferred, fresh: FreshName
+    nodes: Sequence[NodeProto],
+    constants: set[str],
+    outputs: set[str],
+    found: Inferred,
+    fresh: FreshName,
+    visible: Set[str],
 ) -> Folded:
     """Fold the shape arithmetic of a graph.
 
@@ -77,11 +82,13 @@ def fold(
         outputs: names of the graph outputs.
         found: what inference with dynamic axes as symbols found.
         fresh: makes an unused tensor name.
+        visible: names that the first node can read.
 
     Returns:
         The nodes that remain and the initializers to add.
     """
-    maker, written = _Maker(found, fresh), _Written(nodes, constants, found)
+    sizes = _Sizes(found, set(visible))
+    maker, written = _Maker(sizes, fresh), _Written(nodes, constants, sizes)
     result: list[NodeProto] = []
     gone: list[bool] = []
     for node in nodes:
@@ -90,7 +97,7 @@ def fold(
         if not folds and at is not None and len(node.input) > at and node.output:
             name = node.input[at]
             open_ = name and name not in constants and name not in found.known
-            elements = _canonical(node, at, found) if open_ else None
+            elements = _canonical(node, at, sizes) if open_ else None
             if elements is not None and not written.as_is(name, elements):
                 node.input[at] = maker.vector(elements, f"{node.output[0]}.shape")
                 _allow_copies(node, elements)
@@ -99,6 +106,7 @@ def fold(
                 maker.nodes.clear()
         result.append(node)
         gone.append(folds)
+        sizes.visible.update(node.output)
     live = live_nodes(result, gone, outputs)
     kept = [node for node, keep in zip(result, live, strict=True) if keep]
     needed = {n for node in kept for n in reads(node)}
@@ -117,11 +125,40 @@ def _folds(node: NodeProto, outputs: set[str], found: Inferred) -> bool:
     return known and bool(node.output) and node.op_type != "Constant" and not outputs.intersection(node.output)
 
 
+class _Sizes:
+    """Where a node can read the number behind a symbol: not in a branch beside it, and not in one that has run."""
+
+    def __init__(self, found: Inferred, visible: set[str]) -> None:
+        self.found = found
+        self.visible = visible  # names that the node at hand can read
+        self._elsewhere: dict[str, Origin] = {}
+
+    def origin(self, symbol: str) -> Origin | None:
+        """Where the node at hand reads the number; None where it nowhere can."""
+        first = self.found.origins.get(symbol)
+        if first is None or first.tensor in self.visible:
+            return first
+        if symbol not in self._elsewhere:
+            found = next(self._origins(symbol), None)
+            if found is None:
+                return None
+            self._elsewhere[symbol] = found
+        return self._elsewhere[symbol]
+
+    def _origins(self, symbol: str) -> Iterator[Origin]:
+        for name, dims in self.found.dims.items():
+            if name in self.visible and symbol in dims:
+                yield Origin(name, axis=dims.index(symbol))
+        for name, vector in self.found.vectors.items():
+            if name in self.visible and symbol in vector:
+                yield Origin(name, element=vector.index(symbol))
+
+
 class _Maker:
     """Makes the nodes and constants of a target that is put together anew."""
 
-    def __init__(self, found: Inferred, fresh: FreshName) -> None:
-        self.found = found
+    def __init__(self, sizes: _Sizes, fresh: FreshName) -> None:
+        self.sizes, self.found = sizes, sizes.found
         self.fresh = fresh
         self.constants: list[TensorProto] = []
         self.nodes: list[NodeProto] = []
@@ -156,7 +193,8 @@ class _Maker:
         """Name of a one-element tensor with the number behind a symbol."""
         if symbol in self._symbols:
             return self._symbols[symbol]
-        origin = self.found.origins[symbol]
+        origin = self.sizes.origin(symbol)
+        assert origin is not None  # else the target was left as it is
         vector, index = origin.tensor, origin.element
         if origin.axis is not None:
             vector, index = self.fresh(f"{origin.tensor}.shape"), origin.axis
@@ -174,8 +212,8 @@ class _Maker:
 class _Written:
     """Targets that stand in a file the way ``_Maker`` writes them: pruning a pruned model must not write them again."""
 
-    def __init__(self, nodes: Sequence[NodeProto], constants: set[str], found: Inferred) -> None:
-        self.constants, self.found = constants, found
+    def __init__(self, nodes: Sequence[NodeProto], constants: set[str], sizes: _Sizes) -> None:
+        self.constants, self.sizes, self.found = constants, sizes, sizes.found
         self.makers = {o: n for n in nodes for o in n.output if is_standard(n)}
         self.uses = Counter(name for n in nodes for name in n.input)
 
@@ -195,7 +233,7 @@ class _Written:
     def _is_symbol(self, piece: str, vector: Vector) -> bool:
         """Say whether a one-element tensor is read from where its symbol comes from."""
         node = self.makers.get(piece)
-        origin = self.found.origins.get(vector[0]) if len(vector) == 1 and isinstance(vector[0], str) else None
+        origin = self.sizes.origin(vector[0]) if len(vector) == 1 and isinstance(vector[0], str) else None
         if node is None or origin is None or node.op_type not in ("Gather", "Reshape"):
             return False
         source = node.input[0]
@@ -205,8 +243,9 @@ class _Written:
         return bool(source == origin.tensor)
 
 
-def _canonical(node: NodeProto, at: int, found: Inferred) -> Vector | None:
+def _canonical(node: NodeProto, at: int, sizes: _Sizes) -> Vector | None:
     """Elements of a target put together anew, or None to leave it as it is."""
+    found = sizes.found
     target, source = found.vector(node.input[at]), found.dims.get(node.input[0])
     out = found.dims.get(node.output[0])
     if target is None or source is None or (node.op_type == "Reshape" and out is None):
@@ -216,7 +255,7 @@ def _canonical(node: NodeProto, at: int, found: Inferred) -> Vector | None:
         elements = _reshape_elements(target, source, out or ())
     elif node.op_type == "Expand":
         elements = _expand_elements(target, source)
-    if elements is None or any(isinstance(e, str) and e not in found.origins for e in elements):
+    if elements is None or any(isinstance(e, str) and sizes.origin(e) is None for e in elements):
         return None
     constant = all(isinstance(e, int) for e in elements)
     # a number in it, or one it need not hold any more, is the size of an axis that a cut may change, or made of some

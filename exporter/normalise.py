@@ -24,11 +24,12 @@ from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.inferred import INTEGERS, Dims, Inferred
 from exporter.node_shapes import Schemas
 from exporter.ordering import in_order, sort_nodes
-from exporter.protos import add_outputs, constant_tensors, drop_left_out, graphs_of, reads, set_nodes
+from exporter.protos import add_outputs, constant_tensors, drop_left_out, graphs_of, reads, scopes, set_nodes
 from exporter.shapes import infer
 from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
 from exporter.symbols import named
+from exporter.unread import leave_out_unread
 from exporter.unshare import has_steps, part_uses
 from exporter.validity import check_model
 from exporter.values import LIMIT, Known
@@ -78,6 +79,8 @@ def normalise(
     drop_left_out(model.graph)
     schemas = Schemas(opsets)
     nested = _put_in_order(model, schemas)
+    if leave_out_unread(model, opsets):
+        schemas.forget()
     _declare_axes(model, shapes or {})
     signature = input_specs(model)
     constants, static = _settle(model, folder, signature, schemas, nested)
@@ -218,9 +221,9 @@ def _constants(model: ModelProto, folder: Path) -> Constants:
 def _fold(model: ModelProto, static: Inferred) -> None:
     """Fold static shape arithmetic in place, and drop what nothing reads any more."""
     constants, fresh = set(constant_tensors(model)), fresh_names(model)
-    for graph in reversed(list(graphs_of(model.graph))):
+    for graph, visible in reversed(list(scopes(model.graph))):
         outputs = {v.name for v in graph.output}
-        folded = fold(list(graph.node), constants, outputs, static, fresh)
+        folded = fold(list(graph.node), constants, outputs, static, fresh, visible)
         set_nodes(graph, folded.nodes)
         model.graph.initializer.extend(folded.initializers)
     used = {n for node in model.graph.node for n in reads(node)}

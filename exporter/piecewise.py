@@ -24,7 +24,7 @@ from exporter.errors import GoalError, ModelError
 from exporter.excerpts import FLOATS, Excerpt, excerpt, in_32_bits, run_excerpt
 from exporter.fed_weights import NARROW, Room
 from exporter.forced_branches import ways
-from exporter.graph import Graph, Node
+from exporter.graph import Graph, Node, opsets_of
 from exporter.masked import masked_original
 from exporter.noise import NOISE_FACTOR
 from exporter.plan import Plan
@@ -32,6 +32,7 @@ from exporter.protos import drop_left_out, reads
 from exporter.relative_difference import Array, difference, is_float, signal, take_axes
 from exporter.removal import stand_ins
 from exporter.rounding import is_quantized
+from exporter.unread import leave_out_unread
 from exporter.widened import widened_types
 from runtime import feeds
 from runtime.steps import Count
@@ -281,6 +282,7 @@ def _nodes_of_file(graph: Graph) -> dict[str, NodeProto] | None:
     if model.functions:
         return None
     drop_left_out(model.graph)
+    leave_out_unread(model, opsets_of(model))
     return {name: node for node in model.graph.node for name in node.output if name}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,21 @@ def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
     for node in graph.node:
         for inner in subgraphs(node):
             yield from graphs_of(inner)
+
+
+def scopes(graph: GraphProto, outside: Set[str] = frozenset()) -> Iterator[tuple[GraphProto, set[str]]]:
+    """A graph and all its subgraphs, each before those inside it, with the names that its first node can read.
+
+    Args:
+        graph: its nodes are in topological order.
+        outside: names it can read from the graphs around it.
+    """
+    seen = {*outside, *(v.name for v in graph.input), *(t.name for t in graph.initializer)}
+    yield graph, set(seen)
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from scopes(inner, seen)
+        seen.update(node.output)
 
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:

@@ -9,8 +9,10 @@ from functools import partial
 import numpy as np
 import onnx
 
+from exporter.as_they_are import TOLERANCE, check_read, dense_runs, in_own_numbers, run_dense, tolerance_of
 from exporter.deciding import deciding_tensors
 from exporter.errors import CannotRun, GoalError, ModelError, UsageError
+from exporter.finer import finer, in_types_of, rounds_roughly
 from exporter.forced_branches import force, name_of, ways
 from exporter.graph import Graph
 from exporter.interface import shrunk
@@ -28,15 +30,11 @@ from exporter.rounding import code_error, code_tensors, given, hand_over, is_qua
 from exporter.sessions import cannot_run, open_given, open_own, run_own, with_outputs
 from exporter.widened import is_narrow, widened
 from runtime import bounds, feeds
-from runtime.backends import Session, SessionOptions, open_session
+from runtime.backends import SessionOptions, open_session
 from runtime.errors import NoMemory, RunError
 from runtime.nouns import counted
 from runtime.steps import Count
 
-TOLERANCE = 1e-3
-"""Largest accepted difference, relative to the signal, in 32-bit floating point."""
-
-_LOOSER = {np.dtype(np.float16): 10.0}
 _INNER_ELEMENTS = 1 << 25
 _STRICTER = 10.0
 """Pieces are held to a tenth of what whole models are: what rounding does to one node is far less."""
@@ -59,15 +57,17 @@ def verify(
 
     The masked original is built from the dense graph and the plan alone. Both run in ONNX Runtime with graph
     optimisation off, on seeded inputs; one run uses other sizes for dynamic axes, and one compares every inner tensor
-    too, which shows errors that later layers hide. Where inputs or outputs were allowed to shrink, the pruned graph is
-    fed the kept part, and compared with it. The dense graph is checked against the file it came from, and the result is
-    loaded once more with default optimisation.
+    too, which shows errors that later layers hide. Models of 16 bits are compared in 32, if they run so. Where inputs
+    or outputs were allowed to shrink, the pruned graph is fed the kept part, and compared with it. The dense graph is
+    checked against the file it came from, and the result is loaded once more with default optimisation, both as they
+    are.
 
     Args:
         pruned: as ``rewrite`` returned it.
         graph: the dense graph.
         plan: what was carried out.
-        tolerance: largest accepted difference relative to the signal; default 1e-3, ten times that in float16.
+        tolerance: largest accepted difference relative to the signal; default 1e-3, ten times that where
+            16 bits are compared as they are.
         runs: number of seeded input sets.
         inputs: recorded inputs to use instead.
         piece_bytes: run the models in pieces of so many bytes of weights; None does so beyond 1.9 GB only.
@@ -94,7 +94,13 @@ def verify(
         warnings.append("compared in 32 bits, because ONNX Runtime has no bfloat16 arithmetic on a CPU")
     try:
         with bounds.memory(bounds.available()):  # rather an error than a process that the system ends
-            return _prove(partial(_Prover, pruned, graph, plan, tolerance, step), warnings, runs, list(inputs))
+            if said := rounds_roughly(graph):
+                try:
+                    own = partial(_Prover, finer(pruned), finer(graph), plan, tolerance, step, (pruned, graph))
+                    return _prove(own, [*warnings, *said], runs, list(inputs))
+                except (ModelError, MemoryError):  # too large so, or with an operator for 16 bits alone
+                    step("comparing in the model's own numbers")
+            return _prove(partial(_Prover, pruned, graph, plan, tolerance, step, None), warnings, runs, list(inputs))
     except MemoryError as error:
         raise CannotRun(cannot_run("the model", NoMemory(f"no memory is left: {error}"))) from error
 
@@ -123,11 +129,14 @@ class _Prover:
         plan: Plan,
         tolerance: float | None,
         progress: Progress,
+        as_they_are: tuple[Graph, Graph] | None = None,
         warnings: Sequence[str] = (),
         deciding: Sequence[str] = (),
     ) -> None:
         self.pruned, self.graph, self.plan, self.progress = pruned, graph, plan, progress
-        self.tolerance = tolerance if tolerance is not None else TOLERANCE * self._looser()
+        self.as_they_are = as_they_are  # what the two were made of that are compared
+        own = as_they_are[1] if as_they_are else graph
+        self.tolerance, self.own_tolerance = (tolerance_of(g) if tolerance is None else tolerance for g in (graph, own))
         self.gone = {name for drop in plan.drop for name in drop.interface}
         self.warnings = [f"gone from the interface: {', '.join(sorted(self.gone))}"] if self.gone else []
         self.warnings += warnings
@@ -141,14 +150,6 @@ class _Prover:
         self.apart: dict[str, float] = {}  # deciding tensors that differ by no more than their noise
         self.inner_error = 0.0
 
-    def _looser(self) -> float:
-        kinds = {
-            np.dtype(onnx.helper.tensor_dtype_to_np_dtype(t.data_type))
-            for t in self.graph.constants.values()
-            if t.data_type != onnx.TensorProto.STRING and len(t.dims) > 1
-        }
-        return max((_LOOSER.get(k, 1.0) for k in kinds), default=1.0)
-
     def prove(self, runs: int, recorded: list[feeds.Feeds]) -> Proof:
         self.progress("running the dense model")
         self._check_signature()
@@ -156,10 +157,13 @@ class _Prover:
         dense = open_given(with_outputs(inline_data(self.graph.model, self.graph.folder), inner), "the model")
         names = [o.name for o in dense.outputs if o.name not in inner and o.name not in self.gone]
         check_ids(self.ids, recorded)
-        sets = recorded or list(seeded_runs(self.graph, dense, names, runs, self.ids))
-        references = [self._run_dense(dense, f, names) for f in sets]
-        scales = {n: signal(v) for n, v in self._run_dense(dense, sets[0], inner).items()}
-        self._check_normalised(sets[0], references[0])
+        sets = [in_types_of(dense.inputs, feed) for feed in recorded]
+        sets = sets or list(seeded_runs(self.graph, dense, names, runs, self.ids))
+        references = [run_dense(dense, f, names) for f in sets]
+        scales = {n: signal(v) for n, v in run_dense(dense, sets[0], inner).items()}
+        own_pruned, own = self.as_they_are or (self.pruned, self.graph)
+        runs_of_own = dense_runs(own, sets, names) if self.as_they_are else list(zip(sets, references, strict=True))
+        check_read(own, *runs_of_own[0], self.own_tolerance)
         self.progress("building the masked original")
         more = [*inner, *(n for n in self.given if n not in (*names, *inner))]
         masked = open_own(with_outputs(masked_original(self.graph, self.plan), more), "the masked original")
@@ -169,6 +173,7 @@ class _Prover:
             hand_over(fed, self.given, self.graph)
             pruned = open_own(with_outputs(fed, more), "the pruned model")
         errors: dict[str, float] = {}
+        fine: list[dict[str, Array]] = []
         change = 0.0
         for number, (feed, reference) in enumerate(zip(sets, references, strict=True), 1):
             self.progress(Count("comparing with the masked original", number - 1, len(sets)))
@@ -176,6 +181,7 @@ class _Prover:
             want = run_own(masked, feed, "the masked original", asked)
             handed = given({name: self._kept(name, want[name]) for name in self.given})
             got = run_own(pruned, self._kept_feed(feed) | handed, "the pruned model", asked)
+            fine.append({name: self._kept(name, want[name]) for name in names})
             if number == 1:
                 self._compare_inner(scales, want, got, feed)
             self._compare_given(want, got, feed)
@@ -190,8 +196,11 @@ class _Prover:
         if change <= self.tolerance and hides(self.plan):
             self.warnings.append("the outputs do not react to the cut on these inputs; only inner tensors prove it")
         self.progress("running the result with default optimisation")
-        as_used = Optimised(self.graph, self.pruned, plain, names, self.tolerance, is_quantized(self.graph))
-        self.warnings += as_used.check([(f, r, self._kept_feed(f)) for f, r in zip(sets, references, strict=True)])
+        all_runs = [(f, r, self._kept_feed(f)) for f, r in runs_of_own]
+        if self.as_they_are:
+            plain = in_own_numbers(own, own_pruned, self.plan, all_runs, fine, self.own_tolerance)
+        as_used = Optimised(own, own_pruned, plain, names, self.own_tolerance, is_quantized(own))
+        self.warnings += as_used.check(all_runs)
         compared = len({*inner, *self.given})
         ran, said = _shapes(sets), tuple(self.warnings)
         return Proof(worst, errors, self.tolerance, change, compared, len(sets), ran, said, pieces)
@@ -245,12 +254,6 @@ class _Prover:
         errors |= {n: max(errors[n], e) for n, e in by_way.items()}
         return worst, pieces
 
-    def _run_dense(self, dense: Session, feed: feeds.Feeds, names: Sequence[str]) -> dict[str, Array]:
-        try:
-            return dense.run(feed, names)
-        except RunError as error:
-            raise CannotRun(cannot_run("the model", error)) from error
-
     def _own_model(self) -> onnx.ModelProto:
         return inline_data(self.pruned.model, self.pruned.folder)
 
@@ -263,21 +266,6 @@ class _Prover:
         return {name: self._kept(name, values) for name, values in feed.items() if name not in self.gone}
 
     # -- the other checks ---------------------------------------------------------------------------------------
-
-    def _check_normalised(self, feed: feeds.Feeds, reference: dict[str, Array]) -> None:
-        """The graph as analysed must do what the file does."""
-        path = self.graph.source.path
-        if path is None:
-            return
-        original = open_given(path, str(path))
-        outputs = run_own(original, feed, str(path))
-        for name, want in reference.items():
-            error = difference(want, outputs[name], signal(outputs[name]))
-            if error > self.tolerance:
-                raise GoalError(
-                    f"output '{name}' of the model changed while it was being read (relative error {error:.2g}); "
-                    "this is a defect of Secateur, please report it with the model. Nothing was written."
-                )
 
     def _check_signature(self) -> None:
         """Inputs and outputs keep their names and types; those that go with a block are gone."""

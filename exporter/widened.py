@@ -1,5 +1,5 @@
-"""16-bit models in 32 bits: bfloat16 to run it where there is no arithmetic for it, float16 to prove it in pieces. Each
-such number is a float32 number."""
+"""16-bit models in 32 bits: bfloat16 to run it where there is no arithmetic for it, float16 to see what its rounding
+hides. Each such number is a float32 number."""
 
 from __future__ import annotations
 
@@ -10,37 +10,49 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto
 
-from exporter.graph import Graph
+from exporter.graph import Graph, make_nodes
 from exporter.inferred import Inferred
-from exporter.normalise import inline_data, normalise
-from exporter.protos import graphs_of
+from exporter.normalise import inline_data
+from exporter.protos import constant_tensors, graphs_of
 
-_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision", "stash_type")
-
-
-def is_narrow(graph: Graph) -> bool:
-    """Say whether any tensor of a graph holds bfloat16 numbers."""
-    kinds = [*graph.inferred.dtype.values(), *(t.data_type for t in graph.constants.values())]
-    return TensorProto.BFLOAT16 in kinds
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "precision", "softmax_precision", "stash_type")
+_BFLOAT16 = (TensorProto.BFLOAT16,)
 
 
-def widened(graph: Graph) -> Graph:
-    """The same graph with float32 wherever it has bfloat16: weights, inputs, outputs, casts.
+def is_narrow(graph: Graph, kinds: Sequence[int] = _BFLOAT16) -> bool:
+    """Say whether any tensor of a graph is of one of some element types, bfloat16 unless others are named."""
+    return not {*graph.inferred.dtype.values(), *(t.data_type for t in graph.constants.values())}.isdisjoint(kinds)
+
+
+def widened(graph: Graph, kinds: Sequence[int] = _BFLOAT16) -> Graph:
+    """The same graph with float32 wherever it has some element types: weights, inputs, outputs, casts.
+
+    It is not analysed anew: a plan for the graph is one for what is returned, node by node.
 
     Args:
         graph: stays as it is.
+        kinds: the element types.
 
     Returns:
         A graph with the same names that belongs to no file.
+
+    Raises:
+        ModelError: its weights are more than a protobuf message holds.
     """
     model = inline_data(graph.model, graph.folder)
-    widen(model)
-    wide = normalise(model, graph.folder, replace(graph.source, path=None, size=0), graph.binding.shapes)
-    wide.calls = graph.calls
-    return wide
+    widen(model, kinds)
+    return replace(
+        graph,
+        model=model,
+        source=replace(graph.source, path=None, size=0),
+        nodes=make_nodes(model.graph, graph.opsets),
+        constants=constant_tensors(model),
+        inferred=widened_types(graph.inferred, kinds),
+        static=widened_types(graph.static, kinds),
+    )
 
 
-def widen(model: ModelProto, kinds: Sequence[int] = (TensorProto.BFLOAT16,)) -> None:
+def widen(model: ModelProto, kinds: Sequence[int] = _BFLOAT16) -> None:
     """Make tensors of some element types float32 ones, in place; constants lie in the model."""
     for graph in graphs_of(model.graph):
         _widen(graph, kinds)

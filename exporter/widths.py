@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.codes import in_blocks
 from exporter.cost import CostModel
 from exporter.errors import OutOfReach
 from exporter.groups import Group, Groups
@@ -62,7 +63,11 @@ class Widths:
         self.all_scores = np.sort(np.concatenate([self.sorted_scores[n] for n in self.chosen]))
         self._alike = self._classes()
         whole = self.cost.axis_sizes(self.dense)
-        self.divisible = [axis for _, _, axis in self.cost.constant_axes if whole[axis] % _DIVISOR == 0]
+        self.divisible = [
+            axis
+            for name, k, axis in self.cost.constant_axes
+            if whole[axis] % _DIVISOR == 0 and not in_blocks(groups.graph, name, k)
+        ]
         self._rank = {axis: place for place, axis in reversed(list(enumerate(self.divisible)))}
 
     def _classes(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64], float]]:
@@ -255,7 +260,8 @@ def allowed_widths(
 def _step(groups: Groups, group: Group, align: int | str, relax: int, steps: tuple[int, int]) -> int:
     """Units by which a group's width may change, so that the axes it is laid out on stay aligned.
 
-    A head of 64 columns is aligned whatever the number of heads; a channel counts for one.
+    A head of 64 columns is aligned whatever the number of heads; a channel counts for one. So is a block of 32 weights
+    that share a scale, which has one entry for them.
     """
     if align in AUTOMATIC and group.kind == "experts":
         return 1  # no kernel works along them
@@ -264,7 +270,8 @@ def _step(groups: Groups, group: Group, align: int | str, relax: int, steps: tup
         wanted = max((usual if align == "auto" else math.lcm(usual, _SPARSE_STEP)) // relax, _DIVISOR)
     else:
         wanted = int(align)
-    counts = [np.bincount(s.units[s.units >= 0], minlength=group.width).max() for s in group.parameters]
+    single = [s for s in group.parameters if not in_blocks(groups.graph, s.tensor, s.axis)]
+    counts = [np.bincount(s.units[s.units >= 0], minlength=group.width).max() for s in single or group.parameters]
     step = wanted // math.gcd(wanted, int(min(counts, default=1)))
     return step if group.width >= step else math.gcd(group.width, step)
 

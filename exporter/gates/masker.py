@@ -129,9 +129,11 @@ class Masker:
                 share *= len(cut[axis].keep) / cut[axis].size
         return share
 
-    def gated(self, value: gs.Tensor, like: gs.Tensor, mask: Mask, neutral: float | gs.Tensor = 0.0) -> gs.Tensor:
-        """``value`` where the mask is true, the neutral element elsewhere."""
-        dtype = self.dtype(like)
+    def gated(
+        self, value: gs.Tensor, like: gs.Tensor | np.dtype[Any], mask: Mask, neutral: float | gs.Tensor = 0.0
+    ) -> gs.Tensor:
+        """``value``, of the type of ``like``, where the mask is true, the neutral element elsewhere."""
+        dtype = like if isinstance(like, np.dtype) else self.dtype(like)
         if dtype.kind == "b":  # ONNX Runtime has no Where for truth values
             hidden_is = bool(neutral)
             return self.op("Or" if hidden_is else "And", [value, self.constant(~mask if hidden_is else mask)])
@@ -149,6 +151,12 @@ class Masker:
         output = gs.Variable(self.fresh())
         self.nodes.append(gs.Node(op, self.fresh(), attributes, inputs, [output]))
         return output
+
+    def cast(self, value: gs.Tensor, dtype: np.dtype[Any], wanted: np.dtype[Any]) -> gs.Tensor:
+        """A tensor of one type in another."""
+        if dtype == wanted:
+            return value
+        return self.op("Cast", [value], to=onnx.helper.np_dtype_to_tensor_dtype(wanted))
 
     def constant(self, values: Any) -> gs.Constant:
         """A new constant."""

@@ -132,7 +132,7 @@ def split(site: Site) -> None:
 def slice_(site: Site) -> None:
     """A run of slots, its bounds following the cut; with a step, a constant selection of slots.
 
-    Bounds that are known only at run time freeze the axis they cut, and no other.
+    Bounds that are known only at run time freeze the axis they cut, and no other; so does a step along one of several.
     """
     axes = list(site.axes(0))
     starts, ends = _numbers(site, 1, "starts"), _numbers(site, 2, "ends")
@@ -153,8 +153,10 @@ def slice_(site: Site) -> None:
         stop = None if step < 0 and end < -whole.size else end
         chosen = range(*slice(start, stop, step).indices(whole.size))
         if step != 1:
-            if len(along) > 1:
-                raise SlotError("a step along one of several sliced axes")
+            if len(along) > 1:  # a node selects along one axis
+                site.freeze(whole, "a step along one of several sliced axes")
+                axes[at] = site.fixed(out[at], "a step along one of several sliced axes")
+                continue
             axes[at] = site.take(at, np.array(chosen, dtype=np.int64))
             continue
         if chosen.start > 0:

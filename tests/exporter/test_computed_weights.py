@@ -75,6 +75,17 @@ FOLDED = {
         ),
         {"w": 2 * W["w"]},
     ),
+    "turned round": (
+        perceptron(
+            [node("Slice", "w last_ first axes back", "made")],
+            constants=["w"],
+            last_=ints(-1, -1),
+            first=ints(-99, -99),
+            axes=ints(0, 1),
+            back=ints(-1, -1),
+        ),
+        {"w": W["w"][::-1, ::-1]},
+    ),
     "two of one": (
         build(
             [

@@ -89,6 +89,26 @@ def test_alignment(widths, image, align, expected):
     assert kept(make_plan(groups, score(groups), ratio=0.5, align=align)) == expected
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "dequantized"])
+@pytest.mark.parametrize(("blocks", "left"), [(6, 3), (4, 2)])
+def test_a_block_of_weights_is_aligned_as_it_is(blocks, left, packed):
+    """Half of the blocks of 32 that share a scale; the scales, one for each, need not stay divisible by 4."""
+    width = 32 * blocks
+    constants = weights(w0=(5, width), b=(width,), w2=(8, 3)) | {"s": np.full((8, blocks), 0.02, np.float32)}
+    attributes = {"K": width, "N": 8, "bits": 4, "block_size": 32}
+    if packed:
+        constants["c"] = np.arange(8 * blocks * 16, dtype=np.uint8).reshape(8, blocks, 16)
+        layer = [node("com.microsoft::MatMulNBits", "a c s", "m", **attributes)]
+    else:
+        constants["c"] = np.arange(8 * width, dtype=np.int8).reshape(8, width)
+        layer = [node("DequantizeLinear", "c s", "d", axis=1, block_size=32), node("Gemm", "a d", "m", transB=1)]
+    nodes = [node("MatMul", "x w0", "h"), node("Add", "h b", "a"), *layer, node("MatMul", "m w2", "y")]
+    groups = find_groups(from_model(build(nodes, {"x": ["N", 5]}, ["y"], constants)))
+    assert groups.groups[0].width == blocks
+    plan = make_plan(groups, score(groups), ratio=0.5)
+    assert len(plan.take["w0"].axes[1].keep) == 32 * left
+
+
 def test_a_wide_layer_stays_divisible_by_four():
     """Two groups share the axis of w2: their sum stays divisible by 4 although neither width is aligned."""
     constants = weights(w0=(10, 3, 1, 1), w1=(6, 3, 1, 1), w2=(8, 16, 1, 1), w3=(2, 8, 1, 1))

@@ -7,7 +7,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from exporter import find_groups, load, make_plan, rewrite, score, verify
-from tests.exporter.files import Case, assert_same_function, check, ints, run, write
+from tests.exporter.files import Case, assert_same_function, branch, check, choose, ints, run, write
 from tests.onnx_builder import build, node, weights
 
 
@@ -87,6 +87,32 @@ def _scale_from_a_shape():
     constants = weights(w1=(5, 24), w2=(24, 3)) | INDICES
     constants |= {"four": np.float32(4), "lead": ints(0, 0), "heads": ints(4), "flat": ints(0, 0, 24)}
     return build(nodes, {"x": ["N", "S", 5]}, ["y"], constants)
+
+
+def _sizes_of_branches(behind):
+    """A token for each row of what both branches flatten, and the graph behind them: one symbol with many origins."""
+
+    def rows(tensor, name):
+        return [
+            node("Reshape", f"{tensor} flat", f"{name}_g"),
+            node("Shape", f"{name}_g", f"{name}_s"),
+            node("Expand", f"token {name}_s", f"{name}_e"),
+            node("Add", f"{name}_g {name}_e", name),
+        ]
+
+    then = branch("then", [*rows("h", "p"), node("Relu", "p", "p1")], "p1")
+    other = branch("other", [*rows("h", "q"), node("Tanh", "q", "q1")], "q1")
+    nodes = [
+        node("MatMul", "x w0", "h"),
+        node("ReduceSum", "x", "sum", keepdims=0),
+        node("Greater", "sum nought", "positive"),
+        choose("positive", "k", then, other),
+        *(rows("h", "m") if behind else []),
+        node("Add", "k m" if behind else "k bias", "r"),
+        node("MatMul", "r w1", "y"),
+    ]
+    constants = weights(w0=(5, 8), w1=(8, 3), token=(1, 8), bias=(8,))
+    return build(nodes, {"x": ["N", "S", 5]}, ["y"], constants | {"flat": ints(-1, 8), "nought": np.float32(0)})
 
 
 def _resize_to_another():
@@ -377,6 +403,8 @@ SHAPE_CASES = [
     Case("heads in the batch", _heads_in_the_batch(), (4, 6), TWO_SIZES),
     Case("resize to another's size", _resize_to_another(), (6, 8), ({"x": (1, 3, 8, 8)}, {"x": (2, 3, 12, 6)})),
     Case("chunk", _chunk(), (8,)),
+    Case("sizes of branches", _sizes_of_branches(behind=False), (8,), TWO_SIZES),
+    Case("sizes of branches and behind", _sizes_of_branches(behind=True), (8,), TWO_SIZES),
 ]
 
 

@@ -98,6 +98,11 @@ ROWS = [
     _linear("Slice-flip", ("Slice",),
             [node("Slice", "h last first one back", "f"), node("Add", "f h", "a")],
             (4,), last=ints(-1), first=ints(-9), one=ints(1), back=ints(-1), w2=(8, 3)),
+    _linear("Slice-flip-of-two-axes", ("Slice",),  # the heads stay free, what lies within is turned round
+            [node("Reshape", "h s1", "r"), node("Slice", "r start end axes back", "f"), node("Add", "r f", "g"),
+             node("Reshape", "g s2", "a")],
+            (4,), s1=ints(-1, 4, 2), s2=ints(-1, 8), start=ints(0, -1), end=ints(4, -9), axes=ints(1, 2),
+            back=ints(1, -1), w2=(8, 3)),
     _linear("Slice-attribute", ("Slice",), [node("Slice", "h", "a", axes=[1], starts=[2], ends=[100])], (2, 6), opset=9,
             w2=(6, 3)),
     _image("Pad-channels", ("Pad",),  # the option-A shortcut of a ResNet
