@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runtime.archives import FAULTS
 from runtime.backends.protocol import TensorSpec
 from runtime.demands.following import demands_of
-from runtime.demands.settling import Demand, settle
+from runtime.demands.settling import Demand, holds, settle
 from runtime.demands.terms import parts_of
 from runtime.errors import BadRequest
 from runtime.model_files import nodes_in
@@ -154,7 +154,7 @@ def bindings(
 
 
 def longer(inputs: Sequence[TensorSpec], binding: Binding, most: int | None = None) -> Binding:
-    """The same with dynamic axes one longer, as far as the graph lets them be.
+    """The same with dynamic axes one longer, as far as the graph lets them be; the batch before all others.
 
     Args:
         inputs: the model's signature.
@@ -163,7 +163,10 @@ def longer(inputs: Sequence[TensorSpec], binding: Binding, most: int | None = No
     """
     grown = {s: n + 1 if most is None or n <= most else n for s, n in binding.symbols.items()}
     plain = {s: n for s, n in grown.items() if len(parts_of(s)) < 2}
-    sizes = plain | settle(binding.demands, plain, ())
+    for held in ({_symbol(s, k) for s in inputs for k in range(len(s.shape)) if is_batch(s, k)}, set[str]()):
+        sizes = plain | settle(binding.demands, plain, held)
+        if all(holds(demand, sizes) for demand in binding.demands):
+            break
     unshaped = {spec.name: binding.shapes[spec.name] for spec in inputs if not spec.shape}
     return replace(_bound(inputs, unshaped, sizes, PROFILES[0]), demands=binding.demands)
 

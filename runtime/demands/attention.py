@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runtime.demands.facts import Dims, Node, broadcast, follows, known
-from runtime.demands.terms import Extent, larger, over, plus, times
+from runtime.demands.terms import Extent, larger, over, plus, symbols_in, times
 
 
 @follows("GroupQueryAttention")
@@ -13,7 +13,8 @@ def grouped_queries(node: Node) -> Sequence[Dims]:
     """Query [B, S, N H], or [B, S, (N + 2 G) H] with keys and values; past [B, G, P, H]; P + S tokens in all.
 
     ONNX Runtime takes several samples only of one token each, or without a past.
-    A cache of a sliding window holds the window, however many tokens there were.
+    A cache of a sliding window holds the window, however many tokens there were; rows that no token filled yet, or that
+    a larger one has beyond the window, hold whatever was in memory.
     """
     heads, groups = node.attributes["num_heads"], node.attributes["kv_num_heads"]
     packed = not node.has(1)
@@ -25,10 +26,11 @@ def grouped_queries(node: Node) -> Sequence[Dims]:
     for place in (3, 4) if node.has(3) else ():
         _same_cache(node, place, batch, groups, size)
     past = node.axis(3, 2)
-    if node.has(3):
+    if symbols_in(past):  # a buffer of fixed length may be empty
         if node.attributes.get("sliding_window_cache"):
-            window = node.attributes.get("local_window_size", 1)
-            node.facts.ask((past, larger(past, window)))
+            window = node.attributes["local_window_size"]
+            node.facts.ask((past, window))
+            node.facts.ask((total, larger(total, window)))
         else:
             node.facts.ask((total, plus(past, length)))
         node.facts.ask((batch, 1), (length, 1), (length, total))

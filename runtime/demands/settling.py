@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from runtime.demands.terms import Extent, number_of, symbols_in
+from runtime.demands.terms import Extent, multiplies, number_of, symbols_in
 
 Equation = tuple[Extent, Extent]
 Demand = tuple[Equation, ...]
 """Equations of which one must hold; the first is what is tried first."""
 
 _LARGEST = 1 << 24
-_ROUNDS = 4
-_MOST_SOLVED = 64
-"""Demands that are solved in one round: layers that are alike ask for the same."""
+_MOST_TRIED = 64
+"""Demands that are tried: layers that are alike ask for the same."""
 
 
 def holds(demand: Demand, sizes: Mapping[str, int]) -> bool:
@@ -32,43 +31,43 @@ def settle(demands: Sequence[Demand], sizes: Mapping[str, int], held: Collection
     Returns:
         Every symbol that needs another size, with it. Demands that no size meets are left as they are.
     """
-    now, changed = dict(sizes), dict[str, int]()
+    now, changed, failed = dict(sizes), dict[str, int](), set[Demand]()
     ordered = sorted(demands, key=lambda demand: len(_symbols(demand[0])))
-    for _ in range(_ROUNDS):
-        broken = [demand for demand in ordered if not holds(demand, now)]
-        for demand in broken[:_MOST_SOLVED]:
-            if holds(demand, now):  # by what the last one changed
-                continue
-            found = next(_solutions(demand, now, {*held, *changed}, ordered), None)
-            if found:
-                changed |= found
-                now |= found
-        if not broken:
+    for _ in range(_MOST_TRIED):
+        demand = next((d for d in ordered if d not in failed and not holds(d, now)), None)
+        if demand is None:
             break
+        found = next(_solutions(demand, now, {*held, *changed}, ordered), None)
+        if found:
+            changed |= found
+            now |= found
+            failed.clear()  # what had no way may have one now
+        else:
+            failed.add(demand)
     return changed
 
 
 def _solutions(
     demand: Demand, sizes: Mapping[str, int], held: Collection[str], demands: Sequence[Demand]
 ) -> Iterator[dict[str, int]]:
-    """Changes that meet a demand: first those that break no other that is met, then those that leave the others a way.
+    """Changes that meet a demand: first those that break no other that is met, then those that leave it a way.
 
-    What has several ways (several samples of one token each, or one sample) may be met by another one afterwards.
+    A way is an axis whose size is still free: a longer past wants more tokens, which want a longer mask.
     """
     changes = [found for equation in demand for found in _changes(equation, sizes, held)]
-    for ways in (1 << 30, 1):
+    for strict in (True, False):
         for found in changes:
             after = {**sizes, **found}
-            touched = [d for d in demands if len(d) <= ways and any(s in found for e in d for s in _symbols(e))]
-            if all(holds(d, after) or not holds(d, sizes) for d in touched):
+            broken = [_asking(d) for d in demands if holds(d, sizes) and not holds(d, after)]
+            if not broken or (not strict and all(symbols - {*held, *found} for symbols in broken)):
                 yield found
 
 
 def _changes(equation: Equation, sizes: Mapping[str, int], held: Collection[str]) -> Iterator[dict[str, int]]:
     """Sizes that solve an equation.
 
-    (1) One side is a symbol: it takes the size of the other. (2) Axes of one size keep one size: both sides of an
-    image. (3) One symbol alone.
+    (1) One side is a symbol: it takes the size of the other. (2) Axes that are multiplied and have one size keep one
+    size: both sides of an image. (3) One symbol alone.
     """
     for one, other in (equation, equation[::-1]):
         if isinstance(one, str) and one not in held and one not in symbols_in(other):
@@ -78,7 +77,8 @@ def _changes(equation: Equation, sizes: Mapping[str, int], held: Collection[str]
     free = [s for s in _symbols(equation) if s not in held and s in sizes]
     alike = sorted({sizes[s] for s in free}, reverse=True)
     groups = [[s for s in free if sizes[s] == size] for size in alike]
-    for group in (*groups, *([s] for s in free)):
+    image = any(multiplies(side) for side in equation)
+    for group in (*(groups if image else ()), *([s] for s in free), *groups):
         number = _solved(equation, sizes, group)
         if number is not None:
             yield dict.fromkeys(group, number)
@@ -120,6 +120,10 @@ def _solved(equation: Equation, sizes: Mapping[str, int], group: Sequence[str]) 
 def _difference(equation: Equation, sizes: Mapping[str, int]) -> int | None:
     left, right = (number_of(side, sizes) for side in equation)
     return None if left is None or right is None else left - right
+
+
+def _asking(demand: Demand) -> set[str]:
+    return {symbol for equation in demand for symbol in _symbols(equation)}
 
 
 def _symbols(equation: Equation) -> tuple[str, ...]:

@@ -109,6 +109,14 @@ def symbols_in(size: Extent) -> tuple[str, ...]:
     return (size,) if isinstance(size, str) else ()
 
 
+def multiplies(size: Extent) -> bool:
+    """Say whether sizes of axes are multiplied with one another, as those of an image are."""
+    if not isinstance(size, Term):
+        return False
+    here = size.operation == "*" and bool(symbols_in(size.left)) and bool(symbols_in(size.right))
+    return here or multiplies(size.left) or multiplies(size.right)
+
+
 def number_of(size: Extent, sizes: Mapping[str, int]) -> int | None:
     """The number that a term comes to; None where a symbol has no size, or something is divided by zero."""
     if isinstance(size, Term):
