@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runtime.archives import FAULTS
 from runtime.backends.protocol import TensorSpec
 from runtime.demands.following import demands_of
-from runtime.demands.settling import Demand, holds, settle
+from runtime.demands.settling import Demand, asking, holds, settle
 from runtime.demands.terms import parts_of
 from runtime.errors import BadRequest
 from runtime.model_files import nodes_in
@@ -163,10 +163,14 @@ def longer(inputs: Sequence[TensorSpec], binding: Binding, most: int | None = No
     """
     grown = {s: n + 1 if most is None or n <= most else n for s, n in binding.symbols.items()}
     plain = {s: n for s, n in grown.items() if len(parts_of(s)) < 2}
-    for held in ({_symbol(s, k) for s in inputs for k in range(len(s.shape)) if is_batch(s, k)}, set[str]()):
+    batches = {_symbol(s, k) for s in inputs for k in range(len(s.shape)) if is_batch(s, k)}
+    for held in (batches, set[str](), set[str]()):
         sizes = plain | settle(binding.demands, plain, held)
-        if all(holds(demand, sizes) for demand in binding.demands):
+        broken = {s for demand in binding.demands if not holds(demand, sizes) for s in asking(demand)}
+        if not broken:
             break
+        if not held:  # no longer ones meet these
+            plain |= {s: n for s, n in binding.symbols.items() if s in broken & plain.keys()}
     unshaped = {spec.name: binding.shapes[spec.name] for spec in inputs if not spec.shape}
     return replace(_bound(inputs, unshaped, sizes, PROFILES[0]), demands=binding.demands)
 

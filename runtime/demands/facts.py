@@ -11,7 +11,7 @@ import onnx
 from onnx import NodeProto
 
 from runtime.demands.settling import Demand
-from runtime.demands.terms import Extent, larger
+from runtime.demands.terms import Extent, check, larger
 
 Dims = tuple[Extent, ...] | None
 """Sizes of a tensor's axes; None where not even their number is known."""
@@ -34,6 +34,7 @@ class Facts:
     def ask(self, *equations: tuple[Extent, Extent]) -> None:
         """Demand that one of several equations holds; not where a side is unknown, or none is about dynamic axes."""
         sides = [side for equation in equations for side in equation]
+        check(*sides)
         if None in sides or all(isinstance(side, int) for side in sides) or any(a == b for a, b in equations):
             return
         self.demands[equations] = None

@@ -10,7 +10,7 @@ from runtime.demands import attention, meeting, moving  # noqa: F401 - they regi
 from runtime.demands.facts import FOLLOWED, Dims, Facts, Node
 from runtime.demands.numbers import MOST, constant, numbers
 from runtime.demands.settling import Demand
-from runtime.demands.terms import Extent, size_of
+from runtime.demands.terms import Extent, check, size_of
 
 _DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 _NONSENSE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -31,6 +31,11 @@ def demands_of(graph: GraphProto, inputs: Mapping[str, Sequence[int | str]]) -> 
     Returns:
         What must hold between the symbols: (1) where axes must be equal, (2) where they must be equal or 1.
     """
+    return tuple(followed(graph, inputs).demands)
+
+
+def followed(graph: GraphProto, inputs: Mapping[str, Sequence[int | str]]) -> Facts:
+    """What is known of the tensors of a graph, and what it asks of its inputs; arguments as for ``demands_of``."""
     facts, symbols = Facts(), frozenset(d for dims in inputs.values() for d in dims if isinstance(d, str))
     for tensor in graph.initializer:
         _take(tensor.name, tensor, facts)
@@ -42,7 +47,7 @@ def demands_of(graph: GraphProto, inputs: Mapping[str, Sequence[int | str]]) -> 
         for name in proto.output:
             if facts.dims.get(name) is None and name in declared:
                 facts.dims[name] = _declared(declared[name], symbols)
-    return tuple(facts.demands)
+    return facts
 
 
 def _take(name: str, tensor: TensorProto, facts: Facts) -> None:
@@ -64,10 +69,11 @@ def _follow(proto: NodeProto, facts: Facts) -> None:
             return
         follow = FOLLOWED.get(proto.op_type)
         found = follow(node) if follow is not None else ()
+        for name, dims in zip(proto.output, found, strict=False):
+            check(*(dims or ()))
+            facts.dims[name] = dims
     except _NONSENSE:
-        found = ()
-    for name, dims in zip(proto.output, found, strict=False):
-        facts.dims[name] = dims
+        pass
     try:
         small = numbers(node)
     except _NONSENSE:

@@ -38,6 +38,8 @@ def _spatial(node: Node, weight: int) -> list[int]:
 @follows("Conv", "FusedConv", "ConvInteger", "QLinearConv")
 def convolution(node: Node) -> Sequence[Dims]:
     """Input [N, group C, ...], weight [M, C, ...]."""
+    if node.attributes.get("channels_last"):
+        return []
     weight = 3 if node.proto.op_type == "QLinearConv" else 1
     node.facts.ask((node.axis(0, 1), times(node.axis(weight, 1), node.attributes.get("group", 1))))
     batch, _, *sizes = known(node.dims())
@@ -71,9 +73,11 @@ def pooling(node: Node) -> Sequence[Dims]:
     return [found, found]
 
 
-@follows("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+@follows("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "QLinearGlobalAveragePool")
 def global_pooling(node: Node) -> Sequence[Dims]:
     """[N, C, 1, ...]."""
+    if node.attributes.get("channels_last"):
+        return []
     batch, channels, *sizes = known(node.dims())
     return [(batch, channels, *(1 for _ in sizes))]
 

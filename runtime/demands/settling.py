@@ -58,7 +58,7 @@ def _solutions(
     for strict in (True, False):
         for found in changes:
             after = {**sizes, **found}
-            broken = [_asking(d) for d in demands if holds(d, sizes) and not holds(d, after)]
+            broken = [asking(d) for d in demands if holds(d, sizes) and not holds(d, after)]
             if not broken or (not strict and all(symbols - {*held, *found} for symbols in broken)):
                 yield found
 
@@ -122,7 +122,8 @@ def _difference(equation: Equation, sizes: Mapping[str, int]) -> int | None:
     return None if left is None or right is None else left - right
 
 
-def _asking(demand: Demand) -> set[str]:
+def asking(demand: Demand) -> set[str]:
+    """The symbols a demand is about."""
     return {symbol for equation in demand for symbol in _symbols(equation)}
 
 

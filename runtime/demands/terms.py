@@ -83,10 +83,17 @@ def larger(left: Extent, right: Extent) -> Extent:
 def _joined(operation: str, left: Extent, right: Extent) -> Extent:
     if left is None or right is None:
         return None
+    check(left, right)
     if isinstance(left, int) and isinstance(right, int):
         return _OPERATIONS[operation](left, right)
     weight = 1 + sum(side.weight for side in (left, right) if isinstance(side, Term))
     return Term(operation, left, right, weight) if weight <= _HEAVIEST else None
+
+
+def check(*sizes: Extent) -> None:
+    """Refuse what is no size with a TypeError: an attribute may be of any type in a broken file."""
+    if not all(size is None or isinstance(size, (int, str, Term)) for size in sizes):
+        raise TypeError("no size")
 
 
 def parts_of(symbol: str) -> list[str]:
