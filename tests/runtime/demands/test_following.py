@@ -98,7 +98,8 @@ ASKED = {
     ),
     "all heads": (
         [node("com.microsoft::MultiHeadAttention", "q q q - - b past_k past_v", "y pk pv", num_heads=4)],
-        {"q": ["N", "S", 32], "b": [1, 1, "S", "T"], **dict.fromkeys(("past_k", "past_v"), ["N", "h", "P", "D"])}, {},
+        {"q": ["N", "S", 32], "b": [1, 1, "S", "T"], "past_k": ["N", "h", "P", "D"],
+         "past_v": ["N", "h", "P", "D"]}, {},
         {"q": (2, 16, 32), "b": (1, 1, 16, 32), "past_k": (2, 4, 16, 8), "past_v": (2, 4, 16, 8)},
     ),
 }  # fmt: skip
