@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,8 @@ def normalise(
         schemas.forget()
     _declare_axes(model, shapes or {})
     signature = input_specs(model)
+    tensor_inputs = [s for s in signature if s.dtype is not None]
+    asked = feeds.demands(model.graph, tensor_inputs)
     constants, static = _settle(model, folder, signature, schemas, nested)
     stands = not needs_folding(model, set(constants), static, schemas)
     if not stands:
@@ -93,9 +96,12 @@ def normalise(
     if has_steps(schemas.views(model.graph)) and part_uses(model, sizes, fresh_names(model)):
         schemas.forget()
         stands = False
-    binding, bound, measured, unmeasured = _bind(model, folder, signature, constants, shapes or {}, profile, schemas)
+    binding, bound, measured, unmeasured = _bind(
+        model, folder, signature, constants, feeds.bindings(tensor_inputs, shapes or {}, asked, first=profile), schemas
+    )
     if binding.symbols and candidates(model.graph.node, static):
-        longer = feeds.bind([s for s in signature if s.dtype is not None], _longer(signature, binding))
+        sure = tuple(d for d in asked if len(d) == 1)  # a batch that runs alone here may be any elsewhere
+        longer = feeds.longer(tensor_inputs, replace(binding, demands=sure))
         other = infer(model.graph, schemas, _inputs(signature, longer.shapes), constants)
         if replace_copies(model, static, (bound, other)):
             _fold(model, static)
@@ -255,23 +261,18 @@ def _bind(
     folder: Path,
     signature: list[TensorSpec],
     constants: Constants,
-    shapes: Mapping[str, tuple[int, ...]],
-    first: int,
+    bindings: list[feeds.Binding],
     schemas: Schemas,
 ) -> tuple[feeds.Binding, Inferred, dict[str, Dims], str]:
-    """Bind dynamic axes with the first profile whose shapes work out.
+    """The first of several bindings of dynamic axes whose shapes work out.
 
     Where onnx cannot infer a shape (an operator it does not know, control flow, a size that depends on the data), real
-    runs tell it. Else a profile with which the model runs is kept, or that with the fewest unknowns.
+    runs tell it. Else one with which the model runs is kept, or that with the fewest unknowns.
     The last of the results is why a run was not tried, or not finished.
     """
     why, end = "", time.monotonic() + _MEASURE_SECONDS
     best: tuple[tuple[bool, int], feeds.Binding, Inferred] | None = None
-    tensor_inputs = [s for s in signature if s.dtype is not None]
-    for profile in feeds.PROFILES[first:]:
-        binding = feeds.bind(tensor_inputs, shapes, profile)
-        if best is not None and binding.shapes == best[1].shapes:
-            continue
+    for binding in bindings:
         inputs = _inputs(signature, binding.shapes)
         found = infer(model.graph, schemas, inputs, constants)
         runs = False
@@ -291,15 +292,6 @@ def _bind(
             break
     assert best is not None
     return best[1], best[2], {}, why
-
-
-def _longer(signature: list[TensorSpec], binding: feeds.Binding) -> dict[str, tuple[int, ...]]:
-    """The bound shapes with every dynamic axis one longer."""
-    return {
-        spec.name: tuple(n + isinstance(d, str) for d, n in zip(spec.shape, binding.shapes[spec.name], strict=True))
-        for spec in signature
-        if spec.dtype is not None
-    }
 
 
 def _has_empty(found: Inferred) -> bool:

@@ -69,9 +69,5 @@ def check_ids(ids: Ids, recorded: Sequence[feeds.Feeds]) -> None:
 
 def _other_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
     """The same shapes with every short dynamic axis one longer: a number baked in where it should not be shows."""
-    longer = {s: n + 1 for s, n in graph.binding.symbols.items() if n <= _LONGEST_SYMBOL}
-    result = {}
-    for name, shape in graph.binding.shapes.items():
-        declared = graph.static.dims.get(name, ())
-        result[name] = tuple(longer.get(str(d), n) for d, n in zip(declared, shape, strict=True))
-    return result
+    specs = [spec for spec in input_specs(graph.model) if spec.name in graph.binding.shapes]
+    return feeds.longer(specs, graph.binding, _LONGEST_SYMBOL).shapes

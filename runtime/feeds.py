@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from runtime.archives import FAULTS
 from runtime.backends.protocol import TensorSpec
+from runtime.demands.following import demands_of
+from runtime.demands.settling import Demand, asking, holds, settle
+from runtime.demands.terms import parts_of
 from runtime.errors import BadRequest
 from runtime.model_files import nodes_in
 from runtime.nouns import counted
@@ -24,6 +27,9 @@ Feeds = dict[str, Array]
 _BATCH = re.compile(r"batch|^n$|^bs$|^b$", re.IGNORECASE)
 _IMAGE_AXES, _STATE_AXES = 2, 3
 _MOST_NUMBERS = 1 << 30
+_MOST_TRIED = 1 << 26
+"""Numbers in all inputs of a run that only tries sizes. Those of audio are no sizes of a feature map: they would take
+gigabytes, and minutes."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,13 @@ class Binding:
         shapes: by input name.
         symbols: size taken for every dynamic axis, by its symbol.
         batch: size taken for the batch axis, where the model has a dynamic one; else 1.
+        demands: what the graph asks of the symbols.
     """
 
     shapes: dict[str, tuple[int, ...]]
     symbols: dict[str, int]
     batch: int = 1
+    demands: tuple[Demand, ...] = ()
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -77,8 +85,22 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def demands(graph: onnx.GraphProto, inputs: Sequence[TensorSpec]) -> tuple[Demand, ...]:
+    """Find what a graph asks of the sizes of its inputs' dynamic axes (``runtime.demands``)."""
+    shapes = {
+        spec.name: [d if isinstance(d, int) and d >= 0 else _symbol(spec, k) for k, d in enumerate(spec.shape)]
+        for spec in inputs
+        if spec.shape
+    }
+    return demands_of(graph, shapes)
+
+
 def bind(
-    inputs: Sequence[TensorSpec], requested: Mapping[str, tuple[int, ...]], profile: Profile = PROFILES[0]
+    inputs: Sequence[TensorSpec],
+    requested: Mapping[str, tuple[int, ...]],
+    profile: Profile = PROFILES[0],
+    asked: Sequence[Demand] = (),
+    batch: int | None = None,
 ) -> Binding:
     """Choose a size for every dynamic axis.
 
@@ -87,10 +109,74 @@ def bind(
         requested: whole shapes by input name; they win.
         profile: sizes for the axes nobody requested. Equal symbols get equal sizes; a symbol such as ``past + seq`` is
             the sum of its parts.
+        asked: what the graph asks of them; sizes of a profile that do not meet it give way.
+        batch: size of the batch axis that was requested; it wins, too.
 
     Raises:
         BadRequest: a requested shape names no input, or contradicts the signature.
     """
+    held = _requested(inputs, requested)
+    if batch is not None:
+        profile = replace(profile, batch=batch)
+    found = _bound(inputs, requested, held, profile)
+    if asked:
+        batches = {_symbol(s, k) for s in inputs for k in range(len(s.shape)) if is_batch(s, k)}
+        better = settle(asked, found.symbols, {*held, *(batches if batch is not None else ())})
+        if better:
+            sizes = {s: better.get(s, n) for s, n in found.symbols.items() if s in held or len(parts_of(s)) < 2}
+            found = _bound(inputs, requested, sizes, profile)
+    return replace(found, demands=tuple(asked))
+
+
+def bindings(
+    inputs: Sequence[TensorSpec],
+    requested: Mapping[str, tuple[int, ...]],
+    asked: Sequence[Demand] = (),
+    *,
+    first: int = 0,
+    batch: int | None = None,
+) -> list[Binding]:
+    """What to try for a model's dynamic axes, the likeliest first, and nothing twice.
+
+    Args:
+        inputs, requested, asked, batch: as for ``bind``.
+        first: of the profiles.
+
+    Returns:
+        At least one. Others are left out where the inputs would hold more numbers than a trial is worth.
+    """
+    tried: list[Binding] = []
+    for profile in PROFILES[first:]:
+        found = bind(inputs, requested, profile, asked, batch)
+        if all(found.shapes != other.shapes for other in tried):
+            tried.append(found)
+    return [t for t in tried if sum(math.prod(s) for s in t.shapes.values()) <= _MOST_TRIED] or tried[:1]
+
+
+def longer(inputs: Sequence[TensorSpec], binding: Binding, most: int | None = None) -> Binding:
+    """The same with dynamic axes one longer, as far as the graph lets them be; the batch before all others.
+
+    Args:
+        inputs: the model's signature.
+        binding: sizes to start from.
+        most: axes longer than this stay.
+    """
+    grown = {s: n + 1 if most is None or n <= most else n for s, n in binding.symbols.items()}
+    plain = {s: n for s, n in grown.items() if len(parts_of(s)) < 2}
+    batches = {_symbol(s, k) for s in inputs for k in range(len(s.shape)) if is_batch(s, k)}
+    for held in (batches, set[str](), set[str]()):
+        sizes = plain | settle(binding.demands, plain, held)
+        broken = {s for demand in binding.demands if not holds(demand, sizes) for s in asking(demand)}
+        if not broken:
+            break
+        if not held:  # no longer ones meet these
+            plain |= {s: n for s, n in binding.symbols.items() if s in broken & plain.keys()}
+    unshaped = {spec.name: binding.shapes[spec.name] for spec in inputs if not spec.shape}
+    return replace(_bound(inputs, unshaped, sizes, PROFILES[0]), demands=binding.demands)
+
+
+def _requested(inputs: Sequence[TensorSpec], requested: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Sizes of symbols in the shapes that were asked for."""
     known = {spec.name: spec for spec in inputs}
     symbols: dict[str, int] = {}
     for name, shape in requested.items():
@@ -107,11 +193,19 @@ def bind(
             if not isinstance(declared, int) and symbols.setdefault(_symbol(spec, axis), size) != size:
                 raise BadRequest(f"--shape {name}: '{declared}' is {symbols[_symbol(spec, axis)]} in another input.")
     for symbol, size in dict(symbols).items():
-        parts = [p.strip() for p in symbol.split("+")]
+        parts = parts_of(symbol)
         if len(parts) > 1 and all(p.isdigit() or p in symbols for p in parts):
             total = sum(int(p) if p.isdigit() else symbols[p] for p in parts)
             if total != size:
                 raise BadRequest(f"--shape: '{symbol}' is {size}, but its parts add up to {total}.")
+    return symbols
+
+
+def _bound(
+    inputs: Sequence[TensorSpec], requested: Mapping[str, tuple[int, ...]], held: Mapping[str, int], profile: Profile
+) -> Binding:
+    """Concrete shapes, where some symbols have sizes already."""
+    symbols = dict(held)
     dynamic = [(s, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int)]
     batches = {_symbol(s, k) for s, k in dynamic if is_batch(s, k)}
     shapes = {}
@@ -153,7 +247,7 @@ def _show(spec: TensorSpec) -> str:
 
 
 def _sum(symbol: str, symbols: dict[str, int], profile: Profile) -> int | None:
-    parts = [p.strip() for p in symbol.split("+")]
+    parts = parts_of(symbol)
     if len(parts) < 2:
         return None
     return sum(int(p) if p.isdigit() else symbols.setdefault(p, profile.other) for p in parts)

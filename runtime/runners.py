@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 
 from runtime import clocks, feeds
 from runtime.backends import Session, SessionOptions, TensorSpec, TimedSession, open_session
+from runtime.demands.settling import Demand
 from runtime.engine.metadata import read_description
 from runtime.errors import BadRequest, RunError
 from runtime.meant import instead
@@ -110,9 +111,9 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
     if asked.inputs is not None:
         runs = feeds.recorded(asked.inputs, session.inputs, _RECORDED)
         return _first(path, asked, session, runs, load, 1)
-    allowed = _allowed(path)
+    allowed, demands = _of_graph(path, session.inputs)
     failure: RunError | None = None
-    for sizes, batch in _candidates(path, session.inputs, shapes, asked.batch):
+    for sizes, batch in _candidates(path, session.inputs, shapes, demands, asked.batch):
         values = feeds.seeded(session.inputs, sizes, asked.seed, allowed)
         try:
             return _first(path, asked, session, [values], load, batch)
@@ -121,18 +122,22 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
     raise RunError(f"{path} does not run: {failure}\nGive the sizes it expects with --shape NAME:1x3x224x224.")
 
 
-def _allowed(path: Path) -> dict[str, feeds.Constraint]:
-    """Values integer inputs may take, as the file's graph or an engine's description says."""
+def _of_graph(path: Path, inputs: Sequence[TensorSpec]) -> tuple[dict[str, feeds.Constraint], Sequence[Demand]]:
+    """Values integer inputs may take and what dynamic axes must be, as the file's graph says.
+
+    An engine's description has the values; its sizes have ranges.
+    """
     try:
         description = read_description(path)
     except RunError:
-        return {}
+        return {}, ()
     if description is not None:
-        return {n: feeds.Constraint(v[0], tuple(v[1])) for n, v in description.get("values", {}).items()}
+        return {n: feeds.Constraint(v[0], tuple(v[1])) for n, v in description.get("values", {}).items()}, ()
     try:
-        return feeds.constraints(onnx.load(path, load_external_data=False).graph)
+        graph = onnx.load(path, load_external_data=False).graph
+        return feeds.constraints(graph), feeds.demands(graph, inputs)
     except Exception:  # an engine that somebody else built
-        return {}
+        return {}, ()
 
 
 def again(runner: Runner) -> Runner:
@@ -143,7 +148,7 @@ def again(runner: Runner) -> Runner:
 
 def input_shapes(inputs: Sequence[TensorSpec], shapes: Shapes) -> list[dict[str, tuple[int, ...]]]:
     """Candidate shapes for a model's inputs, the likeliest first."""
-    return [shapes for shapes, _ in _bindings(inputs, shapes, None)]
+    return [shapes for shapes, _ in _bindings(inputs, shapes, (), None)]
 
 
 def _loaded(path: Path, asked: Asked) -> tuple[Session, float]:
@@ -172,10 +177,10 @@ def check_batch(batch: int | None) -> None:
 
 
 def _candidates(
-    path: Path, inputs: Sequence[TensorSpec], shapes: Shapes, batch: int | None
+    path: Path, inputs: Sequence[TensorSpec], shapes: Shapes, asked: Sequence[Demand], batch: int | None
 ) -> list[tuple[dict[str, tuple[int, ...]], int]]:
     if batch is None:
-        return _bindings(inputs, shapes, None)
+        return _bindings(inputs, shapes, asked, None)
     check_batch(batch)
     axes = {
         (s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and feeds.is_batch(s, k)
@@ -186,20 +191,15 @@ def _candidates(
         name: tuple(batch if (name, k) in axes else size for k, size in enumerate(shape))
         for name, shape in shapes.items()
     }
-    return _bindings(inputs, sized, batch)
+    return _bindings(inputs, sized, asked, batch)
 
 
 def _bindings(
-    inputs: Sequence[TensorSpec], shapes: Shapes, batch: int | None
+    inputs: Sequence[TensorSpec], shapes: Shapes, asked: Sequence[Demand], batch: int | None
 ) -> list[tuple[dict[str, tuple[int, ...]], int]]:
     known = {spec.name for spec in inputs}
     own = {name: shape for name, shape in shapes.items() if name in known}
-    candidates: list[tuple[dict[str, tuple[int, ...]], int]] = []
-    for profile in feeds.PROFILES:
-        found = feeds.bind(inputs, own, profile if batch is None else replace(profile, batch=batch))
-        if found.shapes not in [shapes for shapes, _ in candidates]:
-            candidates.append((found.shapes, found.batch))
-    return candidates
+    return [(found.shapes, found.batch) for found in feeds.bindings(inputs, own, asked, batch=batch)]
 
 
 def _fitted(shapes: Shapes, first: Sequence[TensorSpec], mine: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ import onnx
 
 from runtime import feeds
 from runtime.backends.protocol import TensorSpec
+from runtime.demands.settling import Demand
 from runtime.errors import BadRequest
 
 Shape = tuple[int, ...]
@@ -104,7 +105,8 @@ def profiles_for(
     if wrong:
         raise BadRequest(f"--shape: {count} profiles are asked for, but {', '.join(wrong)}; give one, or {count}.")
     chosen = [{n: r[k if len(r) > 1 else 0] for n, r in asked.items()} for k in range(count)]
-    bounds = [_bound(inputs, c, _WIDE[0]) for c in chosen]  # refuses what contradicts the signature
+    demands = _demands(model, inputs)
+    bounds = [_bound(inputs, c, _WIDE[0], demands) for c in chosen]  # refuses what contradicts the signature
     if not is_dynamic(inputs):
         return [[]], False
     known = {s.name for s in inputs if any(not isinstance(d, int) or d < 0 for d in s.shape)}
@@ -113,7 +115,7 @@ def profiles_for(
     if derived:
         sets = []
         for wide in _WIDE:
-            found = [_bound(inputs, own, wide) for own in chosen]
+            found = [_bound(inputs, own, wide, demands) for own in chosen]
             if found not in sets and all(_works(model, ranges) for ranges in found):
                 sets.append(found)
     return [
@@ -121,9 +123,21 @@ def profiles_for(
     ], derived
 
 
-def _bound(inputs: Sequence[TensorSpec], own: Mapping[str, Range], wide: Sequence[feeds.Profile]) -> Ranges:
+def _demands(model: Path, inputs: Sequence[TensorSpec]) -> Sequence[Demand]:
+    try:
+        return feeds.demands(onnx.load(model, load_external_data=False).graph, inputs)
+    except Exception:  # who builds the engine says what is wrong with the file
+        return ()
+
+
+def _bound(
+    inputs: Sequence[TensorSpec],
+    own: Mapping[str, Range],
+    wide: Sequence[feeds.Profile],
+    demands: Sequence[Demand],
+) -> Ranges:
     least, best, most = (
-        feeds.bind(inputs, {n: getattr(r, which) for n, r in own.items()}, profile).shapes
+        feeds.bind(inputs, {n: getattr(r, which) for n, r in own.items()}, profile, demands).shapes
         for which, profile in zip(("least", "best", "most"), wide, strict=True)
     )
     return {

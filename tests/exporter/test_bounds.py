@@ -140,7 +140,8 @@ def test_sizes_that_only_try_a_model_are_bounded(monkeypatch, tmp_path):
     nodes = [
         node("MatMul", "x w", "f"), node("Relu", "f", "r"), node("MatMul", "r v", "h"),
         node("Transpose", "h", "t", perm=[0, 2, 1]), node("MatMul", "h t", "s"),
-        node("Softmax", "s", "p"), node("MatMul", "p h", "o"), node("MatMul", "o o", "y"),
+        node("Softmax", "s", "p"), node("MatMul", "p h", "o"),
+        node("Einsum", "o o", "y", equation="nij,njk->nik"),
     ]  # fmt: skip
     path = write(build(nodes, {"x": ["N", "S", 5]}, ["y"], weights(w=(5, 8), v=(8, 10))), tmp_path)
     with pytest.raises(ModelError, match="--shape"):

@@ -137,7 +137,7 @@ REFUSED = {
     "operator": (raw([node("Det", "x", "y")], {"x": (F, [2, 2])}), [], 3, "Det 'node_y': this operator is not supported"),
     "types": (raw([node("Add", "x h", "y")], {"x": (F, [4])}, {"h": np.ones(4, np.float16)}), [], 3, "same input types"),
     "shapes": (raw([node("Add", "x h", "y")], {"x": (F, [4])}, {"h": np.ones(5, np.float32)}), [], 3, "Add 'node_y': "),
-    "default sizes": (raw([node("Add", "x h", "y")], {"x": (F, ["A", "C"])}, {"h": np.ones(5, np.float32)}), [], 3, "--shape NAME"),
+    "default sizes": (raw([node("Tile", "x r", "t"), node("Add", "t h", "y")], {"x": (F, ["A", "C"])}, {"r": np.ones(2, np.int64), "h": np.ones(5, np.float32)}), [], 3, "--shape NAME"),
     "shape input": (raw([node("Reshape", "x s", "y")], {"x": (F, [4]), "s": (TensorProto.INT64, [2])}), [], 3, "'s' is read as a shape"),
     "not quantized": (build([node("Relu", "x", "y")], {"x": [4]}, ["y"]), ["--precision", "int8"], 3, "secateur quantize m.onnx"),
     "precision": (build([node("Relu", "x", "y")], {"x": [4]}, ["y"]), ["--precision", "int3"], 2, "choose from fp32"),

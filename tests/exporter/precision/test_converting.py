@@ -210,7 +210,8 @@ def test_sizes_are_tried_until_the_model_runs(tmp_path):
     nodes = [node("Pad", "x p", "h", mode="reflect"), node("Relu", "h", "y")]
     found, _ = written(tmp_path, build(nodes, {"x": ["batch", "samples"]}, ["y"], {"p": ints(0, 40, 0, 40)}))
     assert found.nodes
-    fixed = build([node("Reshape", "x s", "h"), *nodes[1:]], {"x": ["batch", "samples"]}, ["y"], {"s": ints(7, 100003)})
+    contrary = [node("Reshape", "x s", "h"), node("Relu", "h", "y"), node("Reshape", "x t", "z")]
+    fixed = build(contrary, {"x": ["batch", "samples"]}, ["y", "z"], {"s": ints(7, 100003), "t": ints(7, 100005)})
     with pytest.raises(ModelError, match=r"does not run on the calibration inputs[\s\S]*--shape"):
         written(tmp_path, fixed)
 
