@@ -228,6 +228,7 @@ def _settings(ort: Any, options: SessionOptions) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4  # failures come back as exceptions; the log would repeat them
     settings.intra_op_num_threads = options.threads
+    settings.enable_mem_reuse = options.reuse
     levels = ort.GraphOptimizationLevel
     settings.graph_optimization_level = {
         "off": levels.ORT_DISABLE_ALL,
