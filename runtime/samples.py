@@ -34,12 +34,15 @@ class Samples:
         rows: the samples taken, numbered as they are stored.
         answers: labels of all samples stored, [stored, ...]; None where none were asked for or found.
         notes: what the user should know: what was left out, what was done to pixels.
+        classes: of the model, where the labels were these and are the numbers of their columns now; see
+            ``runtime.class_labels``.
     """
 
     store: Store
     rows: Rows
     answers: Array | None = None
     notes: tuple[str, ...] = ()
+    classes: tuple[int | str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)

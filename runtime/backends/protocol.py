@@ -26,11 +26,14 @@ class TensorSpec:
         name: tensor name.
         dtype: numpy dtype; None for what numpy cannot hold (sequences, maps).
         shape: int for a fixed axis, str for a named dynamic one, None for an unnamed one.
+        classes: what the columns of an output [N, classes] stand for, where the model hands out a dictionary for each
+            sample; see ``runtime.backends.maps``.
     """
 
     name: str
     dtype: np.dtype[np.generic] | None
     shape: tuple[int | str | None, ...]
+    classes: tuple[int | str, ...] = ()
 
 
 class Session(Protocol):
