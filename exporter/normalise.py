@@ -103,7 +103,8 @@ def normalise(
     if not stands:
         static = infer(model.graph, schemas, _inputs(signature, None), constants)
     varying = of_varying_rank(model.graph, static) if measured else set()
-    ranks = {n: tuple(f"{n}:{axis}" for axis in range(len(d))) for n, d in measured.items() if n not in varying}
+    known = {n: of for n, of in measured.items() if n not in varying}
+    ranks = {n: (kind, tuple(f"{n}:{axis}" for axis in range(len(d)))) for n, (kind, d) in known.items()}
     if ranks:  # where every rank is known, more targets can be put together anew
         again = True
         while again:
@@ -255,7 +256,7 @@ def _bind(
     shapes: Mapping[str, tuple[int, ...]],
     first: int,
     schemas: Schemas,
-) -> tuple[feeds.Binding, Inferred, dict[str, Dims], str]:
+) -> tuple[feeds.Binding, Inferred, dict[str, tuple[int, Dims]], str]:
     """Bind dynamic axes with the first profile whose shapes work out.
 
     Where onnx cannot infer a shape (an operator it does not know, control flow, a size that depends on the data), real
@@ -310,8 +311,8 @@ def _all_fixed(found: Inferred) -> bool:
 
 def _measure(
     model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inferred, end: float
-) -> tuple[dict[str, Dims], str]:
-    """Shapes of the tensors inference gave up on, read off a real run.
+) -> tuple[dict[str, tuple[int, Dims]], str]:
+    """Types and shapes of the tensors inference gave up on, read off a real run.
 
     A size that depends on the data (the tokens an expert gets) is that of the run with the fewest empty axes: rules
     never take such an axis for one that can be cut, and only this pass sees its number.
@@ -324,7 +325,10 @@ def _measure(
     if seconds <= 0:
         return {}, _out_of_time()
     unknown = [n for node in model.graph.node for n in node.output if n and not bound.is_fixed(n)]
-    unknown = [n for n in unknown if n not in bound.opaque or bound.opaque[n].HasField("tensor_type")]
+    maps = {n for node in model.graph.node if node.op_type == "ZipMap" for n in node.output}  # seen as arrays in a run
+    unknown = [
+        n for n in unknown if n not in maps and (n not in bound.opaque or bound.opaque[n].HasField("tensor_type"))
+    ]
     probe = ModelProto()
     probe.CopyFrom(model)
     add_outputs(probe, unknown)
@@ -341,7 +345,8 @@ def _measure(
         return {}, _out_of_time() if time.monotonic() > end - seconds else ""
     arrays = [n for n in unknown if all(isinstance(run[n], (np.ndarray, np.generic)) for run in runs)]
     fullest = min(runs, key=lambda run: sum(0 in np.shape(run[n]) for n in arrays))
-    return {n: np.shape(fullest[n]) for n in arrays if len({np.ndim(run[n]) for run in runs}) == 1}, ""
+    alike = {n: np.asarray(fullest[n]) for n in arrays if len({np.ndim(run[n]) for run in runs}) == 1}
+    return {n: (onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in alike.items()}, ""
 
 
 def beyond(found: Inferred) -> str:

@@ -17,7 +17,7 @@ from runtime.errors import BadRequest
 from runtime.feeds import Array, Feeds, is_batch
 from runtime.images import Preprocess, Recipe
 from runtime.nouns import counted, out_of
-from runtime.store import Part, Rows, Store, check_part, part_of, show
+from runtime.store import Part, Rows, Store, check_part, given, part_of, show
 
 _CHUNK = 64
 _MOST_FEEDS = 4096
@@ -291,7 +291,7 @@ def samples_of(
         missing = [n for n in (*(s.name for s in inputs), *([labels] if labels else [])) if n not in feed]
         if missing:
             raise BadRequest(f"{where} lacks {', '.join(missing)}; it holds {', '.join(feed) or 'nothing'}.")
-        arrays = {s.name: np.asarray(feed[s.name]) for s in inputs}
+        arrays = {s.name: given(s, feed[s.name]) for s in inputs}
         if not together:
             arrays = {name: array[None] for name, array in arrays.items()}
         for spec in inputs:

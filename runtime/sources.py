@@ -13,7 +13,7 @@ from runtime import images
 from runtime.archives import headers, map_npy, read_npz
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
-from runtime.feeds import Array
+from runtime.feeds import SAVE_TEXT, Array, held_by, holds, is_text
 from runtime.meant import instead
 from runtime.model_files import near
 from runtime.store import Part, Shapes, check_part, part_of, show
@@ -47,6 +47,10 @@ class _Wanted:
     preprocess: images.Preprocess | None
     labels: Sequence[str]
     suffix: str = ""
+
+    def takes(self, dtype: np.dtype[np.generic]) -> bool:
+        """Whether values of a type can be fed to any input."""
+        return any(holds(spec, dtype) for spec in self.inputs)
 
     def keys(self, names: Iterable[str]) -> list[str]:
         return [f"{name}{self.suffix}" for name in names]
@@ -145,8 +149,11 @@ def _match(wanted: _Wanted, known: Collection[str], where: str) -> tuple[dict[st
     if not wanted.suffix and any(_have(known, _names(wanted), part) for part in parts):
         part = next(p for p in parts if _have(known, _names(wanted), p))
         hint = f" Name the part to take: {where}:{part[1:]}."
+    kinds = " or ".join(sorted({held_by(spec) for spec in wanted.inputs}))
+    if any(is_text(spec) for spec in wanted.inputs):
+        hint += f" {SAVE_TEXT}"
     raise BadRequest(
-        f"{where} lacks {', '.join(missing)}; it holds {', '.join(known) or 'no arrays of numbers'}.{hint}"
+        f"{where} lacks {', '.join(missing)}; it holds {', '.join(known) or f'no arrays of {kinds}'}.{hint}"
     )
 
 
@@ -180,7 +187,7 @@ def _files(files: Sequence[Path], wanted: _Wanted) -> Found:
     labels = []
     for path in files:
         known = headers(path)
-        names, notes = _match(wanted, known, str(path))
+        names, notes = _match(wanted, [n for n in known if wanted.takes(known[n].dtype)], str(path))
         key = next((k for k in (*wanted.keys(wanted.labels), *wanted.labels) if k in known), None)
         if key is not None:
             labels.append(read_npz(path, [key])[key])

@@ -151,8 +151,11 @@ class OrtSession:
         return found
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], None]:
-        """Bind the inputs once; the returned call has the least overhead ONNX Runtime offers from Python."""
-        if not self._options.binding:
+        """Bind the inputs once; the returned call has the least overhead ONNX Runtime offers from Python.
+
+        Text cannot be bound.
+        """
+        if not self._options.binding or any(np.asarray(value).dtype.kind == "O" for value in feeds.values()):
             return self._unbound(dict(feeds))
         binding, alive = self._session.io_binding(), [dict(feeds)]
         memory, on_device = self._about.memory, self._about.memory != "cpu"
@@ -269,7 +272,12 @@ _CUSTOM = (
     "\nIf a library has this operator, name it with --custom-ops LIB (that of ai.onnx.contrib comes with "
     "pip install onnxruntime-extensions)."
 )
+_LOCALE = (
+    "\nThis system lacks the locale that StringNormalizer asks for; on Debian and Ubuntu: apt-get install locales, "
+    "then locale-gen en_US.UTF-8"
+)
 _FIXES = {
+    "Failed to construct locale": _LOCALE,
     "INVALID_PROTOBUF": " (not an ONNX file, or truncated: export it again)",
     "under development and support for this is limited": _NEWER,
     "Unsupported model IR version": _NEWER,

@@ -237,3 +237,14 @@ def zipped(*classes: int | str):
     model.graph.output.extend([label, chances])
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
     return model
+
+
+def encoded(**options):
+    """``c[N, 2]`` of text, a category of (a, b, c) and one of (x, y), a hidden layer of 16, ``y[N, 3]``."""
+    nodes = [node("Gather", f"c {k}", f"c{k}", axis=1) for k in ("first", "second")]
+    known = {"first": ["a", "b", "c"], "second": ["x", "y"]}
+    nodes += [node("ai.onnx.ml::OneHotEncoder", f"c{k}", f"h{k}", cats_strings=v, zeros=0) for k, v in known.items()]
+    nodes += [node("Concat", "hfirst hsecond", "h", axis=1), node("MatMul", "h w1", "m"), node("Relu", "m", "a"),
+              node("MatMul", "a w2", "y")]  # fmt: skip
+    constants = weights(w1=(5, 16), w2=(16, 3)) | {"first": np.int64(0), "second": np.int64(1)}
+    return build(nodes, {"c": ["N", 2]}, ["y"], constants, kinds={"c": "s"}, **options)

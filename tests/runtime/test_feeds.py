@@ -13,6 +13,7 @@ import pytest
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
 from runtime.feeds import PROFILES, Constraint, Profile, bind, constraints, parse_shapes, recorded, seeded
+from runtime.words import Words
 from tests.onnx_builder import build, node, weights
 
 F32, F16, I64, I32, BOOL = (np.dtype(t) for t in ("f4", "f2", "i8", "i4", "?"))
@@ -285,10 +286,17 @@ def test_a_table_of_one_row():
     assert not seeded([spec("i", 4, dtype=I64)], {"i": (4,)}, 0, {"i": Constraint(1)})["i"].any()
 
 
-@pytest.mark.parametrize("dtype", [None, np.dtype(object), np.dtype("c8")])
-def test_what_is_no_number_needs_recorded_values(dtype):
-    with pytest.raises(BadRequest, match="input 'text' is not a numeric tensor; give recorded values with --inputs"):
-        seeded([TensorSpec("text", dtype, (2,))], {"text": (2,)}, 0)
+@pytest.mark.parametrize("dtype", [None, np.dtype("c8")])
+def test_what_is_neither_number_nor_text_cannot_be_fed(dtype):
+    with pytest.raises(BadRequest, match="input 'z' is no tensor of real numbers or text"):
+        seeded([TensorSpec("z", dtype, (2,))], {"z": (2,)}, 0)
+
+
+def test_texts_are_words_of_those_allowed():
+    inputs, shapes = [TensorSpec("t", np.dtype(object), ("N", 2))], {"t": (32, 2)}
+    found = seeded(inputs, shapes, 0, {"t": Constraint(words=Words((("a", "b"), ("c",))))})["t"]
+    assert (found.dtype, {*found[:, 0]}, {*found[:, 1]}) == (np.dtype(object), {"a", "b"}, {"c"})
+    assert seeded(inputs, shapes, 0)["t"].shape == (32, 2)
 
 
 # -- recorded values --------------------------------------------------------------------------------------------
@@ -317,6 +325,12 @@ def test_samples_lie_along_the_leading_axis(tmp_path):
         np.testing.assert_array_equal(run["image"], images[k : k + 1])
         np.testing.assert_array_equal(run["ids"], ids[k : k + 1])
         assert run["image"].flags.c_contiguous
+
+
+def test_texts_are_recorded_as_such(tmp_path):
+    runs = recorded(stored(tmp_path, t=np.array(["a", "bc"])), [TensorSpec("t", np.dtype(object), ("N",))])
+    assert [run["t"].tolist() for run in runs] == [["a"], ["bc"]]
+    assert runs[0]["t"].dtype == object
 
 
 def test_whole_batches_are_kept(tmp_path):
