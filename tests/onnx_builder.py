@@ -25,6 +25,7 @@ DTYPES = {
     "u": np.uint8,
     "c": np.int8,
     "s": np.object_,
+    "d": np.float64,
 }
 
 

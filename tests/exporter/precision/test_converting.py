@@ -249,6 +249,16 @@ def test_the_user_decides(tmp_path):
         written(tmp_path, model, "fp8")
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("d", "double precision .float64., and fp32 ones are converted"), ("h", "in fp16 already"), ("i", "holds no fl")],
+)
+def test_what_is_not_fp32_is_told(tmp_path, kind, text):
+    model = build([node("Mul", "x x", "y")], {"x": [2, 4]}, ["y"], kinds={"x": kind, "y": kind})
+    with pytest.raises(ModelError, match=f"no node can compute in fp16. It.*{text}"):
+        written(tmp_path, model)
+
+
 def test_infinities_are_refused(tmp_path):
     """What seeded inputs do not show is seen when the file is compared; nothing is written."""
     nodes = [node("Mul", "x x", "h"), node("Mul", "h h", "k"), node("ReduceMean", "k", "y")]
