@@ -287,6 +287,29 @@ def seeded(
     return feeds
 
 
+def for_all(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Inputs of which one array was given for all samples, and the number of these.
+
+    A flag or a number has no axis of samples (``use_cache_branch[1]`` of a merged decoder): an array of its declared
+    shape, where others hold another number of samples, is meant for every run.
+
+    Args:
+        inputs: the signature.
+        shapes: of the arrays, by input name.
+    """
+    single = [s.name for s in inputs if len(s.shape) < 2 and shapes[s.name] == s.shape]
+    counts = {shapes[s.name][0] for s in inputs if s.name not in single and shapes[s.name]}
+    if len(counts) != 1:
+        return {}
+    (count,) = counts
+    return {name: count for name in single if shapes[name] != (count,)}
+
+
+def repeated(arrays: Mapping[str, Array], times: Mapping[str, int]) -> dict[str, Array]:
+    """Arrays with those of ``for_all`` once for every sample; nothing is copied."""
+    return {n: np.broadcast_to(a, (times[n], *a.shape)) if n in times else a for n, a in arrays.items()}
+
+
 def recorded(path: Path, inputs: Sequence[TensorSpec], limit: int = 64) -> list[Feeds]:
     """Read recorded inputs: an ``.npz`` keyed by input name, samples along the leading axis.
 
@@ -307,6 +330,7 @@ def recorded(path: Path, inputs: Sequence[TensorSpec], limit: int = 64) -> list[
     missing = [spec.name for spec in inputs if spec.name not in arrays]
     if missing:
         raise BadRequest(f"{path} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}.")
+    arrays = repeated(arrays, for_all(inputs, {name: array.shape for name, array in arrays.items()}))
     for spec in inputs:
         array = arrays[spec.name]
         if not holds(spec, array.dtype) or array.ndim not in (len(spec.shape), len(spec.shape) + 1):

@@ -233,7 +233,8 @@ def load_samples(
     - a folder of ``NAME.npy``, keyed by input name (memory-mapped), or of ``.npz`` files of one or more samples each;
     - a folder of images, searched recursively and sorted by path, for a model with one image input.
 
-    An array with one axis more than its input holds a whole run in each entry. For a model with one input the array may
+    An array with one axis more than its input holds a whole run in each entry; a flag or a number that has no axis of
+    samples may be given once for all. Text is an array of numpy's ``str``. For a model with one input the array may
     be called ``x``, or be the only one. ``FILE.npz:test`` takes the arrays ``NAME_test``. Pixels, which are image files
     and uint8 arrays for a floating-point input of four axes, are preprocessed.
 

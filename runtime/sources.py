@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from runtime import images
 from runtime.archives import headers, map_npy, read_npz
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
-from runtime.feeds import SAVE_TEXT, Array, held_by, holds, is_text
+from runtime.feeds import SAVE_TEXT, Array, for_all, held_by, holds, is_text, repeated
 from runtime.meant import instead
 from runtime.model_files import near
 from runtime.store import Part, Shapes, check_part, part_of, show
@@ -175,6 +175,7 @@ def _recipes(wanted: _Wanted, shapes: Shapes) -> dict[str, images.Recipe]:
 
 
 def _checked(wanted: _Wanted, arrays: dict[str, Array], where: str) -> Found:
+    arrays = repeated(arrays, for_all(wanted.inputs, {name: array.shape for name, array in arrays.items()}))
     shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     recipes = _recipes(wanted, shapes)
     count = check_part(wanted.inputs, shapes, where, recipes)
@@ -197,6 +198,8 @@ def _files(files: Sequence[Path], wanted: _Wanted) -> Found:
             found.notes += notes
             break
         shapes = {name: (known[key].shape, known[key].dtype) for name, key in names.items()}
+        times = for_all(wanted.inputs, {name: shape for name, (shape, _) in shapes.items()})
+        stored, shapes = shapes, {n: ((times[n], *s) if n in times else s, d) for n, (s, d) in shapes.items()}
         recipes = _recipes(wanted, shapes)
         count = check_part(wanted.inputs, shapes, str(path), recipes)
         if found.parts and recipes.keys() != found.recipes.keys():
@@ -204,7 +207,7 @@ def _files(files: Sequence[Path], wanted: _Wanted) -> Found:
         found.recipes = recipes
         kind = tuple((name, shape[1:], dtype.str) for name, (shape, dtype) in shapes.items())
         ranks = {name: len(shape) for name, (shape, _) in shapes.items()}
-        found.parts.append(Part(count, kind, _reader(path, names, shapes), ranks))
+        found.parts.append(Part(count, kind, _reader(path, names, stored, times), ranks))
         found.notes += [note for note in notes if note not in found.notes]
     if labels:
         if len(labels) < len(files) or len({(a.ndim, a.shape[1:]) for a in labels}) > 1 or not labels[0].ndim:
@@ -213,13 +216,15 @@ def _files(files: Sequence[Path], wanted: _Wanted) -> Found:
     return found
 
 
-def _reader(path: Path, names: dict[str, str], shapes: Shapes) -> Callable[[], dict[str, Array]]:
+def _reader(
+    path: Path, names: dict[str, str], shapes: Shapes, times: Mapping[str, int]
+) -> Callable[[], dict[str, Array]]:
     def load() -> dict[str, Array]:
         arrays = read_npz(path, sorted(set(names.values())))
         found = {name: arrays[key] for name, key in names.items()}
         if any((a.shape, a.dtype) != shapes[name] for name, a in found.items()):
             raise BadRequest(f"{path} has changed since it was first read.")
-        return found
+        return repeated(found, times)
 
     return load
 

@@ -333,6 +333,14 @@ def test_texts_are_recorded_as_such(tmp_path):
     assert runs[0]["t"].dtype == object
 
 
+def test_a_flag_is_recorded_once_for_all(tmp_path):
+    flag = TensorSpec("flag", np.dtype(bool), (1,))
+    runs = recorded(stored(tmp_path, x=np.ones((3, 4), np.float32), flag=np.array([True])), [spec("x", "N", 4), flag])
+    assert [run["flag"].tolist() for run in runs] == [[True]] * 3
+    with pytest.raises(BadRequest, match="numbers of samples differ"):
+        recorded(stored(tmp_path, x=np.ones((3, 4)), flag=np.array([True, False])), [spec("x", "N", 4), flag])
+
+
 def test_whole_batches_are_kept(tmp_path):
     batches = np.random.default_rng(0).random((2, 4, 3, 5, 5), np.float32)
     runs = recorded(stored(tmp_path, image=batches), [IMAGE])

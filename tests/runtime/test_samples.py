@@ -267,6 +267,21 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("files", [1, 2])
+def test_what_has_no_axis_of_samples_is_for_all_of_them(tmp_path, files):
+    flag, number = TensorSpec("flag", np.dtype(bool), (1,)), spec("number")
+    for k in range(files):
+        np.savez(tmp_path / f"{k}.npz", x=ROWS, flag=np.array([True]), number=np.float32(3))
+    found = load_samples(tmp_path / "0.npz" if files == 1 else tmp_path, [X, flag, number])
+    assert len(found) == files * len(ROWS)
+    for feeds in found.batches(4):
+        assert {n: (a.shape, a.dtype) for n, a in feeds.items() if n != "x"} == {
+            "flag": ((1,), np.dtype(bool)),
+            "number": ((), np.dtype(np.float32)),
+        }
+        assert feeds["x"].shape == (1, 3)  # one sample a run, as it has no axis for several
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case, tmp_path):
     arrays, specs, message = REFUSED[case]
