@@ -10,10 +10,13 @@ import pytest
 
 from exporter import load, prune, verify
 from exporter.calibration.outputs import compared
+from exporter.calibration.portioned import Portioned
 from exporter.cli import main
+from exporter.model_file import from_model
 from exporter.precision.converting import convert_precision
 from runtime.backends import open_session
 from tests.exporter.files import halved, run, write, zipped
+from tests.onnx_builder import node
 
 CLASSES = [(7, 3, 5), ("no", "yes", "maybe")]
 """In an order that is not theirs."""
@@ -120,3 +123,27 @@ def test_labels_that_are_no_class_are_told(files, tmp_path, capsys):
     ):
         assert main(line.split()) == 2
         assert "the label what is no class of the model" in capsys.readouterr().err
+
+
+def test_what_dictionaries_hold_is_probabilities(files):
+    pytest.importorskip("torch")
+    from exporter.training.losses import float_outputs
+
+    assert [(o.name, o.form) for o in float_outputs(load(files[0]))] == [("chances", "probabilities")]
+    model = zipped(*files[2][:2])  # of two classes, one is what the other leaves
+    at = next(k for k, n in enumerate(model.graph.node) if n.op_type == "Softmax")
+    made = [node("Gather", "s last", "one_s", axis=1), node("Sigmoid", "one_s", "one"),
+            node("Sub", "whole one", "other"), node("Concat", "other one", "p", axis=1)]  # fmt: skip
+    nodes = [*model.graph.node[:at], *made, *model.graph.node[at + 1 :]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for name, values in (("last", np.array([1])), ("whole", np.float32(1))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
+    assert [o.form for o in float_outputs(from_model(model))] == ["probabilities"]
+
+
+def test_large_models_give_arrays_too(files):
+    path, x, _ = files
+    large = Portioned(load(path))
+    assert [(o.name, o.dtype) for o in large.outputs][1] == ("chances", np.dtype(np.float32))
+    np.testing.assert_array_equal(large.run({"x": x})["chances"], open_session(path).run({"x": x})["chances"])
