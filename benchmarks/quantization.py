@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +163,7 @@ def _by_onnxruntime(model: Path, out: Path, how: str) -> None:
         "RTN, with zero points": lambda: tool.DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=False, bits=4),
         "HQQ": lambda: tool.HQQWeightOnlyQuantConfig(block_size=32, bits=4),
     }
+    logging.disable(logging.INFO)  # it tells of every node
     made = tool.MatMulNBitsQuantizer(onnx.load(model), algo_config=kinds[how]())
     made.process()
     made.model.save_model_to_file(str(out))

@@ -40,6 +40,7 @@ from exporter.request import Means, Request
 from exporter.score_names import LEARNED, RECONSTRUCTION
 from exporter.widths import Budget
 from runtime import feeds
+from runtime.recorded import read_recorded
 
 if TYPE_CHECKING:
     from exporter.calibration.damage import Prediction
@@ -220,7 +221,7 @@ def units_for(cost: CostModel, request: Request, means: Means) -> Units:
             asked = replace(asked, scope="local")
             notes = ("every group is cut alike, by magnitude: no linear layer reads them",)
     if means.inputs is not None and any(g.kind == "tokens" for g in groups):
-        scores = seen_first(groups, scores, feeds.recorded(means.inputs, input_specs(groups.graph.model)))
+        scores = seen_first(groups, scores, read_recorded(means.inputs, input_specs(groups.graph.model)))
     return Units(cost, asked, numbers, scores, prediction, notes)
 
 
@@ -321,7 +322,7 @@ def _drop(blocks: Blocks, request: Request, means: Means) -> tuple[Graph, list[s
         # as few in a run as the graph was analysed with, because the stream at every block is held
         runs = list(calibration.fit.first(_RANKING).batches(max(graph.binding.batch, 1)))
     elif means.inputs is not None:
-        runs = feeds.recorded(means.inputs, input_specs(graph.model))
+        runs = read_recorded(means.inputs, input_specs(graph.model))
     scores = score_blocks(blocks, request.layer_score, inputs=runs, seed=request.seed)
     try:
         chosen = choose_blocks(

@@ -111,8 +111,7 @@ def normalise(
             stands = False
     if not stands:
         static = infer(model.graph, schemas, _inputs(signature, None), constants)
-    varying = of_varying_rank(model.graph, static) if measured else set()
-    ranks = {n: tuple(f"{n}:{axis}" for axis in range(len(d))) for n, d in measured.items() if n not in varying}
+    ranks = _ranks(model, static, measured)
     if ranks:  # where every rank is known, more targets can be put together anew
         again = True
         while again:
@@ -152,6 +151,15 @@ def _settle(
                 return constants, static
             folded = True
         schemas.forget()
+
+
+def _ranks(
+    model: ModelProto, static: Inferred, measured: Mapping[str, tuple[int, Dims]]
+) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Types and axes, by names of their own, of what a run told of, where its rank is always the same."""
+    varying = of_varying_rank(model.graph, static) if measured else set()
+    known = {n: of for n, of in measured.items() if n not in varying}
+    return {n: (kind, tuple(f"{n}:{axis}" for axis in range(len(d)))) for n, (kind, d) in known.items()}
 
 
 def _put_in_order(model: ModelProto, schemas: Schemas) -> bool:
@@ -263,7 +271,7 @@ def _bind(
     constants: Constants,
     bindings: list[feeds.Binding],
     schemas: Schemas,
-) -> tuple[feeds.Binding, Inferred, dict[str, Dims], str]:
+) -> tuple[feeds.Binding, Inferred, dict[str, tuple[int, Dims]], str]:
     """The first of several bindings of dynamic axes whose shapes work out.
 
     Where onnx cannot infer a shape (an operator it does not know, control flow, a size that depends on the data), real
@@ -305,8 +313,8 @@ def _all_fixed(found: Inferred) -> bool:
 
 def _measure(
     model: ModelProto, folder: Path, binding: feeds.Binding, bound: Inferred, end: float
-) -> tuple[dict[str, Dims], str]:
-    """Shapes of the tensors inference gave up on, read off a real run.
+) -> tuple[dict[str, tuple[int, Dims]], str]:
+    """Types and shapes of the tensors inference gave up on, read off a real run.
 
     A size that depends on the data (the tokens an expert gets) is that of the run with the fewest empty axes: rules
     never take such an axis for one that can be cut, and only this pass sees its number.
@@ -319,7 +327,10 @@ def _measure(
     if seconds <= 0:
         return {}, _out_of_time()
     unknown = [n for node in model.graph.node for n in node.output if n and not bound.is_fixed(n)]
-    unknown = [n for n in unknown if n not in bound.opaque or bound.opaque[n].HasField("tensor_type")]
+    maps = {n for node in model.graph.node if node.op_type == "ZipMap" for n in node.output}  # seen as arrays in a run
+    unknown = [
+        n for n in unknown if n not in maps and (n not in bound.opaque or bound.opaque[n].HasField("tensor_type"))
+    ]
     probe = ModelProto()
     probe.CopyFrom(model)
     add_outputs(probe, unknown)
@@ -336,7 +347,8 @@ def _measure(
         return {}, _out_of_time() if time.monotonic() > end - seconds else ""
     arrays = [n for n in unknown if all(isinstance(run[n], (np.ndarray, np.generic)) for run in runs)]
     fullest = min(runs, key=lambda run: sum(0 in np.shape(run[n]) for n in arrays))
-    return {n: np.shape(fullest[n]) for n in arrays if len({np.ndim(run[n]) for run in runs}) == 1}, ""
+    alike = {n: np.asarray(fullest[n]) for n in arrays if len({np.ndim(run[n]) for run in runs}) == 1}
+    return {n: (onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in alike.items()}, ""
 
 
 def beyond(found: Inferred) -> str:

@@ -17,7 +17,7 @@ from exporter.proof import Proof
 from exporter.request import Means, Request
 from exporter.rewriter import rewrite
 from exporter.verifier import verify
-from runtime import feeds
+from runtime.recorded import read_recorded
 
 if TYPE_CHECKING:
     from exporter.calibration.fidelity import Fidelity
@@ -115,5 +115,5 @@ def proved(pruned: Graph, graph: Graph, plan: Plan, means: Means) -> Proof | Non
     if not means.prove:
         return None
     inputs = means.inputs
-    recorded = feeds.recorded(inputs, input_specs(graph.model)) if inputs is not None else ()
+    recorded = read_recorded(inputs, input_specs(graph.model)) if inputs is not None else ()
     return verify(pruned, graph, plan, inputs=recorded, progress=means.step)

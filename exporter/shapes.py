@@ -27,7 +27,7 @@ def infer(
     schemas: Schemas,
     inputs: Mapping[str, tuple[int, Dims] | TypeProto],
     constants: Mapping[str, tuple[int, Dims, Known | None]],
-    measured: Mapping[str, Dims] | None = None,
+    measured: Mapping[str, tuple[int, Dims]] | None = None,
 ) -> Inferred:
     """Infer every tensor of a graph.
 
@@ -36,7 +36,7 @@ def infer(
         schemas: those of the operator sets; they remember nodes and answers from pass to pass.
         inputs: graph inputs, (dtype, dims) or a non-tensor type.
         constants: (dtype, dims, values or None if large) of initializers and Constant nodes.
-        measured: shapes taken from a real run, used for tensors that onnx cannot infer.
+        measured: (dtype, dims) taken from a real run, used for tensors that onnx cannot infer.
 
     Returns:
         Everything found; failures are recorded, never raised.
@@ -69,15 +69,15 @@ def infer(
     return found
 
 
-def _types(view: View, rules: Schemas, found: Inferred, measured: Mapping[str, Dims], run: Run) -> None:
+def _types(view: View, rules: Schemas, found: Inferred, measured: Mapping[str, tuple[int, Dims]], run: Run) -> None:
     special = _SPECIAL.get(view.op) if not view.domain else None
     if special is not None:
         dims, dtype = special(view.attributes, view.inputs, found), _dtype_of_special(view, found)
         if dims is not None and dtype is not None:
             name = view.outputs[0]
             found.set_tensor(name, dtype, dims)
-            if not found.is_fixed(name) and are_numbers(measured.get(name, ("?",))):
-                found.set_tensor(name, dtype, measured[name])
+            if not found.is_fixed(name) and name in measured and are_numbers(measured[name][1]):
+                found.set_tensor(name, dtype, measured[name][1])
             return
     control = view.op in CONTROL and infer_control(view.proto, view.attributes, found, rules.opsets.get("", 1), run)
     results = {} if control else rules.results(view, found)
@@ -90,8 +90,10 @@ def _types(view: View, rules: Schemas, found: Inferred, measured: Mapping[str, D
         if name in found.known and name not in found.dims:
             value = found.known[name]
             found.set_tensor(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-        if name in measured and (name not in found.dims or (not found.is_fixed(name) and are_numbers(measured[name]))):
-            found.set_tensor(name, found.dtype.get(name, TensorProto.FLOAT), measured[name])
+        if name in measured:
+            seen, shape = measured[name]
+            if name not in found.dims or (not found.is_fixed(name) and are_numbers(shape)):
+                found.set_tensor(name, found.dtype.get(name, seen), shape)
         missing |= name not in found.dims or (control and not found.is_fixed(name))
     if missing:
         found.failed.append(view.proto)

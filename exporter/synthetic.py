@@ -14,9 +14,10 @@ from exporter.graph import Graph, Node
 from exporter.normalise import input_specs
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
-from runtime.feeds import Array, Constraint, constraints
+from runtime.feeds import FED, Array, Constraint, constraints, is_text
 from runtime.samples import Samples, make_samples, share_batch
 from runtime.store import Part
+from runtime.words import Words
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
@@ -79,6 +80,7 @@ def synthetic_samples(graph: Graph, count: int, seed: int = 0) -> Samples:
       Where the input goes into a convolution and a BatchNormalization, the mean and covariance of the channels and the
       share of brightness are fitted so that the convolution's output has the stored means and variances;
     - ids below a limit: uniform, and for more than 64 of them Zipf's law over a random order;
+    - texts: the words that the operators reading them know, see ``runtime.words``;
     - other whole numbers: those the graph compares them with, else ones; booleans: true;
     - other floating-point inputs: unit variance, correlated along the longest axis (first-order autoregression, 0.9).
 
@@ -88,7 +90,7 @@ def synthetic_samples(graph: Graph, count: int, seed: int = 0) -> Samples:
         seed: of everything.
 
     Raises:
-        BadRequest: ``count`` is below one, or an input is no numeric tensor or of no known shape.
+        BadRequest: ``count`` is below one, or an input is no tensor of numbers or text or of no known shape.
     """
     if count < 1:
         raise BadRequest(f"{count} synthetic samples: must be at least 1.")
@@ -102,8 +104,8 @@ def synthetic_samples(graph: Graph, count: int, seed: int = 0) -> Samples:
             raise BadRequest(
                 f"input '{spec.name}' declares no shape, so none can be made up; give one with --shape {spec.name}:..."
             )
-        if spec.dtype is None or spec.dtype.kind not in "fiub":
-            raise BadRequest(f"input '{spec.name}' is not a numeric tensor; give data with --calib.")
+        if spec.dtype is None or spec.dtype.kind not in FED:
+            raise BadRequest(f"input '{spec.name}' is no tensor of real numbers or text, which is all that can be fed.")
         shape = graph.binding.shapes[spec.name]
         draw, fit = _draw(graph, spec, shape, allowed.get(spec.name, Constraint()), seed)
         fitted += [spec.name] * fit
@@ -130,6 +132,8 @@ def _draw(graph: Graph, spec: TensorSpec, shape: tuple[int, ...], allowed: Const
     """How to draw one sample of an input, and whether it was fitted to the file's statistics."""
     dtype = spec.dtype
     assert dtype is not None
+    if is_text(spec):
+        return partial(_texts, words=allowed.words), False
     if dtype.kind == "b":
         return partial(_ones, dtype=dtype), False
     if dtype.kind in "iu":
@@ -146,6 +150,10 @@ def _draw(graph: Graph, spec: TensorSpec, shape: tuple[int, ...], allowed: Const
             texture = fit(texture, layer, shape[1:3] if last else shape[2:])
         return partial(_image, texture=texture, last=last, dtype=dtype), layer is not None
     return partial(_series, dtype=dtype), False
+
+
+def _texts(rng: np.random.Generator, shape: tuple[int, ...], *, words: Words) -> Array:
+    return words.draw(rng, shape).astype(str)
 
 
 def _ones(rng: np.random.Generator, shape: tuple[int, ...], *, dtype: np.dtype[np.generic]) -> Array:  # noqa: ARG001

@@ -26,7 +26,7 @@ from exporter.plan_check import check_fits
 from exporter.proof import Proof
 from exporter.proof_inputs import check_ids, seeded_runs, seeded_sets
 from exporter.relative_difference import Array, difference, is_float, signal, take_axes
-from exporter.rounding import code_error, code_tensors, given, hand_over, is_quantized
+from exporter.rounding import FLOATS, code_error, code_tensors, given, hand_over, is_quantized
 from exporter.sessions import cannot_run, open_given, open_own, run_own, with_outputs
 from exporter.widened import is_narrow, widened
 from runtime import bounds, feeds
@@ -358,7 +358,7 @@ class _Prover:
             for name in node.outputs:
                 shape = self.graph.shape(name) if name else None
                 kind = self.graph.inferred.dtype.get(name)
-                if shape is None or kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+                if shape is None or kind not in FLOATS:
                     continue
                 if name in outputs or name not in self.pruned.producer or name in self.graph.constants:
                     continue

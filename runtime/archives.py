@@ -24,7 +24,8 @@ Array = NDArray[np.generic]
 LARGEST = 8 << 30
 """Most bytes read from one .npz; arrays in .npy files are memory-mapped and may be larger."""
 
-_NUMBERS = "fiub"
+_TAKEN = "fiubU"
+"""Kinds of arrays that are read: numbers and text, which is no object in need of unpickling."""
 FAULTS = (
     OSError,
     ValueError,  # UnicodeDecodeError too
@@ -58,7 +59,7 @@ class Header:
 
 
 def headers(path: Path) -> dict[str, Header]:
-    """Shapes and types of the numeric arrays of an ``.npz``, by name, without reading their values.
+    """Shapes and types of the arrays of numbers and text in an ``.npz``, by name, without reading their values.
 
     Raises:
         BadRequest: not such a file.
@@ -71,7 +72,7 @@ def headers(path: Path) -> dict[str, Header]:
                     with archive.open(info) as file:
                         header = _header(file)
                         size = info.file_size - file.tell()
-                    if header.dtype.kind in _NUMBERS:
+                    if header.dtype.kind in _TAKEN:
                         _check_size(path, info.filename, header, size)
                         found[info.filename.removesuffix(".npy")] = header
     except FAULTS as error:
@@ -88,7 +89,9 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
     known = headers(path)
     missing = [n for n in names if n not in known]
     if missing:
-        raise BadRequest(f"{path} lacks {', '.join(missing)}; it holds {', '.join(known) or 'no numeric arrays'}.")
+        raise BadRequest(
+            f"{path} lacks {', '.join(missing)}; it holds {', '.join(known) or 'no arrays of numbers or text'}."
+        )
     if sum(known[n].nbytes for n in names) > LARGEST:
         raise BadRequest(
             f"{path} holds more than {LARGEST >> 30} GiB of inputs. Give a folder of NAME.npy files instead: they are "
@@ -105,14 +108,14 @@ def map_npy(path: Path) -> Array:
     """Open an ``.npy`` as a read-only memory map.
 
     Raises:
-        BadRequest: not such a file, or not an array of numbers.
+        BadRequest: not such a file, or not an array of numbers or text.
     """
     try:
         values = npy.open_memmap(path, mode="r")  # refuses pickled objects, and shapes larger than the file
     except FAULTS as error:
         raise BadRequest(f"{path} is not a readable .npy array: {error}") from error
-    if values.dtype.kind not in _NUMBERS:
-        raise BadRequest(f"{path} does not hold an array of numbers.")
+    if values.dtype.kind not in _TAKEN:
+        raise BadRequest(f"{path} does not hold an array of numbers or text.")
     return values
 
 

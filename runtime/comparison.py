@@ -271,7 +271,9 @@ def _agreement(pair: Sequence[Runner]) -> list[OutputDifference]:
 
 
 def _varied(array: np.ndarray, k: int) -> np.ndarray:
-    """Other values of the same distribution: the entries in another order."""
+    """Other values of the same distribution: the entries in another order; of text the rows, as columns differ."""
+    if array.dtype.kind == "O" and array.ndim:
+        return array[np.random.default_rng(k).permutation(len(array))]
     order = np.random.default_rng(k).permutation(array.size)
     return np.ascontiguousarray(array.ravel()[order].reshape(array.shape))
 

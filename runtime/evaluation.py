@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.backends import Session, open_session
+from runtime.class_labels import numbered
 from runtime.errors import BadRequest, RunError
 from runtime.feeds import Array, Feeds
 from runtime.metrics import Batch, Metric, Tally, default_output
@@ -91,7 +92,8 @@ def evaluate(
         raise BadRequest("there are no samples to evaluate.")
     session = _open(model)
     original = _open(reference) if reference is not None else None
-    chosen = default_output(session.outputs, output).name
+    spec = default_output(session.outputs, output)
+    samples, chosen = numbered(samples, spec.classes), spec.name
     if original is not None and chosen not in {o.name for o in original.outputs}:
         raise BadRequest(f"the reference has no output '{chosen}': {', '.join(o.name for o in original.outputs)}.")
     tally, done, started = Tally(judged), 0, time.perf_counter()

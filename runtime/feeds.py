@@ -6,13 +6,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from runtime.archives import FAULTS
 from runtime.backends.protocol import TensorSpec
 from runtime.demands.following import demands_of
 from runtime.demands.settling import Demand, asking, holds, settle
@@ -20,6 +18,7 @@ from runtime.demands.terms import parts_of
 from runtime.errors import BadRequest
 from runtime.model_files import nodes_in
 from runtime.nouns import counted
+from runtime.words import Words, words_of
 
 Array = NDArray[np.generic]
 Feeds = dict[str, Array]
@@ -186,10 +185,10 @@ def _requested(inputs: Sequence[TensorSpec], requested: Mapping[str, tuple[int, 
         if not spec.shape:
             continue  # a number, or a tensor of any number of axes: ONNX Runtime tells neither from the other
         if len(spec.shape) != len(shape):
-            raise BadRequest(f"--shape {name}: {counted(len(shape), 'axis')} given, the model declares {_show(spec)}.")
+            raise BadRequest(f"--shape {name}: {counted(len(shape), 'axis')} given, the model declares {show(spec)}.")
         for axis, (declared, size) in enumerate(zip(spec.shape, shape, strict=True)):
             if isinstance(declared, int) and declared != size:
-                raise BadRequest(f"--shape {name}: axis {axis} is fixed to {declared} in {_show(spec)}, not {size}.")
+                raise BadRequest(f"--shape {name}: axis {axis} is fixed to {declared} in {show(spec)}, not {size}.")
             if not isinstance(declared, int) and symbols.setdefault(_symbol(spec, axis), size) != size:
                 raise BadRequest(f"--shape {name}: '{declared}' is {symbols[_symbol(spec, axis)]} in another input.")
     for symbol, size in dict(symbols).items():
@@ -225,6 +224,15 @@ def _bound(
     return Binding(shapes, symbols, symbols[batches.pop()] if len(batches) == 1 else 1)
 
 
+FED = "fiubO"
+"""Kinds of numpy types that inputs may have; text comes as objects."""
+
+
+def is_text(spec: TensorSpec) -> bool:
+    """Say whether an input or output holds text."""
+    return spec.dtype is not None and spec.dtype.kind == "O"
+
+
 def is_batch(spec: TensorSpec, axis: int) -> bool:
     """Say whether an axis counts samples: by its name, or the first of several."""
     return bool(_BATCH.search(_symbol(spec, axis))) or (axis == 0 and len(spec.shape) > 1)
@@ -242,7 +250,8 @@ def _symbol(spec: TensorSpec, axis: int) -> str:
     return declared if isinstance(declared, str) and declared else f"{spec.name}:{axis}"
 
 
-def _show(spec: TensorSpec) -> str:
+def show(spec: TensorSpec) -> str:
+    """An input with its axes, as messages name it."""
     return f"{spec.name}[{', '.join('?' if d is None else str(d) for d in spec.shape)}]"
 
 
@@ -267,20 +276,21 @@ def _default(spec: TensorSpec, axis: int, profile: Profile) -> int:
 
 @dataclass(frozen=True)
 class Constraint:
-    """What an integer input may hold: values below ``limit``, or one of ``choices``."""
+    """What an input may hold: whole numbers below ``limit``, or one of ``choices``; ``words``, where it holds text."""
 
     limit: int | None = None
     choices: tuple[int, ...] = field(default=())
+    words: Words = field(default=Words())
 
 
 _MOVES = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand", "Slice"})
 
 
 def constraints(graph: onnx.GraphProto) -> dict[str, Constraint]:
-    """Find what values integer inputs may take, from how the graph uses them.
+    """Find what values inputs of whole numbers and of text may take, from how the graph uses them.
 
     An input that selects rows of a constant table must stay below its size; one that is compared with constants takes
-    those values.
+    those values. What text may be is found by ``runtime.words``.
     """
     sizes = {t.name: tuple(t.dims) for t in graph.initializer}
     values = {t.name: t for t in graph.initializer}
@@ -306,9 +316,10 @@ def constraints(graph: onnx.GraphProto) -> dict[str, Constraint]:
                     compared = onnx.numpy_helper.to_array(values[node.input[other]])
                     if compared.dtype.kind in "iuf" and compared.size <= 4096:
                         choices.setdefault(origin[node.input[one]], set()).update(int(v) for v in compared.ravel())
-    return {
+    numbers = {
         name: Constraint(limits.get(name), tuple(sorted(choices.get(name, ())))) for name in set(limits) | set(choices)
     }
+    return numbers | {name: Constraint(words=words) for name, words in words_of(graph).items()}
 
 
 def seeded(
@@ -320,10 +331,10 @@ def seeded(
     """Make one set of inputs.
 
     Floating-point inputs are standard normal; integers follow ``allowed`` and are ones where nothing is known of them
-    (a mask, a length, a flag); booleans are true.
+    (a mask, a length, a flag); booleans are true; texts are words.
 
     Raises:
-        BadRequest: an input is not a numeric tensor, or larger than memory is likely to hold.
+        BadRequest: an input is a tensor of neither numbers nor text, or larger than memory is likely to hold.
     """
     rng = np.random.default_rng(seed)
     feeds: Feeds = {}
@@ -333,8 +344,8 @@ def seeded(
                 f"input '{spec.name}' declares no shape, so none can be made up; give one with --shape {spec.name}:..."
             )
         shape = shapes[spec.name]
-        if spec.dtype is None or spec.dtype.kind not in "fiub":
-            raise BadRequest(f"input '{spec.name}' is not a numeric tensor; give recorded values with --inputs.")
+        if spec.dtype is None or spec.dtype.kind not in FED:
+            raise BadRequest(f"input '{spec.name}' is no tensor of real numbers or text, which is all that can be fed.")
         if math.prod(size for size in shape if size) > _MOST_NUMBERS:  # NumPy too refuses an empty array that large
             raise BadRequest(
                 f"input '{spec.name}' of shape {list(shape)} is too large to be made up; choose another with "
@@ -344,6 +355,9 @@ def seeded(
             feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
             continue
         constraint = (allowed or {}).get(spec.name, Constraint())
+        if is_text(spec):
+            feeds[spec.name] = constraint.words.draw(rng, shape)
+            continue
         if constraint.limit is not None:
             feeds[spec.name] = rng.integers(0, max(constraint.limit, 1), shape).astype(spec.dtype)
         elif constraint.choices:
@@ -351,47 +365,3 @@ def seeded(
         else:
             feeds[spec.name] = np.ones(shape, spec.dtype)
     return feeds
-
-
-def recorded(path: Path, inputs: Sequence[TensorSpec], limit: int = 64) -> list[Feeds]:
-    """Read recorded inputs: an ``.npz`` keyed by input name, samples along the leading axis.
-
-    Args:
-        path: the file.
-        inputs: the model's signature; a fixed leading axis decides how many samples go into one run.
-        limit: most runs to return.
-
-    Raises:
-        BadRequest: not such a file, an input is missing, or the sample counts differ.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FAULTS as error:
-        raise BadRequest(f"{path} is not a readable .npz of arrays: {error}") from error
-    missing = [spec.name for spec in inputs if spec.name not in arrays]
-    if missing:
-        raise BadRequest(f"{path} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}.")
-    for spec in inputs:
-        array = arrays[spec.name]
-        if array.dtype.kind not in "fiub" or array.ndim not in (len(spec.shape), len(spec.shape) + 1):
-            raise BadRequest(
-                f"{path}: '{spec.name}' is {array.dtype} with {counted(array.ndim, 'axis')}; expected numbers with "
-                f"{counted(len(spec.shape), 'axis')}, or one more for whole batches; the model declares {_show(spec)}."
-            )
-    counts = {spec.name: len(arrays[spec.name]) if arrays[spec.name].ndim else 0 for spec in inputs}
-    if len(set(counts.values())) > 1:
-        raise BadRequest(f"{path}: the numbers of samples differ: {counts}.")
-    if not all(counts.values()):
-        raise BadRequest(f"{path} holds no samples.")
-    runs = []
-    for i in range(min(limit, min(counts.values(), default=0))):
-        feeds: Feeds = {}
-        for spec in inputs:
-            sample = arrays[spec.name][i]
-            if sample.ndim == len(spec.shape) - 1:
-                sample = sample[None]
-            dtype = spec.dtype if spec.dtype is not None else sample.dtype
-            feeds[spec.name] = np.asarray(sample, dtype=dtype, order="C")
-        runs.append(feeds)
-    return runs

@@ -15,6 +15,7 @@ from runtime.engine.metadata import read_description
 from runtime.errors import BadRequest, RunError
 from runtime.meant import instead
 from runtime.model_files import in_folder, near
+from runtime.recorded import read_recorded
 from runtime.sampling import Call
 
 _RECORDED = 16
@@ -109,7 +110,7 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
     if unknown := [name for name in shapes if name not in known]:
         raise BadRequest(f"--shape {unknown[0]}: {path} has no such input; {instead(unknown[0], known)}")
     if asked.inputs is not None:
-        runs = feeds.recorded(asked.inputs, session.inputs, _RECORDED)
+        runs = read_recorded(asked.inputs, session.inputs, _RECORDED)
         return _first(path, asked, session, runs, load, 1)
     allowed, demands = _of_graph(path, session.inputs)
     failure: RunError | None = None

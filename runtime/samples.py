@@ -14,10 +14,10 @@ import numpy as np
 from runtime import sources
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
-from runtime.feeds import Array, Feeds, is_batch
+from runtime.feeds import Array, Feeds, is_batch, show
 from runtime.images import Preprocess, Recipe
 from runtime.nouns import counted, out_of
-from runtime.store import Part, Rows, Store, check_part, part_of, show
+from runtime.store import Part, Rows, Store, check_part, given, part_of
 
 _CHUNK = 64
 _MOST_FEEDS = 4096
@@ -34,12 +34,15 @@ class Samples:
         rows: the samples taken, numbered as they are stored.
         answers: labels of all samples stored, [stored, ...]; None where none were asked for or found.
         notes: what the user should know: what was left out, what was done to pixels.
+        classes: of the model, where the labels were these and are the numbers of their columns now; see
+            ``runtime.class_labels``.
     """
 
     store: Store
     rows: Rows
     answers: Array | None = None
     notes: tuple[str, ...] = ()
+    classes: tuple[int | str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -230,7 +233,8 @@ def load_samples(
     - a folder of ``NAME.npy``, keyed by input name (memory-mapped), or of ``.npz`` files of one or more samples each;
     - a folder of images, searched recursively and sorted by path, for a model with one image input.
 
-    An array with one axis more than its input holds a whole run in each entry. For a model with one input the array may
+    An array with one axis more than its input holds a whole run in each entry; a flag or a number that has no axis of
+    samples may be given once for all. Text is an array of numpy's ``str``. For a model with one input the array may
     be called ``x``, or be the only one. ``FILE.npz:test`` takes the arrays ``NAME_test``. Pixels, which are image files
     and uint8 arrays for a floating-point input of four axes, are preprocessed.
 
@@ -288,7 +292,7 @@ def samples_of(
         missing = [n for n in (*(s.name for s in inputs), *([labels] if labels else [])) if n not in feed]
         if missing:
             raise BadRequest(f"{where} lacks {', '.join(missing)}; it holds {', '.join(feed) or 'nothing'}.")
-        arrays = {s.name: np.asarray(feed[s.name]) for s in inputs}
+        arrays = {s.name: given(s, feed[s.name]) for s in inputs}
         if not together:
             arrays = {name: array[None] for name, array in arrays.items()}
         for spec in inputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,11 @@ from runtime import images
 from runtime.archives import headers, map_npy, read_npz
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
-from runtime.feeds import Array
+from runtime.feeds import Array, is_text, show
 from runtime.meant import instead
 from runtime.model_files import near
-from runtime.store import Part, Shapes, check_part, part_of, show
+from runtime.recorded import SAVE_TEXT, for_all, held_by, holds, repeated
+from runtime.store import Part, Shapes, check_part, part_of
 
 USUAL_LABELS = ("y", "label", "labels")
 """Names under which labels are looked for where none is given."""
@@ -47,6 +48,10 @@ class _Wanted:
     preprocess: images.Preprocess | None
     labels: Sequence[str]
     suffix: str = ""
+
+    def takes(self, dtype: np.dtype[np.generic]) -> bool:
+        """Whether values of a type can be fed to any input."""
+        return any(holds(spec, dtype) for spec in self.inputs)
 
     def keys(self, names: Iterable[str]) -> list[str]:
         return [f"{name}{self.suffix}" for name in names]
@@ -145,8 +150,11 @@ def _match(wanted: _Wanted, known: Collection[str], where: str) -> tuple[dict[st
     if not wanted.suffix and any(_have(known, _names(wanted), part) for part in parts):
         part = next(p for p in parts if _have(known, _names(wanted), p))
         hint = f" Name the part to take: {where}:{part[1:]}."
+    kinds = " or ".join(sorted({held_by(spec) for spec in wanted.inputs}))
+    if any(is_text(spec) for spec in wanted.inputs):
+        hint += f" {SAVE_TEXT}"
     raise BadRequest(
-        f"{where} lacks {', '.join(missing)}; it holds {', '.join(known) or 'no arrays of numbers'}.{hint}"
+        f"{where} lacks {', '.join(missing)}; it holds {', '.join(known) or f'no arrays of {kinds}'}.{hint}"
     )
 
 
@@ -168,6 +176,7 @@ def _recipes(wanted: _Wanted, shapes: Shapes) -> dict[str, images.Recipe]:
 
 
 def _checked(wanted: _Wanted, arrays: dict[str, Array], where: str) -> Found:
+    arrays = repeated(arrays, for_all(wanted.inputs, {name: array.shape for name, array in arrays.items()}))
     shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     recipes = _recipes(wanted, shapes)
     count = check_part(wanted.inputs, shapes, where, recipes)
@@ -180,7 +189,7 @@ def _files(files: Sequence[Path], wanted: _Wanted) -> Found:
     labels = []
     for path in files:
         known = headers(path)
-        names, notes = _match(wanted, known, str(path))
+        names, notes = _match(wanted, [n for n in known if wanted.takes(known[n].dtype)], str(path))
         key = next((k for k in (*wanted.keys(wanted.labels), *wanted.labels) if k in known), None)
         if key is not None:
             labels.append(read_npz(path, [key])[key])
@@ -190,6 +199,8 @@ def _files(files: Sequence[Path], wanted: _Wanted) -> Found:
             found.notes += notes
             break
         shapes = {name: (known[key].shape, known[key].dtype) for name, key in names.items()}
+        times = for_all(wanted.inputs, {name: shape for name, (shape, _) in shapes.items()})
+        stored, shapes = shapes, {n: ((times[n], *s) if n in times else s, d) for n, (s, d) in shapes.items()}
         recipes = _recipes(wanted, shapes)
         count = check_part(wanted.inputs, shapes, str(path), recipes)
         if found.parts and recipes.keys() != found.recipes.keys():
@@ -197,7 +208,7 @@ def _files(files: Sequence[Path], wanted: _Wanted) -> Found:
         found.recipes = recipes
         kind = tuple((name, shape[1:], dtype.str) for name, (shape, dtype) in shapes.items())
         ranks = {name: len(shape) for name, (shape, _) in shapes.items()}
-        found.parts.append(Part(count, kind, _reader(path, names, shapes), ranks))
+        found.parts.append(Part(count, kind, _reader(path, names, stored, times), ranks))
         found.notes += [note for note in notes if note not in found.notes]
     if labels:
         if len(labels) < len(files) or len({(a.ndim, a.shape[1:]) for a in labels}) > 1 or not labels[0].ndim:
@@ -206,13 +217,15 @@ def _files(files: Sequence[Path], wanted: _Wanted) -> Found:
     return found
 
 
-def _reader(path: Path, names: dict[str, str], shapes: Shapes) -> Callable[[], dict[str, Array]]:
+def _reader(
+    path: Path, names: dict[str, str], shapes: Shapes, times: Mapping[str, int]
+) -> Callable[[], dict[str, Array]]:
     def load() -> dict[str, Array]:
         arrays = read_npz(path, sorted(set(names.values())))
         found = {name: arrays[key] for name, key in names.items()}
         if any((a.shape, a.dtype) != shapes[name] for name, a in found.items()):
             raise BadRequest(f"{path} has changed since it was first read.")
-        return found
+        return repeated(found, times)
 
     return load
 

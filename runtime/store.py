@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from runtime import images
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
-from runtime.feeds import Array, Feeds
+from runtime.feeds import FED, Array, Feeds, is_text, show
 from runtime.nouns import counted
+from runtime.recorded import held_by, holds
 
 Rows = NDArray[np.int64]
 _KEPT = 1 << 28
@@ -121,6 +122,13 @@ class Store:
         return converted(spec, array)
 
 
+def given(spec: TensorSpec, values: object) -> Array:
+    """What somebody feeds an input, as an array; text as numpy's ``str``, which can be stacked, hashed and kept."""
+    array = np.asarray(values)
+    texts = is_text(spec) and array.dtype.kind == "O" and all(isinstance(text, str) for text in array.flat)
+    return array.astype(str) if texts else array
+
+
 def converted(spec: TensorSpec, array: Array) -> Array:
     """Values as an input takes them: contiguous and of its type.
 
@@ -154,11 +162,11 @@ def check_part(inputs: Sequence[TensorSpec], shapes: Shapes, where: str, recipes
     """
     for spec in inputs:
         shape, dtype = shapes[spec.name]
-        if spec.dtype is None or spec.dtype.kind not in "fiub":
-            raise BadRequest(f"input '{spec.name}' is not a numeric tensor; no samples can be given for it.")
-        if dtype.kind not in "fiub" or len(shape) not in (len(spec.shape), len(spec.shape) + 1) or not shape:
+        if spec.dtype is None or spec.dtype.kind not in FED:
+            raise BadRequest(f"input '{spec.name}' is no tensor of real numbers or text, which is all that can be fed.")
+        if not holds(spec, dtype) or len(shape) not in (len(spec.shape), len(spec.shape) + 1) or not shape:
             raise BadRequest(
-                f"{where}: '{spec.name}' is {dtype} with {counted(len(shape), 'axis')}; expected numbers with "
+                f"{where}: '{spec.name}' is {dtype} with {counted(len(shape), 'axis')}; expected {held_by(spec)} with "
                 f"{counted(len(spec.shape), 'axis')}, or one more for whole runs; the model declares {show(spec)}."
             )
         if dtype.kind == "f" and spec.dtype.kind != "f":
@@ -183,8 +191,3 @@ def part_of(arrays: dict[str, Array], count: int) -> Part:
     """Samples in memory, or mapped into it: arrays by input name, samples along the leading axis."""
     kind = tuple((name, a.shape[1:], a.dtype.str) for name, a in arrays.items())
     return Part(count, kind, lambda: arrays, {n: a.ndim for n, a in arrays.items()})
-
-
-def show(spec: TensorSpec) -> str:
-    """How messages print the signature of an input."""
-    return f"{spec.name}[{', '.join('?' if d is None else str(d) for d in spec.shape)}]"

@@ -16,7 +16,17 @@ KNOWS_ALL = {onnx: Version("1.20"), onnxruntime: Version("1.31")}
 """The first versions that know all the models of the tests; what older ones refuse is skipped, with the reason."""
 
 _REFUSED = "tests.refused"
-DTYPES = {"f": np.float32, "h": np.float16, "i": np.int64, "j": np.int32, "b": np.bool_, "u": np.uint8, "c": np.int8}
+DTYPES = {
+    "f": np.float32,
+    "h": np.float16,
+    "i": np.int64,
+    "j": np.int32,
+    "b": np.bool_,
+    "u": np.uint8,
+    "c": np.int8,
+    "s": np.object_,
+    "d": np.float64,
+}
 
 
 def node(op: str, inputs: str, outputs: str, **attributes) -> NodeProto:

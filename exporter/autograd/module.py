@@ -228,7 +228,25 @@ def to_torch(graph: Graph, train: Callable[[str], bool] | None = None) -> OnnxMo
     arrays = {name: _array(graph, name) for name in graph.constants}
     kinds = {name: t.data_type for name, t in graph.constants.items()} | dict(graph.inferred.dtype)
     chosen = trainable(graph, arrays) if train is None else {n for n in graph.constants if train(n)}
-    return OnnxModule(graph.nodes, arrays, graph.inputs, graph.outputs, chosen, kinds)
+    outputs = torch_outputs(graph)
+    nodes = graph.nodes if len(outputs) == len(graph.outputs) else _needed(graph.nodes, outputs)
+    return OnnxModule(nodes, arrays, graph.inputs, outputs, chosen, kinds)
+
+
+def torch_outputs(graph: Graph) -> list[str]:
+    """Names of the outputs that torch can hold: those that are no text (the name of a class)."""
+    text = {v.name for v in graph.model.graph.output if v.type.tensor_type.elem_type == onnx.TensorProto.STRING}
+    return [name for name in graph.outputs if name not in text]
+
+
+def _needed(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
+    """The nodes that outputs come from, with those of their subgraphs."""
+    wanted, kept = set(outputs), set[int]()
+    for node in reversed([n for n in nodes if n.depth == 0]):
+        if wanted.intersection(node.outputs):
+            wanted.update(reads(node.proto))
+            kept.add(id(node))
+    return [n for n in nodes if n.depth or id(n) in kept]
 
 
 def _array(graph: Graph, name: str) -> Any:

@@ -28,8 +28,9 @@ _NO_WEIGHTS: dict[str, frozenset[int]] = {
     "Loop": frozenset(range(2, 64)),
     "Scan": frozenset(range(64)),
     "Pow": frozenset({1}),
+    "STFT": frozenset({2}),
 }
-"""Inputs that hold statistics, scales, bounds, tables of positions or initial states, by operator."""
+"""Inputs that hold statistics, scales, bounds, windows, tables of positions or initial states, by operator."""
 
 _CIRCLE = 1e-3
 
@@ -38,8 +39,8 @@ def trainable(graph: Graph, arrays: Mapping[str, Any]) -> set[str]:
     """Names of the constants that are weights.
 
     Left out are numbers alone (a scale, an epsilon), unless a PRelu learns them; running statistics, quantization
-    parameters, bounds and initial states; masks; and the cosines and sines of a rotary embedding, which are two tables
-    whose squares sum to one.
+    parameters, bounds, windows and initial states; masks; and the cosines and sines of a rotary embedding, which are
+    two tables whose squares sum to one.
 
     Args:
         graph: the graph.

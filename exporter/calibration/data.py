@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from exporter.calibration.evidence import HELD_OUT
+from exporter.calibration.outputs import classes_of
 from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.model_file import finished
 from exporter.normalise import input_specs, is_large, serialize_with_data
 from exporter.synthetic import synthetic_samples
 from runtime.backends import SessionOptions, open_session
+from runtime.class_labels import whole
 from runtime.errors import BadRequest, RunError
 from runtime.feeds import Feeds
 from runtime.images import Preprocess
@@ -164,14 +166,16 @@ def _read(
             raise UsageError("--labels: synthetic inputs have none.")
         return synthetic_samples(graph, limit, seed), SYNTHETIC
     if isinstance(source, Samples):
-        return (source.shuffled(seed) if limit < len(source) else source).part(0, limit), "samples"
+        mixed = source.shuffled(seed) if limit < len(source) else source
+        return whole(mixed.part(0, limit), classes_of(graph)), "samples"
     if not isinstance(source, (str, os.PathLike)):
-        return samples_of(source, inputs, labels=labels, limit=limit, seed=seed), "feeds"
+        return whole(samples_of(source, inputs, labels=labels, limit=limit, seed=seed), classes_of(graph)), "feeds"
     path = Path(source)
     usual = tuple(name for name in USUAL_LABELS if name not in {spec.name for spec in inputs})
     names = usual if labels is None else labels
     try:
         samples = load_samples(path, inputs, preprocess=preprocess, limit=limit, seed=seed, labels=names)
+        samples = whole(samples, classes_of(graph))
     except BadRequest:
         if labels is not None:
             raise

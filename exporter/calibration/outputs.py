@@ -10,6 +10,7 @@ from __future__ import annotations
 from exporter.errors import ModelError
 from exporter.graph import Graph, Node
 from exporter.rounding import FLOATS
+from runtime.backends.maps import Keys, keys_of, number_type
 
 _SIZES = ("Shape", "Size")
 _PUT_TOGETHER = {"Identity": 1, "Transpose": 1, "Reshape": 1, "Flatten": 1, "Squeeze": 1, "Unsqueeze": 1, "TopK": 1,
@@ -23,8 +24,8 @@ def computed_outputs(graph: Graph) -> list[str]:
 
 
 def float_outputs(graph: Graph) -> list[str]:
-    """Names of those among them that hold floating-point numbers."""
-    declared = {v.name: v.type.tensor_type.elem_type for v in graph.model.graph.output}
+    """Names of those among them that hold floating-point numbers, also as a dictionary for each sample."""
+    declared = {v.name: v.type.tensor_type.elem_type or number_type(v.type) for v in graph.model.graph.output}
     return [n for n in computed_outputs(graph) if graph.inferred.dtype.get(n, declared[n]) in FLOATS]
 
 
@@ -49,9 +50,18 @@ def compared(graph: Graph) -> dict[str, float]:
 
 
 def parts_of(graph: Graph, output: str) -> list[str]:
-    """What an output of floating point is compared by: the tensors it is put together of, itself where it is one."""
+    """What an output of floating point is compared by: the tensors it is put together of, itself where it is one.
+
+    Of one that is a dictionary for each sample, what these are made of.
+    """
     found = _sources(graph, output)
-    return found if len(found) > 1 else [output]
+    return found if len(found) > 1 or (found and output not in graph.inferred.dtype) else [output]
+
+
+def classes_of(graph: Graph, output: str | None = None) -> Keys:
+    """What the columns of an output stand for, the first of floating point by default; empty where nothing says so."""
+    name = output if output is not None else next(iter(float_outputs(graph)), "")
+    return keys_of(graph.model.graph).get(name, ())
 
 
 def _sources(graph: Graph, output: str) -> list[str]:

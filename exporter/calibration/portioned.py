@@ -13,6 +13,7 @@ from exporter.graph import Graph
 from exporter.normalise import input_specs
 from exporter.tensors import Array, nbytes
 from runtime.backends import TensorSpec
+from runtime.backends.maps import number_type
 from runtime.feeds import Feeds
 from runtime.samples import samples_of
 
@@ -73,6 +74,7 @@ def runner_over(graph: Graph, feeds: Sequence[Feeds]) -> Runner:
 
 
 def _spec(graph: Graph, name: str) -> TensorSpec:
-    kind = graph.inferred.dtype.get(name)
+    opaque = graph.inferred.opaque.get(name)
+    kind = graph.inferred.dtype.get(name) or (number_type(opaque) if opaque is not None else 0)
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) if kind else None
     return TensorSpec(name, dtype, graph.shape(name) or ())

@@ -86,10 +86,12 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
+    from exporter.calibration.outputs import classes_of
     from exporter.model_file import load, save
     from exporter.normalise import input_specs
     from exporter.plan import Plan
     from exporter.torch_source import need_torch
+    from runtime.class_labels import whole
     from runtime.feeds import parse_shapes
     from runtime.images import parse_preprocess
     from runtime.samples import load_samples
@@ -113,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         labels=options.labels or (),
     )
+    samples = whole(samples, classes_of(graph, options.loss_output))
     target = make_target(
         graph,
         labelled=samples.answers is not None,

@@ -92,7 +92,7 @@ def _proof(options: argparse.Namespace) -> int:
     from exporter.refitted import changed_weights
     from exporter.tables import shapes_text
     from runtime.errors import BadRequest
-    from runtime.feeds import recorded
+    from runtime.recorded import read_recorded
 
     plans = [Plan.load(p) for p in options.plan]
     plan = reduce(compose, plans)
@@ -103,7 +103,7 @@ def _proof(options: argparse.Namespace) -> int:
     except BadRequest as error:
         wanted = shapes_text(pruned_shapes(plan, shapes))
         raise GoalError(f"{options.pruned} does not take the inputs of the original ({wanted}).") from error
-    inputs = recorded(options.inputs, input_specs(graph.model)) if options.inputs else ()
+    inputs = read_recorded(options.inputs, input_specs(graph.model)) if options.inputs else ()
     progress = Progress(options)
     try:
         proof = verify(pruned, graph, plan, tolerance=options.tolerance, inputs=inputs, progress=progress)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from exporter.errors import ModelError
 from exporter.graph import Graph
@@ -62,9 +63,11 @@ class Masker:
 
     def build(self) -> onnx.ModelProto:
         """The graph with all its gates."""
-        surgeon = surgeon_of(self.source)
-        self.gate_graph(surgeon)
-        masked: onnx.ModelProto = gs.export_onnx(surgeon, do_type_check=False)
+        with G_LOGGER.suppress():  # it warns of types it does not know, which are restored
+            surgeon = surgeon_of(self.source)
+            self.gate_graph(surgeon)
+            masked: onnx.ModelProto = gs.export_onnx(surgeon, do_type_check=False)
+        _restore_types(masked.graph, self.source.model.graph)
         # onnx-graphsurgeon 0.5 writes the newest, which ONNX Runtime may not know
         masked.ir_version = self.source.model.ir_version
         _share_constants(masked.graph)
@@ -179,6 +182,16 @@ class Masker:
         output = node.outputs[o]
         node.outputs[o] = inner
         self.after.append(gs.Node(op, self.fresh(), {}, [inner, other], [output]))
+
+
+def _restore_types(graph: onnx.GraphProto, source: onnx.GraphProto) -> None:
+    """Give what is no tensor its type back: onnx-graphsurgeon knows no dictionaries, and takes them for tensors."""
+    for mine, theirs in zip(graphs_of(graph), graphs_of(source), strict=True):
+        values = (*theirs.input, *theirs.output, *theirs.value_info)
+        types = {v.name: v.type for v in values if v.type.WhichOneof("value") not in (None, "tensor_type")}
+        for value in (*mine.input, *mine.output, *mine.value_info):
+            if value.name in types:
+                value.type.CopyFrom(types[value.name])
 
 
 def _share_constants(graph: onnx.GraphProto) -> None:

@@ -23,7 +23,7 @@ from exporter.planner import budget_of
 from exporter.request import Means, Request
 from exporter.request_check import check_choice
 from exporter.score_names import RECONSTRUCTION
-from runtime import feeds
+from runtime.recorded import read_recorded
 
 _PRICES = (1.0, 0.25, 4.0, float("inf"))
 """How much more the damage of blocks may count than that of widths; infinite leaves all blocks."""
@@ -120,7 +120,7 @@ def _competing(cost: LatencyCost, request: Request, means: Means, options: Mappi
     scores: Scores = {g.name: np.ones(g.width) for g in groups}
     if means.calibration is None:
         means.step("ranking residual blocks")
-        runs = feeds.recorded(means.inputs, input_specs(groups.graph.model)) if means.inputs is not None else ()
+        runs = read_recorded(means.inputs, input_specs(groups.graph.model)) if means.inputs is not None else ()
         influence = score_blocks(blocks, request.layer_score, inputs=runs, seed=request.seed)
         ranked = Competition(
             cost, blocks, able, (), {}, lambda chosen: sum(influence[b.name] for b in chosen), request.align, 1

@@ -144,9 +144,8 @@ def convert_precision(
     )
     lowered, stay = choose_nodes(graph, low, extents, keep, refused)
     if not lowered:
-        raise ModelError(
-            f"{path}: no node can compute in {precision}. " + "; ".join(f"{s.node}: {s.reason}" for s in stay[:3])
-        )
+        reasons = "; ".join(f"{s.node}: {s.reason}" for s in stay[:3]) or f"{_without_fp32(kinds)}."
+        raise ModelError(f"{path}: no node can compute in {precision}. {reasons}")
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     retyped = Retyped(graph, low, partial(convert_values, low=low))
@@ -190,6 +189,15 @@ def convert_precision(
         calib or "synthetic",
         keep_io,
     )
+
+
+def _without_fp32(kinds: Mapping[str, int]) -> str:
+    """What a model computes in that has no fp32 tensors."""
+    if TensorProto.DOUBLE in kinds.values():
+        return "Its tensors are double precision (float64), and fp32 ones are converted; export the model in fp32"
+    short = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+    found = next((name for kind, name in short.items() if kind in kinds.values()), "")
+    return f"It is in {found} already" if found else "It holds no floating-point tensors"
 
 
 def _prepared(

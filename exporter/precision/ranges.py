@@ -78,9 +78,11 @@ def measure_extents(
             model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
     found = dict.fromkeys(wanted, math.nan)
     whole = inline_data(model, graph.folder)
+    # where a file declares one size for two, a tensor of a node added here would not fit where ONNX Runtime puts it
+    options = SessionOptions(optimize=False, reuse=False)
     for way in ({}, *ways):
         try:
-            session: Session = open_session(force(whole, way), options=SessionOptions(optimize=False))
+            session: Session = open_session(force(whole, way), options=options)
             for feed in feeds:
                 got = session.run(feed, list(outputs.values()))
                 for name, output in outputs.items():

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from exporter.autograd import torch_outputs
+from exporter.calibration.outputs import float_outputs as numeric_outputs
 from exporter.calibration.outputs import parts_of
 from exporter.errors import UsageError
-from exporter.graph import Graph
+from exporter.graph import Graph, Node
 from exporter.training.options import AGREEMENT, LOSSES
 from runtime.plugins import PLUGIN, plugin_callable
 
@@ -22,6 +24,7 @@ Loss = Callable[[Outputs, Outputs, Outputs, Tensor | None], Tensor]
 
 _SOFT = {"Softmax": "probabilities", "LogSoftmax": "logs"}
 _PASSING = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Flatten", "Transpose")
+_ZIPPED = "ai.onnx.ml::ZipMap"
 _LEAST = 1e-12
 
 
@@ -43,20 +46,33 @@ class Output:
 def float_outputs(graph: Graph) -> list[Output]:
     """The floating-point outputs, and what they hold.
 
-    What a Softmax gave holds probabilities. Others are taken for logits only where they have two axes: detectors,
-    encoders and the like return values.
+    What a Softmax gave holds probabilities, and so does what a Sigmoid has part in where it is handed out as a
+    dictionary for each sample. Others are taken for logits only where they have two axes: detectors, encoders and the
+    like return values.
     """
     found = []
-    for name in graph.outputs:
-        if graph.inferred.dtype.get(name) not in (1, 10, 11, 16):
-            continue
-        node = graph.producer.get(name)
-        while node is not None and node.op in _PASSING:
-            node = graph.producer.get(node.inputs[0])
-        shape = graph.shape(name) or ()
+    for name in numeric_outputs(graph):
+        held, maker = name, graph.producer.get(name)
+        if maker is not None and maker.op == _ZIPPED:
+            held = maker.inputs[0]
+        node, shape = _source(graph, held), graph.shape(held) or ()
         form = _SOFT.get(node.op, "") if node is not None else ""
+        if held != name and node is not None and node.op == "Concat" and "Sigmoid" in _ops_before(graph, node):
+            form = "probabilities"
         found.append(Output(name, form or ("logits" if len(shape) == 2 and shape[1] > 1 else "values")))
     return found
+
+
+def _source(graph: Graph, name: str) -> Node | None:
+    """The node that computes a tensor, through what only moves it."""
+    node = graph.producer.get(name)
+    while node is not None and node.op in _PASSING:
+        node = graph.producer.get(node.inputs[0])
+    return node
+
+
+def _ops_before(graph: Graph, node: Node) -> set[str]:
+    return {before.op for name in node.inputs if (before := _source(graph, name)) is not None}
 
 
 def judged(graph: Graph, kind: str = "auto", output: str | None = None, teacher: Graph | None = None) -> list[Output]:
@@ -89,7 +105,7 @@ def _same_parts(parts: Sequence[str], output: str, graph: Graph, teacher: Graph)
 
 def asked(graph: Graph) -> tuple[str, ...]:
     """Names of the graph's outputs, and of what else they are judged by."""
-    return tuple(dict.fromkeys([*graph.outputs, *(o.name for o in judged(graph))]))
+    return tuple(dict.fromkeys([*torch_outputs(graph), *(o.name for o in judged(graph))]))
 
 
 def log_probabilities(values: Tensor, form: str, axis: int, temperature: float = 1.0) -> Tensor:

@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from exporter.autograd import OnnxModule, to_torch
+from exporter.autograd import OnnxModule, to_torch, torch_outputs
 from exporter.autograd.dtypes import to_array, to_tensor
 from exporter.errors import UsageError
 from exporter.graph import Graph
@@ -181,7 +181,7 @@ def make_target(
         distil = make_loss(graph, kind, False, output, temperature, teacher)
         told = judged(graph, kind, output, teacher)
     found = matches_of(graph, teacher, match, plan) if teacher is not None else []
-    names = tuple(dict.fromkeys([*graph.outputs, *(o.name for o in told), *(m.name for m in found)]))
+    names = tuple(dict.fromkeys([*torch_outputs(graph), *(o.name for o in told), *(m.name for m in found)]))
     run = teacher_of(teacher, names, device) if teacher is not None else None
     source = teacher.source.sha256 if teacher is not None else ""
     about = f"{loss} {labelled} {output} {share} {temperature} {source} {[m.name for m in found]}"

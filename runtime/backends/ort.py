@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.backends.custom_ops import register_custom_ops
 from runtime.backends.float8 import harmful_optimizers
+from runtime.backends.maps import Keys, as_array, keys_in, numbers_in
 from runtime.backends.protocol import Array, Availability, Session, SessionOptions, TensorSpec, backend
 from runtime.errors import BackendMissing, BadRequest, NoMemory, Refused, RunError
 
@@ -85,8 +86,11 @@ PROVIDERS = {
 """Those that packages on PyPI offer, and XNNPACK, which needs a build of one's own."""
 
 
-def _spec(argument: Any) -> TensorSpec:
+def _spec(argument: Any, keys: Mapping[str, Keys] | None = None) -> TensorSpec:
     kind = argument.type
+    if numbers_in(kind):
+        classes = (keys or {}).get(argument.name, ())
+        return TensorSpec(argument.name, np.dtype(_DTYPES[numbers_in(kind)]), (None, len(classes) or None), classes)
     inner = kind[len("tensor(") : -1] if kind.startswith("tensor(") else ""
     dtype = np.dtype(_DTYPES[inner]) if inner in _DTYPES else None
     shape = tuple(d if isinstance(d, (int, str)) else None for d in argument.shape)
@@ -118,7 +122,10 @@ class OrtSession:
                 enable_fallback=False,  # it tries again with other providers, and says so on the standard output
             )  # fmt: skip
             self.inputs = tuple(_spec(i) for i in self._session.get_inputs())  # which fails where a name is no UTF-8
-            self.outputs = tuple(_spec(o) for o in self._session.get_outputs())
+            made = self._session.get_outputs()
+            self._maps = frozenset(o.name for o in made if numbers_in(o.type))
+            keys = keys_in(model) if self._maps else {}
+            self.outputs = tuple(_spec(o, keys) for o in made)
         except Exception as error:  # the binding raises a dozen unrelated classes
             line = _first_line(error)
             if _lacks_memory(line):
@@ -138,13 +145,20 @@ class OrtSession:
             return {}
         try:
             with _stopped_after(self._options.seconds, replay=not self._options.capture) as settings:
-                return dict(zip(names, self._session.run(names, dict(feeds), settings), strict=True))
+                found = dict(zip(names, self._session.run(names, dict(feeds), settings), strict=True))
         except Exception as error:
             raise _failed(error) from error
+        for spec in self.outputs if self._maps else ():
+            if spec.name in self._maps and spec.name in found and spec.dtype is not None:
+                found[spec.name] = as_array(found[spec.name], spec.classes, spec.dtype)
+        return found
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], None]:
-        """Bind the inputs once; the returned call has the least overhead ONNX Runtime offers from Python."""
-        if not self._options.binding:
+        """Bind the inputs once; the returned call has the least overhead ONNX Runtime offers from Python.
+
+        Text cannot be bound.
+        """
+        if not self._options.binding or any(np.asarray(value).dtype.kind == "O" for value in feeds.values()):
             return self._unbound(dict(feeds))
         binding, alive = self._session.io_binding(), [dict(feeds)]
         memory, on_device = self._about.memory, self._about.memory != "cpu"
@@ -231,6 +245,7 @@ def _settings(ort: Any, options: SessionOptions) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4  # failures come back as exceptions; the log would repeat them
     settings.intra_op_num_threads = options.threads
+    settings.enable_mem_reuse = options.reuse
     levels = ort.GraphOptimizationLevel
     settings.graph_optimization_level = {
         "off": levels.ORT_DISABLE_ALL,
@@ -260,7 +275,12 @@ _CUSTOM = (
     "\nIf a library has this operator, name it with --custom-ops LIB (that of ai.onnx.contrib comes with "
     "pip install onnxruntime-extensions)."
 )
+_LOCALE = (
+    "\nThis system lacks the locale that StringNormalizer asks for; on Debian and Ubuntu: apt-get install locales, "
+    "then locale-gen en_US.UTF-8"
+)
 _FIXES = {
+    "Failed to construct locale": _LOCALE,
     "INVALID_PROTOBUF": " (not an ONNX file, or truncated: export it again)",
     "under development and support for this is limited": _NEWER,
     "Unsupported model IR version": _NEWER,

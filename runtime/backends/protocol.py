@@ -26,11 +26,14 @@ class TensorSpec:
         name: tensor name.
         dtype: numpy dtype; None for what numpy cannot hold (sequences, maps).
         shape: int for a fixed axis, str for a named dynamic one, None for an unnamed one.
+        classes: what the columns of an output [N, classes] stand for, where the model hands out a dictionary for each
+            sample; see ``runtime.backends.maps``.
     """
 
     name: str
     dtype: np.dtype[np.generic] | None
     shape: tuple[int | str | None, ...]
+    classes: tuple[int | str, ...] = ()
 
 
 class Session(Protocol):
@@ -67,6 +70,8 @@ class SessionOptions:
         level: how far to optimise, one of ``LEVELS``; ``optimize=False`` is ``off``.
         spinning: idle threads wait busily for work. Off costs a little latency and leaves the processor to others.
         packing: weights are laid out anew when the model is loaded. Off saves that time and memory where runs are few.
+        reuse: tensors may lie where others lay that nobody reads any more. Off takes more memory, and runs models whose
+            declared shapes are wrong: by these it is decided what fits where.
         binding: timed calls keep inputs and outputs where they are (I/O binding); off copies them on every run.
         capture: record the run once and replay it (CUDA graphs), where the backend can.
         profile: write a profile whose name begins so.
@@ -80,6 +85,7 @@ class SessionOptions:
     level: str = "all"
     spinning: bool = True
     packing: bool = True
+    reuse: bool = True
     binding: bool = True
     capture: bool = False
     profile: Path | None = None

@@ -211,3 +211,40 @@ def off(graph: Graph, name: str, by: float) -> Graph:
         return values
 
     return changed(graph, name, change)
+
+
+def zipped(*classes: int | str):
+    """``x[N, 5]``, a hidden layer of 16; a label for each sample and a dictionary from class to probability."""
+    nodes = [node("Gemm", "x w1 b1", "h", transB=1), node("Relu", "h", "a"), node("Gemm", "a w2 b2", "s"),
+             node("Softmax", "s", "p")]  # fmt: skip
+    shapes = {"w1": (16, 5), "b1": (16,), "w2": (16, len(classes)), "b2": (len(classes),)}
+    model = build(nodes, {"x": ["N", 5]}, ["p"], weights(**shapes))
+    text = isinstance(classes[0], str)
+    label = helper.make_tensor_value_info("label", 8 if text else 7, ["N", 1])
+    maps = helper.make_map_type_proto(8 if text else 7, helper.make_tensor_type_proto(1, []))
+    chances = helper.make_value_info("chances", helper.make_sequence_type_proto(maps))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(classes, object if text else np.int64), "classes"))
+    model.graph.node.extend(
+        [
+            node("ArgMax", "p", "best", axis=1),
+            node("ai.onnx.ml::ArrayFeatureExtractor", "classes best", "name"),
+            node("Reshape", "name column", "label"),
+            node("ai.onnx.ml::ZipMap", "p", "chances", **{f"classlabels_{'strings' if text else 'int64s'}": classes}),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(ints(-1, 1), "column"))
+    del model.graph.output[:]
+    model.graph.output.extend([label, chances])
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    return model
+
+
+def encoded(**options):
+    """``c[N, 2]`` of text, a category of (a, b, c) and one of (x, y), a hidden layer of 16, ``y[N, 3]``."""
+    nodes = [node("Gather", f"c {k}", f"c{k}", axis=1) for k in ("first", "second")]
+    known = {"first": ["a", "b", "c"], "second": ["x", "y"]}
+    nodes += [node("ai.onnx.ml::OneHotEncoder", f"c{k}", f"h{k}", cats_strings=v, zeros=0) for k, v in known.items()]
+    nodes += [node("Concat", "hfirst hsecond", "h", axis=1), node("MatMul", "h w1", "m"), node("Relu", "m", "a"),
+              node("MatMul", "a w2", "y")]  # fmt: skip
+    constants = weights(w1=(5, 16), w2=(16, 3)) | {"first": np.int64(0), "second": np.int64(1)}
+    return build(nodes, {"c": ["N", 2]}, ["y"], constants, kinds={"c": "s"}, **options)

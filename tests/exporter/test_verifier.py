@@ -16,7 +16,7 @@ from exporter.relative_difference import signal
 from exporter.sessions import run_own
 from exporter.verifier import difference
 from runtime.errors import NoMemory
-from tests.exporter.files import write
+from tests.exporter.files import halved, off, write
 from tests.onnx_builder import build, node, weights
 from tests.rows.networks import ROWS
 
@@ -242,3 +242,13 @@ def test_neighbouring_numbers_do_not_differ(steps):
     found = difference(got, want, signal(want))
     assert found == (0.0 if steps <= 4 else pytest.approx(steps / 28.9, rel=0.01))
     assert difference(got.astype(np.float64), want.astype(np.float64), signal(want)) > 0.03
+
+
+def test_inner_tensors_of_double_precision_are_compared():
+    constants = {name: values.astype(np.float64) for name, values in weights(w1=(5, 16), w2=(16, 3)).items()}
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "a"), node("MatMul", "a w2", "y")]
+    graph = from_model(build(nodes, {"x": ["N", 5]}, ["y"], constants, kinds={"x": "d", "y": "d"}))
+    plan, pruned = halved(graph)
+    assert verify(pruned, graph, plan).inner == 2
+    with pytest.raises(GoalError, match="first at MatMul 'node_h'"):
+        verify(off(pruned, "w1", 0.1), graph, plan)

@@ -13,6 +13,7 @@ from onnx import helper
 
 from runtime import backends, bounds
 from runtime.backends import BACKENDS, SessionOptions, TensorSpec, backend, open_session, protocol
+from runtime.backends.maps import as_array
 from runtime.errors import BackendMissing, BadRequest, NoMemory, Refused, RunError
 from tests.onnx_builder import build, node, weights
 
@@ -48,6 +49,18 @@ def registry(monkeypatch):
     for module in (backends, protocol):
         monkeypatch.setattr(module, "BACKENDS", registered)
     return backends.BACKENDS
+
+
+# -- dictionaries -----------------------------------------------------------------------------------------------
+
+
+def test_dictionaries_become_columns():
+    kind = np.dtype(np.float32)
+    found = as_array([{"b": 1.0, "a": 2.0}, {"a": 3.0, "b": 4.0}], (), kind)
+    assert (found.tolist(), found.dtype) == ([[2, 1], [3, 4]], kind)
+    assert as_array([], ("a", "b"), kind).shape == (0, 2)
+    with pytest.raises(RunError, match="do not all have the keys a, b"):
+        as_array([{"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 1.0}], (), kind)
 
 
 # -- registry ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ import pytest
 
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
-from runtime.feeds import PROFILES, Constraint, Profile, bind, constraints, parse_shapes, recorded, seeded
+from runtime.feeds import PROFILES, Constraint, Profile, bind, constraints, parse_shapes, seeded
+from runtime.recorded import read_recorded
+from runtime.words import Words
 from tests.onnx_builder import build, node, weights
 
 F32, F16, I64, I32, BOOL = (np.dtype(t) for t in ("f4", "f2", "i8", "i4", "?"))
@@ -285,10 +287,17 @@ def test_a_table_of_one_row():
     assert not seeded([spec("i", 4, dtype=I64)], {"i": (4,)}, 0, {"i": Constraint(1)})["i"].any()
 
 
-@pytest.mark.parametrize("dtype", [None, np.dtype(object), np.dtype("c8")])
-def test_what_is_no_number_needs_recorded_values(dtype):
-    with pytest.raises(BadRequest, match="input 'text' is not a numeric tensor; give recorded values with --inputs"):
-        seeded([TensorSpec("text", dtype, (2,))], {"text": (2,)}, 0)
+@pytest.mark.parametrize("dtype", [None, np.dtype("c8")])
+def test_what_is_neither_number_nor_text_cannot_be_fed(dtype):
+    with pytest.raises(BadRequest, match="input 'z' is no tensor of real numbers or text"):
+        seeded([TensorSpec("z", dtype, (2,))], {"z": (2,)}, 0)
+
+
+def test_texts_are_words_of_those_allowed():
+    inputs, shapes = [TensorSpec("t", np.dtype(object), ("N", 2))], {"t": (32, 2)}
+    found = seeded(inputs, shapes, 0, {"t": Constraint(words=Words((("a", "b"), ("c",))))})["t"]
+    assert (found.dtype, {*found[:, 0]}, {*found[:, 1]}) == (np.dtype(object), {"a", "b"}, {"c"})
+    assert seeded(inputs, shapes, 0)["t"].shape == (32, 2)
 
 
 # -- recorded values --------------------------------------------------------------------------------------------
@@ -310,7 +319,7 @@ def test_what_memory_cannot_hold_is_not_made_up(shape):
 def test_samples_lie_along_the_leading_axis(tmp_path):
     images = np.random.default_rng(0).random((5, 3, 4, 6), np.float32)
     ids = np.arange(10).reshape(5, 2)
-    runs = recorded(stored(tmp_path, image=images, ids=ids, unused=np.zeros(1)), [IMAGE, LABEL])
+    runs = read_recorded(stored(tmp_path, image=images, ids=ids, unused=np.zeros(1)), [IMAGE, LABEL])
     assert len(runs) == 5
     for k, run in enumerate(runs):
         assert list(run) == ["image", "ids"]
@@ -319,14 +328,30 @@ def test_samples_lie_along_the_leading_axis(tmp_path):
         assert run["image"].flags.c_contiguous
 
 
+def test_texts_are_recorded_as_such(tmp_path):
+    runs = read_recorded(stored(tmp_path, t=np.array(["a", "bc"])), [TensorSpec("t", np.dtype(object), ("N",))])
+    assert [run["t"].tolist() for run in runs] == [["a"], ["bc"]]
+    assert runs[0]["t"].dtype == object
+
+
+def test_a_flag_is_recorded_once_for_all(tmp_path):
+    flag = TensorSpec("flag", np.dtype(bool), (1,))
+    runs = read_recorded(
+        stored(tmp_path, x=np.ones((3, 4), np.float32), flag=np.array([True])), [spec("x", "N", 4), flag]
+    )
+    assert [run["flag"].tolist() for run in runs] == [[True]] * 3
+    with pytest.raises(BadRequest, match="numbers of samples differ"):
+        read_recorded(stored(tmp_path, x=np.ones((3, 4)), flag=np.array([True, False])), [spec("x", "N", 4), flag])
+
+
 def test_whole_batches_are_kept(tmp_path):
     batches = np.random.default_rng(0).random((2, 4, 3, 5, 5), np.float32)
-    runs = recorded(stored(tmp_path, image=batches), [IMAGE])
+    runs = read_recorded(stored(tmp_path, image=batches), [IMAGE])
     assert [r["image"].shape for r in runs] == [(4, 3, 5, 5)] * 2
 
 
 def test_values_get_the_type_of_the_input(tmp_path):
-    runs = recorded(
+    runs = read_recorded(
         stored(tmp_path, image=np.ones((1, 3, 2, 2), np.uint8), ids=np.ones((1, 2), np.int32)), [IMAGE, LABEL]
     )
     assert runs[0]["image"].dtype == np.float32
@@ -335,8 +360,8 @@ def test_values_get_the_type_of_the_input(tmp_path):
 
 def test_at_most_limit_runs(tmp_path):
     path = stored(tmp_path, ids=np.zeros((100, 2), np.int64))
-    assert len(recorded(path, [LABEL])) == 64
-    assert len(recorded(path, [LABEL], limit=3)) == 3
+    assert len(read_recorded(path, [LABEL])) == 64
+    assert len(read_recorded(path, [LABEL], limit=3)) == 3
 
 
 class Trap:
@@ -411,7 +436,7 @@ UNREADABLE = {
 def refusal(path):
     """Kind and text of the error. What numpy leaves open then is closed here, not in the middle of another test."""
     try:
-        recorded(path, [LABEL])
+        read_recorded(path, [LABEL])
     except Exception as error:
         told = type(error), str(error)
         traceback.clear_frames(error.__traceback__)
@@ -437,4 +462,4 @@ def test_bad_recordings_are_refused(name, tmp_path):
 def test_different_numbers_of_samples_are_refused(tmp_path):
     path = stored(tmp_path, image=np.zeros((3, 3, 4, 4)), ids=np.zeros((4, 2)))
     with pytest.raises(BadRequest, match=r"numbers of samples differ: \{'image': 3, 'ids': 4\}"):
-        recorded(path, [IMAGE, LABEL])
+        read_recorded(path, [IMAGE, LABEL])

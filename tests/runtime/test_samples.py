@@ -259,11 +259,27 @@ REFUSED = {
     "words": ({"x": np.array(["a"])}, [X], "it holds no arrays of numbers"),
     "fractions for ids": ({"x": ROWS}, [spec("x", "N", 3, dtype=I64)], "is float32, but the model takes int64"),
     "counts differ": ({"x": ROWS, "z": ROWS[:2]}, [X, spec("z", "N", 3)], "numbers of samples differ"),
-    "text input": ({"x": ROWS}, [TensorSpec("x", np.dtype(object), ("N", 3))], "not a numeric tensor"),
+    "numbers for text": ({"x": ROWS}, [TensorSpec("x", np.dtype(object), ("N", 3))], "it holds no arrays of text"),
+    "complex input": ({"x": ROWS}, [TensorSpec("x", np.dtype("c8"), ("N", 3))], "no tensor of real numbers or text"),
     "no common batch": ({"x": ROWS, "h": ROWS}, [spec("x", 1, 3), spec("h", 2, 3)], "do not share a batch axis"),
     "labels of another length": ({"x": ROWS, "y": np.arange(3)}, [X], r"10 samples, but labels of shape \[3\]"),
     "no inputs": ({"x": ROWS}, [], "the model has no inputs"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_what_has_no_axis_of_samples_is_for_all_of_them(tmp_path, files):
+    flag, number = TensorSpec("flag", np.dtype(bool), (1,)), spec("number")
+    for k in range(files):
+        np.savez(tmp_path / f"{k}.npz", x=ROWS, flag=np.array([True]), number=np.float32(3))
+    found = load_samples(tmp_path / "0.npz" if files == 1 else tmp_path, [X, flag, number])
+    assert len(found) == files * len(ROWS)
+    for feeds in found.batches(4):
+        assert {n: (a.shape, a.dtype) for n, a in feeds.items() if n != "x"} == {
+            "flag": ((1,), np.dtype(bool)),
+            "number": ((), np.dtype(np.float32)),
+        }
+        assert feeds["x"].shape == (1, 3)  # one sample a run, as it has no axis for several
 
 
 @pytest.mark.parametrize("case", REFUSED)

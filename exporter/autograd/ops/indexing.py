@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +99,16 @@ def _one_hot(site: Site, indices: Tensor, depth: Ints, values: Tensor, *, axis: 
     hot = (_from_start(whole, depth[0]).unsqueeze(-1) == place) & within.unsqueeze(-1)
     rank = indices.ndim + 1
     return torch.where(hot, on, off).movedim(-1, axis % rank)
+
+
+@op("ai.onnx.ml::ZipMap")
+def _zip_map(
+    x: Tensor, *, classlabels_int64s: Ints | None = None, classlabels_strings: list[bytes] | None = None
+) -> Tensor:
+    """Its columns in the order of the classes, as backends hand out a dictionary for each sample."""
+    labels: list[Any] = list(classlabels_int64s or classlabels_strings or [])
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    return x.reshape(-1, x.shape[-1])[:, order]
 
 
 @op("ai.onnx.ml::ArrayFeatureExtractor")

@@ -42,11 +42,16 @@ def _dft(
 def _stft(
     site: Site, x: Tensor, step: Ints, window: Tensor | None = None, length: Ints | None = None, *, onesided: int = 1
 ) -> Tensor:
-    """Transforms of overlapping frames [batch, frames, frequencies, 2]."""
+    """Transforms of overlapping frames [batch, frames, frequencies, 2].
+
+    A signal without an axis of real and imaginary parts, [batch, length], is no case of the standard; torch's exporter
+    writes it, and ONNX Runtime takes it as real.
+    """
     size = length[0] if length else (window.shape[0] if window is not None else None)
     if size is None:
         raise site.refuse("it has neither a window nor a frame length")
-    value = x[..., 0] if x.shape[-1] == 1 else torch.view_as_complex(x.contiguous())
+    parts = x if x.ndim > 2 else x.unsqueeze(-1)
+    value = parts[..., 0] if parts.shape[-1] == 1 else torch.view_as_complex(parts.contiguous())
     frames = value.unfold(1, size, step[0])
     if window is not None:
         frames = frames * window

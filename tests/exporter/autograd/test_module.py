@@ -195,3 +195,15 @@ def test_compiled(cnn):
     module = to_torch(cnn)
     x = torch.rand(2, 1, 8, 8)
     assert torch.allclose(torch.compile(module, backend="eager")(x), module(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 64), (2, 64, 1)])
+def test_signals_with_and_without_an_axis_of_parts(shape):
+    """torch's exporter writes STFT on [batch, length], which the standard does not have and ONNX Runtime takes."""
+    window = {"step": np.int64(8), "window": np.hanning(16).astype(np.float32)}
+    model = build([node("STFT", "x step window", "y")], {"x": ["N", *shape[1:]]}, ["y"], window, opset=17)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    want = open_session(model.SerializeToString()).run({"x": x})["y"]
+    module = to_torch(from_model(model))
+    assert not module.weights  # a window is no weight
+    np.testing.assert_allclose(module.run({"x": torch.from_numpy(x)})["y"].numpy(), want, atol=1e-5)

@@ -75,6 +75,18 @@ def test_small_constants_and_squares(tmp_path):
     assert "its square does not fit" in stay["ReduceL2 'node_n'"]
 
 
+def test_two_sizes_of_one_name_do_not_hinder_the_measurement(tmp_path):
+    nodes = [node("Relu", f"x{k}", f"a{k}") for k in range(2)]
+    nodes += [node("Relu", f"a{k}", f"b{k}") for k in range(2)]
+    nodes += [node("Add", f"b{k} b{k}", f"y{k}") for k in range(2)]
+    model = build(nodes, {"x0": ["N", "S"], "x1": ["N", "T"]}, ["y0", "y1"])
+    for name in ("a0", "a1", "b0", "b1"):
+        model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, F32, ["N", "S"]))
+    data = {f"x{k}": np.ones((2, 4 * (k + 1)), np.float32) for k in range(2)}
+    found, _ = written(tmp_path, model, data=data)
+    assert found.nodes == len(nodes)
+
+
 def test_masks_keep_their_meaning(tmp_path):
     lowest = float(np.finfo(np.float32).min)
     mask = np.array([[0, lowest, 0, lowest]], np.float32)
@@ -236,6 +248,16 @@ def test_the_user_decides(tmp_path):
         written(tmp_path, model, max_error=1e-7)
     with pytest.raises(UsageError, match="choose from fp16, bf16"):
         written(tmp_path, model, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("d", "double precision .float64., and fp32 ones are converted"), ("h", "in fp16 already"), ("i", "holds no fl")],
+)
+def test_what_is_not_fp32_is_told(tmp_path, kind, text):
+    model = build([node("Mul", "x x", "y")], {"x": [2, 4]}, ["y"], kinds={"x": kind, "y": kind})
+    with pytest.raises(ModelError, match=f"no node can compute in fp16. It.*{text}"):
+        written(tmp_path, model)
 
 
 def test_infinities_are_refused(tmp_path):
