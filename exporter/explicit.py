@@ -15,7 +15,7 @@ from onnx import GraphProto, NodeProto, helper
 
 from exporter.inferred import Inferred
 from exporter.node_shapes import Schemas
-from exporter.registry import enter
+from runtime.registry import enter
 
 Step = Callable[[NodeProto, Inferred], None]
 

@@ -17,11 +17,11 @@ from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.groups import Group, Groups
 from exporter.halves import numbers
-from exporter.registry import enter
 from exporter.score_names import CALIBRATED, LEARNED
 from exporter.spans import Span
 from exporter.tensors import Array, row_ranges
 from runtime.feeds import Feeds
+from runtime.registry import enter
 from runtime.steps import Count
 
 Scores = dict[str, NDArray[np.float64]]

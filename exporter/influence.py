@@ -13,11 +13,11 @@ from onnx import ModelProto
 from exporter.blocks import Block, Blocks
 from exporter.errors import CannotRun, UsageError
 from exporter.normalise import inline_data, input_specs
-from exporter.registry import enter
 from exporter.sessions import with_outputs
 from runtime import feeds
 from runtime.backends import SessionOptions, open_session
 from runtime.errors import RunError
+from runtime.registry import enter
 
 _ELEMENTS = 1 << 25
 _RUNS = 2

@@ -47,7 +47,11 @@ def load(
         UsageError: no such file, or it cannot be read.
     """
     with no_collection():
-        return from_model(path, shapes) if isinstance(path, ModelProto) else _load(Path(path), shapes, profile)
+        return (
+            from_model(path, shapes, profile=profile)
+            if isinstance(path, ModelProto)
+            else _load(Path(path), shapes, profile)
+        )
 
 
 def _load(file: Path, shapes: Mapping[str, tuple[int, ...]] | None, profile: int) -> Graph:
@@ -64,15 +68,15 @@ def _load(file: Path, shapes: Mapping[str, tuple[int, ...]] | None, profile: int
     return normalise(model, file.parent, source, shapes, profile)
 
 
-def from_model(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Graph:
-    """Describe a model that is already in memory (its own copy is taken; external data is not supported).
+def from_model(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None, *, profile: int = 0) -> Graph:
+    """Describe a model that is already in memory; its own copy is taken, and external data is not supported.
 
     Raises:
         ModelError: as for ``load``.
     """
     data = model.SerializeToString(deterministic=True)
     copy = _parse(data, None)
-    return normalise(copy, Path(), Source(None, len(data), hashlib.sha256(data).hexdigest()), shapes)
+    return normalise(copy, Path(), Source(None, len(data), hashlib.sha256(data).hexdigest()), shapes, profile)
 
 
 def _read_bytes(file: Path) -> bytes:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.backends import TensorSpec
 from runtime.errors import BackendMissing, BadRequest
+from runtime.feeds import show
 from runtime.nouns import counted
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def _size(spec: TensorSpec, wanted: Preprocess, fixed: list[int | None], files: 
         for side in fixed:
             if side is not None and side != wanted.crop:
                 raise BadRequest(
-                    f"--preprocess crop={wanted.crop}: input '{spec.name}' declares {_show(spec)}; leave out crop."
+                    f"--preprocess crop={wanted.crop}: input '{spec.name}' declares {show(spec)}; leave out crop."
                 )
         return (wanted.crop, wanted.crop)
     height, width = fixed
@@ -203,14 +204,10 @@ def _size(spec: TensorSpec, wanted: Preprocess, fixed: list[int | None], files: 
 def _per_channel(spec: TensorSpec, key: str, values: tuple[float, ...], channels: int) -> NDArray[np.float32]:
     if len(values) not in (1, channels):
         raise BadRequest(
-            f"--preprocess {key}: {counted(len(values), 'number')}, but {_show(spec)} has "
+            f"--preprocess {key}: {counted(len(values), 'number')}, but {show(spec)} has "
             f"{counted(channels, 'channel')}."
         )
     return np.broadcast_to(np.array(values, np.float32), (channels,))
-
-
-def _show(spec: TensorSpec) -> str:
-    return f"{spec.name}[{', '.join('?' if d is None else str(d) for d in spec.shape)}]"
 
 
 def sizes_of(how: Recipe, shape: tuple[int, ...]) -> tuple[str, tuple[int, int]]:
@@ -228,7 +225,7 @@ def sizes_of(how: Recipe, shape: tuple[int, ...]) -> tuple[str, tuple[int, int]]
     if not found:
         raise BadRequest(
             f"images of shape {list(shape[-3:])} do not have the {counted(how.channels, 'channel')} of input "
-            f"{_show(how.spec)}."
+            f"{show(how.spec)}."
         )
     return next((f for f in found if f[1] == how.size), found[0])
 
@@ -287,7 +284,7 @@ def open_image(how: Recipe, path: Path) -> NDArray[np.uint8]:
     """
     module = pillow()
     if how.channels not in _MODES:
-        raise BadRequest(f"image files have 1, 3 or 4 channels, not the {how.channels} of input {_show(how.spec)}.")
+        raise BadRequest(f"image files have 1, 3 or 4 channels, not the {how.channels} of input {show(how.spec)}.")
     try:
         with module.open(path) as image:
             if math.prod(image.size) > _LARGEST:

@@ -55,6 +55,16 @@ def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
                     yield from all_tensors(inner)
 
 
+def without_data(model: Path | bytes) -> ModelProto | None:
+    """A model without the data that lie outside of it; None for what is no ONNX model, which others say more of."""
+    try:
+        if isinstance(model, bytes):
+            return onnx.load_model_from_string(model)
+        return onnx.load(model, load_external_data=False)
+    except Exception:  # the format of ONNX Runtime's own, an engine, no such file
+        return None
+
+
 def weight_files(path: Path) -> list[Path]:
     """``weights_beside`` a model file; a file that is no ONNX model names none."""
     try:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from exporter.errors import ModelError
 from exporter.graph import Node
-from exporter.registry import enter
+from runtime.registry import enter
 
 Ints = list[int]
 Value = Any

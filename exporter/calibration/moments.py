@@ -75,6 +75,12 @@ class Moments:
         return Centred(xx, xy, self.yy / n - y**2, x, y)
 
 
+def to_fit_and_judge(moments: tuple[Moments, Moments], intercept: bool) -> tuple[Centred, Centred]:
+    """Moments of the rows to fit, and of those held out, about their means; the same twice where none are held out."""
+    fit, held = moments
+    return fit.centred(intercept), (held if held.rows else fit).centred(intercept)
+
+
 @dataclass(frozen=True)
 class _Deviations:
     """Rows less about their mean: a product of 32-bit rows with large means would lose what varies.

@@ -20,7 +20,7 @@ from exporter.calibration.runner import Runner
 from exporter.errors import UsageError
 from exporter.groups import Groups
 from exporter.importance import Scores, score
-from exporter.registry import enter
+from runtime.registry import enter
 
 Units = NDArray[np.int64]
 Step = Callable[[str], None]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exporter.calibration.evidence import moments_of, sampled
+from exporter.calibration.moments import Moments
 from exporter.calibration.readers import Reader
 from exporter.calibration.runner import Runner
 from exporter.graph import Graph, Node
@@ -58,14 +60,22 @@ def find_target(pruned: Graph, graph: Graph, reader: Reader, later: set[str]) ->
     return Target(name, other, found.pop() if len(found) == 1 and name not in pruned.outputs else WIDE)
 
 
-def wanted(target: Target, own: Runner, dense: Runner) -> Iterator[Array]:
-    """What a layer should give, batch by batch.
+def moments_towards(target: Target, reader: Reader, own: Runner, dense: Runner) -> tuple[Moments, Moments]:
+    """Run two graphs to a layer: moments of what it reads in one and should give by the other, as ``moments_of``.
 
     Args:
         target: of the layer.
-        own: holds what is added, of the graph that is fitted.
-        dense: holds the tensor of the other graph.
+        reader: the layer, in the graph that is fitted.
+        own: runs that graph.
+        dense: runs the graph it is fitted to.
     """
+    dense.advance([target.tensor])
+    own.advance([reader.source, *([target.other] if target.other else [])])
+    return moments_of(sampled(own, reader, _wanted(target, own, dense)))
+
+
+def _wanted(target: Target, own: Runner, dense: Runner) -> Iterator[Array]:
+    """What a layer should give, batch by batch."""
     if not target.other:
         yield from dense.values(target.tensor)
         return

@@ -16,7 +16,7 @@ from exporter.graph import Graph
 from exporter.normalise import serialize_with_data
 from exporter.plan import AxisTake, Plan
 from exporter.protos import graphs_of
-from exporter.registry import enter
+from runtime.registry import enter
 
 Mask = NDArray[np.bool_]
 Cut = Mapping[int, AxisTake]

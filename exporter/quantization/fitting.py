@@ -7,18 +7,18 @@ that nothing was fitted to; a layer that fitting does not improve keeps its weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from exporter.calibration.data import Calibration
-from exporter.calibration.evidence import UNCERTAIN, moments_of, sampled
-from exporter.calibration.moments import Centred, Moments
+from exporter.calibration.evidence import UNCERTAIN
+from exporter.calibration.moments import Moments, to_fit_and_judge
 from exporter.calibration.readers import Matrix, Reader, bias_of, constants_of, find_readers, matrix, weight_of
 from exporter.calibration.runner import Runner
 from exporter.calibration.systems import Factored, damped
-from exporter.calibration.targets import Target, find_target, wanted
+from exporter.calibration.targets import Target, find_target, moments_towards
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.quantization import grid
@@ -85,29 +85,27 @@ def fit_layers(
     readers = [r for r in find_readers(graph) if r.weight in taken and r.norm is None and r.scale > 0]
     own, other = (Runner(g, calibration.fit, calibration.batch) for g in (graph, dense))
     later = {r.weight for r in readers}
+    made = {node.proto.name: node.outputs[0] for node in dense.nodes if node.depth == 0}
     found = Fitted()
     for i, reader in enumerate(readers):
         step(Count("fitting quantized layers", i, len(readers)))
-        target = _target(graph, dense, reader, later)
+        target = _target(graph, dense, reader, later, made)
         later.discard(reader.weight)
         if target is None:
             continue
-        other.advance([target.tensor])
-        own.advance([reader.source, *([target.other] if target.other else [])])
-        moments = moments_of(sampled(own, reader, wanted(target, own, other)))
+        moments = moments_towards(target, reader, own, other)
         with threads_for(moments[0].xx.shape[1]):
             layer = _Layer(graph, reader, moments, nearest, numbers)
             own.weights |= layer.best(found)
     return found
 
 
-def _target(graph: Graph, dense: Graph, reader: Reader, later: set[str]) -> Target | None:
+def _target(graph: Graph, dense: Graph, reader: Reader, later: set[str], made: Mapping[str, str]) -> Target | None:
     """What a layer is fitted to. onnxruntime.quantization keeps the names of nodes; those of tensors may move behind a
     Relu that it leaves to the rounding."""
     target = find_target(graph, dense, reader, later)
     name = graph.producer[target.tensor].proto.name
-    same = next((node for node in dense.nodes if node.depth == 0 and node.proto.name == name), None)
-    return replace(target, tensor=same.outputs[0]) if same is not None else None
+    return replace(target, tensor=made[name]) if name in made else None
 
 
 class _Layer:
@@ -119,10 +117,8 @@ class _Layer:
         self.graph, self.reader, self.nearest = graph, reader, nearest
         shared = reader.node.op == "ConvTranspose" and reader.groups > 1  # its groups share scales
         self.numbers = None if shared else numbers
-        fit, held = moments
-        self.fit: Centred = fit.centred(reader.bias is not None)
-        self.held: Centred = (held if held.rows else fit).centred(reader.bias is not None)
-        self.few = UNCERTAIN * self.fit.xx.shape[1] / max(fit.rows, 1)
+        self.fit, self.held = to_fit_and_judge(moments, reader.bias is not None)
+        self.few = UNCERTAIN * self.fit.xx.shape[1] / max(moments[0].rows, 1)
         self.like = graph.array(reader.weight)
         self.weights: Matrix = matrix(reader, self.like)
 

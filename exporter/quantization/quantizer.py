@@ -195,10 +195,8 @@ def quantize(
     accuracy, error, rounded = None, None, None
     if calibration is not None:
         step("judging")
-        error, rounded = _errors(made, maker, names, compared, calibration)
-        if found is None and error is not None and rounded is not None and rounded < error:
-            notes.append(f"fitting was left out: output error {error:.3g} with it, {rounded:.3g} without")
-            made, error = maker.made(names), rounded
+        made, error, rounded, said = _judged_fit(made, maker, names, compared, calibration, found is None)
+        notes += said
         if limit is None and error is not None and error > _MUCH:
             notes.append(
                 "--max-drop D leaves the layers in float that harm the outputs most, as few as keep the drop in D"
@@ -301,15 +299,33 @@ def _maker(
     return Maker(plain, chosen, kind, profile, ranges, per_channel and kind.name != "fp8", less)
 
 
-def _errors(
-    made: Made, maker: Maker, names: Sequence[str], compared: Reference | None, calibration: Calibration
-) -> tuple[float | None, float | None]:
-    """Error of the outputs on held-out inputs, and what it would be had no layer been fitted."""
+def _judged_fit(
+    made: Made, maker: Maker, names: Sequence[str], compared: Reference | None, calibration: Calibration, free: bool
+) -> tuple[Made, float | None, float | None, list[str]]:
+    """What held-out inputs say of a model, and of the same with its weights rounded to the nearest.
+
+    Args:
+        made: the model.
+        maker: made it.
+        names: of its quantized layers.
+        compared: what outputs are compared with; None where they cannot be.
+        calibration: inputs.
+        free: whether the other may be taken, if it is nearer.
+
+    Returns:
+        The model to write, its error, that without fitting (None where no layer was fitted), and what is to be said.
+    """
     if compared is None:
-        return None, None
-    models = [made, maker.made(names)] if made.fits else [made]
-    found = [compared.error(m.model, maker.precision, calibration.held, calibration.batch) for m in models]
-    return found[0], found[1] if made.fits else None
+        return made, None, None, []
+    error = compared.error(made.model, maker.precision, calibration.held, calibration.batch)
+    if not made.fits:
+        return made, error, None, []
+    near = maker.made(names)
+    rounded = compared.error(near.model, maker.precision, calibration.held, calibration.batch)
+    if not free or rounded >= error:
+        return made, error, rounded, []
+    said = f"fitting was left out: output error {error:.3g} with it, {rounded:.3g} without"
+    return near, rounded, rounded, [said]
 
 
 def _metric(

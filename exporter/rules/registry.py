@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from exporter.registry import enter
 from exporter.rules.site import Site
+from runtime.registry import enter
 
 Rule = Callable[[Site], None]
 

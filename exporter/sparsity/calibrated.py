@@ -15,11 +15,11 @@ import numpy as np
 from exporter.calibration import systems
 from exporter.calibration.branches import along
 from exporter.calibration.data import Calibration
-from exporter.calibration.evidence import moments_of, sampled
-from exporter.calibration.moments import Centred, Moments, Vector
+from exporter.calibration.evidence import UNCERTAIN
+from exporter.calibration.moments import Moments, Vector, to_fit_and_judge
 from exporter.calibration.readers import Matrix, Reader, Rows, bias_of, constants_of, find_readers, matrix
 from exporter.calibration.runner import Runner
-from exporter.calibration.targets import find_target, wanted
+from exporter.calibration.targets import find_target, moments_towards
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.sparsity import solver
@@ -34,8 +34,6 @@ LAYERWISE = ("wanda", "obs")
 
 DAMPINGS = (1e-3, 1e-2, 1e-1)
 _SWEEPS = 2
-_UNCERTAIN = 0.02
-"""What the damping grows by for every column there is to a row: few rows fit anything."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,7 @@ def fit_layers(
         step(Count("choosing and fitting weights, layers", i - 1, len(todo)))
         target = find_target(graph, graph, reader, later)
         later.discard(reader.weight)
-        dense.advance([target.tensor])
-        own.advance([reader.source, *([target.other] if target.other else [])])
-        moments = moments_of(sampled(own, reader, wanted(target, own, dense)))
+        moments = moments_towards(target, reader, own, dense)
         layer = _Layer(graph, reader, moments, pattern, counts.get(reader.weight, 0), method, schedule)
         with threads_for(layer.dense.shape[1]):
             fit, fresh = layer.best(given[reader.weight], refit)
@@ -128,11 +124,8 @@ class _Layer:
     ) -> None:
         self.graph, self.reader, self.pattern = graph, reader, pattern
         self.count, self.method, self.schedule = count, method, schedule
-        fit, held = moments
-        intercept = reader.bias is not None
-        self.fit: Centred = fit.centred(intercept)
-        self.held: Centred = (held if held.rows else fit).centred(intercept)
-        self.few = _UNCERTAIN * self.fit.xx.shape[1] / max(fit.rows, 1)
+        self.fit, self.held = to_fit_and_judge(moments, reader.bias is not None)
+        self.few = UNCERTAIN * self.fit.xx.shape[1] / max(moments[0].rows, 1)
         self.like = graph.array(reader.weight)
         self.dense: Matrix = matrix(reader, self.like)
         dims = self.like.shape

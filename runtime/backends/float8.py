@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 
+from runtime.model_files import without_data
+
 _REWRITE = "ReluQuantRewrite"
 """Drops a Relu before a QuantizeLinear whose zero point is the least number there is. It takes the zero of float8 for
 that of uint8 (in ONNX Runtime 1.32, for one), and what was below zero comes through."""
@@ -15,13 +17,8 @@ def harmful_optimizers(model: Path | bytes) -> list[str]:
     """Names of ONNX Runtime's optimizers that would change what a model computes."""
     import onnx
 
-    if not _mentions(model):
-        return []
-    try:
-        parsed = (
-            onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
-        )
-    except Exception:  # ONNX Runtime says what is wrong with it
+    parsed = without_data(model) if _mentions(model) else None
+    if parsed is None:
         return []
     eights = {kind for name, kind in onnx.TensorProto.DataType.items() if name.startswith("FLOAT8")}
     held = {tensor.data_type for tensor in parsed.graph.initializer}

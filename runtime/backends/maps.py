@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from runtime.errors import RunError
+from runtime.model_files import without_data
 
 Keys = tuple[int | str, ...]
 
@@ -50,15 +51,8 @@ def keys_of(graph: onnx.GraphProto) -> dict[str, Keys]:
 
 def keys_in(model: Path | bytes) -> dict[str, Keys]:
     """``keys_of`` a file or its bytes; empty where these are no ONNX model."""
-    try:
-        loaded = (
-            onnx.load_model_from_string(model)
-            if isinstance(model, bytes)
-            else onnx.load(model, load_external_data=False)
-        )
-    except Exception:  # the format of ONNX Runtime's own, say
-        return {}
-    return keys_of(loaded.graph)
+    loaded = without_data(model)
+    return keys_of(loaded.graph) if loaded is not None else {}
 
 
 def as_array(rows: Sequence[Mapping[int | str, float]], keys: Keys, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:

@@ -12,6 +12,7 @@ from onnx import NodeProto
 
 from runtime.demands.settling import Demand
 from runtime.demands.terms import Extent, check, larger
+from runtime.registry import enter
 
 Dims = tuple[Extent, ...] | None
 """Sizes of a tensor's axes; None where not even their number is known."""
@@ -92,15 +93,7 @@ FOLLOWED: dict[str, Follow] = {}
 
 def follows(*operators: str) -> Callable[[Follow], Follow]:
     """Register a function for operators, of whatever domain."""
-
-    def enter(function: Follow) -> Follow:
-        for operator in operators:
-            if operator in FOLLOWED:
-                raise ValueError(f"{operator} is followed already")
-            FOLLOWED[operator] = function
-        return function
-
-    return enter
+    return enter(FOLLOWED, "ways to follow", *operators)
 
 
 def fixed(size: Extent) -> int:
