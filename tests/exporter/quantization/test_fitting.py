@@ -199,3 +199,17 @@ def with_output(model, name):
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     add_outputs(copy, [name])
     return open_session(copy.SerializeToString())
+
+
+def test_layers_are_fitted_to_what_they_gave_before_a_relu_that_goes():
+    """onnxruntime.quantization leaves a Relu to the rounding behind a layer, whose output then has the Relu's name."""
+    graph = from_model(conv_net())
+    name_nodes(graph.model)
+    inputs = samples_of({"x": pixels(96, 3)}, [TensorSpec("x", np.dtype("f4"), ("N", 3, 10, 10))])
+    layers = [x for x in layers_of(graph.model) if not x.many_scales]
+    ranges = find_ranges(graph.model, inputs, 32, "cpu", "minmax", 99.99)
+    maker = Maker(graph.model, layers, PRECISIONS["int8"], "cpu", ranges, True, False)
+    calibration = Calibration(inputs, inputs, 32, "", synthetic=False)
+    made = maker.fitted([x.node for x in layers], graph, calibration, lambda _: None)
+    assert {"w1", "w2", "w6", "w7"} <= made.fits.keys()
+    assert all(fit.error <= fit.plain < 0.3 for fit in made.fits.values())
