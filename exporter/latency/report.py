@@ -51,8 +51,9 @@ def bench_text(results: Sequence[Latency], ratios: Sequence[Ratio | None]) -> st
         rows.append(_bench_row(result, batches, cold) + ([_ratio(ratio) if ratio else ""] if paired else []))
     shapes = shapes_text(results[0].shapes)
     threads = threads_text(results[0].threads)
-    lines = [f"{results[0].backend}, {threads}, inputs: {shapes or 'none'}", "", table(rows, right=range(1, 13))]
-    lines += [*_streams(results), *_gpu(results[-1].gpu)]
+    inputs = f"inputs at batch {results[0].batch}" if batches else "inputs"
+    lines = [f"{results[0].backend}, {threads}, {inputs}: {shapes or 'none'}", "", table(rows, right=range(1, 13))]
+    lines += [*_streams(results, batches), *_gpu(results[-1].gpu)]
     return "\n".join([*lines, *cautions(f for r in results for f in r.flags)])
 
 
@@ -78,13 +79,14 @@ def _bench_row(result: Latency, batches: bool, cold: bool) -> list[str]:
     ]
 
 
-def _streams(results: Sequence[Latency]) -> list[str]:
+def _streams(results: Sequence[Latency], batches: bool) -> list[str]:
     lines = []
     for r in results:
         if r.streams is not None:
             alone = 1 / float(r.samples.mean())
+            name = f"{r.model} at batch {r.batch}" if batches else r.model
             lines.append(
-                f"{r.model}: {r.streams.streams} at a time make {r.streams.rate:.4g} runs a second, "
+                f"{name}: {r.streams.streams} at a time make {r.streams.rate:.4g} runs a second, "
                 f"{r.streams.rate / alone:.2f} times as many as one after another"
             )
     return ["", *lines] if lines else []
