@@ -43,6 +43,7 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 _RANGES = ("auto", "on", "off")
 _MUCH = 0.05
 """Output error from which on it is worth saying what can be done about it."""
+_RUINED = 0.5
 _MANY_SCALES = (
     "a transposed convolution of several groups: onnxruntime.quantization fails on its bias; --no-per-channel takes it"
 )
@@ -197,6 +198,8 @@ def quantize(
         step("judging")
         made, error, rounded, said = _judged_fit(made, maker, names, compared, calibration, found is None)
         notes += said
+        if error is not None and error > _RUINED:
+            notes.append("caution: the outputs hardly follow those of the float model any more")
         if limit is None and error is not None and error > _MUCH:
             notes.append(
                 "--max-drop D leaves the layers in float that harm the outputs most, as few as keep the drop in D"

@@ -13,7 +13,7 @@ from exporter.quantization.weights import blocked, per_channel
 from runtime.backends import open_session
 from tests.exporter.files import declared_as_inputs
 from tests.exporter.trained import classifier, drawn
-from tests.onnx_builder import build, node, weights
+from tests.onnx_builder import build, ints, node, weights
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +269,17 @@ def test_what_can_be_done_about_much_damage(place, monkeypatch, capsys):
     for option, told_of in (("--no-fit", True), ("", False)):
         _, told = call(place, f"{line} {option}", monkeypatch, capsys)
         assert ("--max-drop D leaves" in told.out) == told_of
+        assert "caution: the outputs hardly follow" not in told.out
+
+
+def test_outputs_that_are_lost_are_warned_of(tmp_path, monkeypatch, capsys):
+    """Two outputs come from one tensor; by the range of the large one, the small one is rounded to nothing."""
+    constants = weights(w=(8, 4)) | {"sizes": ints(2, 2)}
+    constants["w"][:, 2:] *= 1e-4
+    nodes = [node("MatMul", "x w", "h"), node("Split", "h sizes", "y z", axis=1)]
+    onnx.save(build(nodes, {"x": ["N", 8]}, ["y", "z"], constants), tmp_path / "m.onnx")
+    for precision, lost in (("int8", True), ("int8-weight", False)):
+        line = f"m.onnx -o q.onnx --precision {precision} --calib synthetic --seconds 0"
+        code, told = call(tmp_path, line, monkeypatch, capsys)
+        assert code == 0
+        assert ("caution: the outputs hardly follow those of the float model" in told.out) == lost
