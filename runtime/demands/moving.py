@@ -134,11 +134,9 @@ def shape(node: Node) -> Sequence[Dims]:
     return [(len(known(node.dims())[slice(node.attributes.get("start"), node.attributes.get("end"))]),)]
 
 
-@follows("Concat", "QLinearConcat")
+@follows("Concat")
 def joined(node: Node) -> Sequence[Dims]:
     """Behind one another along an axis; the others are equal."""
-    if node.proto.op_type == "QLinearConcat":
-        return []
     shapes = [node.dims(place) for place in range(len(node.proto.input))]
     there = [s for s in shapes if s is not None]
     rank = len(known(there[0] if there else None))
