@@ -236,7 +236,8 @@ class Runner:
             apart |= in_room(taken, self.graph.folder, self._room)
             inputs += taken
         try:
-            options = SessionOptions(spinning=False, packing=apart is None, folder=self.graph.folder.absolute())
+            folder = self.graph.folder.absolute()
+            options = SessionOptions(spinning=False, packing=apart is None, rounding=False, folder=folder)
             return open_session(model.SerializeToString(), options=options), inputs
         except RunError as error:
             raise ModelError(f"a part of the model cannot be run for calibration: {error}") from error

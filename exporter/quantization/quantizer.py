@@ -22,6 +22,7 @@ from exporter.quantization.damage import Reference, opened, reference
 from exporter.quantization.fitting import Fit
 from exporter.quantization.layers import Layer, chosen_layers, layers_of
 from exporter.quantization.making import Made, Maker
+from exporter.quantization.narrowing import narrowed
 from exporter.quantization.precisions import METHODS, Precision, find_precision
 from exporter.quantization.preparing import float_model
 from exporter.quantization.processor import saturates
@@ -299,6 +300,8 @@ def _maker(
         assert calibration is not None
         step(f"ranges of tensors on {counted(len(calibration.fit), 'input')}")
         ranges = find_ranges(plain, calibration.fit, calibration.batch, profile, method, percentile)
+        if kind.name != "fp8":  # whose steps grow with the numbers
+            ranges, _ = narrowed(ranges, symmetric=profile == "tensorrt")
     return Maker(plain, chosen, kind, profile, ranges, per_channel and kind.name != "fp8", less)
 
 

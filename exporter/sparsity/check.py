@@ -10,8 +10,8 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,15 @@ class _Scope:
     constants: ChainMap[str, TensorProto]
     makers: ChainMap[str, NodeProto]
     users: dict[str, list[NodeProto]]
+    fixed: Collection[str]
+    """What may depend on constants alone: how far back the rest leads is not asked."""
 
     def value(self, name: str, overrides: Mapping[str, Array]) -> tuple[Array, frozenset[str]] | None:
         """A tensor that depends on constants alone, and the names of those; None for any other."""
         if name in self.constants:
             given = overrides.get(name)
             return (read(self.constants[name], self.folder) if given is None else given), frozenset({name})
-        node = self.makers.get(name)
+        node = self.makers.get(name) if name in self.fixed else None
         if node is None:
             return None
         if node.op_type == "Constant":
@@ -142,14 +144,14 @@ class Checker:
             except Exception as error:
                 raise ModelError(f"the local functions of the model cannot be inlined: {error}") from error
         self._pattern = pattern
-        self._layers = list(_layers(model.graph, folder, None))
         self._reading: dict[str, list[int]] = {}  # places of the layers whose weight is made of a constant
-        known = {t.name: frozenset({t.name}) for t in model.graph.initializer}
+        known = {t.name: frozenset({t.name}) for graph in graphs_of(model.graph) for t in graph.initializer}
         for node in (n for graph in graphs_of(model.graph) for n in graph.node):
             inputs = [name for name in node.input if name]
             if all(name in known for name in inputs):
                 roots = frozenset[str]().union(*(known[name] for name in inputs)) | frozenset(node.output)
                 known |= dict.fromkeys(node.output, roots)
+        self._layers = list(_layers(model.graph, _Scope(folder, ChainMap(), ChainMap(), {}, known)))
         for place, (node, _) in enumerate(self._layers):
             for root in known.get(node.input[_WEIGHT[node.op_type]], ()):
                 self._reading.setdefault(root, []).append(place)
@@ -224,21 +226,18 @@ def _matches(row: Checked, globs: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for glob in globs for name in row.names)
 
 
-def _layers(graph: GraphProto, folder: Path, outer: _Scope | None) -> Iterator[tuple[NodeProto, _Scope]]:
+def _layers(graph: GraphProto, outer: _Scope) -> Iterator[tuple[NodeProto, _Scope]]:
     """Nodes that may have a weight, those of subgraphs before the node they are in."""
     constants = {t.name: t for t in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output if name}
-    if outer is None:
-        scope = _Scope(folder, ChainMap(constants), ChainMap(makers), {})
-    else:
-        scope = _Scope(folder, outer.constants.new_child(constants), outer.makers.new_child(makers), outer.users)
+    scope = replace(outer, constants=outer.constants.new_child(constants), makers=outer.makers.new_child(makers))
     for node in graph.node:
         for name in node.input:
             scope.users.setdefault(name, []).append(node)
     for node in graph.node:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _layers(inner, folder, scope)
+                yield from _layers(inner, scope)
         if _WEIGHT.get(node.op_type, len(node.input)) < len(node.input) and node.domain in _DOMAINS:
             yield node, scope
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.custom_ops import register_custom_ops
-from runtime.backends.float8 import harmful_optimizers
 from runtime.backends.maps import Keys, as_array, keys_in, numbers_in
 from runtime.backends.protocol import Array, Availability, Session, SessionOptions, TensorSpec, backend
+from runtime.backends.unwanted import unwanted_optimizers
 from runtime.errors import BackendMissing, BadRequest, NoMemory, Refused, RunError
 
 _DTYPES: dict[str, Any] = {
@@ -115,10 +115,9 @@ class OrtSession:
         settings = _settings(ort, options)
         register_custom_ops(settings)
         try:
-            optimises = options.optimize and options.level not in ("off", "basic")
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), settings, providers=providers,
-                disabled_optimizers=harmful_optimizers(model) if optimises else [],
+                disabled_optimizers=unwanted_optimizers(model, options),
                 enable_fallback=False,  # it tries again with other providers, and says so on the standard output
             )  # fmt: skip
             self.inputs = tuple(_spec(i) for i in self._session.get_inputs())  # which fails where a name is no UTF-8

@@ -72,6 +72,8 @@ class SessionOptions:
         packing: weights are laid out anew when the model is loaded. Off saves that time and memory where runs are few.
         reuse: tensors may lie where others lay that nobody reads any more. Off takes more memory, and runs models whose
             declared shapes are wrong: by these it is decided what fits where.
+        rounding: float weights of layers between quantized tensors may be rounded too, as ONNX Runtime does. Off keeps
+            what the file holds.
         binding: timed calls keep inputs and outputs where they are (I/O binding); off copies them on every run.
         capture: record the run once and replay it (CUDA graphs), where the backend can.
         profile: write a profile whose name begins so.
@@ -86,6 +88,7 @@ class SessionOptions:
     spinning: bool = True
     packing: bool = True
     reuse: bool = True
+    rounding: bool = True
     binding: bool = True
     capture: bool = False
     profile: Path | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,12 @@ def test_files(tmp_path):
         check_file(path, TWO_FOUR)
     with pytest.raises(UsageError, match="cannot be read"):
         check_file(tmp_path / "none.onnx", TWO_FOUR)
+
+
+def test_many_nodes_before_a_computed_weight():
+    """What a layer reads may lie behind thousands of nodes; only constants are looked for."""
+    names = ["x", *(f"a{i}" for i in range(1500))]
+    nodes = [node("Relu", a, b) for a, b in itertools.pairwise(names)]
+    nodes += [node("MatMul", f"x {names[-1]}", "b"), node("MatMul", "b w", "y")]
+    model = build(nodes, {"x": [8, 8]}, ["y"], {"w": pattern_along((8, 12), 0)})
+    assert [(row.runs, row.broken) for row in check_pattern(model, Path(), TWO_FOUR)] == [(24, 0)]

@@ -1,4 +1,4 @@
-"""Float8 between layers: ONNX Runtime takes its zero for the least number, and would drop a Relu before it."""
+"""What ONNX Runtime's optimisation would change: a Relu before float8 is dropped, float weights are rounded."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from runtime.backends import SessionOptions, open_session
-from runtime.backends.float8 import harmful_optimizers
-from tests.onnx_builder import build, node
+from runtime.backends.unwanted import unwanted_optimizers
+from tests.onnx_builder import build, node, weights
 
 
 def model(kind=TensorProto.FLOAT8E4M3FN):
@@ -34,6 +34,10 @@ def test_what_is_below_zero_stays_out(tmp_path):
             assert np.array_equal(got, np.maximum(x, 0)), level
 
 
+def harmful_optimizers(model):
+    return unwanted_optimizers(model, SessionOptions())
+
+
 def test_only_where_it_harms(tmp_path):
     assert harmful_optimizers(model().SerializeToString())
     assert not harmful_optimizers(model(TensorProto.UINT8).SerializeToString())
@@ -42,3 +46,26 @@ def test_only_where_it_harms(tmp_path):
     (tmp_path / "empty.onnx").touch()
     assert not harmful_optimizers(tmp_path / "empty.onnx")
     assert not harmful_optimizers(b"QuantizeLinear, and then no model")
+
+
+def test_float_weights_between_quantized_tensors_are_rounded_only_where_that_is_wanted():
+    """By one scale for all, which makes nothing of small ones."""
+    constants = weights(w=(6, 6, 1, 1)) | {
+        "scale": np.float32(0.02), "fine": np.float32(0.002), "zero": np.uint8(128),
+    }  # fmt: skip
+    constants["w"][:3] *= 1e-2
+    nodes = [
+        node("QuantizeLinear", "x scale zero", "q"), node("DequantizeLinear", "q scale zero", "d"),
+        node("Conv", "d w", "c"), node("QuantizeLinear", "c fine zero", "p"),
+        node("DequantizeLinear", "p fine zero", "y"),
+    ]  # fmt: skip
+    made = build(nodes, {"x": [1, 6, 4, 4]}, ["y"], constants).SerializeToString()
+    x = np.random.default_rng(0).standard_normal((1, 6, 4, 4)).astype(np.float32)
+    want = open_session(made, options=SessionOptions(optimize=False)).run({"x": x})["y"]
+    for level in ("basic", "extended", "all"):
+        rounded, kept = (
+            open_session(made, options=SessionOptions(level=level, rounding=rounding)).run({"x": x})["y"][:, :3]
+            for rounding in (True, False)
+        )
+        assert np.abs(kept - want[:, :3]).max() < 0.003  # a step
+        assert np.abs(rounded - want[:, :3]).max() > 0.005

@@ -1,20 +1,31 @@
-"""Models with float8 between their layers, of which ONNX Runtime's optimisation makes something else."""
+"""Parts of ONNX Runtime's optimisation after which a model computes something else."""
 
 from __future__ import annotations
 
 import mmap
 from pathlib import Path
 
+from runtime.backends.protocol import SessionOptions
 from runtime.model_files import without_data
 
+_ROUNDING = "WeightBiasQuantization"
+"""Rounds the float weights of a convolution or Gemm between quantized tensors to int8, with one scale for all."""
 _REWRITE = "ReluQuantRewrite"
 """Drops a Relu before a QuantizeLinear whose zero point is the least number there is. It takes the zero of float8 for
 that of uint8 (in ONNX Runtime 1.32, for one), and what was below zero comes through."""
 _OPERATOR = b"QuantizeLinear"
 
 
-def harmful_optimizers(model: Path | bytes) -> list[str]:
-    """Names of ONNX Runtime's optimizers that would change what a model computes."""
+def unwanted_optimizers(model: Path | bytes, options: SessionOptions) -> list[str]:
+    """Names of ONNX Runtime's optimizers that are to be left out."""
+    if not options.optimize or options.level == "off":
+        return []
+    rounding = [] if options.rounding else [_ROUNDING]
+    return rounding if options.level == "basic" else [*rounding, *_harmful(model)]
+
+
+def _harmful(model: Path | bytes) -> list[str]:
+    """Those that nobody may want: they are wrong."""
     import onnx
 
     parsed = without_data(model) if _mentions(model) else None
