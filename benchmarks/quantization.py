@@ -43,8 +43,8 @@ HEAD = """# Fewer bits
 
 Accuracy on test inputs (Llama: nats per token; YOLOX: boxes and scores have no labels), error of the outputs there as a
 share of their variance, size of the file and CPU seconds of the command. "To the nearest" is `--no-fit`: for int8 what
-onnxruntime.quantization makes (minmax, QDQ, a scale for each channel), but ranges end where what reads a tensor is flat.
-fp8 is for TensorRT and was judged in ONNX Runtime, which computes it in float. int4 has blocks of 32.
+onnxruntime.quantization makes (minmax, QDQ, a scale for each channel), but ranges end where what reads a tensor is flat
+(narrowing.py). fp8 is for TensorRT and was judged in ONNX Runtime, which computes it in float. int4 has blocks of 32.
 """
 
 
