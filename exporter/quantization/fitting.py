@@ -27,7 +27,11 @@ from exporter.quantization.weights import Stored
 from exporter.sparsity import solver
 from exporter.sparsity.calibrated import DAMPINGS
 from exporter.tensors import Array
+from runtime import bounds
 from runtime.steps import Count
+
+_COPIES = 8
+"""Arrays in 64 bits as large as the moments of a layer that are held at once."""
 
 Nearest = Callable[[Matrix], Matrix]
 """Rounds the weights [K, outputs] of a layer by themselves."""
@@ -91,13 +95,20 @@ def fit_layers(
         step(Count("fitting quantized layers", i, len(readers)))
         target = _target(graph, dense, reader, later, made)
         later.discard(reader.weight)
-        if target is None:
+        if target is None or not _has_room(graph, reader):
             continue
         moments = moments_towards(target, reader, own, other)
         with threads_for(moments[0].xx.shape[1]):
             layer = _Layer(graph, reader, moments, nearest, numbers)
             own.weights |= layer.best(found)
     return found
+
+
+def _has_room(graph: Graph, reader: Reader) -> bool:
+    """Whether memory holds the moments of what a layer reads [groups, K, K], and what is computed of them."""
+    groups, columns, _ = matrix(reader, graph.array(reader.weight)).shape
+    room = bounds.available()
+    return room is None or _COPIES * 8 * groups * columns**2 < room
 
 
 def _target(graph: Graph, dense: Graph, reader: Reader, later: set[str], made: Mapping[str, str]) -> Target | None:

@@ -213,3 +213,16 @@ def test_layers_are_fitted_to_what_they_gave_before_a_relu_that_goes():
     made = maker.fitted([x.node for x in layers], graph, calibration, lambda _: None)
     assert {"w1", "w2", "w6", "w7"} <= made.fits.keys()
     assert all(fit.error <= fit.plain < 0.3 for fit in made.fits.values())
+
+
+def test_layers_too_wide_for_the_memory_are_rounded_to_the_nearest(place, monkeypatch, capsys):
+    from runtime import bounds
+
+    line = "quantize {} -o {} --precision int8-weight --calib {} --seconds 0 -q --json -"
+    files = (next(place.glob("*.onnx")), place / "wide.onnx", place / "data.npz")
+    for room, some in ((1 << 40, True), (8 * 8 * 20**2, True), (1, False)):
+        monkeypatch.setattr(bounds, "available", lambda room=room: room)
+        assert main(line.format(*files).split()) == 0
+        fits = [layer["fit"] is not None for layer in json.loads(capsys.readouterr().out)["layers"]]
+        assert all(fits) == (room == 1 << 40)
+        assert any(fits) == some
