@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
+from typing import TypeVar
 
 import numpy as np
 
+from exporter.calibration.by_rows import ByRows, Tried
 from exporter.calibration.evidence import ENOUGH_TO_COMPARE, ENOUGH_TO_FIT, Sample, moments_of, rows_for, sampled
 from exporter.calibration.fit_journal import Fitted
 from exporter.calibration.joint import Batch, Joint, Layer
@@ -57,6 +59,11 @@ _JOINT_ROWS, _JOINT_WORK = 1 << 15, 1 << 30
 
 _JOINT_ROWS_PER_COLUMN = 4
 """Fewer rows are no base for a step of both layers."""
+
+_MOST_COLUMNS = _JOINT_ROWS // _JOINT_ROWS_PER_COLUMN
+"""Wider layers are fitted by their rows: they are never fitted together with others, which takes moments."""
+
+_Trial = TypeVar("_Trial", "_Tried", Tried)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,8 @@ class Fit:
 
     def see(self) -> None:
         """Find the moments of what the layer reads."""
-        self._moments(self._rows(self._blocks()[0]))
+        if not self._wide():
+            self._moments(self._rows(self._blocks()[0]))
 
     def values(self) -> tuple[Refit, dict[str, Array]]:
         """The weights that fit the held-out samples best, the present ones included."""
@@ -136,7 +144,8 @@ class Fit:
         weights, bias = self.present.copy(), old.copy() if old is not None else None
         parts = []
         for block in self._blocks():
-            part, found, offset = self._fit(block, old[:, block] if old is not None else None)
+            fit = self._fit_by_rows if self._wide() else self._fit
+            part, found, offset = fit(block, old[:, block] if old is not None else None)
             parts.append(part)
             weights[:, :, block] = found
             if bias is not None and offset is not None:
@@ -146,6 +155,9 @@ class Fit:
         damping = max((p.damping for p in parts if p.damping is not None), default=None)
         refit = Refit(self.reader.weight, before, after, damping)
         return refit, constants_of(self.reader, self.own.graph, weights, bias) if damping is not None else {}
+
+    def _wide(self) -> bool:
+        return int(self.present.shape[1]) > _MOST_COLUMNS
 
     def _blocks(self) -> list[slice]:
         """Which outputs are fitted at a time: no fewer than there are columns, whose moments would take longer."""
@@ -199,6 +211,21 @@ class Fit:
             weights = whole.solver(best.damping).fit(whole.xy, present)
             bias = whole.bias(weights) if intercept else None
         return part, weights, bias
+
+    def _fit_by_rows(self, block: slice, old: Vector | None) -> tuple[_Part, Matrix, Vector | None]:
+        """The same as ``_fit`` of a layer whose moments are too large."""
+        present = self.present[:, :, block]
+        found = ByRows((sample for sample, _ in self._rows(block)), present, old)
+        if not found.rows:
+            return _Part(), present, old
+        few = max(1.0, 10 * present.shape[1] / found.rows)
+        best = found.tried(few * _DAMPINGS[_USUAL])
+        if not self.quick:
+            best = _best_damping(best, lambda d: found.tried(few * d), lambda tried: tried.slope < 0)
+        if not best.error < found.before:
+            return _Part(found.before, found.before, found.energy), present, old
+        weights, bias = found.weights(best.damping, every=not self.quick)
+        return _Part(found.before, best.error, found.energy, best.damping), weights, bias
 
     def _bias(self) -> Vector | None:
         """The present bias, shape [groups, outputs]."""
@@ -333,7 +360,7 @@ def _first(values: Array, share: float) -> Array:
     return values[: math.ceil(share * len(values))]
 
 
-def _best_damping(usual: _Tried, fitted: Callable[[float], _Tried], more_helps: Callable[[_Tried], bool]) -> _Tried:
+def _best_damping(usual: _Trial, fitted: Callable[[float], _Trial], more_helps: Callable[[_Trial], bool]) -> _Trial:
     """The best of the dampings, from the usual one on in the direction that lowers the error, as long as it falls."""
     best = usual
     for damping in _DAMPINGS[_USUAL + 1 :] if more_helps(usual) else _DAMPINGS[:_USUAL][::-1]:

@@ -41,7 +41,7 @@ class Moments:
         infinity do not count."""
         x, y = (_about_mean(side) for side in zip(*parts, strict=True))
         if not (np.isfinite(x.left).all() and np.isfinite(y.left).all()):
-            x, y = (_about_mean(side) for side in zip(*(_numbers(*part) for part in parts), strict=True))
+            x, y = (_about_mean(side) for side in zip(*(finite(*part) for part in parts), strict=True))
         self.rows += x.rows.shape[1]
         # one product of a matrix with itself, transposed, takes half the work; numpy sees that for two axes only
         self.xx = self.xx + _shift(x, x)
@@ -58,7 +58,7 @@ class Moments:
         with np.errstate(invalid="ignore"):
             product = inputs.transpose(0, 2, 1) @ outputs
         if not np.isfinite(product).all():
-            inputs, outputs = _numbers(inputs, outputs)
+            inputs, outputs = finite(inputs, outputs)
             product = inputs.transpose(0, 2, 1) @ outputs
         self.xy, self.y = self.xy + product, self.y + outputs.sum(1, dtype=np.float64)
 
@@ -115,7 +115,7 @@ def _about_mean(parts: Sequence[Rows]) -> _Deviations:
     return _Deviations(rows, near.astype(np.float64), left.astype(np.float64))
 
 
-def _numbers(inputs: Rows, outputs: Rows) -> tuple[Rows, Rows]:
+def finite(inputs: Rows, outputs: Rows) -> tuple[Rows, Rows]:
     """The rows that hold numbers alone: a sample that overflows must not spoil what the others tell."""
     good = np.isfinite(inputs).all((0, 2)) & np.isfinite(outputs).all((0, 2))
     return inputs[:, good], outputs[:, good]
