@@ -28,7 +28,6 @@ from exporter.calibration.readers import (
     inputs_at,
     matrix,
     places,
-    positions,
 )
 from exporter.calibration.readings import (
     Reading,
@@ -230,7 +229,8 @@ def readers_of(
 def _seen(runner: Runner, reader: Reader, members: Mapping[int, Reading], last: frozenset[int], narrow: bool) -> Seen:
     """What a reader shows that the runner has reached; arguments as for ``readers_of`` and ``Seen``."""
     weights = matrix(reader, runner.graph.array(reader.weight))
-    directions = find_directions(weights, positions(reader, runner.graph)) if narrow else None
+    layout = next(iter(members.values())).layout
+    directions = find_directions(weights, layout) if narrow else None
     rows = sampled(runner, reader, runner.values(reader.result), ENOUGH_TO_CHOOSE)
     if directions is not None:
         rows = (replace(sample, x=directions.rows(sample.x)) for sample in rows)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.calibration.directions import directions_for
+from exporter.calibration.directions import Layout, directions_for
 from exporter.calibration.readers import Reader, channel_of_column, columns, find_readers, positions
 from exporter.errors import ModelError
 from exporter.graph import Graph
@@ -21,6 +21,10 @@ from runtime.nouns import counted
 _TOGETHER = 1 << 30
 """Bytes that the readers of a group hold which are looked at together, at least: twice as many where rows are few."""
 
+_HELD, _WORKING = 2, 5
+"""How often what ``least_bytes`` says is held of every reader, and is needed besides while one of them is taken apart.
+"""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -29,10 +33,12 @@ class Reading:
     Attributes:
         reader: the reader.
         units: unit of the group at each position of the axis it contracts, -1 for none; shape (size,).
+        layout: of the reader's columns.
     """
 
     reader: Reader
     units: NDArray[np.int64]
+    layout: Layout
 
 
 def readings(groups: Groups, numbers: Sequence[int]) -> dict[int, list[Reading]]:
@@ -44,9 +50,26 @@ def readings(groups: Groups, numbers: Sequence[int]) -> dict[int, list[Reading]]
         if axis is None:
             continue
         group, unit = groups.units(axis)
-        for n in set(np.unique(group).tolist()) & found.keys() - through:
-            found[n].append(Reading(reader, np.where(group == n, unit, -1).max(1)))
+        here = sorted(set(np.unique(group).tolist()) & found.keys() - through)
+        units = [np.where(group == n, unit, -1).max(1) for n in here]
+        layout = layout_of(reader, groups.graph, units) if here else Layout()
+        for n, own in zip(here, units, strict=True):
+            found[n].append(Reading(reader, own, layout))
     return found
+
+
+def layout_of(reader: Reader, graph: Graph, units: Sequence[NDArray[np.int64]]) -> Layout:
+    """How the columns of a reader lie, of which units are given for each group that it reads.
+
+    Positions that were flattened before a dense layer show in the units: each has a column for every one of them.
+    """
+    if reader.spatial:
+        return Layout(positions(reader, graph))
+    _, channel, counts = np.unique(np.stack(units), axis=1, return_inverse=True, return_counts=True)
+    if counts[0] == 1 or (counts != counts[0]).any() or (np.max(units, 0) < 0).any():
+        return Layout()
+    order = np.argsort(channel.reshape(-1), kind="stable").reshape(len(counts), -1)
+    return Layout(int(counts[0]), order.T.reshape(-1))
 
 
 def _axis(groups: Groups, tensor: str, axis: int) -> NDArray[np.int64] | None:
@@ -63,8 +86,12 @@ def _group_numbers(groups: Groups, tensor: str, axis: int) -> set[int]:
 
 
 def columns_of(reading: Reading, count: int) -> NDArray[np.int64]:
-    """Unit of every column of the reader's matrices, -1 for none; shape [groups, K]."""
-    return np.asarray(reading.units[channel_of_column(reading.reader, reading.units.size, count)])
+    """Unit of every column of the reader's matrices, which may be along few directions; -1: none; shape [groups, K]."""
+    units, layout = reading.units, reading.layout
+    if layout.order is not None and count < units.size:
+        channels = units.size // layout.positions
+        return np.tile(units[layout.order[:channels]], count // channels)[None]
+    return np.asarray(units[channel_of_column(reading.reader, units.size, count)])
 
 
 def by_reader(members: Mapping[int, Sequence[Reading]]) -> dict[int, dict[int, Reading]]:
@@ -81,12 +108,13 @@ def last_places(readers: Mapping[int, Mapping[int, Reading]]) -> dict[int, int]:
     return {n: place for place, members in readers.items() for n in members}
 
 
-def least_bytes(reader: Reader, graph: Graph) -> int:
+def least_bytes(reading: Reading, graph: Graph) -> int:
     """Memory that a reader holds at least while its columns are judged: second moments of what it sees, and weights, in
     64 bits."""
-    dims, kernel = graph.constants[reader.weight].dims, positions(reader, graph)
+    reader, layout = reading.reader, reading.layout
+    dims = graph.constants[reader.weight].dims
     whole = columns(reader, dims)
-    seen = whole // kernel * directions_for(whole, kernel)
+    seen = whole // layout.positions * directions_for(whole, layout)
     return 8 * int(reader.groups * seen * seen + seen * (math.prod(dims) // max(whole, 1)))
 
 
@@ -96,7 +124,7 @@ def thinned(members: Sequence[Reading], graph: Graph) -> list[Reading]:
     A residual stream is read by every layer; some of them tell its order as well. All are taken where some would leave
     a unit out.
     """
-    needed = sum(least_bytes(reading.reader, graph) for reading in members)
+    needed = sum(least_bytes(reading, graph) for reading in members)
     count = max(2, len(members) * _TOGETHER // max(needed, 1))
     if count >= len(members):
         return list(members)
@@ -113,7 +141,8 @@ def check_memory(groups: Groups, members: Mapping[int, Sequence[Reading]]) -> No
     """
     free = bounds.available()
     for n, known in members.items():
-        needed = sum(least_bytes(reading.reader, groups.graph) for reading in known)
+        each = [least_bytes(reading, groups.graph) for reading in known]
+        needed = _HELD * sum(each) + _WORKING * max(each, default=0)
         if free is not None and needed > free:
             name = groups.groups[n].name
             raise ModelError(

@@ -86,6 +86,24 @@ def depthwise_net():
     return build(nodes, {"x": ["N", 3, 10, 10]}, ["y"], constants)
 
 
+def flattened_net(how="conv"):
+    """Channels at 4x4 positions before a dense layer: a kernel of that size, or flattened channel by channel ("nchw")
+    or position by position ("nhwc"); all are the same function."""
+    constants = scaled(w1=(10, 3, 3, 3), b1=(10,), w2=(6, 10, 4, 4), b2=(6,))
+    nodes = [node("Conv", "x w1 b1", "h1"), node("Relu", "h1", "a1")]
+    if how == "conv":
+        nodes += [node("Conv", "a1 w2 b2", "h2"), node("Flatten", "h2", "y")]
+        return build(nodes, {"x": ["N", 3, 6, 6]}, ["y"], constants)
+    if how == "nchw":
+        constants["w2"] = constants["w2"].reshape(6, -1)
+        nodes += [node("Flatten", "a1", "f"), node("Gemm", "f w2 b2", "y", transB=1)]
+    else:
+        constants["w2"] = np.ascontiguousarray(constants["w2"].transpose(2, 3, 1, 0).reshape(-1, 6))
+        nodes += [node("Transpose", "a1", "t", perm=[0, 2, 3, 1]), node("Flatten", "t", "f"),
+                  node("Gemm", "f w2 b2", "y")]  # fmt: skip
+    return build(nodes, {"x": ["N", 3, 6, 6]}, ["y"], constants)
+
+
 def transformer(fixed=None):
     """One block of two heads of four dimensions and a wide middle, before which LayerNorm stands."""
     constants = scaled(we=(6, 8), wqkv=(8, 24), bqkv=(24,), wo=(8, 8), bo=(8,), w1=(8, 32), b1=(32,), w2=(32, 8),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import weakref
 from dataclasses import replace
 
@@ -39,7 +40,8 @@ def test_rows_that_were_not_fitted_judge_where_there_are_fewer_than_twelve_to_a_
     assert seen.moments.rows == count - held
 
 
-NETWORKS = {"convolutions": networks.conv_net, "depthwise": networks.depthwise_net, "attention": networks.transformer}
+NETWORKS = {"convolutions": networks.conv_net, "depthwise": networks.depthwise_net, "attention": networks.transformer,
+            "flattened": lambda: networks.flattened_net("nchw")}  # fmt: skip
 
 
 @pytest.mark.parametrize("wide", [8, 512])
@@ -57,7 +59,7 @@ def test_memory_is_known_before(name, wide, monkeypatch):
     monkeypatch.setattr(elimination.Layer, "__init__", made)
     groups, counted = find_groups(graph), []
     for each in readings(groups, range(len(groups.groups))).values():
-        counted += [least_bytes(reading.reader, graph) for reading in each]
+        counted += [least_bytes(reading, graph) for reading in each]
     damage.evidence(groups, range(len(groups.groups)), Runner(graph, networks.samples(graph, 20), 10), lambda _: None)
     assert len(held) == len(counted) > 0
     assert sum(held) == sum(counted)
@@ -118,7 +120,7 @@ def test_of_many_readers_some_are_looked_at(monkeypatch):
     samples_of_x = np.concatenate([feed["x"] for feed in samples.batches(400)])[:, None]
     whole, all_of_it = found(), predicted()
     assert (len(whole.readers), whole.others) == (13, ())
-    monkeypatch.setattr(reading_module, "_TOGETHER", 5 * max(least_bytes(r.reader, graph) for r in every))
+    monkeypatch.setattr(reading_module, "_TOGETHER", 5 * max(least_bytes(r, graph) for r in every))
     held, most = [0], [0]
     monkeypatch.setattr(elimination.Layer, "__init__", counting(held, most))
     some, part = found(), predicted()
@@ -151,6 +153,33 @@ def test_no_unit_is_left_out(monkeypatch):
     monkeypatch.setattr(reading_module, "_TOGETHER", 1)
     assert len(thinned([parts[0], parts[1], parts[0]], graph)) == 3
     assert len(thinned([parts[0], parts[0], parts[1]], graph)) == 2
+
+
+def test_what_the_readers_of_a_group_need_is_bounded(monkeypatch):
+    """The bound that is checked is above what is taken, and not far above."""
+    constants = networks.scaled(w1=(6, 1500), w2=(1500, 40), b2=(40,), w3=(1500, 8))
+    nodes = [
+        node("MatMul", "x w1", "h"),
+        node("Relu", "h", "a"),
+        node("Gemm", "a w2 b2", "y"),
+        node("MatMul", "a w3", "z"),
+    ]
+    graph = networks.loaded(build(nodes, {"x": ["N", 6]}, ["y", "z"], constants))
+    groups = find_groups(graph)
+    (wide,) = (n for n, g in enumerate(groups.groups) if g.width == 1500)
+    runner = Runner(graph, networks.samples(graph, 200), 64)
+    tracemalloc.start()
+    try:
+        damage.evidence(groups, [wide], runner, lambda _: None)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    members = readings(groups, [wide])
+    monkeypatch.setattr(bounds, "available", lambda: 2 * peak)
+    reading_module.check_memory(groups, members)
+    monkeypatch.setattr(bounds, "available", lambda: peak)
+    with pytest.raises(ModelError, match="2 layers see"):
+        reading_module.check_memory(groups, members)
 
 
 def test_what_does_not_fit_into_memory_is_said_before_anything_runs(tmp_path, monkeypatch):
