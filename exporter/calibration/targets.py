@@ -10,16 +10,21 @@ import numpy as np
 
 from exporter.calibration.evidence import moments_of, sampled
 from exporter.calibration.moments import Moments
-from exporter.calibration.readers import Reader
+from exporter.calibration.readers import Reader, columns
 from exporter.calibration.runner import Runner
 from exporter.graph import Graph, Node
 from exporter.protos import reads
 from exporter.tensors import Array
+from runtime import bounds
 
 Limits = tuple[float, float]
 """Between which values a result matters as it is: below, any value below is as good, and above any above."""
 
 WIDE: Limits = (-math.inf, math.inf)
+
+_MOMENTS, _WEIGHTS = 8, 24
+"""How many arrays in 64 bits as large as the moments [groups, K, K] of a layer, and as its weights, are held at once
+while it is chosen and fitted."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,14 @@ def find_target(pruned: Graph, graph: Graph, reader: Reader, later: set[str]) ->
             name, other = add.key, added
     found = {_limits(pruned, node) for node, _ in pruned.users.get(name, [])}
     return Target(name, other, found.pop() if len(found) == 1 and name not in pruned.outputs else WIDE)
+
+
+def has_room(graph: Graph, reader: Reader) -> bool:
+    """Whether memory holds the moments of a layer, and what choosing and fitting its weights makes of them."""
+    dims = graph.constants[reader.weight].dims
+    moments = reader.groups * columns(reader, dims) ** 2
+    free = bounds.available()
+    return free is None or 8 * (_MOMENTS * moments + _WEIGHTS * math.prod(dims)) < free
 
 
 def moments_towards(target: Target, reader: Reader, own: Runner, dense: Runner) -> tuple[Moments, Moments]:

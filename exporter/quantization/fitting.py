@@ -18,7 +18,7 @@ from exporter.calibration.moments import Moments, to_fit_and_judge
 from exporter.calibration.readers import Matrix, Reader, bias_of, constants_of, find_readers, matrix, weight_of
 from exporter.calibration.runner import Runner
 from exporter.calibration.systems import Factored, damped
-from exporter.calibration.targets import Target, find_target, moments_towards
+from exporter.calibration.targets import Target, find_target, has_room, moments_towards
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.quantization import grid
@@ -27,11 +27,7 @@ from exporter.quantization.weights import Stored
 from exporter.sparsity import solver
 from exporter.sparsity.calibrated import DAMPINGS
 from exporter.tensors import Array
-from runtime import bounds
 from runtime.steps import Count
-
-_COPIES = 8
-"""Arrays in 64 bits as large as the moments of a layer that are held at once."""
 
 Nearest = Callable[[Matrix], Matrix]
 """Rounds the weights [K, outputs] of a layer by themselves."""
@@ -58,11 +54,13 @@ class Fitted:
         values: of weights and biases that changed, by name; weights before they are rounded.
         stored: the integers that weights become, where these were chosen, and their scales.
         fits: what became of the layers that could be fitted, by the name of the weight.
+        large: weights of those that memory has no room to fit.
     """
 
     values: dict[str, Array] = field(default_factory=dict)
     stored: dict[str, Stored] = field(default_factory=dict)
     fits: dict[str, Fit] = field(default_factory=dict)
+    large: list[str] = field(default_factory=list)
 
 
 def fit_layers(
@@ -95,20 +93,16 @@ def fit_layers(
         step(Count("fitting quantized layers", i, len(readers)))
         target = _target(graph, dense, reader, later, made)
         later.discard(reader.weight)
-        if target is None or not _has_room(graph, reader):
+        if target is None:
+            continue
+        if not has_room(graph, reader):
+            found.large.append(reader.weight)
             continue
         moments = moments_towards(target, reader, own, other)
         with threads_for(moments[0].xx.shape[1]):
             layer = _Layer(graph, reader, moments, nearest, numbers)
             own.weights |= layer.best(found)
     return found
-
-
-def _has_room(graph: Graph, reader: Reader) -> bool:
-    """Whether memory holds the moments of what a layer reads [groups, K, K], and what is computed of them."""
-    groups, columns, _ = matrix(reader, graph.array(reader.weight)).shape
-    room = bounds.available()
-    return room is None or _COPIES * 8 * groups * columns**2 < room
 
 
 def _target(graph: Graph, dense: Graph, reader: Reader, later: set[str], made: Mapping[str, str]) -> Target | None:

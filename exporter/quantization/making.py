@@ -33,10 +33,12 @@ class Made:
     Attributes:
         model: the model.
         fits: what became of the layers that were fitted, by the name of the weight.
+        large: weights of those that memory has no room to fit.
     """
 
     model: ModelProto
     fits: Mapping[str, Fit] = field(default_factory=dict)
+    large: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,13 @@ class Maker:
             grid = Grid(self.precision.bits, BLOCK if self.precision.bits == 4 else 0)
             found = fit_layers(graph, graph, weights, partial(nearest, grid=grid), grid, calibration, step)
             changed = _with(self.plain, found.values)
-            return Made(weights_quantized(changed, chosen, self.precision, found.stored), found.fits)
+            return Made(weights_quantized(changed, chosen, self.precision, found.stored), found.fits, found.large)
         rounded = with_float_weights(self._between(self.ranges, names), self.plain, names)
         own = from_model(rounded, graph.binding.shapes)
         near = float8.nearest if self.precision.name == "fp8" else partial(nearest, grid=grid)
         found = fit_layers(own, graph, weights, near, None, calibration, step)
-        return Made(self._between(replace(self.ranges, model=_with(self.plain, found.values)), names), found.fits)
+        changed = _with(self.plain, found.values)
+        return Made(self._between(replace(self.ranges, model=changed), names), found.fits, found.large)
 
     def _chosen(self, names: Sequence[str]) -> list[Layer]:
         taken = set(names)

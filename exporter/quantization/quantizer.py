@@ -324,14 +324,14 @@ def _judged_fit(
     if compared is None:
         return made, None, None, []
     error = compared.error(made.model, maker.precision, calibration.held, calibration.batch)
+    said = [f"rounded to the nearest, since fitting it does not fit into memory: {name}" for name in made.large]
     if not made.fits:
-        return made, error, None, []
+        return made, error, None, said
     near = maker.made(names)
     rounded = compared.error(near.model, maker.precision, calibration.held, calibration.batch)
     if not free or rounded >= error:
-        return made, error, rounded, []
-    said = f"fitting was left out: output error {error:.3g} with it, {rounded:.3g} without"
-    return near, rounded, rounded, [said]
+        return made, error, rounded, said
+    return near, rounded, rounded, [f"fitting was left out: output error {error:.3g} with it, {rounded:.3g} without"]
 
 
 def _metric(

@@ -19,7 +19,7 @@ from exporter.calibration.evidence import UNCERTAIN
 from exporter.calibration.moments import Moments, Vector, to_fit_and_judge
 from exporter.calibration.readers import Matrix, Reader, Rows, bias_of, constants_of, find_readers, matrix
 from exporter.calibration.runner import Runner
-from exporter.calibration.targets import find_target, moments_towards
+from exporter.calibration.targets import find_target, has_room, moments_towards
 from exporter.calibration.threads import threads_for
 from exporter.graph import Graph
 from exporter.sparsity import solver
@@ -69,7 +69,7 @@ def fit_layers(
     refit: bool = True,
     schedule: Sequence[float] = (1.0,),
     step: Callable[[str], None] = lambda _: None,
-) -> tuple[dict[str, Array], list[Fit]]:
+) -> tuple[dict[str, Array], list[Fit], list[str]]:
     """Choose and fit the weights of the layers that calibration inputs tell of.
 
     Args:
@@ -85,7 +85,7 @@ def fit_layers(
         step: called with a line before each layer.
 
     Returns:
-        New values of weights and biases, and what became of each layer.
+        New values of weights and biases, what became of each layer, and the weights that memory has no room to fit.
     """
     (graph,) = along([graph], calibration.fit, calibration.batch)
     readers = {r.weight: r for r in find_readers(graph)}
@@ -95,10 +95,15 @@ def fit_layers(
     later = {r.weight for r in todo}
     values: dict[str, Array] = {}
     fits: list[Fit] = []
+    large: list[str] = []
     for i, reader in enumerate(todo, 1):
         step(Count("choosing and fitting weights, layers", i - 1, len(todo)))
         target = find_target(graph, graph, reader, later)
         later.discard(reader.weight)
+        if not has_room(graph, reader):
+            own.weights[reader.weight] = given[reader.weight]
+            large.append(reader.weight)
+            continue
         moments = moments_towards(target, reader, own, dense)
         layer = _Layer(graph, reader, moments, pattern, counts.get(reader.weight, 0), method, schedule)
         with threads_for(layer.dense.shape[1]):
@@ -106,7 +111,7 @@ def fit_layers(
         own.weights |= fresh
         values |= fresh
         fits.append(fit)
-    return values, fits
+    return values, fits, large
 
 
 class _Layer:

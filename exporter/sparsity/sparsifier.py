@@ -317,9 +317,15 @@ def _nothing(graph: Graph, pattern: Pattern, left: Sequence[LeftOut]) -> str:
 def _untold(taken: Sequence[Weight], fitted: Fitted) -> list[str]:
     if fitted.left_out:
         return [fitted.left_out]
-    n = sum(w.name not in fitted.fits for w in taken)
-    stay = out_of(n, len(taken), "weight", "stays", "stay")
-    return [f"{stay} as chosen one by one: inputs tell nothing about this"] if n else []
+    alone = {w.name for w in taken} - fitted.fits.keys()
+    return [
+        f"{out_of(len(names), len(taken), 'weight', 'stays', 'stay')} as chosen one by one: {why}"
+        for names, why in (
+            (alone - fitted.large, "inputs tell nothing about this"),
+            (alone & fitted.large, "choosing by what they do together does not fit into memory"),
+        )
+        if names
+    ]
 
 
 def _chosen(graph: Graph, plan: Plan, taken: Sequence[Weight], step: Progress) -> dict[str, Array]:

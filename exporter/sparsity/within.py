@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from exporter.calibration.accuracy import Accuracy
@@ -47,13 +47,22 @@ class Held:
 
 @dataclass(frozen=True)
 class Fitted:
-    """New values of constants, what became of each layer by name of its weight, the weights that stay dense, and why no
-    layer was fitted where that did not help."""
+    """New values of constants, and what became of the layers.
+
+    Attributes:
+        values: by name.
+        fits: by name of the weight.
+        held: the result against the original.
+        dense: weights that stay dense.
+        large: weights that memory has no room to fit.
+        left_out: why no layer was fitted, where that did not help.
+    """
 
     values: dict[str, Array]
     fits: dict[str, Fit]
     held: Held
     dense: frozenset[str]
+    large: Set[str]
     left_out: str = ""
 
 
@@ -85,6 +94,7 @@ def fit_within(
     stages = [share] if inner else [share * part for part in schedule]
     final = choose(graph, taken, share)
     first = final if len(stages) == 1 else choose(graph, taken, stages[0])
+    large: set[str] = set()
 
     def fitted(weights: Sequence[Weight]) -> tuple[dict[str, Array], dict[str, Fit]]:
         values: dict[str, Array] = {}
@@ -92,7 +102,7 @@ def fit_within(
         for k, now in enumerate(stages):
             chosen = choose(with_values(graph, values), weights, now) if k else first
             given = {w.name: chosen.values[w.name] for w in weights}
-            fresh, fits = fit_layers(
+            fresh, fits, crowded = fit_layers(
                 graph,
                 weights,
                 chosen.counts,
@@ -105,6 +115,7 @@ def fit_within(
                 step=step,
             )
             values = given | fresh
+            large.update(crowded)
         return values, {f.weight: f for f in fits}
 
     original = answers(source, data.held, data.batch)
@@ -143,7 +154,7 @@ def fit_within(
     after = answers(with_values(graph, values), data.held, data.batch)
     accuracy, agreement = judged(after, original, data)
     return Fitted(
-        values, fits, Held(len(data.held), plain, error, agreement, data.synthetic, accuracy), dense, left_out
+        values, fits, Held(len(data.held), plain, error, agreement, data.synthetic, accuracy), dense, large, left_out
     )
 
 

@@ -223,6 +223,9 @@ def test_layers_too_wide_for_the_memory_are_rounded_to_the_nearest(place, monkey
     for room, some in ((1 << 40, True), (8 * 8 * 20**2, True), (1, False)):
         monkeypatch.setattr(bounds, "available", lambda room=room: room)
         assert main(line.format(*files).split()) == 0
-        fits = [layer["fit"] is not None for layer in json.loads(capsys.readouterr().out)["layers"]]
-        assert all(fits) == (room == 1 << 40)
-        assert any(fits) == some
+        told = json.loads(capsys.readouterr().out)
+        fits = {layer["weight"]: layer["fit"] is not None for layer in told["layers"]}
+        assert all(fits.values()) == (room == 1 << 40)
+        assert any(fits.values()) == some
+        said = {note.rpartition(": ")[2] for note in told["notes"] if "does not fit into memory" in note}
+        assert said == {name for name, fitted in fits.items() if not fitted}

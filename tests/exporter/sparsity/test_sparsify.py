@@ -16,6 +16,7 @@ from exporter.cli import main
 from exporter.sparsity import selection
 from exporter.sparsity.patterns import SCHEDULES
 from exporter.sparsity.sparsifier import sparsify
+from runtime import bounds
 from tests.exporter.calibration import networks
 from tests.exporter.files import run, write, write_outside
 from tests.onnx_builder import build, node, weights
@@ -455,3 +456,26 @@ def test_a_fit_that_does_not_help_is_left_out(tmp_path):
         assert result.held.error <= result.held.plain
         found += [note for note in result.notes if "fitting was left out" in note]
     assert found
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "0.6"])
+def test_layers_too_wide_for_the_memory_are_chosen_by_magnitude(pattern, tmp_path, monkeypatch):
+    """The others are fitted, and the report says which is which."""
+    constants = weights(w1=(24, 16), w2=(16, 8), w3=(8, 4))
+    nodes = [node("MatMul", "x w1", "a"), node("Relu", "a", "ra"), node("MatMul", "ra w2", "b"),
+             node("Relu", "b", "rb"), node("MatMul", "rb w3", "y")]  # fmt: skip
+    path = write(build(nodes, {"x": ["N", 24]}, ["y"], constants), tmp_path)
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((400, 24)).astype(np.float32))
+    sparsify(path, tmp_path / "plain.onnx", pattern=pattern)
+    monkeypatch.setattr(bounds, "available", lambda: 8 * (8 * 20**2 + 24 * 24 * 16))
+    result = sparsify(path, tmp_path / "out.onnx", pattern=pattern, calib=tmp_path / "x.npz")
+    assert [x.weight.name for x in result.layers if x.fit is None] == ["w1"]
+    assert [n for n in result.notes if "memory" in n] == [
+        "1 of 3 weights stays as chosen one by one: choosing by what they do together does not fit into memory"
+    ]
+    plain, made = (
+        {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / name).graph.initializer}
+        for name in ("plain.onnx", "out.onnx")
+    )
+    assert (made["w1"] == plain["w1"]).all()
+    assert all((made[name] != plain[name]).any() for name in ("w2", "w3"))
