@@ -40,8 +40,8 @@ _POINTS = 4096
 Values = NDArray[np.float32]
 
 
-def narrowed(ranges: Ranges, symmetric: bool) -> tuple[Ranges, int]:
-    """Ranges that end where nothing behind the tensors tells values apart, and how many of them do so.
+def narrowed(ranges: Ranges, symmetric: bool) -> Ranges:
+    """Ranges that end where nothing behind the tensors tells values apart.
 
     Args:
         ranges: of the float model; stays as it is.
@@ -51,7 +51,6 @@ def narrowed(ranges: Ranges, symmetric: bool) -> tuple[Ranges, int]:
 
     behind = _Behind(ranges.model)
     data: dict[str, Any] = dict(ranges.found.items())
-    count = 0
     for name, known in ranges.found.items():
         low, high = (float(np.min(end)) for end in known.range_value)
         functions = behind.functions(name) if low < high else None
@@ -64,8 +63,7 @@ def narrowed(ranges: Ranges, symmetric: bool) -> tuple[Ranges, int]:
         if ends[1] - ends[0] < high - low:
             lowest, highest = (np.full_like(old, new) for old, new in zip(known.range_value, ends, strict=True))
             data[name] = TensorData(lowest=lowest, highest=highest)
-            count += 1
-    return Ranges(ranges.model, TensorsData(ranges.found.calibration_method, data), ranges.method), count
+    return Ranges(ranges.model, TensorsData(ranges.found.calibration_method, data), ranges.method)
 
 
 class _Behind:

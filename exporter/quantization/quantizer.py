@@ -301,7 +301,7 @@ def _maker(
         step(f"ranges of tensors on {counted(len(calibration.fit), 'input')}")
         ranges = find_ranges(plain, calibration.fit, calibration.batch, profile, method, percentile)
         if kind.name != "fp8":  # whose steps grow with the numbers
-            ranges, _ = narrowed(ranges, symmetric=profile == "tensorrt")
+            ranges = narrowed(ranges, symmetric=profile == "tensorrt")
     return Maker(plain, chosen, kind, profile, ranges, per_channel and kind.name != "fp8", less)
 
 
