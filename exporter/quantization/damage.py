@@ -9,6 +9,8 @@ import numpy as np
 from onnx import ModelProto
 
 from exporter.calibration.outputs import compared, float_outputs
+from exporter.calibration.portioned import Runs
+from exporter.calibration.remembered import Remembered
 from exporter.calibration.sensitivity import Deviation
 from exporter.errors import ModelError
 from exporter.graph import Graph
@@ -28,7 +30,7 @@ class Reference:
         makers: the node that makes it, and the place among its outputs.
     """
 
-    session: Session
+    session: Runs
     weights: Mapping[str, float]
     makers: Mapping[str, tuple[str, int]]
 
@@ -89,7 +91,7 @@ def reference(plain: ModelProto, graph: Graph) -> Reference | None:
     if not weights.keys() <= makers.keys():  # what is inside a local function
         weights = dict.fromkeys(float_outputs(graph), 1.0)
     session = open_session(_with_outputs(plain, [*weights]).SerializeToString())
-    return Reference(session, weights, {name: makers[name] for name in weights})
+    return Reference(Remembered(session), weights, {name: makers[name] for name in weights})
 
 
 def opened(model: ModelProto, precision: Precision) -> Session:

@@ -13,6 +13,8 @@ from onnx import ModelProto, TensorProto
 from exporter.atomic import obstacle
 from exporter.calibration.accuracy import Accuracy, compare_sessions, usual_metric
 from exporter.calibration.data import Calibration, calibration_of
+from exporter.calibration.portioned import Runs
+from exporter.calibration.remembered import Remembered
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.graph import Graph
 from exporter.model_file import finished, from_model, load, save
@@ -170,7 +172,7 @@ def quantize(
     notes += said
     maker = _maker(plain, chosen, kind, profile, calibration, method, percentile, per_channel, less, step)
     names = [layer.node for layer in chosen]
-    original = open_session(serialize_with_data(finished(graph), graph.folder))
+    original = Remembered(open_session(serialize_with_data(finished(graph), graph.folder)))
     whole = from_model(plain, graph.binding.shapes)
     compared = reference(plain, whole) if calibration is not None else None
     judged_by, said = _metric(calibration, graph, compared, limit is not None)
@@ -351,7 +353,7 @@ def _metric(
 
 
 def _accuracy(
-    session: Session, original: Session, calibration: Calibration, metric: str | None
+    session: Session, original: Runs, calibration: Calibration, metric: str | None
 ) -> tuple[Accuracy | None, list[str]]:
     """What the held-out inputs say by a metric, and what to say where they say nothing."""
     if metric is None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from exporter.calibration.accuracy import Accuracy, compare_sessions
+from exporter.calibration.portioned import Runs
 from exporter.errors import GoalError
 from exporter.quantization.damage import Reference, opened
 from exporter.quantization.making import Made
 from exporter.quantization.precisions import Precision
 from exporter.search import Limit, shown
-from runtime.backends import Session
 from runtime.nouns import counted
 from runtime.samples import Samples
 from runtime.steps import Count
@@ -49,7 +49,7 @@ class Found:
 
 def least_in_float(
     make: Make, fitted: Make | None, layers: Sequence[str], precision: Precision, reference: Reference | None,
-    original: Session, judges: Samples, batch: int, metric: str, limit: Limit, step: Callable[[str], None],
+    original: Runs, judges: Samples, batch: int, metric: str, limit: Limit, step: Callable[[str], None],
 ) -> Found:  # fmt: skip
     """Leave as few layers in float as keep the drop within a limit.
 
