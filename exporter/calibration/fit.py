@@ -57,6 +57,10 @@ gives."""
 _JOINT_ROWS, _JOINT_WORK = 1 << 15, 1 << 30
 """Rows that two layers are fitted together on, and rows times weights."""
 
+_JOINT_SAMPLES, _JOINT_BYTES, _JOINT_LEAST = 32, 1 << 30, 8
+"""Samples that bring them at least, one alone telling little of others, as long as they take no more bytes; the least
+all the same."""
+
 _JOINT_ROWS_PER_COLUMN = 4
 """Fewer rows are no base for a step of both layers."""
 
@@ -235,19 +239,22 @@ class Fit:
 
     def with_first(self, pair: Pair, before: Sequence[Moments | None]) -> dict[str, Array]:
         """New weights of this layer and of those before it, fitted together; empty where that does not help."""
-        share = self._joint_share(pair)
-        if not share:
+        count = self._joint_samples(pair)
+        if not count:
             return {}
+        number = min(count, self.own.batches)
+        some = [k * self.own.batches // number for k in range(number)]
+        share = count / sum(self.own.counts[b] for b in some)
         layers = [self._folded(reader) for reader in pair.readers]
-        others = self.own.values(self.target.other) if self.target.other else repeat(None)
-        sources = zip(*(self.own.values(first.source) for first in pair.firsts), strict=True)
+        others = self.own.values(self.target.other, some) if self.target.other else repeat(None)
+        sources = zip(*(self.own.values(first.source, some) for first in pair.firsts), strict=True)
         batches = [
             Batch(
                 tuple(_first(source, share) for source in read),
                 _first(wanted, share),
                 _first(other, share) if other is not None else None,
             )
-            for read, wanted, other in zip(sources, self._wanted(), others, strict=False)
+            for read, wanted, other in zip(sources, self._wanted(some), others, strict=False)
         ]
         try:
             joint = Joint(pair, self.own.graph, layers, self.target.limits, bool(self.target.other))
@@ -278,14 +285,13 @@ class Fit:
         found = bias_of(whole, bias) if bias is not None else None
         return constants_of(reader, self.own.graph, matrix(whole, weight), found)
 
-    def _wanted(self) -> Iterator[Array]:
-        """The part of the target that the pruned graph has."""
-        for values in self.dense.values(self.target.tensor):
+    def _wanted(self, some: Iterable[int] | None = None) -> Iterator[Array]:
+        """The part of the target that the pruned graph has; ``some`` as in ``Runner.values``."""
+        for values in self.dense.values(self.target.tensor, some):
             yield take_axes(values, self.axes)
 
-    def _joint_share(self, pair: Pair) -> float:
-        """The share of every batch that layers are fitted together on; 0 where that would take too long for what it
-        gives."""
+    def _joint_samples(self, pair: Pair) -> int:
+        """How many samples layers are fitted together on; 0 where that would take too long for what it gives."""
         first = pair.firsts[0]
         shape = self.own.graph.shape(first.result) or ()
         positions = math.prod(n for k, n in enumerate(shape) if k not in (0, first.channel_axis % len(shape)))
@@ -294,8 +300,12 @@ class Fit:
         rows = min(_JOINT_ROWS, _JOINT_WORK // weights)
         widest = max(columns(r, d) for r, d in dims)
         if rows < _JOINT_ROWS_PER_COLUMN * widest:
-            return 0.0
-        return min(1.0, max(rows // max(positions, 1), self.own.batches) / max(self.own.rows, 1))
+            return 0
+        read = [*(first.source for first in pair.firsts), *([self.target.other] if self.target.other else [])]
+        arrays = [next(self.own.values(name, [0])) for name in read] + [next(self._wanted([0]))]
+        room = _JOINT_BYTES * self.own.counts[0] // max(sum(values.nbytes for values in arrays), 1)
+        several = min(_JOINT_SAMPLES, max(room, _JOINT_LEAST))
+        return min(max(rows // max(positions, 1), several), self.own.rows)
 
     def _affordable(self) -> bool:
         """Whether the rows can be gone through again for what a Relu holds back."""

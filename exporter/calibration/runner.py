@@ -97,9 +97,9 @@ class Runner:
             self._waiting[node.index] = node
             self._store.keep(self._store.arrays.keys() - set(node.outputs))
 
-    def values(self, name: str) -> Iterator[Array]:
-        """A tensor that is there, batch by batch."""
-        return (self._store.array(name, b) for b in range(self.batches))
+    def values(self, name: str, some: Iterable[int] | None = None) -> Iterator[Array]:
+        """A tensor that is there, batch by batch; of some batches alone, where their numbers are given."""
+        return (self._store.array(name, b) for b in (range(self.batches) if some is None else some))
 
     def branch(
         self,

@@ -8,6 +8,7 @@ import pytest
 
 from exporter import find_groups, make_plan, rewrite, score
 from exporter.calibration import fit as one_fit
+from exporter.calibration import joint
 from exporter.calibration.compensation import compensate
 from exporter.model_file import from_model
 from exporter.normalise import input_specs
@@ -28,14 +29,14 @@ def outputs(graph, samples):
 class Cut:
     """A model cut to half of its groups by magnitude, before and after compensation."""
 
-    def __init__(self, model, *, count=256, by="l2", **options):
+    def __init__(self, model, *, count=256, by="l2", batch=BATCH, **options):
         self.graph = from_model(model)
         groups = find_groups(self.graph)
         self.plan = make_plan(groups, score(groups, by), **{"ratio": 0.5, "align": 1, **options})
         self.pruned = rewrite(self.graph, self.plan)
         self.samples = networks.samples(self.graph, count)
         self.lines: list[str] = []
-        self.fixed, self.refits = compensate(self.pruned, self.graph, self.plan, self.samples, BATCH, self.lines.append)
+        self.fixed, self.refits = compensate(self.pruned, self.graph, self.plan, self.samples, batch, self.lines.append)
 
     def error(self, graph):
         """Square error of the outputs relative to their variance, on other inputs."""
@@ -254,3 +255,22 @@ def test_where_nothing_is_lost_nothing_moves():
     assert cut.error(cut.fixed) < 1e-9
     for name in ("w2", "b2"):
         assert np.abs(cut.fixed.array(name) - cut.pruned.array(name)).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("batch", "room", "batches", "taken"), [(1, 1 << 30, 32, 32), (1, 1, 8, 8), (32, 1 << 30, 7, 38), (32, 1, 7, 13)]
+)
+def test_layers_are_fitted_together_on_few_large_samples(batch, room, batches, taken, monkeypatch):
+    """A sample with many positions brings many rows; of 200, as many as are asked for are taken, however they come."""
+    monkeypatch.setattr(one_fit, "_JOINT_ROWS", 1200)
+    monkeypatch.setattr(one_fit, "_JOINT_BYTES", room)
+    seen, plain = [], joint.Joint.fit
+
+    def looking(self, batches, known):
+        seen.append((len(batches), sum(len(b.target) for b in batches)))
+        return plain(self, batches, known)
+
+    monkeypatch.setattr(joint.Joint, "fit", looking)
+    cut = Cut(networks.conv_net(), count=200, batch=batch)
+    assert seen[0] == (batches, taken)
+    assert cut.error(cut.fixed) < 0.5 * cut.error(cut.pruned)
