@@ -62,7 +62,9 @@ class ByRows:
         self._fitted = slice(self.rows)
         self._judged = slice(self.rows, None) if x.shape[1] > self.rows else self._fitted
         self._means = [_mean(side[:, self._fitted]) * self._intercept for side in (x, y)]
-        self._x, self._y = (np.subtract(s, m, dtype=np.float32) for s, m in zip((x, y), self._means, strict=True))
+        for side, mean in zip((x, y), self._means, strict=True):
+            np.subtract(side, mean, out=side, casting="same_kind")
+        self._x, self._y = x, y
         self._left: Rows = self._y - self._x @ present.astype(np.float32)
         self._products: Rows = np.stack([one @ one.T for one in self._x])
         offset = self._bias(present, self._fitted) - bias[:, None] if bias is not None else 0.0

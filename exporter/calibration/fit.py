@@ -65,7 +65,8 @@ _JOINT_ROWS_PER_COLUMN = 4
 """Fewer rows are no base for a step of both layers."""
 
 _MOST_COLUMNS = _JOINT_ROWS // _JOINT_ROWS_PER_COLUMN
-"""Wider layers are fitted by their rows: they are never fitted together with others, which takes moments."""
+"""Wider layers are fitted by their rows where these are fewer than columns: they are never fitted together with others,
+which takes moments."""
 
 _Trial = TypeVar("_Trial", "_Tried", Tried)
 
@@ -120,6 +121,7 @@ class Fit:
 
     def __init__(self, reader: Reader, target: Target, own: Runner, dense: Runner, plan: Plan, quick: bool) -> None:
         self.reader, self.target, self.own, self.dense, self.quick = reader, target, own, dense, quick
+        self.enough = ENOUGH_TO_COMPARE if quick else ENOUGH_TO_FIT
         self.axes = plan.hide.get(target.tensor, {})
         self.weight = own.graph.array(reader.weight)
         self.present = matrix(reader, self.weight)
@@ -139,7 +141,7 @@ class Fit:
 
     def see(self) -> None:
         """Find the moments of what the layer reads."""
-        if not self._wide():
+        if not self._has_few_rows():
             self._moments(self._rows(self._blocks()[0]))
 
     def values(self) -> tuple[Refit, dict[str, Array]]:
@@ -147,8 +149,8 @@ class Fit:
         old = self._bias()
         weights, bias = self.present.copy(), old.copy() if old is not None else None
         parts = []
+        fit = self._fit_by_rows if self._has_few_rows() else self._fit
         for block in self._blocks():
-            fit = self._fit_by_rows if self._wide() else self._fit
             part, found, offset = fit(block, old[:, block] if old is not None else None)
             parts.append(part)
             weights[:, :, block] = found
@@ -160,8 +162,13 @@ class Fit:
         refit = Refit(self.reader.weight, before, after, damping)
         return refit, constants_of(self.reader, self.own.graph, weights, bias) if damping is not None else {}
 
-    def _wide(self) -> bool:
-        return int(self.present.shape[1]) > _MOST_COLUMNS
+    def _has_few_rows(self) -> bool:
+        """Whether the layer is wide, and has fewer rows than columns."""
+        groups, inputs, outputs = self.present.shape
+        if inputs <= _MOST_COLUMNS:
+            return False
+        there = next(self._wanted([0])).size * self.own.rows // (groups * outputs * self.own.counts[0])
+        return bool(min(there, rows_for(inputs, self.enough)) < inputs)
 
     def _blocks(self) -> list[slice]:
         """Which outputs are fitted at a time: no fewer than there are columns, whose moments would take longer."""
@@ -313,8 +320,7 @@ class Fit:
 
     def _rows(self, block: slice) -> Iterator[tuple[Sample, Rows]]:
         """Rows with what some outputs of the reader itself should be, and what is added to them."""
-        enough = ENOUGH_TO_COMPARE if self.quick else ENOUGH_TO_FIT
-        wholes = sampled(self.own, self.reader, self._wanted(), enough)
+        wholes = sampled(self.own, self.reader, self._wanted(), self.enough)
         if not self.target.other:
             for sample in wholes:
                 yield replace(sample, y=sample.y[:, :, block]), np.zeros((1, 1, 1), np.float32)

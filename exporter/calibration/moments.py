@@ -118,7 +118,7 @@ def _about_mean(parts: Sequence[Rows]) -> _Deviations:
 def finite(inputs: Rows, outputs: Rows) -> tuple[Rows, Rows]:
     """The rows that hold numbers alone: a sample that overflows must not spoil what the others tell."""
     good = np.isfinite(inputs).all((0, 2)) & np.isfinite(outputs).all((0, 2))
-    return inputs[:, good], outputs[:, good]
+    return (inputs, outputs) if good.all() else (inputs[:, good], outputs[:, good])
 
 
 def _shift(x: _Deviations, y: _Deviations) -> Matrix:

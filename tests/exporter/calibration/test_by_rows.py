@@ -94,12 +94,30 @@ def test_whole_networks_are_fitted_as_well(name, monkeypatch):
     plan = make_plan(groups, score(groups, "l2"), ratio=0.5, align=1)
     pruned, samples = rewrite(graph, plan), networks.samples(graph, 64)
     want = compensate(pruned, graph, plan, samples, 32)[1]
-    monkeypatch.setattr(one_fit, "_MOST_COLUMNS", 0)
+    monkeypatch.setattr(one_fit.Fit, "_has_few_rows", lambda _: True)
     got = compensate(pruned, graph, plan, samples, 32)[1]
     assert [r.weight for r in got] == [r.weight for r in want]
     np.testing.assert_allclose([r.before for r in got], [r.before for r in want], rtol=0.02, atol=1e-6)
     np.testing.assert_allclose([r.after for r in got], [r.after for r in want], rtol=0.02, atol=1e-6)
     assert sum(r.after < r.before for r in got) >= len(got) / 2
+
+
+@pytest.mark.parametrize(("columns", "count", "by_rows"), [(30, 256, False), (300, 256, True), (10, 256, False)])
+def test_wide_layers_of_few_rows_are_fitted_by_these(columns, count, by_rows, monkeypatch):
+    """Wide ones of many rows and narrow ones by their moments."""
+    monkeypatch.setattr(one_fit, "_MOST_COLUMNS", 12)
+    monkeypatch.setattr(compensation, "find_pairs", lambda *_: {})
+    used = []
+    plain = ByRows.__init__
+    monkeypatch.setattr(ByRows, "__init__", lambda self, *given: used.append(1) or plain(self, *given))
+    constants = networks.scaled(w1=(6, 2 * columns), w2=(2 * columns, 3), b2=(3,))
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "a"), node("Gemm", "a w2 b2", "y")]
+    graph = from_model(build(nodes, {"x": ["N", 6]}, ["y"], constants))
+    groups = find_groups(graph)
+    plan = make_plan(groups, score(groups, "l2"), ratio=0.5, align=1)
+    (refit,) = compensate(rewrite(graph, plan), graph, plan, networks.samples(graph, count), 32)[1]
+    assert bool(used) == by_rows
+    assert refit.after < refit.before
 
 
 @pytest.mark.parametrize("quick", [False, True])
