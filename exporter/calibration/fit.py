@@ -224,7 +224,7 @@ class Fit:
         return part, weights, bias
 
     def _fit_by_rows(self, block: slice, old: Vector | None) -> tuple[_Part, Matrix, Vector | None]:
-        """The same as ``_fit`` of a layer whose moments are too large."""
+        """The same as ``_fit``, of a wide layer with fewer rows than columns."""
         present = self.present[:, :, block]
         found = ByRows((sample for sample, _ in self._rows(block)), present, old)
         if not found.rows:
