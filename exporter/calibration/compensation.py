@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from exporter.calibration.branches import along
 from exporter.calibration.cache import Cache
+from exporter.calibration.choices import choose_alike
 from exporter.calibration.fit import Fit, Refit
 from exporter.calibration.fit_journal import fit_journal
 from exporter.calibration.moments import Moments
@@ -63,6 +64,7 @@ def compensate(
     whole = pruned
     pruned, graph = along((pruned, graph), samples, batch)
     own, dense = Runner(pruned, samples, batch), Runner(graph, samples, batch)
+    choose_alike(own, graph, samples, batch)
     touched = _touched(pruned, plan)
     readers = find_readers(pruned)
     todo = [r for r in readers if r.source in touched]

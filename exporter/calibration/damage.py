@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.calibration.choices import choose_alike
 from exporter.calibration.data import Calibration
 from exporter.calibration.evidence import HELD_OUT, completed, evidence
 from exporter.calibration.journal import Journal
@@ -91,7 +92,9 @@ def predict(
         found = completed(found, groups, Runner(graph, seen, calibration.batch), step)
     each = cost * len(found) / 2  # half of the network, for each group
     counts = [affordable(_REACTED[level], each, most, _FEWEST[level]) for level, most in enumerate(_FEW)]
-    few = Runner(graph, _held_first(calibration.fit, max(counts)), min(calibration.batch, *counts))
+    judges, batch = _held_first(calibration.fit, max(counts)), min(calibration.batch, *counts)
+    few = Runner(graph, judges, batch)
+    choose_alike(few, graph, judges, batch)
     sums = np.cumsum(few.counts)
     batches = [int(np.searchsorted(sums, count)) + 1 for count in counts]
     reactions = deviations(found, few, batches, step, journal)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from exporter.calibration.accuracy import Accuracy, compare_answers
 from exporter.calibration.cache import Cache
+from exporter.calibration.choices import following
 from exporter.calibration.compensation import compensate
 from exporter.calibration.data import Calibration
 from exporter.calibration.fit import Refit
@@ -104,7 +105,7 @@ def fit(
     step("measuring the pruned model on held-out inputs")
     held, batch = calibration.held, calibration.batch
     original, own = answers(graph, held, batch), answers(pruned, held, batch, graph)
-    plain = deviation_between(own, original)
+    plain = deviation_between(following(own, original, held, batch), original)
     unfitted = Fit(pruned, plain, plain, (own, original))
     if not wanted:
         return replace(unfitted, why=SWITCHED_OFF)
@@ -113,7 +114,7 @@ def fit(
     if not refits:
         return replace(unfitted, notes=("no layer behind the cuts can be fitted",))
     own = answers(better, held, batch, graph)
-    error = deviation_between(own, original)
+    error = deviation_between(following(own, original, held, batch), original)
     if error < plain:
         return Fit(better, plain, error, (own, original), tuple(refits))
     note = f"{LEFT_OUT}: output error on held-out inputs {error:.3g} with it, {plain:.3g} without"

@@ -91,6 +91,21 @@ class Runner:
             self._run(needed, sorted(made & later), self.weights, self._store, range(self.batches))
         self._store.keep(later)
 
+    def take(self, other: Runner, names: Mapping[str, Node | None]) -> None:
+        """Hold tensors as another runner has them, over the same batches.
+
+        Args:
+            other: the other runner.
+            names: by name the node that then runs for the one that makes the tensor, None for none.
+        """
+        for name, instead in names.items():
+            index = self.graph.producer[name].index
+            del self._waiting[index]
+            if instead is not None:
+                self._waiting[index], self._reads[index] = instead, reads(instead.proto)
+            for values in other.values(name):
+                self._store.add(name, values)
+
     def rewind(self, nodes: Iterable[Node]) -> None:
         """Let nodes run again, whose inputs are still there: their weights have changed."""
         for node in nodes:

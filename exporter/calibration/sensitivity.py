@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.calibration.choices import choices
 from exporter.calibration.evidence import Evidence
 from exporter.calibration.journal import Journal
 from exporter.calibration.outputs import compared, computed_outputs, float_outputs
@@ -57,7 +58,7 @@ def answers(graph: Graph, samples: Samples, batch: int, original: Graph | None =
         original: what it is to be compared with, if that is another graph.
     """
     runner = Runner(graph, samples, batch)
-    runner.advance([*computed_outputs(graph), *_alike(original or graph, graph)])
+    runner.advance([*computed_outputs(graph), *_alike(original or graph, graph), *choices(graph, graph)])
     return runner
 
 
@@ -80,8 +81,9 @@ def deviation(
         values: constants of the changed graph that are to have other values.
     """
     weights = _alike(original.graph, changed)
-    got = Runner(changed, samples, batch).branch([*weights], values or {})
-    return _deviation(got, original.branch([*weights], {}), weights)
+    runner = Runner(changed, samples, batch)
+    runner.take(original, choices(original.graph, changed))
+    return _deviation(runner.branch([*weights], values or {}), original.branch([*weights], {}), weights)
 
 
 def _alike(original: Graph, changed: Graph) -> dict[str, float]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from exporter.calibration.choices import choose_alike
 from exporter.calibration.data import Calibration
 from exporter.calibration.evidence import UNCERTAIN
 from exporter.calibration.moments import Moments, to_fit_and_judge
@@ -86,6 +87,7 @@ def fit_layers(
     taken = set(weights)
     readers = [r for r in find_readers(graph) if r.weight in taken and r.norm is None and r.scale > 0]
     own, other = (Runner(g, calibration.fit, calibration.batch) for g in (graph, dense))
+    choose_alike(own, dense, calibration.fit, calibration.batch)
     later = {r.weight for r in readers}
     made = {node.proto.name: node.outputs[0] for node in dense.nodes if node.depth == 0}
     found = Fitted()

@@ -14,6 +14,7 @@ import numpy as np
 
 from exporter.calibration import systems
 from exporter.calibration.branches import along
+from exporter.calibration.choices import choose_alike
 from exporter.calibration.data import Calibration
 from exporter.calibration.evidence import UNCERTAIN
 from exporter.calibration.moments import Moments, Vector, to_fit_and_judge
@@ -91,6 +92,7 @@ def fit_layers(
     readers = {r.weight: r for r in find_readers(graph)}
     todo = sorted((readers[w.name] for w in weights if w.name in readers), key=lambda r: r.node.index)
     own, dense = (Runner(graph, calibration.fit, calibration.batch) for _ in range(2))
+    choose_alike(own, graph, calibration.fit, calibration.batch)
     own.weights |= {name: values for name, values in given.items() if name not in readers}
     later = {r.weight for r in todo}
     values: dict[str, Array] = {}

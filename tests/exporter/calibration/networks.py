@@ -127,6 +127,26 @@ def transformer(fixed=None):
     return build(nodes, {"x": [fixed or "N", 5, 6]}, ["y"], constants)
 
 
+def choosing_net(values=False):
+    """Sixty rows, of which a decoder reads the eight whose scores are best, multiplied by these if asked for."""
+    constants = scaled(w0=(6, 16), w1=(16, 64), b1=(64,), w2=(64, 16), ws=(16, 1), w3=(16, 64), b3=(64,), w4=(64, 16),
+                       w5=(16, 4), b5=(4,))  # fmt: skip
+    constants |= {"k": ints(8), "last": ints(-1), "shape": ints(1, 1, 16)}
+    nodes = [
+        node("MatMul", "x w0", "s0"), node("MatMul", "s0 w1", "h0"), node("Add", "h0 b1", "h1"),
+        node("Relu", "h1", "a1"), node("MatMul", "a1 w2", "m"), node("Add", "s0 m", "s1"),
+        node("MatMul", "s1 ws", "sc"), node("Squeeze", "sc last", "score"), node("TopK", "score k", "best idx", axis=1),
+        node("Unsqueeze", "idx last", "iu"), node("Expand", "iu shape", "ie"),
+        node("GatherElements", "s1 ie", "rows0", axis=1),
+        *([node("Unsqueeze", "best last", "bu"), node("Mul", "rows0 bu", "rows")] if values else
+          [node("Identity", "rows0", "rows")]),
+        node("MatMul", "rows w3", "g0"), node("Add", "g0 b3", "g1"), node("Relu", "g1", "ga"),
+        node("MatMul", "ga w4", "n"), node("Add", "rows n", "r1"), node("MatMul", "r1 w5", "y0"),
+        node("Add", "y0 b5", "y"),
+    ]  # fmt: skip
+    return build(nodes, {"x": ["N", 60, 6]}, ["y"], constants)
+
+
 def loaded(model):
     """The graph of a model."""
     return from_model(model)

@@ -1,0 +1,109 @@
+"""What nodes choose: taken from the original while layers are fitted to it, and outputs compared with its own.
+
+A detector's decoder reads the rows whose scores are best. As soon as a layer is cut, nearly equal scores come in
+another order and every row behind the choice is another one: no layer can be fitted to it, and it tells nothing of the
+damage. So what the original chose is chosen. What the scores suffer is seen where they are made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnx.helper import make_node
+
+from exporter.calibration.runner import Runner
+from exporter.graph import Graph, Node
+from exporter.rounding import FLOATS
+from runtime.samples import Samples
+
+_GATHERS = 11
+"""Version of ONNX from which GatherElements is there."""
+
+_INDICES = {"TopK": 1, "ArgMax": 0, "ArgMin": 0, "NonZero": 0, "NonMaxSuppression": 0}
+"""Operators that choose rows, and which of their outputs says what was chosen."""
+
+
+def choices(graph: Graph, changed: Graph) -> dict[str, Node | None]:
+    """Tensors of the main graph that say what was chosen, with the same meaning in both graphs.
+
+    Args:
+        graph: the original.
+        changed: the other graph.
+
+    Returns:
+        By name what computes the node's other outputs in the changed graph, given this one; None where nothing reads
+        them.
+    """
+    found: dict[str, Node | None] = {}
+    for node in graph.nodes:
+        if node.depth or node.op not in _INDICES or not _decides(node, graph):
+            continue
+        name = node.outputs[_INDICES[node.op]]
+        there = changed.producer.get(name)
+        if there is None or there.op != node.op:
+            continue
+        if any(graph.shape(n) != changed.shape(n) for n in (*node.inputs, name) if n):
+            continue
+        if not any(o and o != name and (changed.users.get(o) or o in changed.outputs) for o in there.outputs):
+            found[name] = None
+        elif there.opset >= _GATHERS:
+            found[name] = _values_of(there)
+    return found
+
+
+def _values_of(node: Node) -> Node:
+    """What gives the values of a TopK, of which it is known what it chose."""
+    values, indices = node.outputs
+    axis = node.attributes.get("axis", -1)
+    proto = make_node("GatherElements", [node.inputs[0], indices], [values], axis=axis)
+    return replace(
+        node, proto=proto, op="GatherElements", inputs=tuple(proto.input), outputs=(values,), attributes={"axis": axis}
+    )
+
+
+def _decides(node: Node, graph: Graph) -> bool:
+    """Whether what a node chooses depends on what layers compute: floating-point numbers, or what is made of them."""
+    todo, seen = [name for name in node.inputs if name], set[str]()
+    while todo:
+        name = todo.pop()
+        if name in seen or name in graph.constants:
+            continue
+        seen.add(name)
+        maker = graph.producer.get(name)
+        if maker is None or maker.op in ("Shape", "Size"):
+            continue
+        if graph.inferred.dtype.get(name) in FLOATS:
+            return True
+        todo += [name for name in maker.inputs if name]
+    return False
+
+
+def choose_alike(runner: Runner, original: Graph, samples: Samples, batch: int) -> None:
+    """Give a runner that is at the start what another graph chooses for the same samples.
+
+    Args:
+        runner: has run nothing.
+        original: the other graph; the runner's own, if its weights are to be changed.
+        samples, batch: what the runner was made with.
+    """
+    found = choices(original, runner.graph)
+    if found:
+        chosen = Runner(original, samples, batch)
+        chosen.advance([*found])
+        runner.take(chosen, found)
+
+
+def following(runner: Runner, original: Runner, samples: Samples, batch: int) -> Runner:
+    """The same graph at the start, with what an original chose; the runner itself where nothing is chosen.
+
+    Args:
+        runner: of the graph, with the weights that this has.
+        original: has run, and holds what it chose.
+        samples, batch: what both were made with.
+    """
+    found = choices(original.graph, runner.graph)
+    if not found:
+        return runner
+    result = Runner(runner.graph, samples, batch)
+    result.take(original, found)
+    return result
