@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import onnx
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from exporter.autograd import OnnxModule, to_torch, torch_outputs
 from exporter.autograd.dtypes import to_array, to_tensor
+from exporter.calibration.choices import choices
 from exporter.errors import UsageError
-from exporter.graph import Graph
+from exporter.graph import Graph, Node
 from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
 from exporter.protos import add_outputs
@@ -111,6 +113,7 @@ class Target:
         teacher: the original.
         share: of the distillation in the sum, where there are both.
         matches: inner tensors, the mean of whose errors is added.
+        chosen: tensors that say what nodes choose, which the student is given as the original has them, and the nodes.
         about: what all this is, for checkpoints.
     """
 
@@ -120,6 +123,7 @@ class Target:
     teacher: Teacher | None
     share: float
     matches: tuple[Match, ...]
+    chosen: Mapping[str, Node] = field(default_factory=dict)
     about: str = ""
 
     def __call__(
@@ -127,7 +131,8 @@ class Target:
     ) -> tuple[Tensor, Outputs]:
         """The loss of a batch, and the student's tensors."""
         want = self.teacher(inputs) if self.teacher is not None else {}
-        got = module.run(inputs, self.names)
+        with _choosing(module, {node: want[name] for name, node in self.chosen.items()}):
+            got = module.run(inputs, self.names)
         parts = []
         if self.loss is not None:
             parts.append((1 - self.share if self.distil else 1.0) * self.loss(got, want, inputs, labels))
@@ -182,7 +187,25 @@ def make_target(
         told = judged(graph, kind, output, teacher)
     found = matches_of(graph, teacher, match, plan) if teacher is not None else []
     names = tuple(dict.fromkeys([*torch_outputs(graph), *(o.name for o in told), *(m.name for m in found)]))
-    run = teacher_of(teacher, names, device) if teacher is not None else None
+    # labels are of what the student itself chooses
+    chosen = [*choices(teacher, graph)] if teacher is not None and own is None else []
+    run = teacher_of(teacher, [*names, *(n for n in chosen if n not in names)], device) if teacher is not None else None
     source = teacher.source.sha256 if teacher is not None else ""
-    about = f"{loss} {labelled} {output} {share} {temperature} {source} {[m.name for m in found]}"
-    return Target(names, own, distil, run, share, tuple(found), about)
+    about = f"{loss} {labelled} {output} {share} {temperature} {source} {[m.name for m in found]} {chosen}"
+    return Target(names, own, distil, run, share, tuple(found), {n: graph.producer[n] for n in chosen}, about)
+
+
+@contextmanager
+def _choosing(module: OnnxModule, known: Mapping[Node, Tensor]) -> Iterator[None]:
+    """Let nodes of a module choose what is known; the values of a TopK are the module's own."""
+
+    def instead(node: Node, chosen: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+        axis = node.attributes.get("axis", -1)
+        return lambda x, *_, **__: (x.gather(axis, chosen), chosen) if node.op == "TopK" else (chosen,)
+
+    plain = dict(module.instead)
+    module.instead.update({node.key: instead(node, chosen) for node, chosen in known.items()})
+    try:
+        yield
+    finally:
+        module.instead = plain

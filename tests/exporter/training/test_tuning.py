@@ -24,12 +24,15 @@ from exporter.errors import GoalError, UsageError  # noqa: E402
 from exporter.model_file import from_model  # noqa: E402
 from exporter.normalise import input_specs  # noqa: E402
 from exporter.torch_source import MissingPackage  # noqa: E402
+from exporter.training import targets  # noqa: E402
 from exporter.training.augment import augmented  # noqa: E402
 from exporter.training.options import TuneOptions  # noqa: E402
 from exporter.training.targets import make_target, matches_of  # noqa: E402
 from exporter.training.team import Team, team_of  # noqa: E402
 from exporter.training.tuning import tune  # noqa: E402
 from runtime.samples import load_samples, samples_of  # noqa: E402
+from tests.exporter.calibration import networks  # noqa: E402
+from tests.exporter.calibration.test_choices import inputs, with_the_same_rows  # noqa: E402
 from tests.onnx_builder import build, node, weights  # noqa: E402
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -93,6 +96,33 @@ def test_distillation_recovers_the_original(kind):
     found = tune(graph, noise(graph, kind=kind), target, TuneOptions(steps=60, batch=32, lr=1e-2, decay=0.0))
     assert found.after < 0.1 * found.before
     assert found.graph.array("w1").dtype == original.array("w1").dtype
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_the_student_chooses_what_the_original_does(values, tmp_path, monkeypatch):
+    """Of rows in another order it would learn nothing."""
+    original = from_model(networks.choosing_net(values))
+    groups = find_groups(original)
+    student = rewrite(original, make_plan(groups, score(groups), ratio=0.5, align=1))
+    samples = samples_of([{"x": inputs(192)}], input_specs(original.model))
+    onnx.save(original.model, tmp_path / "dense.onnx")
+    errors = []
+    for known in (True, False):
+        if not known:
+            monkeypatch.setattr(targets, "choices", lambda *_: {})
+        target = make_target(student, labelled=False, teacher=original, device=CPU, loss="mse", match=["score"])
+        assert target.chosen.keys() == ({"idx"} if known else set())
+        found = tune(student, samples, target, TuneOptions(steps=80, batch=32, lr=1e-2, decay=0.0))
+        onnx.save(found.graph.model, tmp_path / "out.onnx")
+        errors.append(with_the_same_rows(tmp_path / "dense.onnx", tmp_path / "out.onnx"))
+    assert errors[0] < 0.3 * errors[1]
+
+
+def test_with_labels_the_student_chooses():
+    """These are of what it gives by itself."""
+    original = from_model(networks.choosing_net())
+    target = make_target(original, labelled=True, teacher=original, device=CPU, loss=MEAN)
+    assert not target.chosen
 
 
 def test_zeros_stay():
