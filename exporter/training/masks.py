@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from exporter.autograd import to_torch
+from exporter.calibration.choices import choices
 from exporter.cost import CostModel
 from exporter.errors import ModelError
 from exporter.groups import Groups
 from exporter.importance import Comparable, Scores
 from exporter.training.budget import Share, share_of
+from exporter.training.choosing import choosing
 from exporter.training.devices import default_device, placed
 from exporter.training.gates import Gates
 from exporter.training.losses import asked, make_loss
@@ -94,12 +96,15 @@ def mask_scores(
         free[offsets[n] : offsets[n + 1]] = True
     if not free.any():
         raise ModelError("no group that may be cut can be gated; choose another --score.")
-    loss = make_loss(groups.graph, "auto", samples.answers is not None)
+    labelled = samples.answers is not None
+    loss = make_loss(groups.graph, "auto", labelled)
     share = share_of(cost or CostModel(groups), options.kind)
     torch.manual_seed(options.seed)
     learner = _LEARNERS[by](free, share, module.device)
     optimizer = torch.optim.Adam([learner.parameter], lr=_RATE)
     names, weight, taken = asked(groups.graph), 0.0, 0
+    told = () if labelled else choices(groups.graph, groups.graph)  # labels are of what is chosen with the gates
+    chosen = {name: groups.graph.producer[name] for name in told}
     length = options.steps or _STEPS
     while taken < length:
         for runs in steps_of(samples.shuffled(options.seed + taken), _BATCH, module.device):
@@ -109,11 +114,14 @@ def mask_scores(
             target = 1 - part * (1 - options.budget)
             with torch.no_grad():
                 gates.values = torch.ones(gates.count, device=module.device)
-                wants = [module.run(inputs, names) for inputs, _ in runs]
+                wants = [module.run(inputs, [*names, *chosen]) for inputs, _ in runs]
             gates.values, stay = learner.drawn(target)
             missed = share(stay) - target
-            given = zip(runs, wants, strict=True)
-            lost = torch.stack([loss(module.run(x, names), want, x, labels) for (x, labels), want in given]).mean()
+            each = []
+            for (inputs, labels), want in zip(runs, wants, strict=True):
+                with choosing(module, {node: want[name] for name, node in chosen.items()}):
+                    each.append(loss(module.run(inputs, names), want, inputs, labels))
+            lost = torch.stack(each).mean()
             total = lost + (weight * missed.clamp(min=0).to(lost.dtype).to(lost.device) if learner.priced else 0.0)
             if not torch.isfinite(total):
                 raise ModelError("the loss of the masks is not a number; choose another --score, or check the data.")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
@@ -19,6 +18,7 @@ from exporter.graph import Graph, Node
 from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
 from exporter.protos import add_outputs
+from exporter.training.choosing import choosing
 from exporter.training.losses import Loss, Output, Outputs, judged, make_loss, relative_error
 from exporter.training.options import AGREEMENT, check_target
 from runtime.backends import open_session
@@ -131,7 +131,7 @@ class Target:
     ) -> tuple[Tensor, Outputs]:
         """The loss of a batch, and the student's tensors."""
         want = self.teacher(inputs) if self.teacher is not None else {}
-        with _choosing(module, {node: want[name] for name, node in self.chosen.items()}):
+        with choosing(module, {node: want[name] for name, node in self.chosen.items()}):
             got = module.run(inputs, self.names)
         parts = []
         if self.loss is not None:
@@ -193,19 +193,3 @@ def make_target(
     source = teacher.source.sha256 if teacher is not None else ""
     about = f"{loss} {labelled} {output} {share} {temperature} {source} {[m.name for m in found]} {chosen}"
     return Target(names, own, distil, run, share, tuple(found), {n: graph.producer[n] for n in chosen}, about)
-
-
-@contextmanager
-def _choosing(module: OnnxModule, known: Mapping[Node, Tensor]) -> Iterator[None]:
-    """Let nodes of a module choose what is known; the values of a TopK are the module's own."""
-
-    def instead(node: Node, chosen: Tensor) -> Callable[..., tuple[Tensor, ...]]:
-        axis = node.attributes.get("axis", -1)
-        return lambda x, *_, **__: (x.gather(axis, chosen), chosen) if node.op == "TopK" else (chosen,)
-
-    plain = dict(module.instead)
-    module.instead.update({node.key: instead(node, chosen) for node, chosen in known.items()})
-    try:
-        yield
-    finally:
-        module.instead = plain

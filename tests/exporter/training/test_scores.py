@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -17,15 +18,20 @@ from exporter.latency.cost import LatencyCost  # noqa: E402
 from exporter.learned import LEARNED, MASKS, learned_scores  # noqa: E402
 from exporter.model_file import from_model  # noqa: E402
 from exporter.normalise import input_specs  # noqa: E402
+from exporter.protos import add_outputs  # noqa: E402
+from exporter.training import masks  # noqa: E402
 from exporter.training.budget import share_of  # noqa: E402
 from exporter.training.flow import flow_scores  # noqa: E402
 from exporter.training.losses import cross_entropy, divergence, float_outputs, make_loss  # noqa: E402
 from exporter.training.masks import MaskOptions, mask_scores  # noqa: E402
 from exporter.training.scores import gradient_scores  # noqa: E402
+from runtime.backends import open_session  # noqa: E402
 from runtime.errors import BadRequest  # noqa: E402
 from runtime.profiling import NodeTime, Profile  # noqa: E402
 from runtime.samples import samples_of  # noqa: E402
 from runtime.staircase import KINDS, WIDTHS, Staircase  # noqa: E402
+from tests.exporter.calibration import networks  # noqa: E402
+from tests.exporter.calibration.test_choices import inputs  # noqa: E402
 from tests.onnx_builder import build, node, weights  # noqa: E402
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -82,6 +88,33 @@ def test_masks_close_useless_units_first(by):
     options = MaskOptions("ratio", 0.6, steps=120)
     found = mask_scores(groups, [0], samples(graph), by, options, none)[groups.groups[0].name]
     assert max(found[:3]) < min(found[3:])
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_masks_are_learned_on_the_rows_that_the_original_chose(labels, monkeypatch):
+    """Every batch, and none where labels say what the outputs should be."""
+    graph = from_model(networks.choosing_net())
+    x, y = inputs(48), np.zeros((48, 8), np.int64)
+    data = samples_of([{"x": x, "label": y}], input_specs(graph.model), labels="label" if labels else None)
+    chosen, plain = [], masks.choosing
+
+    def looking(module, known):
+        chosen.append([(node.op, value.numpy().copy()) for node, value in known.items()])
+        return plain(module, known)
+
+    monkeypatch.setattr(masks, "choosing", looking)
+    groups = find_groups(graph)
+    mask_scores(groups, [0], data, "l1-mask", MaskOptions("ratio", 0.6, steps=4), none)
+    assert len(chosen) >= 4
+    if labels:
+        assert not any(chosen)
+        return
+    original = onnx.load_from_string(graph.model.SerializeToString())
+    add_outputs(original, ["idx"])
+    rows = {row.tobytes() for row in open_session(original.SerializeToString()).run({"x": x}, ["idx"])["idx"]}
+    for ((op, indices),) in chosen:
+        assert op == "TopK"
+        assert {row.tobytes() for row in indices} <= rows
 
 
 def test_what_may_not_be_cut_keeps_its_gate_open():
