@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from onnx import NodeProto
 from onnx.helper import make_node
 
 from exporter.calibration.runner import Runner
@@ -19,7 +20,7 @@ from runtime.samples import Samples
 _GATHERS = 11
 """Version of ONNX from which GatherElements is there."""
 
-_INDICES = {"TopK": 1, "ArgMax": 0, "ArgMin": 0, "NonZero": 0, "NonMaxSuppression": 0}
+INDICES = {"TopK": 1, "ArgMax": 0, "ArgMin": 0, "NonZero": 0, "NonMaxSuppression": 0}
 """Operators that choose rows, and which of their outputs says what was chosen."""
 
 
@@ -36,9 +37,9 @@ def choices(graph: Graph, changed: Graph) -> dict[str, Node | None]:
     """
     found: dict[str, Node | None] = {}
     for node in graph.nodes:
-        if node.depth or node.op not in _INDICES or not _decides(node, graph):
+        if node.depth or node.op not in INDICES or not _decides(node, graph):
             continue
-        name = node.outputs[_INDICES[node.op]]
+        name = node.outputs[INDICES[node.op]]
         there = changed.producer.get(name)
         if there is None or there.op != node.op:
             continue
@@ -53,12 +54,22 @@ def choices(graph: Graph, changed: Graph) -> dict[str, Node | None]:
 
 def _values_of(node: Node) -> Node:
     """What gives the values of a TopK, of which it is known what it chose."""
-    values, indices = node.outputs
-    axis = node.attributes.get("axis", -1)
-    proto = make_node("GatherElements", [node.inputs[0], indices], [values], axis=axis)
+    proto = values_of(node.proto)
+    attributes = {"axis": node.attributes.get("axis", -1)}
     return replace(
-        node, proto=proto, op="GatherElements", inputs=tuple(proto.input), outputs=(values,), attributes={"axis": axis}
+        node,
+        proto=proto,
+        op=proto.op_type,
+        inputs=tuple(proto.input),
+        outputs=tuple(proto.output),
+        attributes=attributes,
     )
+
+
+def values_of(node: NodeProto) -> NodeProto:
+    """The node that gives the values of a TopK whose indices are known."""
+    axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
+    return make_node("GatherElements", [node.input[0], node.output[1]], [node.output[0]], axis=axis)
 
 
 def _decides(node: Node, graph: Graph) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
+from onnx.helper import make_tensor_value_info
 
+from exporter.calibration.choices import INDICES, choices, values_of
 from exporter.calibration.outputs import compared, float_outputs
 from exporter.calibration.portioned import Runs
 from exporter.calibration.remembered import Remembered
@@ -25,14 +27,16 @@ class Reference:
     """The float model, and what others are compared with it by.
 
     Attributes:
-        session: gives these tensors.
+        session: gives these tensors, and what is chosen.
         weights: of each tensor.
         makers: the node that makes it, and the place among its outputs.
+        chosen: tensors that say what nodes choose; see ``exporter.calibration.choices``.
     """
 
     session: Runs
     weights: Mapping[str, float]
     makers: Mapping[str, tuple[str, int]]
+    chosen: Sequence[str] = ()
 
     def error(self, model: ModelProto, precision: Precision, samples: Samples, batch: int) -> float:
         """Squared difference of what the outputs are put together of, over its variance; the weighted mean.
@@ -46,10 +50,12 @@ class Reference:
             batch: samples in one run.
         """
         there = self.places(model)
-        session = opened(_with_outputs(model, [*there.values()]), precision)
+        model, chosen = _choosing(_with_outputs(model, [*there.values()]), self.chosen)
+        session = opened(model, precision)
         found = Deviation(self.weights)
         for feeds in samples.batches(batch):
-            want, got = self.session.run(feeds, [*there]), session.run(feeds, [*there.values()])
+            want = self.session.run(feeds, [*there, *self.chosen])
+            got = session.run({**feeds, **{name: want[name] for name in chosen}}, [*there.values()])
             alike = [name for name in there if np.shape(got[there[name]]) == np.shape(want[name])]
             found.add({name: got[there[name]] for name in alike}, {name: want[name] for name in alike})
         return found.value
@@ -90,8 +96,9 @@ def reference(plain: ModelProto, graph: Graph) -> Reference | None:
         return None
     if not weights.keys() <= makers.keys():  # what is inside a local function
         weights = dict.fromkeys(float_outputs(graph), 1.0)
-    session = open_session(_with_outputs(plain, [*weights]).SerializeToString())
-    return Reference(Remembered(session), weights, {name: makers[name] for name in weights})
+    chosen = [name for name in choices(graph, graph) if name not in weights]
+    session = open_session(_with_outputs(plain, [*weights, *chosen]).SerializeToString())
+    return Reference(Remembered(session), weights, {name: makers[name] for name in weights}, chosen)
 
 
 def opened(model: ModelProto, precision: Precision) -> Session:
@@ -102,6 +109,27 @@ def opened(model: ModelProto, precision: Precision) -> Session:
     """
     level = "basic" if precision.name == "fp8" else "all"
     return open_session(model.SerializeToString(), options=SessionOptions(level=level))
+
+
+def _choosing(model: ModelProto, names: Sequence[str]) -> tuple[ModelProto, list[str]]:
+    """A model that takes for inputs what is chosen, as far as it has nodes that choose it; and the names of these."""
+    outputs = {output.name for output in model.graph.output}
+    read = outputs | {name for node in model.graph.node for name in node.input}
+    nodes, found = [], []
+    for node in model.graph.node:
+        chosen = node.output[INDICES[node.op_type]] if node.op_type in INDICES else ""
+        if chosen not in names or chosen in outputs:
+            nodes.append(node)
+            continue
+        found.append(chosen)
+        if node.op_type == "TopK" and node.output[0] in read:
+            nodes.append(values_of(node))
+    result = ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    result.graph.input.extend(make_tensor_value_info(name, TensorProto.INT64, None) for name in found)
+    return result, found
 
 
 def _with_outputs(model: ModelProto, names: list[str]) -> ModelProto:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -13,6 +15,9 @@ from exporter.calibration.data import calibration_of
 from exporter.calibration.runner import Runner
 from exporter.model_file import from_model
 from exporter.protos import add_outputs
+from exporter.quantization.damage import reference
+from exporter.quantization.layers import name_nodes
+from exporter.quantization.precisions import PRECISIONS
 from exporter.quantization.quantizer import quantize
 from exporter.sparsity.sparsifier import sparsify
 from runtime.backends import open_session
@@ -155,3 +160,20 @@ def test_what_cannot_be_taken_is_left():
     assert choices(graph, from_model(smaller)) == {}
     old, _ = CASES["the best, values read"]
     assert choices(*[chooser(old, opset=10)] * 2) == {}
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_the_damage_of_rounding_is_that_to_the_rows_of_the_original(values):
+    """In whatever order its own scores would put them."""
+    graph = from_model(networks.choosing_net(values))
+    name_nodes(graph.model)
+    changed = onnx.ModelProto.FromString(graph.model.SerializeToString())
+    (scores,) = (t for t in changed.graph.initializer if t.name == "ws")
+    moved = onnx.numpy_helper.to_array(scores) * 1.01 + np.float32(0.03)
+    scores.CopyFrom(onnx.numpy_helper.from_array(moved.astype(np.float32), "ws"))
+    samples = networks.samples(graph, 24)
+    found = reference(graph.model, graph)
+    assert [*found.chosen] == ["idx"]
+    error = found.error(changed, PRECISIONS["int8"], samples, 8)
+    assert error < 0.2 * replace(found, chosen=()).error(changed, PRECISIONS["int8"], samples, 8)
+    assert found.error(graph.model, PRECISIONS["int8"], samples, 8) < 1e-9
