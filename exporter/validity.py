@@ -33,6 +33,9 @@ def check_model(model: ModelProto) -> None:
     """
     own = {(f.domain, f.name) for f in model.functions}
     version = next((o.version for o in model.opset_import if o.domain in _STANDARD), None)
+    for imported in model.opset_import:
+        if not 0 <= imported.version < 1 << 31:
+            raise ModelError(f"there is no version {imported.version} of operators; {_DAMAGED}")
 
     @lru_cache
     def rules(domain: str, operator: str) -> Rules | None:
@@ -40,7 +43,7 @@ def check_model(model: ModelProto) -> None:
             return None
         try:
             schema = onnx.defs.get_schema(operator, version, "")
-        except (onnx.defs.SchemaError, TypeError):  # the latter for a version of more than 32 bits
+        except onnx.defs.SchemaError:
             return None
         return schema.min_input, {a.name: int(cast(int, a.type)) for a in schema.attributes.values()}
 
