@@ -151,6 +151,8 @@ class Facts:
         """Make ``size`` new slots."""
         if size > FLAT_LIMIT:
             raise SlotError(f"an axis of more than {FLAT_LIMIT:,} slots")
+        if size < 0:
+            raise SlotError(f"an axis of {size:,} slots")
         ids = np.arange(self.count, self.count + size, dtype=np.int64)
         self.count += size
         return ids

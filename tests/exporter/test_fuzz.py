@@ -15,7 +15,7 @@ from tests.exporter.mutations import mutated, parsed, seeds
 
 SECONDS = 60
 REFUSED = (SecateurError, RunError)
-FAULTS = (8517, 8656, 12576, 17137, 17921, 20780, 76994, 318210, 332267, 350214, 376044, 388964)
+FAULTS = (8517, 8656, 12576, 17137, 17921, 20780, 76994, 113532, 318210, 332267, 350214, 376044, 388964)
 """Seeds that once found one."""
 
 
