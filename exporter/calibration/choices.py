@@ -7,6 +7,7 @@ damage. So what the original chose is chosen. What the scores suffer is seen whe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from onnx import NodeProto
@@ -37,7 +38,7 @@ def choices(graph: Graph, changed: Graph) -> dict[str, Node | None]:
     """
     found: dict[str, Node | None] = {}
     for node in graph.nodes:
-        if node.depth or node.op not in INDICES or not _decides(node, graph):
+        if node.depth or node.op not in INDICES or not _from_layers(node.inputs, graph):
             continue
         name = node.outputs[INDICES[node.op]]
         there = changed.producer.get(name)
@@ -45,6 +46,10 @@ def choices(graph: Graph, changed: Graph) -> dict[str, Node | None]:
             continue
         if any(graph.shape(n) != changed.shape(n) for n in (*node.inputs, name) if n):
             continue
+        if node.op == "NonZero" and any(user.op != "NonZero" for user, _ in changed.users.get(there.inputs[0], ())):
+            continue  # others may count what it finds, by its own mask
+        if node.op == "TopK" and _from_layers(node.inputs[1:], graph):
+            continue  # nor may others know the changed graph's number
         if not any(o and o != name and (changed.users.get(o) or o in changed.outputs) for o in there.outputs):
             found[name] = None
         elif there.opset >= _GATHERS:
@@ -72,9 +77,9 @@ def values_of(node: NodeProto) -> NodeProto:
     return make_node("GatherElements", [node.input[0], node.output[1]], [node.output[0]], axis=axis)
 
 
-def _decides(node: Node, graph: Graph) -> bool:
-    """Whether what a node chooses depends on what layers compute: floating-point numbers, or what is made of them."""
-    todo, seen = [name for name in node.inputs if name], set[str]()
+def _from_layers(names: Iterable[str], graph: Graph) -> bool:
+    """Whether tensors depend on what layers compute: they are floating-point numbers, or made of some."""
+    todo, seen = [name for name in names if name], set[str]()
     while todo:
         name = todo.pop()
         if name in seen or name in graph.constants:

@@ -122,7 +122,7 @@ def test_values_are_the_runners_own():
 
 
 def chooser(last, opset=21, kinds=None, inner=()):
-    constants = weights(w=(6, 12), v=(12, 5)) | {"k": ints(2), "zero": np.float32(0)}
+    constants = weights(w=(6, 12), v=(12, 5)) | {"k": ints(2), "zero": np.float32(0), "one": ints(1)}
     nodes = [node("MatMul", "x w", "h"), node("Relu", "h", "a"), node("MatMul", "a v", "t"), *last]
     return from_model(build(nodes, {"x": [4, 6]}, ["y"], constants, opset=opset, kinds=kinds))
 
@@ -133,6 +133,11 @@ CASES = {
                               {"i": True}),
     "a class": ([node("ArgMax", "t", "y")], {"y": False}),
     "where": ([node("Greater", "t zero", "g"), node("NonZero", "g", "y")], {"y": False}),
+    "where, and how many": ([node("Greater", "t zero", "g"), node("NonZero", "g", "n"), node("Cast", "g", "c", to=7),
+                             node("ReduceSum", "c", "m", keepdims=0), node("Mul", "n m", "y")], {}),
+    "as many as there are": ([node("Greater", "t zero", "g"), node("Cast", "g", "c", to=7),
+                              node("ReduceMax", "c", "m", keepdims=0), node("Reshape", "m one", "n"),
+                              node("TopK", "t n", "top y")], {}),
     "a comparison": ([node("Greater", "t zero", "y")], {}),
     "of the input": ([node("Shape", "t", "s"), node("NonZero", "s", "y")], {}),
 }  # fmt: skip
