@@ -26,7 +26,7 @@ INDICES = {"TopK": 1, "ArgMax": 0, "ArgMin": 0, "NonZero": 0, "NonMaxSuppression
 
 
 def choices(graph: Graph, changed: Graph) -> dict[str, Node | None]:
-    """Tensors of the main graph that say what was chosen, with the same meaning in both graphs.
+    """Tensors of the main graph that say what was chosen and is computed with, with the same meaning in both graphs.
 
     Args:
         graph: the original.
@@ -41,6 +41,8 @@ def choices(graph: Graph, changed: Graph) -> dict[str, Node | None]:
         if node.depth or node.op not in INDICES or not _from_layers(node.inputs, graph):
             continue
         name = node.outputs[INDICES[node.op]]
+        if not _is_computed_with(name, graph):
+            continue
         there = changed.producer.get(name)
         if there is None or there.op != node.op:
             continue
@@ -91,6 +93,20 @@ def _from_layers(names: Iterable[str], graph: Graph) -> bool:
         if graph.inferred.dtype.get(name) in FLOATS:
             return True
         todo += [name for name in maker.inputs if name]
+    return False
+
+
+def _is_computed_with(name: str, graph: Graph) -> bool:
+    """Whether floating-point numbers come from a tensor; a class that is only given out changes nothing."""
+    todo, seen = [name], set[str]()
+    while todo:
+        for node, _ in graph.users.get(todo.pop(), ()):
+            for output in node.outputs:
+                if graph.inferred.dtype.get(output) in FLOATS:
+                    return True
+                if output and output not in seen:
+                    seen.add(output)
+                    todo.append(output)
     return False
 
 

@@ -121,39 +121,45 @@ def test_values_are_the_runners_own():
         assert (np.diff(best) > 0).any(), "in the order of the original"
 
 
-def chooser(last, opset=21, kinds=None, inner=()):
-    constants = weights(w=(6, 12), v=(12, 5)) | {"k": ints(2), "zero": np.float32(0), "one": ints(1)}
+def chooser(last, opset=21, kinds=None):
+    constants = weights(w=(6, 12), v=(12, 5), e=(12, 3)) | {
+        "k": ints(2),
+        "zero": np.float32(0),
+        "one": ints(1),
+        "last": ints(1),
+    }
     nodes = [node("MatMul", "x w", "h"), node("Relu", "h", "a"), node("MatMul", "a v", "t"), *last]
     return from_model(build(nodes, {"x": [4, 6]}, ["y"], constants, opset=opset, kinds=kinds))
 
 
+READ = [node("Gather", "e i", "y")]
 CASES = {
-    "the best": ([node("TopK", "t k", "top y")], {"y": False}),
+    "the best": ([node("TopK", "t k", "top i"), *READ], {"i": False}),
     "the best, values read": ([node("TopK", "t k", "top i"), node("Cast", "i", "j", to=1), node("Add", "j top", "y")],
                               {"i": True}),
-    "a class": ([node("ArgMax", "t", "y")], {"y": False}),
-    "where": ([node("Greater", "t zero", "g"), node("NonZero", "g", "y")], {"y": False}),
+    "a class": ([node("ArgMax", "t", "i"), *READ], {"i": False}),
+    "a class given out": ([node("ArgMax", "t", "i"), node("Add", "i last", "y")], {}),
+    "where": ([node("Greater", "t zero", "g"), node("NonZero", "g", "i"), *READ], {"i": False}),
     "where, and how many": ([node("Greater", "t zero", "g"), node("NonZero", "g", "n"), node("Cast", "g", "c", to=7),
-                             node("ReduceSum", "c", "m", keepdims=0), node("Mul", "n m", "y")], {}),
+                             node("ReduceSum", "c", "m", keepdims=0), node("Mul", "n m", "i"), *READ], {}),
     "as many as there are": ([node("Greater", "t zero", "g"), node("Cast", "g", "c", to=7),
                               node("ReduceMax", "c", "m", keepdims=0), node("Reshape", "m one", "n"),
-                              node("TopK", "t n", "top y")], {}),
-    "a comparison": ([node("Greater", "t zero", "y")], {}),
-    "of the input": ([node("Shape", "t", "s"), node("NonZero", "s", "y")], {}),
+                              node("TopK", "t n", "top i"), *READ], {}),
+    "a comparison": ([node("Greater", "t zero", "g"), node("Cast", "g", "i", to=7), *READ], {}),
+    "of the input": ([node("Shape", "t", "s"), node("NonZero", "s", "i"), *READ], {}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_chooses(name):
     last, wanted = CASES[name]
-    kinds = {"y": "f" if "values" in name else "b" if name == "a comparison" else "i"}
-    graph = chooser(last, kinds=kinds)
+    graph = chooser(last, kinds={"y": "i"} if name == "a class given out" else None)
     assert {n: rest is not None for n, rest in choices(graph, graph).items()} == wanted
 
 
 def test_what_cannot_be_taken_is_left():
     """Of a tensor that was cut, or where an old version has no operator for the values."""
-    graph = chooser([node("TopK", "a k", "top y")], kinds={"y": "i"})
+    graph = chooser([node("TopK", "a k", "top i"), *READ])
     smaller = onnx.ModelProto()
     smaller.CopyFrom(graph.model)
     for tensor in smaller.graph.initializer:
@@ -161,7 +167,7 @@ def test_what_cannot_be_taken_is_left():
             values = onnx.numpy_helper.to_array(tensor)
             left = values[:, :9] if tensor.name == "w" else values[:9]
             tensor.CopyFrom(onnx.numpy_helper.from_array(left, tensor.name))
-    assert choices(graph, graph).keys() == {"y"}
+    assert choices(graph, graph).keys() == {"i"}
     assert choices(graph, from_model(smaller)) == {}
     old, _ = CASES["the best, values read"]
     assert choices(*[chooser(old, opset=10)] * 2) == {}
