@@ -15,6 +15,12 @@ from runtime.nouns import counted
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose input 1 is the weight."""
 
+TABLE = "Gather"
+"""What reads rows of an embedding; its input 0 is the table."""
+
+_LARGE_TABLE = 1 << 12
+"""Elements of a table from which on its scales and the nodes that multiply by them are worth it."""
+
 PASSING = (
     "Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat",
     "Split", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Resize", "Slice", "Pad",
@@ -59,21 +65,38 @@ def name_nodes(model: ModelProto) -> None:
             taken.add(name)
 
 
-def layers_of(model: ModelProto) -> list[Layer]:
-    """Layers of the main graph with a 32-bit constant weight of two axes or more, in its order."""
+def layers_of(model: ModelProto, tables: bool = False) -> list[Layer]:
+    """Layers of the main graph with a 32-bit constant weight of two axes or more, in its order.
+
+    Args:
+        model: the model.
+        tables: take Gathers of rows too, where no layer has their table for its weight and it is no small one.
+    """
+    readers: dict[str, set[str]] = {}
+    for node in model.graph.node if tables else ():
+        for name in node.input:
+            readers.setdefault(name, set()).add(op_of(node))
     weights = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
     fed = {value.name for value in model.graph.input}
     found = []
     for node in model.graph.node:
-        if op_of(node) not in LAYERS or len(node.input) < 2:
+        gathers = tables and op_of(node) == TABLE
+        if not (gathers or op_of(node) in LAYERS) or len(node.input) < 2:
             continue
-        weight = weights.get(node.input[1])
+        weight = weights.get(node.input[0 if gathers else 1])
+        if gathers and not (weight and _is_table(node, weight) and readers[weight.name].isdisjoint(LAYERS)):
+            continue
         if weight is not None and weight.name not in fed and len(weight.dims) >= 2:
             names = frozenset({node.name, *(n for n in (*node.input, *node.output) if n)})
             groups = next((a.i for a in node.attribute if a.name == "group"), 1)
             many = node.op_type == "ConvTranspose" and groups > 1 and len(node.input) > 2 and bool(node.input[2])
             found.append(Layer(node.name, node.op_type, weight.name, tuple(weight.dims), names, many))
     return found
+
+
+def _is_table(node: NodeProto, weight: TensorProto) -> bool:
+    rows = not any(a.name == "axis" and a.i for a in node.attribute)
+    return rows and len(weight.dims) == 2 and weight.dims[0] * weight.dims[1] >= _LARGE_TABLE and weight.dims[1] > 1
 
 
 def chosen_layers(layers: Sequence[Layer], only: Sequence[str], keep: Sequence[str]) -> list[Layer]:

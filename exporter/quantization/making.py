@@ -16,9 +16,10 @@ from exporter.quantization import float8
 from exporter.quantization.activations import Ranges, quantized, with_float_weights
 from exporter.quantization.fitting import Fit, fit_layers
 from exporter.quantization.grid import Grid, nearest
-from exporter.quantization.layers import Layer
+from exporter.quantization.layers import TABLE, Layer
 from exporter.quantization.precisions import Precision
-from exporter.quantization.weights import BLOCK, weights_quantized
+from exporter.quantization.tables import tables_quantized
+from exporter.quantization.weights import BLOCK, Stored, weights_quantized
 from exporter.tensors import Array
 from runtime.samples import Samples
 
@@ -65,7 +66,7 @@ class Maker:
     def made(self, names: Sequence[str]) -> Made:
         """The model with the weights of these layers rounded to the nearest."""
         if self.ranges is None:
-            return Made(weights_quantized(self.plain, self._chosen(names), self.precision, {}))
+            return Made(self._stored(self.plain, self._chosen(names), {}))
         return Made(self._between(self.ranges, names))
 
     def fitted(self, names: Sequence[str], graph: Graph, calibration: Calibration, step: Callable[[str], None]) -> Made:
@@ -85,13 +86,21 @@ class Maker:
             grid = Grid(self.precision.bits, BLOCK if self.precision.bits == 4 else 0)
             found = fit_layers(graph, graph, weights, partial(nearest, grid=grid), grid, calibration, step)
             changed = _with(self.plain, found.values)
-            return Made(weights_quantized(changed, chosen, self.precision, found.stored), found.fits, found.large)
+            return Made(self._stored(changed, chosen, found.stored), found.fits, found.large)
         rounded = with_float_weights(self._between(self.ranges, names), self.plain, names)
         own = from_model(rounded, graph.binding.shapes)
         near = float8.nearest if self.precision.name == "fp8" else partial(nearest, grid=grid)
         found = fit_layers(own, graph, weights, near, None, calibration, step)
         changed = _with(self.plain, found.values)
         return Made(self._between(replace(self.ranges, model=changed), names), found.fits, found.large)
+
+    def _stored(self, model: ModelProto, chosen: Sequence[Layer], stored: Mapping[str, Stored]) -> ModelProto:
+        """A float model with the weights of some layers stored as integers, as ``weights_quantized`` has it."""
+        tables = [layer for layer in chosen if layer.op == TABLE]
+        others = [layer for layer in chosen if layer.op != TABLE]
+        made = weights_quantized(model, others, self.precision, stored)
+        tables_quantized(made, tables)
+        return made
 
     def _chosen(self, names: Sequence[str]) -> list[Layer]:
         taken = set(names)

@@ -158,7 +158,7 @@ def quantize(
     check_options(kind, target, method, percentile, reduce_range, calib, max_drop)
     graph = load(model, shapes)
     plain, notes = float_model(graph, kind)
-    layers = layers_of(plain)
+    layers = layers_of(plain, tables=kind.weights_only and profile == "cpu")
     chosen, reasons = _chosen(layers, only, keep, kind, per_channel)
     calibration = None
     if calib is not None:

@@ -43,7 +43,7 @@ def weights_quantized(
     for name, layer in wanted.items():
         values = numpy_helper.to_array(tensors[name]).astype(np.float32)
         axis = _channel_axis(layer, nodes[layer.node])
-        fresh = {part: _unused(f"{name}_{part}", taken) for part in ("quantized", "scale", "float")}
+        fresh = {part: unused(f"{name}_{part}", taken) for part in ("quantized", "scale", "float")}
         if precision.bits == 4:
             summed = 1 - axis
             integers, scale = stored.get(name) or blocked(values, summed, precision.bits)
@@ -126,7 +126,8 @@ def _tensor(integers: NDArray[np.int8], name: str, kind: int) -> TensorProto:
     return helper.make_tensor(name, kind, integers.shape, packed.astype(np.uint8).tobytes(), raw=True)
 
 
-def _unused(name: str, taken: set[str]) -> str:
+def unused(name: str, taken: set[str]) -> str:
+    """A name like this that is not taken yet, and is then."""
     while name in taken:
         name += "_"
     taken.add(name)

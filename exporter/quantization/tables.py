@@ -1,0 +1,66 @@
+"""Tables of embeddings in 8 bits: a row is gathered as integers and multiplied by its scale, gathered alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from exporter.quantization.layers import TABLE, Layer
+from exporter.quantization.weights import per_channel, unused
+
+
+def tables_quantized(model: ModelProto, layers: Sequence[Layer]) -> None:
+    """Store the tables that these layers look rows up in as integers, with a scale for each row.
+
+    What else reads a table (a tied last layer, behind a Transpose) reads what the integers stand for; look-ups of it
+    that are no layer of these keep the floats.
+
+    Args:
+        model: is changed.
+        layers: those to take.
+    """
+    graph = model.graph
+    chosen = {layer.node for layer in layers}
+    tensors = {t.name: t for t in graph.initializer}
+    taken = set(tensors) | {o for node in graph.node for o in node.output}
+    fresh: dict[str, tuple[str, str]] = {}
+    before: list[NodeProto] = []
+    for name in dict.fromkeys(layer.weight for layer in layers):
+        integers, scale = per_channel(numpy_helper.to_array(tensors[name]), 0, 8)
+        codes, by_row = unused(f"{name}_quantized", taken), unused(f"{name}_row_scale", taken)
+        fresh[name] = codes, by_row
+        others = [node for node in graph.node if name in node.input and node.name not in chosen]
+        floats = [node for node in others if node.op_type == TABLE]
+        whole = [node for node in others if node.op_type != TABLE]
+        if whole:
+            plain, stands = unused(f"{name}_scale", taken), unused(f"{name}_float", taken)
+            graph.initializer.append(numpy_helper.from_array(scale, plain))
+            before.append(helper.make_node("DequantizeLinear", [codes, plain], [stands], stands, axis=0))
+            for node in whole:
+                node.input[:] = [stands if read == name else read for read in node.input]
+        graph.initializer.append(numpy_helper.from_array(scale[:, np.newaxis], by_row))
+        if floats or any(value.name == name for value in graph.output):
+            graph.initializer.append(numpy_helper.from_array(integers, codes))
+        else:
+            tensors[name].CopyFrom(numpy_helper.from_array(integers, codes))
+    nodes = [
+        made
+        for node in graph.node
+        for made in (_rows(node, *fresh[node.input[0]], taken) if node.name in chosen else [node])
+    ]
+    del graph.node[:]
+    graph.node.extend([*before, *nodes])
+
+
+def _rows(node: NodeProto, table: str, scales: str, taken: set[str]) -> list[NodeProto]:
+    """What a Gather becomes."""
+    ids, out = node.input[1], node.output[0]
+    codes, scale, numbers = (unused(f"{out}_{part}", taken) for part in ("quantized", "row_scale", "numbers"))
+    return [
+        helper.make_node(TABLE, [table, ids], [codes], node.name),
+        helper.make_node(TABLE, [scales, ids], [scale], scale),
+        helper.make_node("Cast", [codes], [numbers], numbers, to=TensorProto.FLOAT),
+        helper.make_node("Mul", [numbers, scale], [out], out),
+    ]
