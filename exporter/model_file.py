@@ -68,15 +68,27 @@ def _load(file: Path, shapes: Mapping[str, tuple[int, ...]] | None, profile: int
     return normalise(model, file.parent, source, shapes, profile)
 
 
-def from_model(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None, *, profile: int = 0) -> Graph:
+def from_model(
+    model: ModelProto,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    profile: int = 0,
+    origin: Path | None = None,
+) -> Graph:
     """Describe a model that is already in memory; its own copy is taken, and external data is not supported.
+
+    Args:
+        model: the model.
+        shapes, profile: as for ``load``.
+        origin: the file it was made of.
 
     Raises:
         ModelError: as for ``load``.
     """
     data = model.SerializeToString(deterministic=True)
     copy = _parse(data, None)
-    return normalise(copy, Path(), Source(None, len(data), hashlib.sha256(data).hexdigest()), shapes, profile)
+    source = Source(None, len(data), hashlib.sha256(data).hexdigest(), origin)
+    return normalise(copy, Path(), source, shapes, profile)
 
 
 def _read_bytes(file: Path) -> bytes:

@@ -210,7 +210,7 @@ def quantize(
         accuracy, said = _accuracy(opened(made.model, kind), original, calibration, judged_by)
         notes += said
     sparse = _zeros_kept(plain, made.model)
-    after = save(from_model(made.model, graph.binding.shapes), target)
+    after = save(from_model(made.model, graph.binding.shapes, origin=graph.source.path), target)
     return Quantized(
         Path(model), target, kind, profile, maker.ranges.method if maker.ranges is not None else "", tuple(layers),
         tuple(names), reasons, graph.source.size, after, accuracy, error, rounded, made.fits,
