@@ -91,7 +91,7 @@ def _with_true_shapes(model: ModelProto) -> ModelProto:
     said = list(model.graph.value_info)
     del model.graph.value_info[:]
     found = onnx.shape_inference.infer_shapes(model)
-    known = {value.name for value in found.graph.value_info}
+    known = {value.name for value in found.graph.value_info} | {tensor.name for tensor in found.graph.initializer}
     found.graph.value_info.extend(value for value in said if value.name not in known)
     return found
 

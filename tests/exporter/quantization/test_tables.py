@@ -141,3 +141,17 @@ def test_a_file_that_onnx_would_not_pass_is_quantized_all_the_same(precision, tm
     want, got = (open_session(file).run({"i": np.arange(50)})["y"] for file in (path, out))
     assert 0 < np.square(got - want).mean() < 0.02 * want.var()
     assert out.stat().st_size < 0.5 * path.stat().st_size
+
+
+def test_what_a_file_says_of_a_constants_shape_may_be_wrong(tmp_path):
+    """GenAI's declare scalars that are lists of one."""
+    constants = weights(w=(WIDTH, 40)) | {"last": np.array([-1])}
+    nodes = [node("ReduceSum", "x last", "r", keepdims=0), node("Neg", "r", "z"), node("MatMul", "x w", "y")]
+    model = build(nodes, {"x": ["N", WIDTH]}, ["y", "z"], constants)
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("last", onnx.TensorProto.INT64, []))
+    path = write(model, tmp_path)
+    x = np.random.default_rng(0).standard_normal((64, WIDTH)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    out = quantized(path, "--precision", "int8", "--calib", str(tmp_path / "x.npz"))
+    want, got = (open_session(file).run({"x": x})["y"] for file in (path, out))
+    assert 0 < np.square(got - want).mean() < 0.02 * want.var()
