@@ -123,19 +123,3 @@ def choose_alike(runner: Runner, original: Graph, samples: Samples, batch: int) 
         chosen = Runner(original, samples, batch)
         chosen.advance([*found])
         runner.take(chosen, found)
-
-
-def following(runner: Runner, original: Runner, samples: Samples, batch: int) -> Runner:
-    """The same graph at the start, with what an original chose; the runner itself where nothing is chosen.
-
-    Args:
-        runner: of the graph, with the weights that this has.
-        original: has run, and holds what it chose.
-        samples, batch: what both were made with.
-    """
-    found = choices(original.graph, runner.graph)
-    if not found:
-        return runner
-    result = Runner(runner.graph, samples, batch)
-    result.take(original, found)
-    return result

@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 
 from exporter.calibration.accuracy import Accuracy, compare_answers
 from exporter.calibration.cache import Cache
-from exporter.calibration.choices import following
+from exporter.calibration.choices import choices
 from exporter.calibration.compensation import compensate
 from exporter.calibration.data import Calibration
 from exporter.calibration.fit import Refit
 from exporter.calibration.runner import Runner
-from exporter.calibration.sensitivity import answers, deviation_between
+from exporter.calibration.sensitivity import answers, deviation, deviation_between
 from exporter.calibration.unfitted import Unfitted, find_unfitted
 from exporter.graph import Graph
 from exporter.interface import shrunk
 from exporter.plan import Plan
 from runtime.errors import BadRequest
+from runtime.samples import Samples
 
 SWITCHED_OFF, LEFT_OUT = "compensation was switched off", "compensation was left out"
 
@@ -105,7 +106,7 @@ def fit(
     step("measuring the pruned model on held-out inputs")
     held, batch = calibration.held, calibration.batch
     original, own = answers(graph, held, batch), answers(pruned, held, batch, graph)
-    plain = deviation_between(following(own, original, held, batch), original)
+    plain = _error(own, original, held, batch)
     unfitted = Fit(pruned, plain, plain, (own, original))
     if not wanted:
         return replace(unfitted, why=SWITCHED_OFF)
@@ -114,11 +115,18 @@ def fit(
     if not refits:
         return replace(unfitted, notes=("no layer behind the cuts can be fitted",))
     own = answers(better, held, batch, graph)
-    error = deviation_between(following(own, original, held, batch), original)
+    error = _error(own, original, held, batch)
     if error < plain:
         return Fit(better, plain, error, (own, original), tuple(refits))
     note = f"{LEFT_OUT}: output error on held-out inputs {error:.3g} with it, {plain:.3g} without"
     return replace(unfitted, why=LEFT_OUT, notes=(note,))
+
+
+def _error(own: Runner, original: Runner, samples: Samples, batch: int) -> float:
+    """``deviation`` of the ``answers`` of a graph; these tell it, unless the original is to choose and they did."""
+    if choices(original.graph, own.graph):
+        return deviation(own.graph, original, samples, batch)
+    return deviation_between(own, original)
 
 
 def fidelity_of(found: Fit, plan: Plan, calibration: Calibration) -> Fidelity:

@@ -72,19 +72,17 @@ def layers_of(model: ModelProto, tables: bool = False) -> list[Layer]:
         model: the model.
         tables: take Gathers of rows too, where no layer has their table for its weight and it is no small one.
     """
-    readers: dict[str, set[str]] = {}
-    for node in model.graph.node if tables else ():
-        for name in node.input:
-            readers.setdefault(name, set()).add(op_of(node))
+    places = dict.fromkeys(LAYERS, 1) | ({TABLE: 0} if tables else {})
+    of_layers = {name for node in model.graph.node if op_of(node) in LAYERS for name in node.input}
     weights = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
     fed = {value.name for value in model.graph.input}
     found = []
     for node in model.graph.node:
-        gathers = tables and op_of(node) == TABLE
-        if not (gathers or op_of(node) in LAYERS) or len(node.input) < 2:
+        place = places.get(op_of(node))
+        if place is None or len(node.input) < 2:
             continue
-        weight = weights.get(node.input[0 if gathers else 1])
-        if gathers and not (weight and _is_table(node, weight) and readers[weight.name].isdisjoint(LAYERS)):
+        weight = weights.get(node.input[place])
+        if op_of(node) == TABLE and (weight is None or weight.name in of_layers or not _is_table(node, weight)):
             continue
         if weight is not None and weight.name not in fed and len(weight.dims) >= 2:
             names = frozenset({node.name, *(n for n in (*node.input, *node.output) if n)})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from exporter.normalise import fresh_names
 from exporter.quantization.layers import TABLE, Layer
-from exporter.quantization.weights import per_channel, unused
+from exporter.quantization.weights import per_channel
 
 
 def tables_quantized(model: ModelProto, layers: Sequence[Layer]) -> None:
@@ -24,18 +25,18 @@ def tables_quantized(model: ModelProto, layers: Sequence[Layer]) -> None:
     graph = model.graph
     chosen = {layer.node for layer in layers}
     tensors = {t.name: t for t in graph.initializer}
-    taken = set(tensors) | {o for node in graph.node for o in node.output}
+    unused = fresh_names(model)
     fresh: dict[str, tuple[str, str]] = {}
     before: list[NodeProto] = []
     for name in dict.fromkeys(layer.weight for layer in layers):
         integers, scale = per_channel(numpy_helper.to_array(tensors[name]), 0, 8)
-        codes, by_row = unused(f"{name}_quantized", taken), unused(f"{name}_row_scale", taken)
+        codes, by_row = unused(f"{name}_quantized"), unused(f"{name}_row_scale")
         fresh[name] = codes, by_row
         others = [node for node in graph.node if name in node.input and node.name not in chosen]
         floats = [node for node in others if node.op_type == TABLE]
         whole = [node for node in others if node.op_type != TABLE]
         if whole:
-            plain, stands = unused(f"{name}_scale", taken), unused(f"{name}_float", taken)
+            plain, stands = unused(f"{name}_scale"), unused(f"{name}_float")
             graph.initializer.append(numpy_helper.from_array(scale, plain))
             before.append(helper.make_node("DequantizeLinear", [codes, plain], [stands], stands, axis=0))
             for node in whole:
@@ -48,16 +49,16 @@ def tables_quantized(model: ModelProto, layers: Sequence[Layer]) -> None:
     nodes = [
         made
         for node in graph.node
-        for made in (_rows(node, *fresh[node.input[0]], taken) if node.name in chosen else [node])
+        for made in (_rows(node, *fresh[node.input[0]], unused) if node.name in chosen else [node])
     ]
     del graph.node[:]
     graph.node.extend([*before, *nodes])
 
 
-def _rows(node: NodeProto, table: str, scales: str, taken: set[str]) -> list[NodeProto]:
+def _rows(node: NodeProto, table: str, scales: str, unused: Callable[[str], str]) -> list[NodeProto]:
     """What a Gather becomes."""
     ids, out = node.input[1], node.output[0]
-    codes, scale, numbers = (unused(f"{out}_{part}", taken) for part in ("quantized", "row_scale", "numbers"))
+    codes, scale, numbers = (unused(f"{out}_{part}") for part in ("quantized", "row_scale", "numbers"))
     return [
         helper.make_node(TABLE, [table, ids], [codes], node.name),
         helper.make_node(TABLE, [scales, ids], [scale], scale),

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from exporter.normalise import fresh_names
 from exporter.quantization.layers import Layer
 from exporter.quantization.precisions import Precision
 
@@ -38,12 +39,12 @@ def weights_quantized(
     nodes = {node.name: node for node in made.graph.node}
     chosen = {layer.node for layer in layers}
     tensors = {t.name: t for t in made.graph.initializer}
-    taken = set(tensors) | {o for node in made.graph.node for o in node.output}
+    unused = fresh_names(made)
     added, scales = [], []
     for name, layer in wanted.items():
         values = numpy_helper.to_array(tensors[name]).astype(np.float32)
         axis = _channel_axis(layer, nodes[layer.node])
-        fresh = {part: unused(f"{name}_{part}", taken) for part in ("quantized", "scale", "float")}
+        fresh = {part: unused(f"{name}_{part}") for part in ("quantized", "scale", "float")}
         if precision.bits == 4:
             summed = 1 - axis
             integers, scale = stored.get(name) or blocked(values, summed, precision.bits)
@@ -124,11 +125,3 @@ def _tensor(integers: NDArray[np.int8], name: str, kind: int) -> TensorProto:
     pairs = np.append(flat, np.zeros(len(flat) % 2, np.int8)).reshape(-1, 2)
     packed = (pairs[:, 0] & 0xF) | ((pairs[:, 1] & 0xF) << 4)
     return helper.make_tensor(name, kind, integers.shape, packed.astype(np.uint8).tobytes(), raw=True)
-
-
-def unused(name: str, taken: set[str]) -> str:
-    """A name like this that is not taken yet, and is then."""
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from exporter.autograd import OnnxModule
-from exporter.graph import Node
+from exporter.calibration.choices import choices
+from exporter.graph import Graph, Node
+
+
+def choosers(original: Graph, graph: Graph, labelled: bool) -> dict[str, Node]:
+    """Nodes of a graph that are to choose what an original does, by the tensor that says what; none where there are
+    labels, which are of what the graph itself chooses."""
+    return {} if labelled else {name: graph.producer[name] for name in choices(original, graph)}
 
 
 @contextmanager

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from exporter.autograd import to_torch
-from exporter.calibration.choices import choices
 from exporter.cost import CostModel
 from exporter.errors import ModelError
 from exporter.groups import Groups
 from exporter.importance import Comparable, Scores
 from exporter.training.budget import Share, share_of
-from exporter.training.choosing import choosing
+from exporter.training.choosing import choosers, choosing
 from exporter.training.devices import default_device, placed
 from exporter.training.gates import Gates
 from exporter.training.losses import asked, make_loss
@@ -103,8 +102,7 @@ def mask_scores(
     learner = _LEARNERS[by](free, share, module.device)
     optimizer = torch.optim.Adam([learner.parameter], lr=_RATE)
     names, weight, taken = asked(groups.graph), 0.0, 0
-    told = () if labelled else choices(groups.graph, groups.graph)  # labels are of what is chosen with the gates
-    chosen = {name: groups.graph.producer[name] for name in told}
+    chosen = choosers(groups.graph, groups.graph, labelled)
     length = options.steps or _STEPS
     while taken < length:
         for runs in steps_of(samples.shuffled(options.seed + taken), _BATCH, module.device):

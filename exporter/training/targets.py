@@ -12,13 +12,12 @@ from torch import Tensor
 
 from exporter.autograd import OnnxModule, to_torch, torch_outputs
 from exporter.autograd.dtypes import to_array, to_tensor
-from exporter.calibration.choices import choices
 from exporter.errors import UsageError
 from exporter.graph import Graph, Node
 from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
 from exporter.protos import add_outputs
-from exporter.training.choosing import choosing
+from exporter.training.choosing import choosers, choosing
 from exporter.training.losses import Loss, Output, Outputs, judged, make_loss, relative_error
 from exporter.training.options import AGREEMENT, check_target
 from runtime.backends import open_session
@@ -187,9 +186,8 @@ def make_target(
         told = judged(graph, kind, output, teacher)
     found = matches_of(graph, teacher, match, plan) if teacher is not None else []
     names = tuple(dict.fromkeys([*torch_outputs(graph), *(o.name for o in told), *(m.name for m in found)]))
-    # labels are of what the student itself chooses
-    chosen = [*choices(teacher, graph)] if teacher is not None and own is None else []
-    run = teacher_of(teacher, [*names, *(n for n in chosen if n not in names)], device) if teacher is not None else None
+    chosen = choosers(teacher, graph, own is not None) if teacher is not None else {}
+    run = teacher_of(teacher, [*dict.fromkeys((*names, *chosen))], device) if teacher is not None else None
     source = teacher.source.sha256 if teacher is not None else ""
-    about = f"{loss} {labelled} {output} {share} {temperature} {source} {[m.name for m in found]} {chosen}"
-    return Target(names, own, distil, run, share, tuple(found), {n: graph.producer[n] for n in chosen}, about)
+    about = f"{loss} {labelled} {output} {share} {temperature} {source} {[m.name for m in found]} {[*chosen]}"
+    return Target(names, own, distil, run, share, tuple(found), chosen, about)

@@ -53,8 +53,8 @@ def unaware(monkeypatch):
     def off():
         for name in ("compensation", "sensitivity", "damage", "fidelity"):
             target = f"exporter.calibration.{name}"
-            for function in ("choices", "choose_alike", "following"):
-                plain = {"choices": lambda *_: {}, "choose_alike": lambda *_: None, "following": lambda own, *_: own}
+            for function in ("choices", "choose_alike"):
+                plain = {"choices": lambda *_: {}, "choose_alike": lambda *_: None}
                 monkeypatch.setattr(f"{target}.{function}", plain[function], raising=False)
         for target in ("exporter.sparsity.calibrated", "exporter.quantization.fitting"):
             monkeypatch.setattr(f"{target}.choose_alike", lambda *_: None)

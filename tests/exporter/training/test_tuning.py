@@ -109,7 +109,7 @@ def test_the_student_chooses_what_the_original_does(values, tmp_path, monkeypatc
     errors = []
     for known in (True, False):
         if not known:
-            monkeypatch.setattr(targets, "choices", lambda *_: {})
+            monkeypatch.setattr(targets, "choosers", lambda *_: {})
         target = make_target(student, labelled=False, teacher=original, device=CPU, loss="mse", match=["score"])
         assert target.chosen.keys() == ({"idx"} if known else set())
         found = tune(student, samples, target, TuneOptions(steps=80, batch=32, lr=1e-2, decay=0.0))
