@@ -20,7 +20,7 @@ from exporter import tensors
 from exporter.errors import ModelError
 from exporter.fold import live_nodes
 from exporter.inferred import Dims, Inferred, are_numbers
-from exporter.protos import constant_tensors, reads, set_nodes
+from exporter.protos import constant_tensors, fresh_names, read_instead, reads, set_nodes
 from exporter.values import is_standard
 from runtime import bounds
 from runtime.backends import SessionOptions, open_session
@@ -36,7 +36,7 @@ _COMPUTES = frozenset({
 })  # fmt: skip
 _MOVES = frozenset({
     "Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Shape", "Slice",
-    "Squeeze", "Transpose", "Unsqueeze",
+    "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """Alone they are no reason: the analysis follows them, and a weight that is only seen from another side may be tied.
 But for a Slice with steps: what it puts in another order (JAX turns kernels of transposed convolutions) stays whole."""
@@ -53,25 +53,30 @@ _LONGEST = 256
 """Nodes behind a weight."""
 
 
-def fold_weights(model: ModelProto, folder: Path, static: Inferred) -> bool:
+def fold_weights(
+    model: ModelProto, folder: Path, static: Inferred, *, moved: bool = False, tied: bool = False
+) -> dict[str, list[NodeProto]]:
     """Make the weights of a model that it computes from constants alone initializers, in place.
 
-    One is left as it is where it, or what it is made of, is read by something else too; where it takes more bytes than
-    what it is made of (a low rank, a wider type); and where a step is none of those that are known here (rounding and
-    dequantizing above all, since these weights are quantized on purpose). So are those beyond a gigabyte in all.
+    One is left as it is where it is only seen from another side; where it, or what it is made of, is read by something
+    else too; where it takes more bytes than what it is made of (a low rank, a wider type); and where a step is none of
+    those that are known here (rounding and dequantizing above all, since these weights are quantized on purpose). So
+    are those beyond a gigabyte in all.
 
     Args:
         model: nodes in topological order, functions inlined.
         folder: where its external data lies.
         static: shapes of all its tensors.
+        moved: take weights that are only seen from another side too.
+        tied: take weights that are made of what others read too: that is there twice then.
 
     Returns:
-        Whether there was one.
+        The nodes behind each of them, by its name.
     """
     found = _Expressions(model, static)
     made: dict[str, TensorProto] = {}
     room = _MOST_BYTES
-    for name in found.foldable():
+    for name in found.foldable(moved, tied):
         room -= found.bytes(name)
         if room < 0:
             break
@@ -81,7 +86,7 @@ def fold_weights(model: ModelProto, folder: Path, static: Inferred) -> bool:
             continue
     if made:
         _replace(model, found, made)
-    return bool(made)
+    return {tensor.name: found.cones[name][0] for name, tensor in made.items()}
 
 
 class _Expressions:
@@ -140,31 +145,38 @@ class _Expressions:
                 return [], set()
         return list(nodes.values()), sources
 
-    def foldable(self) -> list[str]:
+    def foldable(self, moved: bool, tied: bool) -> list[str]:
         """Weights that can be made constants, in order: with one that cannot, others may lose their reason."""
         cones = self.cones
-        left = {name for name, (nodes, sources) in cones.items() if self._pays(name, nodes, sources)}
+        left = {
+            name
+            for name, (nodes, sources) in cones.items()
+            if (moved or self._computes(nodes)) and self._pays(name, nodes, sources)
+        }
         while True:
             inside = {id(node) for name in left for node in cones[name][0]}
-            alone = {
-                name
-                for name in left
-                if all(self._read_within(source, inside) for source in cones[name][1] if self.size(source) > _SMALL)
-                and all(
-                    self._read_within(out, inside) for node in cones[name][0] for out in node.output if out not in left
-                )
-                and all(user is not None and name in user.input for user in self.users[name])  # no subgraph
-            }
-            if alone == left:
+            fitting = {name for name in left if self._read_here(name) and (tied or self._alone(name, left, inside))}
+            if fitting == left:
                 return [name for name in cones if name in left]
-            left = alone
+            left = fitting
+
+    def _read_here(self, name: str) -> bool:
+        """Say whether all that read a tensor are nodes of the main graph."""
+        return all(user is not None and name in user.input for user in self.users[name])
+
+    def _alone(self, name: str, left: set[str], inside: set[int]) -> bool:
+        """Say whether nobody else reads what a weight is made of."""
+        nodes, sources = self.cones[name]
+        made = [out for node in nodes for out in node.output if out not in left]
+        return all(self._read_within(at, inside) for at in (*(s for s in sources if self.size(s) > _SMALL), *made))
 
     def _read_within(self, name: str, nodes: set[int]) -> bool:
         return all(user is not None and id(user) in nodes for user in self.users.get(name, []))
 
+    def _computes(self, nodes: list[NodeProto]) -> bool:
+        return any(node.op_type in _COMPUTES or self._steps(node) for node in nodes)
+
     def _pays(self, name: str, nodes: list[NodeProto], sources: set[str]) -> bool:
-        if not any(node.op_type in _COMPUTES or self._steps(node) for node in nodes):
-            return False
         large = [source for source in sources if self.size(source) > _SMALL]
         types = {self.static.dtype.get(at) for at in (name, *large)}
         if not large or not types <= _FLOATS:
@@ -210,22 +222,24 @@ def _replace(model: ModelProto, found: _Expressions, made: Mapping[str, TensorPr
     """Put the weights in, under the name of the largest parameter each is made of; nodes that nothing reads go."""
     outputs = {v.name for v in model.graph.output}
     nodes = list(model.graph.node)
-    live = live_nodes(nodes, [not made.keys().isdisjoint(node.output) for node in nodes], outputs)
+    unused = fresh_names(model)
+    fresh = {name: unused(name) for name in made}
+    read_instead(nodes, fresh)
+    live = live_nodes(nodes, [False] * len(nodes), outputs)
     kept = [node for node, keep in zip(nodes, live, strict=True) if keep]
+    alive = {name for node in kept for name in node.output}
     used = {name for node in kept for name in reads(node)} | outputs | {v.name for v in model.graph.input}
-    free = {n: [at for at in sorted(found.cones[n][1] - used) if found.size(at) > _SMALL] for n in made}
+    free = {n: [at for at in sorted(found.cones[n][1] - used) if found.size(at) > _SMALL] for n in fresh}
     largest = {name: max(sources, key=found.size, default=name) for name, sources in free.items()}
     times = Counter(largest.values())
     names = {name: source if times[source] == 1 else name for name, source in largest.items()}
-    for node in kept:
-        for i, name in enumerate(node.input):
-            if name in made:
-                node.input[i] = names[name]
+    names = {name: given if given not in alive else fresh[name] for name, given in names.items()}
+    read_instead(kept, {fresh[name]: given for name, given in names.items()})
     replaced = set(names.values())
     for present in (model.graph.initializer, model.graph.value_info):
         for i in reversed([i for i, one in enumerate(present) if one.name in replaced]):
             del present[i]
-    for name, tensor in made.items():
-        tensor.name = names[name]
-        model.graph.initializer.append(tensor)
+    for name, given in names.items():
+        made[name].name = given
+        model.graph.initializer.append(made[name])
     set_nodes(model.graph, kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,8 +21,11 @@ NOISE_FACTOR = 10.0
 """Differences up to so many times the noise may be rounding: sums have more of it than one for each weight."""
 
 _LAST_PLACE = 2.0**-23
-_SCALED = ("Resize", "Upsample")
-"""Operators whose floating-point constants decide sizes."""
+_SIZES = {"ConstantOfShape": 0, "Expand": 1, "Pad": 1, "Range": 0, "Reshape": 1, "Resize": 1, "Slice": 1, "Tile": 1,
+          "TopK": 1, "Upsample": 1}  # fmt: skip
+"""Operators and the first of their inputs that decide sizes."""
+_SMALL = 16
+"""Elements of a constant up to which it may be there for a size; weights are larger."""
 
 
 def rounding_noise(
@@ -50,9 +54,10 @@ def rounding_noise(
     """
     model = masked_original(graph, plan)
     rng = np.random.default_rng(0)
-    sizes = {n for node in all_nodes(model.graph) if node.op_type in _SCALED for n in node.input[1:]}
+    sizes = _of_sizes(model)
     for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name not in sizes:
+        of_size = tensor.name in sizes and math.prod(tensor.dims) <= _SMALL
+        if tensor.data_type == onnx.TensorProto.FLOAT and not of_size:
             values = onnx.numpy_helper.to_array(tensor)
             moved = values * (1 + rng.choice([-1, 1], values.shape) * _LAST_PLACE)
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(moved, np.float32), tensor.name))
@@ -61,3 +66,14 @@ def rounding_noise(
     fed = dict(feed) | given({name: want[name] for name in codes})
     other = run_own(session, fed, "the masked original", list(scales))
     return {name: difference(other[name], want[name], scale) for name, scale in scales.items()}
+
+
+def _of_sizes(model: onnx.ModelProto) -> set[str]:
+    """Tensors that sizes are computed from: another number in the last place of a step would be another length."""
+    found: set[str] = set()
+    for node in reversed(list(all_nodes(model.graph))):
+        if node.op_type in _SIZES:
+            found.update(node.input[_SIZES[node.op_type] :])
+        if node.op_type not in ("Shape", "Size") and not found.isdisjoint(node.output):
+            found.update(node.input)
+    return found

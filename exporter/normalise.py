@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.inferred import INTEGERS, Dims, Inferred
 from exporter.node_shapes import Schemas
 from exporter.ordering import in_order, sort_nodes
-from exporter.protos import add_outputs, constant_tensors, drop_left_out, graphs_of, reads, scopes, set_nodes
+from exporter.protos import add_outputs, constant_tensors, drop_left_out, fresh_names, reads, scopes, set_nodes
 from exporter.shapes import infer
 from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
@@ -124,6 +124,7 @@ def normalise(
         static = infer(model.graph, schemas, _inputs(signature, None), constants, ranks)
     if write_out(model.graph, schemas, static):
         schemas.forget()
+    _declare_ranks(model, static)
     return Graph(
         model=model,
         folder=folder,
@@ -208,6 +209,17 @@ def _declare_axes(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> N
                 kind.shape.dim.add()
 
 
+def _declare_ranks(model: ModelProto, static: Inferred) -> None:
+    """Correct outputs that declare another number of axes than they have: onnx's checker, which could not tell as long
+    as shapes were computed by nodes, refuses them where these are constants."""
+    for value in model.graph.output:
+        shape, dims = value.type.tensor_type.shape, static.dims.get(value.name)
+        if dims is not None and value.type.tensor_type.HasField("shape") and len(shape.dim) != len(dims):
+            shape.Clear()
+            for size in dims:
+                shape.dim.add(**({"dim_value": size} if isinstance(size, int) else {}))
+
+
 def _inputs(
     signature: list[TensorSpec], shapes: Mapping[str, tuple[int, ...]] | None
 ) -> dict[str, tuple[int, Dims] | onnx.TypeProto]:
@@ -245,23 +257,6 @@ def _fold(model: ModelProto, static: Inferred) -> None:
     unused = [i for i, tensor in enumerate(model.graph.initializer) if tensor.name not in used]
     for i in reversed(unused):
         del model.graph.initializer[i]
-
-
-def fresh_names(model: ModelProto) -> Callable[[str], str]:
-    """Return a function that makes tensor names no part of the model uses yet."""
-    taken: set[str] = set()
-    for graph in graphs_of(model.graph):
-        taken |= {v.name for v in graph.input} | {t.name for t in graph.initializer}
-        taken |= {name for node in graph.node for name in node.output}
-
-    def fresh(wish: str) -> str:
-        name, n = wish, 1
-        while name in taken:
-            name, n = f"{wish}.{n}", n + 1
-        taken.add(name)
-        return name
-
-    return fresh
 
 
 def _bind(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from runtime.model_files import graphs_in
 
@@ -169,3 +169,27 @@ def _dense(sparse: onnx.SparseTensorProto) -> TensorProto | None:
     else:
         dense[tuple(indices.T)] = values
     return onnx.numpy_helper.from_array(dense)
+
+
+def read_instead(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
+    """Let nodes read other tensors, by the names of those they read; what is inside of them stays."""
+    for node in nodes:
+        if not names.keys().isdisjoint(node.input):
+            node.input[:] = [names.get(name, name) for name in node.input]
+
+
+def fresh_names(model: ModelProto) -> Callable[[str], str]:
+    """Return a function that makes tensor names no part of the model uses yet."""
+    taken: set[str] = set()
+    for graph in graphs_of(model.graph):
+        taken |= {v.name for v in graph.input} | {t.name for t in graph.initializer}
+        taken |= {name for node in graph.node for name in node.output}
+
+    def fresh(wish: str) -> str:
+        name, n = wish, 1
+        while name in taken:
+            name, n = f"{wish}.{n}", n + 1
+        taken.add(name)
+        return name
+
+    return fresh

@@ -14,10 +14,10 @@ from exporter import external_parts, tensors
 from exporter.fold import FreshName
 from exporter.graph import Graph, opsets_of
 from exporter.interface import pruned_shapes, shrunk
-from exporter.normalise import fresh_names, normalise
+from exporter.normalise import normalise
 from exporter.plan import ConstantTake, GatherEdit, Plan, SizeEdit
 from exporter.plan_check import check_fits
-from exporter.protos import all_nodes, constant_of, graphs_of, key_of, reads, set_nodes
+from exporter.protos import all_nodes, constant_of, fresh_names, graphs_of, key_of, reads, set_nodes
 from exporter.removal import forget_unmade, renewed_calls, take_out
 
 _SLICE_INPUTS_OPSET = 10

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         required=True,
         metavar="NAME",
         help="int8, uint8, fp8: weights and the tensors between layers (QDQ); int8-weight, int4-weight: weights alone, "
-        "which are computed with in float (tables of embeddings in int8, a scale to each row)",
+        "which are computed with in float. Tables of embeddings become int8, a scale to each row (--profile cpu)",
     )
     parser.add_argument(
         "--profile",

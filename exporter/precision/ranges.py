@@ -14,9 +14,9 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 from exporter.calibration.portioned import runner_over
 from exporter.forced_branches import Way, force
 from exporter.graph import Graph
-from exporter.normalise import fresh_names, inline_data
+from exporter.normalise import inline_data
 from exporter.precision.values import ENDLESS, largest
-from exporter.protos import add_outputs, domain_of, set_nodes, subgraphs
+from exporter.protos import add_outputs, domain_of, fresh_names, set_nodes, subgraphs
 from exporter.sessions import not_calibrated
 from exporter.tensors import Array
 from runtime.backends import Session, SessionOptions, open_session

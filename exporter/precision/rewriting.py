@@ -9,10 +9,9 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from exporter.normalise import fresh_names
 from exporter.precision.lowering import Operands
 from exporter.precision.values import Retyped, convert_values
-from exporter.protos import all_nodes, key_of, reads, set_nodes, subgraphs
+from exporter.protos import all_nodes, fresh_names, key_of, reads, set_nodes, subgraphs
 
 _NOTHING = Operands(frozenset(), frozenset())
 

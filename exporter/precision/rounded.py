@@ -10,10 +10,9 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from exporter.graph import Graph
-from exporter.normalise import fresh_names
 from exporter.precision.lowering import Operands
 from exporter.precision.values import Retyped, convert_values
-from exporter.protos import key_of, set_nodes, subgraphs
+from exporter.protos import fresh_names, key_of, set_nodes, subgraphs
 
 
 def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> tuple[onnx.ModelProto, Retyped]:

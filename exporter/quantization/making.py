@@ -18,6 +18,7 @@ from exporter.quantization.fitting import Fit, fit_layers
 from exporter.quantization.grid import Grid, nearest
 from exporter.quantization.layers import TABLE, Layer
 from exporter.quantization.precisions import Precision
+from exporter.quantization.preparing import Moved, tied_again
 from exporter.quantization.tables import tables_quantized
 from exporter.quantization.weights import BLOCK, Stored, weights_quantized
 from exporter.tensors import Array
@@ -48,6 +49,7 @@ class Maker:
 
     Attributes:
         plain: the float model, with names on all nodes.
+        moved: constants of it that were nodes.
         layers: those that may be quantized.
         precision, profile: how, and what for.
         ranges: of the tensors between layers; None for weights alone.
@@ -56,6 +58,7 @@ class Maker:
     """
 
     plain: ModelProto
+    moved: Moved
     layers: Sequence[Layer]
     precision: Precision
     profile: str
@@ -65,9 +68,8 @@ class Maker:
 
     def made(self, names: Sequence[str]) -> Made:
         """The model with the weights of these layers rounded to the nearest."""
-        if self.ranges is None:
-            return Made(self._stored(self.plain, self._chosen(names), {}))
-        return Made(self._between(self.ranges, names))
+        chosen = self._chosen(names)
+        return Made(self._stored(self.plain, chosen, {}) if self.ranges is None else self._between(self.ranges, chosen))
 
     def fitted(self, names: Sequence[str], graph: Graph, calibration: Calibration, step: Callable[[str], None]) -> Made:
         """The model with these layers fitted to what the float model gives, before or while they are rounded.
@@ -87,18 +89,18 @@ class Maker:
             found = fit_layers(graph, graph, weights, partial(nearest, grid=grid), grid, calibration, step)
             changed = _with(self.plain, found.values)
             return Made(self._stored(changed, chosen, found.stored), found.fits, found.large)
-        rounded = with_float_weights(self._between(self.ranges, names), self.plain, names)
+        layers = [layer.node for layer in _apart(chosen)[0]]
+        rounded = with_float_weights(self._between(self.ranges, chosen), self.plain, layers)
         own = from_model(rounded, graph.binding.shapes)
         near = float8.nearest if self.precision.name == "fp8" else partial(nearest, grid=grid)
         found = fit_layers(own, graph, weights, near, None, calibration, step)
         changed = _with(self.plain, found.values)
-        return Made(self._between(replace(self.ranges, model=changed), names), found.fits, found.large)
+        return Made(self._between(replace(self.ranges, model=changed), chosen), found.fits, found.large)
 
     def _stored(self, model: ModelProto, chosen: Sequence[Layer], stored: Mapping[str, Stored]) -> ModelProto:
         """A float model with the weights of some layers stored as integers, as ``weights_quantized`` has it."""
-        tables = [layer for layer in chosen if layer.op == TABLE]
-        others = [layer for layer in chosen if layer.op != TABLE]
-        made = weights_quantized(model, others, self.precision, stored)
+        layers, tables = _apart(chosen)
+        made = weights_quantized(model, layers, self.precision, stored)
         tables_quantized(made, tables)
         return made
 
@@ -106,8 +108,19 @@ class Maker:
         taken = set(names)
         return [layer for layer in self.layers if layer.node in taken]
 
-    def _between(self, ranges: Ranges, names: Sequence[str]) -> ModelProto:
-        return quantized(ranges, self.precision, self.profile, names, self.per_channel, self.less)
+    def _between(self, ranges: Ranges, chosen: Sequence[Layer]) -> ModelProto:
+        """A float model with some layers, and what lies between them, in 8 bits, as ``quantized`` has it."""
+        layers, tables = _apart(chosen)
+        names = [layer.node for layer in layers]
+        made = quantized(ranges, self.precision, self.profile, names, self.per_channel, self.less)
+        tables_quantized(made, tables)
+        tied_again(made, self.moved)
+        return made
+
+
+def _apart(chosen: Sequence[Layer]) -> tuple[list[Layer], list[Layer]]:
+    """Those that compute, and tables."""
+    return [layer for layer in chosen if layer.op != TABLE], [layer for layer in chosen if layer.op == TABLE]
 
 
 def _enough(samples: Samples) -> Samples:

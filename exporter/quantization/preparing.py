@@ -1,17 +1,22 @@
-"""The float model to start from: BatchNormalization folded, nodes named, an operator set that is high enough."""
+"""The float model to start from: BatchNormalization folded, weights that are constants, nodes named, an operator set
+that is high enough."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from exporter.atomic import scratch
+from exporter.computed_weights import fold_weights
 from exporter.errors import ModelError
 from exporter.graph import Graph, op_of
 from exporter.model_file import IR_WITH_FREE_INITIALIZERS
 from exporter.normalise import serialize_with_data
-from exporter.protos import constant_of, set_nodes
+from exporter.protos import constant_of, read_instead, reads, set_nodes
 from exporter.quantization.layers import name_nodes
 from exporter.quantization.precisions import Precision
 from runtime.backends import SessionOptions, open_session
@@ -21,8 +26,15 @@ _MOST_BYTES = 2_000_000_000
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
 
 
-def float_model(graph: Graph, kind: Precision) -> tuple[ModelProto, list[str]]:
-    """The model, and what is to be said of it.
+Moved = Mapping[str, Sequence[NodeProto]]
+"""Constants that are others from another side, and the nodes that made them of these."""
+
+
+def float_model(graph: Graph, kind: Precision) -> tuple[ModelProto, Moved, list[str]]:
+    """The model, its weights that were nodes, and what is to be said of it.
+
+    A layer that is to compute on integers has a weight of its own then, also where an embedding reads the same from
+    another side. Where it computes in float it does not, since that would only make the file larger.
 
     Raises:
         ModelError: it is quantized already, has no 32-bit weights, is too large, or cannot be brought there.
@@ -48,9 +60,27 @@ def float_model(graph: Graph, kind: Precision) -> tuple[ModelProto, list[str]]:
         notes.append("BatchNormalization was folded into the layers before, by ONNX Runtime")
     model = _upgraded(model, kind.opset)
     _free_initializers(model)
+    _see_through(model)
+    moved = fold_weights(model, Path(), graph.static, moved=True, tied=not kind.weights_only)
+    _once(model, moved)
     _full_biases(model)
     name_nodes(model)
-    return _with_true_shapes(model), notes
+    return _with_true_shapes(model), moved, notes
+
+
+def tied_again(model: ModelProto, moved: Moved) -> None:
+    """Compute copies again that stayed in float, of what stayed in float too, in place."""
+    floats = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    there = {t.name for t in model.graph.initializer}.union(*(node.output for node in model.graph.node))
+    added: dict[str, NodeProto] = {}
+    for name, nodes in moved.items():
+        made = {out for node in nodes for out in node.output}
+        if name in floats & made and {at for node in nodes for at in node.input if at} - made <= there:
+            added |= {node.output[0]: node for node in nodes if node.output[0] == name or node.output[0] not in there}
+    rest = [tensor for tensor in model.graph.initializer if tensor.name not in added]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(rest)
+    set_nodes(model.graph, [*added.values(), *model.graph.node])
 
 
 def _lift_constants(model: ModelProto) -> None:
@@ -62,6 +92,32 @@ def _lift_constants(model: ModelProto) -> None:
             model.graph.initializer.add().CopyFrom(tensor)
             model.graph.initializer[-1].name = node.output[0]
     set_nodes(model.graph, rest)
+
+
+def _see_through(model: ModelProto) -> None:
+    """Let nodes read constants themselves that come through an Identity: layers that share a weight."""
+    known = {tensor.name: tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        node.input[:] = [known.get(name, name) for name in node.input]
+        if op_of(node) == "Identity" and node.input[0] in known:
+            known[node.output[0]] = node.input[0]
+    read = {value.name for value in model.graph.output}.union(*map(reads, model.graph.node))
+    set_nodes(
+        model.graph,
+        [node for node in model.graph.node if read & set(node.output) or known.keys().isdisjoint(node.output)],
+    )
+
+
+def _once(model: ModelProto, names: Iterable[str]) -> None:
+    """Keep one of several constants that are equal: layers may turn the same weight, each for itself."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    of = {name: tensors[name] for name in names}
+    seen: dict[tuple[object, ...], str] = {}
+    first = {name: seen.setdefault((*t.dims, t.data_type, t.raw_data), name) for name, t in of.items()}
+    read_instead(model.graph.node, first)
+    kept = [tensor for name, tensor in tensors.items() if first.get(name, name) == name]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def _full_biases(model: ModelProto) -> None:

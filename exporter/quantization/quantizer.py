@@ -26,7 +26,7 @@ from exporter.quantization.layers import Layer, chosen_layers, layers_of
 from exporter.quantization.making import Made, Maker
 from exporter.quantization.narrowing import narrowed
 from exporter.quantization.precisions import METHODS, Precision, find_precision
-from exporter.quantization.preparing import float_model
+from exporter.quantization.preparing import Moved, float_model
 from exporter.quantization.processor import saturates
 from exporter.quantization.search import Found, least_in_float
 from exporter.quantization.weights import fits
@@ -157,8 +157,8 @@ def quantize(
     target = Path(output)
     check_options(kind, target, method, percentile, reduce_range, calib, max_drop)
     graph = load(model, shapes)
-    plain, notes = float_model(graph, kind)
-    layers = layers_of(plain, tables=kind.weights_only and profile == "cpu")
+    plain, moved, notes = float_model(graph, kind)
+    layers = layers_of(plain, tables=profile == "cpu")
     chosen, reasons = _chosen(layers, only, keep, kind, per_channel)
     calibration = None
     if calib is not None:
@@ -170,7 +170,7 @@ def quantize(
             notes.append("the inputs are made up: ranges and accuracy of real ones may differ")
     less, said = _less_range(kind, profile, reduce_range)
     notes += said
-    maker = _maker(plain, chosen, kind, profile, calibration, method, percentile, per_channel, less, step)
+    maker = _maker(plain, moved, chosen, kind, profile, calibration, method, percentile, per_channel, less, step)
     names = [layer.node for layer in chosen]
     original = Remembered(open_session(serialize_with_data(finished(graph), graph.folder)))
     whole = from_model(plain, graph.binding.shapes)
@@ -286,6 +286,7 @@ def _less_range(kind: Precision, profile: str, asked: str) -> tuple[bool, list[s
 
 def _maker(
     plain: ModelProto,
+    moved: Moved,
     chosen: Sequence[Layer],
     kind: Precision,
     profile: str,
@@ -304,7 +305,7 @@ def _maker(
         ranges = find_ranges(plain, calibration.fit, calibration.batch, profile, method, percentile)
         if kind.name != "fp8":  # whose steps grow with the numbers
             ranges = narrowed(ranges, symmetric=profile == "tensorrt")
-    return Maker(plain, chosen, kind, profile, ranges, per_channel and kind.name != "fp8", less)
+    return Maker(plain, moved, chosen, kind, profile, ranges, per_channel and kind.name != "fp8", less)
 
 
 def _judged_fit(

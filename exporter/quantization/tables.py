@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from exporter.normalise import fresh_names
+from exporter.protos import fresh_names
 from exporter.quantization.layers import TABLE, Layer
 from exporter.quantization.weights import per_channel
 
@@ -56,12 +56,12 @@ def tables_quantized(model: ModelProto, layers: Sequence[Layer]) -> None:
 
 
 def _rows(node: NodeProto, table: str, scales: str, unused: Callable[[str], str]) -> list[NodeProto]:
-    """What a Gather becomes."""
+    """What a Gather becomes; the node that gives its output keeps its name."""
     ids, out = node.input[1], node.output[0]
     codes, scale, numbers = (unused(f"{out}_{part}") for part in ("quantized", "row_scale", "numbers"))
     return [
-        helper.make_node(TABLE, [table, ids], [codes], node.name),
+        helper.make_node(TABLE, [table, ids], [codes], codes),
         helper.make_node(TABLE, [scales, ids], [scale], scale),
         helper.make_node("Cast", [codes], [numbers], numbers, to=TensorProto.FLOAT),
-        helper.make_node("Mul", [numbers, scale], [out], out),
+        helper.make_node("Mul", [numbers, scale], [out], node.name),
     ]

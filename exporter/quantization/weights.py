@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from exporter.normalise import fresh_names
+from exporter.protos import fresh_names
 from exporter.quantization.layers import Layer
 from exporter.quantization.precisions import Precision
 

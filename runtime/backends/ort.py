@@ -36,6 +36,9 @@ _DTYPES: dict[str, Any] = {
     "string": np.object_,
 }
 
+_OTHER_RANK = "Invalid rank for output"
+"""What it says of an output of the run before, where the file declares another number of axes than outputs have."""
+
 
 @dataclass(frozen=True)
 class Provider:
@@ -160,7 +163,7 @@ class OrtSession:
         if not self._options.binding or any(np.asarray(value).dtype.kind == "O" for value in feeds.values()):
             return self._unbound(dict(feeds))
         binding, alive = self._session.io_binding(), [dict(feeds)]
-        memory, on_device = self._about.memory, self._about.memory != "cpu"
+        on_device = self._about.memory != "cpu"
         try:
             for name, value in feeds.items():
                 array = np.asarray(value, order="C")
@@ -169,8 +172,7 @@ class OrtSession:
                     binding.bind_ortvalue_input(name, alive[-1][name])
                 else:
                     binding.bind_cpu_input(name, array)
-            for output in self.outputs:
-                binding.bind_output(output.name, memory)
+            self._bind_outputs(binding)
             if on_device and self._options.capture:  # a replay writes where the recording wrote
                 self._session.run_with_iobinding(binding)
                 values = binding.get_outputs()
@@ -179,17 +181,34 @@ class OrtSession:
                     binding.bind_ortvalue_output(output.name, alive[-1][output.name])
         except Exception as error:
             raise RunError(f"ONNX Runtime cannot bind the inputs: {_first_line(error)}") from error
-        run, wait = self._session.run_with_iobinding, binding.synchronize_outputs if on_device else None
+        anew, wait = False, binding.synchronize_outputs if on_device else None
 
         def call(_alive: object = alive) -> None:  # the binding points into these arrays
+            nonlocal anew
             try:
-                run(binding)
+                anew = self._run_bound(binding, anew)
                 if wait is not None:
                     wait()
             except Exception as error:
                 raise _failed(error) from error
 
         return call
+
+    def _bind_outputs(self, binding: Any) -> None:
+        for output in self.outputs:
+            binding.bind_output(output.name, self._about.memory)
+
+    def _run_bound(self, binding: Any, anew: bool) -> bool:
+        """Run with the outputs where those of the run before are, or anew; whether the next one has to be so."""
+        if anew:
+            self._bind_outputs(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            if anew or self._options.capture or _OTHER_RANK not in str(error):
+                raise
+            return self._run_bound(binding, anew=True)
+        return anew
 
     def end_profiling(self) -> Path:
         """Close the profile that was asked for, and say where it is."""

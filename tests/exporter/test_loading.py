@@ -339,3 +339,22 @@ def test_a_model_in_memory(tmp_path):
         for function in (find_groups, to_torch):
             with pytest.raises(UsageError, match=r"exporter\.load"):
                 function(value)
+
+
+def test_an_output_that_declares_too_few_axes_gets_those_it_has(tmp_path):
+    """The file passes onnx's check as long as a shape is computed by nodes, which a cut makes a constant."""
+    nodes = [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("MatMul", "r v", "g"), node("Shape", "x", "s"),
+             node("Gather", "s zero", "n"), node("Unsqueeze", "n", "m", axes=[0]),
+             node("Concat", "m rest", "t", axis=0), node("Reshape", "g t", "y")]  # fmt: skip
+    constants = weights(w=(5, 8), v=(8, 4)) | {"zero": np.array(0), "rest": ints(1, -1)}
+    model = build(nodes, {"x": ["N", 5]}, ["y"], constants, opset=12, ir=6)
+    shape = model.graph.output[0].type.tensor_type.shape
+    shape.Clear()
+    shape.dim.add(dim_param="N")
+    shape.dim.add(dim_value=4)
+    onnx.checker.check_model(model, full_check=True)
+    path, out = write(model, tmp_path), tmp_path / "out.onnx"
+    prune(path, out, ratio=0.5, align=1)
+    declared = onnx.load(out).graph.output[0].type.tensor_type.shape
+    assert [d.dim_value for d in declared.dim] == [0, 1, 4]
+    onnx.checker.check_model(str(out), full_check=True)

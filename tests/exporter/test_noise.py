@@ -61,3 +61,19 @@ def test_codes_go_in_no_pieces():
     plan, pruned = halved(graph)
     with pytest.raises(GoalError, match="output 'y'"):
         verify(pruned, graph, plan)
+
+
+@pytest.mark.parametrize("wave", ["Sin", "Identity"])
+def test_noise_leaves_lengths_as_they_are(wave):
+    """A Range has one more element where its step is a little shorter, as the grids of detectors do."""
+    width = 1024
+    constants = weights(w1=(12, width), w2=(width, 8)) | {"chaos": np.array([CHAOS], np.float32), "a": np.float32(0)}
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "r"), node("MatMul", "r w2", "o"),
+             node("Mul", "o chaos", "m"), node(wave, "m", "z"), node("Transpose", "z", "z0"),
+             node("Shape", "x", "s", end=1), node("Squeeze", "s", "n"), node("Cast", "n", "f", to=1)]  # fmt: skip
+    for i in range(6):  # some of whose steps become shorter
+        constants |= {f"b{i}": np.float32(1)}
+        nodes += [node("Range", f"a f b{i}", f"g{i}"), node("Add", f"z{i} g{i}", f"z{i + 1}")]
+    graph = from_model(build([*nodes, node("Neg", "z6", "y")], {"x": ["N", 12]}, ["y"], constants))
+    plan, pruned = halved(graph)
+    assert (verify(pruned, graph, plan).pieces > 1) == (wave == "Sin")

@@ -208,6 +208,24 @@ def test_a_bound_call_runs_the_model(session):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_an_output_of_more_axes_than_declared_is_bound_too():
+    """ONNX Runtime runs such files, and refuses their outputs as places to write into."""
+    nodes = [node("Shape", "x", "s"), node("Gather", "s zero", "n"), node("Mul", "n n", "square"),
+             node("Div", "square n", "same"), node("Unsqueeze", "same", "m", axes=[0]),
+             node("Concat", "m rest", "t", axis=0), node("Reshape", "x t", "y")]  # fmt: skip
+    constants = {"zero": np.array(0), "rest": np.array([-1])}
+    model = build(nodes, {"x": ["N", 2]}, ["y"], constants, opset=12, ir=6)
+    shape = model.graph.output[0].type.tensor_type.shape
+    shape.Clear()
+    shape.dim.add(dim_param="N")
+    session = open_session(model.SerializeToString())
+    feeds = {"x": np.ones((3, 2), np.float32)}
+    assert session.run(feeds)["y"].shape == (3, 2)
+    call = session.bind(feeds)
+    for _ in range(3):
+        call()
+
+
 @pytest.mark.usefixtures("all_threads")
 def test_options_reach_onnx_runtime():
     data = model().SerializeToString()

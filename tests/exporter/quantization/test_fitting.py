@@ -185,7 +185,7 @@ def test_what_is_compared_is_found_in_models_of_integers():
     layers = [x for x in layers_of(model) if not x.many_scales]
     names = [x.node for x in layers]
     ranges = find_ranges(model, inputs, 32, "cpu", "minmax", 99.99)
-    whole = Maker(model, layers, PRECISIONS["int8"], "cpu", ranges, True, False).made(names).model
+    whole = Maker(model, {}, layers, PRECISIONS["int8"], "cpu", ranges, True, False).made(names).model
     makers = {name: (n.name, k) for n in model.graph.node for k, name in enumerate(n.output)}
     first = open_session(model.SerializeToString())
     for name in ("ra", "rb", "sc", "rn", "y"):
@@ -208,7 +208,7 @@ def test_layers_are_fitted_to_what_they_gave_before_a_relu_that_goes():
     inputs = samples_of({"x": pixels(96, 3)}, [TensorSpec("x", np.dtype("f4"), ("N", 3, 10, 10))])
     layers = [x for x in layers_of(graph.model) if not x.many_scales]
     ranges = find_ranges(graph.model, inputs, 32, "cpu", "minmax", 99.99)
-    maker = Maker(graph.model, layers, PRECISIONS["int8"], "cpu", ranges, True, False)
+    maker = Maker(graph.model, {}, layers, PRECISIONS["int8"], "cpu", ranges, True, False)
     calibration = Calibration(inputs, inputs, 32, "", synthetic=False)
     made = maker.fitted([x.node for x in layers], graph, calibration, lambda _: None)
     assert {"w1", "w2", "w6", "w7"} <= made.fits.keys()

@@ -73,13 +73,36 @@ def test_what_is_kept_stays(keep, tmp_path):
     assert alike == {"t": {"a", "c"}, "c": {"c"}, "u": {"b"}, "w": set()}[keep]
 
 
-@pytest.mark.parametrize("options", [["--precision", "int8-weight", "--profile", "tensorrt"], ["--precision", "int8"]])
-def test_where_rows_of_integers_are_no_gain_they_stay(options, tmp_path):
-    """TensorRT does not gather integers, and between integers a table has one scale."""
+def calibrated(tmp_path, **arrays):
+    np.savez(tmp_path / "ids.npz", **arrays)
+    return ["--calib", str(tmp_path / "ids.npz")]
+
+
+@pytest.mark.parametrize("precision", ["int8-weight", "int8"])
+def test_tensorrt_does_not_gather_integers(precision, tmp_path):
     path = write(recommender(), tmp_path)
-    np.savez(tmp_path / "ids.npz", ids=np.random.default_rng(0).integers(0, ROWS, (64, 3)))
-    calib = ["--calib", str(tmp_path / "ids.npz")] if "int8" in options else []
-    assert kinds(quantized(path, *options, *calib))["t"] == onnx.TensorProto.FLOAT
+    calib = calibrated(tmp_path, ids=np.random.default_rng(0).integers(0, ROWS, (64, 3)))
+    out = quantized(path, "--precision", precision, "--profile", "tensorrt", *(calib if precision == "int8" else []))
+    assert kinds(out)["t"] == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+@pytest.mark.parametrize("keep", ["", "t", "w"])
+def test_between_integers_rows_have_scales_too(precision, keep, tmp_path):
+    """Layers read what the rows stand for, rounded for them."""
+    path = write(recommender(), tmp_path)
+    calib = calibrated(tmp_path, ids=np.random.default_rng(0).integers(0, ROWS, (64, 3)))
+    out = quantized(path, "--precision", precision, *calib, *(["--keep", keep] if keep else []))
+    found = kinds(out)
+    assert found["u"] == onnx.TensorProto.INT8
+    assert found["t"] == (onnx.TensorProto.FLOAT if keep == "t" else onnx.TensorProto.INT8)
+    assert (found["w"] == onnx.TensorProto.FLOAT) == (keep == "w")
+    want, got = outputs(path), outputs(out)
+    for name in "abc" if keep != "t" else "b":
+        step = np.abs(want[name]).max(-1, keepdims=True) / 127
+        assert (np.abs(got[name] - want[name]) <= 0.501 * step).all()
+        assert (got[name] != want[name]).any()
+    assert np.square(got["y"] - want["y"]).mean() < 1e-3 * want["y"].var()
 
 
 def test_the_drop_is_kept(tmp_path, capsys):
@@ -155,3 +178,33 @@ def test_what_a_file_says_of_a_constants_shape_may_be_wrong(tmp_path):
     out = quantized(path, "--precision", "int8", "--calib", str(tmp_path / "x.npz"))
     want, got = (open_session(file).run({"x": x})["y"] for file in (path, out))
     assert 0 < np.square(got - want).mean() < 0.02 * want.var()
+
+
+def tied():
+    """An embedding that the last layer reads from the other side."""
+    nodes = [node("Gather", "t i", "a"), node("MatMul", "a w", "b"), node("Relu", "b", "c"),
+             node("Transpose", "t", "s"), node("MatMul", "c s", "y")]  # fmt: skip
+    return build(nodes, {"i": ["N"]}, ["y"], weights(t=(ROWS, WIDTH), w=(WIDTH, WIDTH)), kinds={"i": "i"})
+
+
+@pytest.mark.parametrize("keep", ["", "c", "a"])
+def test_a_tied_last_layer_computes_on_integers(keep, tmp_path):
+    """With a weight of its own; where it stays in float, the file has none that is not needed."""
+    path = write(tied(), tmp_path)
+    calib = calibrated(tmp_path, i=np.arange(ROWS))
+    out = quantized(path, "--precision", "int8", *calib, *(["--keep", keep] if keep else []))
+    made = onnx.load(out).graph
+    large = [t.data_type == onnx.TensorProto.FLOAT for t in made.initializer if np.prod(t.dims) == ROWS * WIDTH]
+    assert sorted(large) == {"": [False, False], "c": [False, True], "a": [False, True]}[keep]
+    assert any(n.op_type == "Transpose" for n in made.node) is False
+    feeds = {"i": np.arange(ROWS)}
+    want, got = (open_session(file).run(feeds)["y"] for file in (path, out))
+    assert 0 < np.square(got - want).mean() < 0.01 * want.var()
+
+
+def test_what_is_tied_stays_tied_in_float(tmp_path):
+    path = write(tied(), tmp_path)
+    out = quantized(path, "--precision", "int8", *calibrated(tmp_path, i=np.arange(ROWS)), "--only", "w")
+    made = onnx.load(out).graph
+    assert [t.name for t in made.initializer if np.prod(t.dims) == ROWS * WIDTH] == ["t"]
+    assert [n.input[0] for n in made.node if n.op_type == "Transpose"] == ["t"]
