@@ -82,8 +82,7 @@ def normalise(
     nested = _put_in_order(model, schemas)
     if leave_out_unread(model, opsets):
         schemas.forget()
-    _declare_axes(model, shapes or {})
-    signature = input_specs(model)
+    signature = _declared(model, shapes or {})
     tensor_inputs = [s for s in signature if s.dtype is not None]
     asked = feeds.demands(model.graph, tensor_inputs)
     constants, static = _settle(model, folder, signature, schemas, nested)
@@ -199,14 +198,15 @@ def input_specs(model: ModelProto) -> list[TensorSpec]:
     return specs
 
 
-def _declare_axes(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give inputs that declare no shape at all as many axes as were asked for, of any size."""
+def _declared(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> list[TensorSpec]:
+    """The inputs; those that declare no shape at all are given as many axes as were asked for, of any size."""
     for value in model.graph.input:
         kind = value.type.tensor_type
         if value.name in shapes and value.type.HasField("tensor_type") and not kind.HasField("shape"):
             kind.shape.SetInParent()
             for _ in shapes[value.name]:
                 kind.shape.dim.add()
+    return input_specs(model)
 
 
 def _declare_ranks(model: ModelProto, static: Inferred) -> None:
