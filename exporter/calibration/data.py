@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -34,6 +35,7 @@ JUDGES = 2048
 
 _MOST_IN_A_BATCH = 64
 _TENSOR_BYTES = 1 << 26
+_ALL_BYTES = 1 << 30
 _JUDGING = 4
 """One of so many samples judges where the data hold no more than those to fit to."""
 _MORE_HELD = 512
@@ -49,6 +51,7 @@ class Calibration:
         fit: the samples that are used.
         held: an eighth, used for nothing but the before and after of the report; more where judges are set apart.
         batch: samples in one run.
+        batch_of_all: the same where a run keeps all its tensors.
         source: what they came from, for the reader.
         synthetic: whether they were made up.
         judges: samples to choose between tries with; None where there is nothing to choose.
@@ -58,6 +61,7 @@ class Calibration:
     fit: Samples
     held: Samples
     batch: int
+    batch_of_all: int
     source: str
     synthetic: bool
     judges: Samples | None = None
@@ -118,8 +122,11 @@ def calibration_of(
     kept = count - spare + also_held
     fit, held, judges = samples.part(0, cut), samples.part(cut, kept), samples.part(kept, count)
     given = samples.store.fixed or samples.store.single or graph.binding.batch > 1
-    batch = batch_of(graph) if given or _takes_two(graph, fit.first(2)) else 1
-    return Calibration(fit, held, batch, text, _made_up(source), judges if judged else None, metric)
+    batch, of_all = 1, 1
+    if given or _takes_two(graph, fit.first(2)):
+        times = _times_larger(graph, fit)
+        batch, of_all = batch_of(graph, times), _batch_of_all(graph, times)
+    return Calibration(fit, held, batch, of_all, text, _made_up(source), judges if judged else None, metric)
 
 
 def _takes_two(graph: Graph, samples: Samples) -> bool:
@@ -184,11 +191,35 @@ def _read(
     return samples, str(source)
 
 
-def batch_of(graph: Graph) -> int:
-    """Samples in one run, so that no tensor of it takes more than 64 MB."""
-    largest = 1
-    for name in graph.producer:
-        shape = graph.shape(name)
-        if shape is not None and name not in graph.constants:
-            largest = max(largest, 4 * int(np.prod(shape, dtype=np.int64)) // max(graph.binding.batch, 1))
-    return int(np.clip(_TENSOR_BYTES // largest, 1, _MOST_IN_A_BATCH))
+def batch_of(graph: Graph, times: float = 1.0) -> int:
+    """Samples in one run, so that no tensor of it takes more than 64 MB.
+
+    Args:
+        graph: the graph.
+        times: how much larger a sample is than the sizes that the graph is described at.
+    """
+    return _most(_TENSOR_BYTES, times * max(_bytes_of_samples(graph), default=1))
+
+
+def _batch_of_all(graph: Graph, times: float) -> int:
+    """Samples in one run, so that all its tensors take no more than a gigabyte."""
+    return min(batch_of(graph, times), _most(_ALL_BYTES, times * sum(_bytes_of_samples(graph))))
+
+
+def _most(room: int, each: float) -> int:
+    return int(np.clip(room / max(each, 1), 1, _MOST_IN_A_BATCH))
+
+
+def _bytes_of_samples(graph: Graph) -> list[int]:
+    """What each tensor takes for one sample, as a rule."""
+    shapes = [graph.shape(name) for name in graph.producer if name not in graph.constants]
+    return [4 * math.prod(shape) // max(graph.binding.batch, 1) for shape in shapes if shape is not None]
+
+
+def _times_larger(graph: Graph, samples: Samples) -> float:
+    """How much larger a sample is than the sizes that a graph is described at, where these are any."""
+    feed = next(samples.first(1).batches(1))
+    ran = max(samples.run, 1)
+    sizes = graph.binding.shapes
+    each = [(np.size(feed[n]) / ran, math.prod(sizes[n]) / max(graph.binding.batch, 1)) for n in feed if n in sizes]
+    return max((given / bound for given, bound in each if bound), default=1.0)

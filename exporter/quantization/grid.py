@@ -77,6 +77,7 @@ def fitted(weights: Matrix, a: Matrix, grid: Grid) -> tuple[NDArray[np.int8], Ma
     Returns:
         Integers [K, outputs], and scales [blocks, outputs].
     """
+    a = a / max(float(np.diagonal(a).max()), 1e-300)  # most of this is done with 32 bits
     order = np.argsort(-np.diagonal(a), kind="stable")
     back = order[::-1]
     upper = inverse_factor(a[np.ix_(back, back)])[::-1, ::-1]  # in this order, A^-1 is its transpose times itself

@@ -302,7 +302,7 @@ def _maker(
     if not kind.weights_only:
         assert calibration is not None
         step(f"ranges of tensors on {counted(len(calibration.fit), 'input')}")
-        ranges = find_ranges(plain, calibration.fit, calibration.batch, profile, method, percentile)
+        ranges = find_ranges(plain, calibration.fit, calibration.batch_of_all, profile, method, percentile)
         if kind.name != "fp8":  # whose steps grow with the numbers
             ranges = narrowed(ranges, symmetric=profile == "tensorrt")
     return Maker(plain, moved, chosen, kind, profile, ranges, per_channel and kind.name != "fp8", less)

@@ -102,7 +102,7 @@ def test_the_integers_of_the_file_are_those_that_were_chosen():
     graph = from_model(conv_net())
     layers = [x for x in layers_of(graph.model) if not x.many_scales]
     inputs = samples_of({"x": pixels(96, 3)}, [TensorSpec("x", np.dtype("f4"), ("N", 3, 10, 10))])
-    calibration = Calibration(inputs, inputs, 32, "", synthetic=False)
+    calibration = Calibration(inputs, inputs, 32, 32, "", synthetic=False)
     weights = [layer.weight for layer in layers]
     grid = Grid(8)
     found = fit_layers(graph, graph, weights, partial(nearest, grid=grid), grid, calibration, lambda _: None)
@@ -209,7 +209,7 @@ def test_layers_are_fitted_to_what_they_gave_before_a_relu_that_goes():
     layers = [x for x in layers_of(graph.model) if not x.many_scales]
     ranges = find_ranges(graph.model, inputs, 32, "cpu", "minmax", 99.99)
     maker = Maker(graph.model, {}, layers, PRECISIONS["int8"], "cpu", ranges, True, False)
-    calibration = Calibration(inputs, inputs, 32, "", synthetic=False)
+    calibration = Calibration(inputs, inputs, 32, 32, "", synthetic=False)
     made = maker.fitted([x.node for x in layers], graph, calibration, lambda _: None)
     assert {"w1", "w2", "w6", "w7"} <= made.fits.keys()
     assert all(fit.error <= fit.plain < 0.3 for fit in made.fits.values())

@@ -48,6 +48,15 @@ def test_no_single_weight_is_better_elsewhere():
         assert loss(a, other * steps - weights) >= best - 1e-6 * best
 
 
+@pytest.mark.parametrize("unit", [1e-60, 1e-40, 1e40])
+def test_units_of_the_inputs_do_not_matter(unit):
+    """Moments of channels that hardly ever fire are beyond 32 bits."""
+    weights, a = problem(40, 6)
+    want, got = (fitted(weights, one, Grid(4, 32)) for one in (a, a * unit))
+    assert (want[0] == got[0]).all()
+    assert (want[1] == got[1]).all()
+
+
 def test_few_weights_are_rounded_as_well_as_can_be():
     """All choices of three weights, compared: within a few per cent of the best with these scales."""
     grid = Grid(3)
