@@ -247,7 +247,9 @@ def weight_of(reader: Reader, matrices: Matrix, like: Array) -> Array:
     return np.ascontiguousarray(values.reshape(like.shape)).astype(like.dtype)
 
 
-def constants_of(reader: Reader, graph: Graph, matrices: Matrix, bias: Matrix | None) -> dict[str, Array]:
+def constants_of(
+    reader: Reader, graph: Graph, matrices: Matrix, bias: Matrix | None, like: Array | None = None
+) -> dict[str, Array]:
     """The constants that hold weights and bias, in the shapes and types of the present ones.
 
     Args:
@@ -255,8 +257,9 @@ def constants_of(reader: Reader, graph: Graph, matrices: Matrix, bias: Matrix | 
         graph: holds the present ones.
         matrices: the weights, shape [groups, K, outputs].
         bias: shape [groups, outputs]; None leaves it out.
+        like: the weight for ``weight_of``; None stands for the present one.
     """
-    values = {reader.weight: weight_of(reader, matrices, graph.array(reader.weight))}
+    values = {reader.weight: weight_of(reader, matrices, graph.array(reader.weight) if like is None else like)}
     if reader.bias is not None and bias is not None:
         values[reader.bias] = bias_constant(reader, bias, graph.array(reader.bias))
     return values

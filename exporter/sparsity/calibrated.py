@@ -142,7 +142,8 @@ class _Layer:
         """What does best on held-out inputs, and the values it stands for."""
         total = max(float(self.held.yy.sum()), 1e-30)
         bias = self._bias_as_it_is()
-        largest = matrix(self.reader, given.reshape(self.like.shape))
+        given = given.reshape(self.like.shape)
+        largest = matrix(self.reader, given)
         plain = self.held.error(largest, bias) / total
         judges = self.method in LAYERWISE
         taken, weights, error, damping = "magnitude" if judges else self.method, largest, plain, None
@@ -158,7 +159,7 @@ class _Layer:
                 bias = self.fit.bias(weights) if bias is not None else None
             else:
                 damping = None
-        fresh = constants_of(self.reader, self.graph, weights, bias if damping is not None else None)
+        fresh = constants_of(self.reader, self.graph, weights, bias if damping is not None else None, given)
         return Fit(self.reader.weight, taken, plain, error, damping, self.reader.bias or ""), fresh
 
     def _held_error(self, weights: Matrix) -> float:

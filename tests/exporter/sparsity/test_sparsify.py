@@ -479,3 +479,21 @@ def test_layers_too_wide_for_the_memory_are_chosen_by_magnitude(pattern, tmp_pat
     )
     assert (made["w1"] == plain["w1"]).all()
     assert all((made[name] != plain[name]).any() for name in ("w2", "w3"))
+
+
+@pytest.mark.parametrize("how", [[], ["--no-refit"], ["--method", "wanda"]])
+def test_what_a_normalisation_lets_nothing_of_through_gets_the_pattern_too(how, tmp_path, cli):
+    """Nothing tells which weights of a dead channel matter; the largest stay."""
+    constants = weights(w=(16, 8, 1, 1), v=(4, 16, 1, 1), beta=(16,)) | {"gamma": np.ones(16, np.float32)}
+    constants |= {"mean": np.zeros(16, np.float32), "var": np.ones(16, np.float32)}
+    dead = [2, 7]
+    constants["gamma"][dead] = 1e-12
+    nodes = [node("Conv", "x w", "h"), node("BatchNormalization", "h gamma beta mean var", "n"),
+             node("Relu", "n", "r"), node("Conv", "r v", "y")]  # fmt: skip
+    source, out = write(build(nodes, {"x": ["N", 8, 4, 4]}, ["y"], constants), tmp_path), tmp_path / "s.onnx"
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((64, 8, 4, 4)).astype(np.float32))
+    code, _, err = cli("sparsify", source, "-o", out, "--pattern", "2:4", "--calib", tmp_path / "x.npz", *how)
+    assert (code, err) == (0, "")
+    written = load(out).array("w")
+    assert ((written.reshape(-1, 4) != 0).sum(1) <= 2).all()
+    assert all(np.isin(written[k], [0, *constants["w"][k].ravel()]).all() and written[k].any() for k in dead)
