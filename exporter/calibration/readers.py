@@ -324,7 +324,8 @@ def inputs_at(reader: Reader, source: Array, at: Places, kernel: tuple[int, ...]
     if index.size > _FEW_ROWS * math.prod(shape):  # rows read in order are read faster
         rows = np.ascontiguousarray(moved, np.float32).reshape(-1, channels).take(index, 0)
     else:
-        rows = np.asarray(moved[np.unravel_index(index, shape)], np.float32)
+        flat = np.unravel_index(index.reshape(-1), shape)  # wrong beyond 8,192 for a column (numpy's issue 31980)
+        rows = np.asarray(moved[flat], np.float32).reshape(*index.shape, channels)
     rows[~valid] = 0
     split = rows.reshape(len(batch), len(offsets), reader.groups, -1)
     return np.ascontiguousarray(split.transpose(2, 0, 1, 3)).reshape(reader.groups, len(batch), -1)

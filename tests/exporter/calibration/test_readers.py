@@ -232,3 +232,13 @@ def test_a_weight_of_another_rank_makes_no_reader():
     model = conv((4, 4, 1, 1), bias=False)
     model.graph.initializer[0].dims[:] = [4, 4]
     assert find_readers(from_model(model)) == []
+
+
+def test_many_rows_of_far_more():
+    """They are read one by one then; NumPy's ``unravel_index`` is wrong beyond 8,192 of a column (its issue 31980)."""
+    graph = from_model(conv((2, 3, 1, 1), x=(2, 3, 260, 260)))
+    (reader,) = find_readers(graph)
+    source = np.random.default_rng(0).standard_normal((2, 3, 260, 260)).astype(np.float32)
+    at = places(reader, (2, 2, 260, 260), 12_000, np.random.default_rng(0))
+    seen = inputs_at(reader, source, at, (1, 1), (260, 260))
+    assert (seen[0] == source[at[0], :, at[1], at[2]]).all()
