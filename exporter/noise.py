@@ -1,9 +1,9 @@
-"""How far tensors of a model move when its weights are rounded otherwise: nothing finer can be told of them."""
+"""How far tensors of a model move when weights and inputs are rounded otherwise: nothing finer can be told of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -21,6 +21,8 @@ NOISE_FACTOR = 10.0
 """Differences up to so many times the noise may be rounding: sums have more of it than one for each weight."""
 
 _LAST_PLACE = 2.0**-23
+_DRAWS = 3
+"""How often that is tried: where a result is all but divided by zero, most changes do little."""
 _SIZES = {"ConstantOfShape": 0, "Expand": 1, "Pad": 1, "Range": 0, "Reshape": 1, "Resize": 1, "Slice": 1, "Tile": 1,
           "TopK": 1, "Upsample": 1}  # fmt: skip
 """Operators and the first of their inputs that decide sizes."""
@@ -35,8 +37,9 @@ def rounding_noise(
     scales: Mapping[str, float],
     want: Mapping[str, Array],
     feed: feeds.Feeds,
+    inputs: bool = True,
 ) -> dict[str, float]:
-    """How far tensors of the masked original move when its weights change by one in the last place.
+    """How far tensors of the masked original move when its weights and inputs change by one in the last place.
 
     Some tensors are so ill-conditioned (a softmax over large scores, the outputs of a deep network) that the order of a
     sum changes them by more than a proof's tolerance.
@@ -48,24 +51,59 @@ def rounding_noise(
         scales: the signal of each tensor that is asked for.
         want: values of these, and of the codes, in the masked original.
         feed: its inputs.
+        inputs: change these too, and try it several times; else weights alone, once.
 
     Returns:
         The largest difference of each tensor of ``scales``, relative to its signal.
     """
-    model = masked_original(graph, plan)
-    rng = np.random.default_rng(0)
-    sizes = _of_sizes(model)
-    for tensor in model.graph.initializer:
-        of_size = tensor.name in sizes and math.prod(tensor.dims) <= _SMALL
-        if tensor.data_type == onnx.TensorProto.FLOAT and not of_size:
-            values = onnx.numpy_helper.to_array(tensor)
-            moved = values * (1 + rng.choice([-1, 1], values.shape) * _LAST_PLACE)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(moved, np.float32), tensor.name))
-    hand_over(model, codes, graph)
-    session = open_own(with_outputs(model, list(scales)), "the masked original")
-    fed = dict(feed) | given({name: want[name] for name in codes})
-    other = run_own(session, fed, "the masked original", list(scales))
-    return {name: difference(other[name], want[name], scale) for name, scale in scales.items()}
+
+    def make() -> onnx.ModelProto:
+        model = masked_original(graph, plan)
+        hand_over(model, codes, graph)
+        return model
+
+    handed = given({name: want[name] for name in codes})
+    return noise_of(make, "the masked original", scales, want, feed, handed, inputs)
+
+
+def noise_of(
+    make: Callable[[], onnx.ModelProto],
+    what: str,
+    scales: Mapping[str, float],
+    want: Mapping[str, Array],
+    feed: feeds.Feeds,
+    handed: Mapping[str, Array],
+    inputs: bool = True,
+) -> dict[str, float]:
+    """``rounding_noise`` of any model.
+
+    Args:
+        make: gives the model, to be changed.
+        what: how messages call it.
+        scales, want, feed, inputs: as for ``rounding_noise``.
+        handed: more inputs, which stay as they are.
+    """
+    found = dict.fromkeys(scales, 0.0)
+    for draw in range(_DRAWS if inputs else 1):
+        rng = np.random.default_rng(draw)
+        model = make()
+        sizes = _of_sizes(model)
+        for tensor in model.graph.initializer:
+            of_size = tensor.name in sizes and math.prod(tensor.dims) <= _SMALL
+            if tensor.data_type == onnx.TensorProto.FLOAT and not of_size:
+                moved = _moved(onnx.numpy_helper.to_array(tensor), rng)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
+        moving = [n for n, v in feed.items() if inputs and v.dtype == np.float32 and n not in sizes]
+        fed = {**feed, **{n: _moved(feed[n], rng) for n in moving}, **handed}
+        other = run_own(open_own(with_outputs(model, list(scales)), what), fed, what, list(scales))
+        found = {name: max(found[name], difference(other[name], want[name], scale)) for name, scale in scales.items()}
+    return found
+
+
+def _moved(values: Array, rng: np.random.Generator) -> Array:
+    """Numbers of 32 bits, each one higher or lower in the last place."""
+    wide = values.astype(np.float64)
+    return (wide * (1 + rng.choice([-1, 1], values.shape) * _LAST_PLACE)).astype(np.float32)
 
 
 def _of_sizes(model: onnx.ModelProto) -> set[str]:

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from exporter import GoalError, verify
+from exporter.masked import masked_original
 from exporter.model_file import from_model
+from exporter.noise import rounding_noise
+from exporter.optimised import Optimised
 from exporter.sparsity.patterns import parse_pattern
 from exporter.sparsity.permuting import permute_graph
+from runtime.backends import open_session
 from tests.exporter.files import halved, off
 from tests.onnx_builder import build, node, weights
 
@@ -16,9 +20,9 @@ CHAOS = 1e6
 """The sine of so many times a number differs by more than 1e-3 where the number differs in the last place."""
 
 
-def chaotic(width=1024, quantized=False):
+def chaotic(width=1024, quantized=False, chaos=CHAOS):
     shapes = {"w1": (12, width), "b1": (width,), "w2": (width, 8)}
-    constants = weights(**shapes) | {"chaos": np.array([CHAOS], np.float32)}
+    constants = weights(**shapes) | {"chaos": np.array([chaos], np.float32)}
     nodes = [node("MatMul", "x w1", "h"), node("Add", "h b1", "i"), node("Relu", "i", "a"), node("MatMul", "a w2", "o"),
              node("Mul", "o chaos", "m"), node("Sin", "m", "y")]  # fmt: skip
     if quantized:
@@ -63,6 +67,24 @@ def test_codes_go_in_no_pieces():
         verify(pruned, graph, plan)
 
 
+def test_inputs_are_rounded_too():
+    """A difference of them may be all but zero, and is divided by then."""
+    nodes = [node("Cast", "x", "d", to=11), node("Mul", "d many", "m"), node("Sin", "m", "s"),
+             node("Cast", "s", "z", to=1), node("MatMul", "x w1", "h"), node("Relu", "h", "a"),
+             node("MatMul", "a w2", "y")]  # fmt: skip
+    constants = weights(w1=(12, 64), w2=(64, 8)) | {"many": np.array([CHAOS])}
+    graph = from_model(build(nodes, {"x": ["N", 12]}, ["y", "z"], constants, kinds={"d": "d"}))
+    plan, _ = halved(graph)
+    feed = {"x": np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32)}
+    want = open_session(masked_original(graph, plan).SerializeToString()).run(feed)
+    scales = {"y": 1.0, "z": 1.0}
+    found, alone = (rounding_noise(graph, plan, [], scales, want, feed, inputs=inputs) for inputs in (True, False))
+    assert 0 < alone["y"] < 1e-4
+    assert 0 < found["y"] < 1e-4
+    assert alone["z"] == 0
+    assert 1e-3 < found["z"] < 1
+
+
 @pytest.mark.parametrize("wave", ["Sin", "Identity"])
 def test_noise_leaves_lengths_as_they_are(wave):
     """A Range has one more element where its step is a little shorter, as the grids of detectors do."""
@@ -77,3 +99,28 @@ def test_noise_leaves_lengths_as_they_are(wave):
     graph = from_model(build([*nodes, node("Neg", "z6", "y")], {"x": ["N", 12]}, ["y"], constants))
     plan, pruned = halved(graph)
     assert (verify(pruned, graph, plan).pieces > 1) == (wave == "Sin")
+
+
+@pytest.mark.parametrize(
+    ("chaos", "by", "refused"), [(CHAOS, 0.05, ""), (CHAOS, 0.5, "optimises"), (1.0, 0.05, "optimises")]
+)
+def test_so_does_optimisation_within_a_tenth_of_the_signal(chaos, by, refused, monkeypatch):
+    """Where rounding otherwise explains what it changes; here it changes the pruned model alone."""
+    graph = chaotic(64, chaos=chaos)
+    plan, pruned = halved(graph)
+
+    class Changed:
+        def __init__(self, model):
+            self.session = open_session(model)
+
+        def run(self, feed):
+            return {name: value + by * value.std() for name, value in self.session.run(feed).items()}
+
+    monkeypatch.setattr("exporter.optimised.open_session", Changed)
+    monkeypatch.setattr(Optimised, "_optimised_dense", lambda self, feed: open_session(given_model).run(feed))
+    given_model = graph.model.SerializeToString()
+    if refused:
+        with pytest.raises(GoalError, match=refused):
+            verify(pruned, graph, plan)
+    else:
+        assert any("in the last place explain" in warning for warning in verify(pruned, graph, plan).warnings)
