@@ -23,11 +23,11 @@ NOISE_FACTOR = 10.0
 _LAST_PLACE = 2.0**-23
 _DRAWS = 3
 """How often that is tried: where a result is all but divided by zero, most changes do little."""
-_SIZES = {"ConstantOfShape": 0, "Expand": 1, "Pad": 1, "Range": 0, "Reshape": 1, "Resize": 1, "Slice": 1, "Tile": 1,
-          "TopK": 1, "Upsample": 1}  # fmt: skip
-"""Operators and the first of their inputs that decide sizes."""
+_EXACT = {"ConstantOfShape": 0, "Expand": 1, "Pad": 1, "Pow": 1, "Range": 0, "Reshape": 1, "Resize": 1, "Slice": 1,
+          "Tile": 1, "TopK": 1, "Upsample": 1}  # fmt: skip
+"""Operators and the first of their inputs that mean what they are: sizes, and the power of a number below zero."""
 _SMALL = 16
-"""Elements of a constant up to which it may be there for a size; weights are larger."""
+"""Elements of a constant up to which it may be there for such an input; weights are larger."""
 
 
 def rounding_noise(
@@ -87,13 +87,13 @@ def noise_of(
     for draw in range(_DRAWS if inputs else 1):
         rng = np.random.default_rng(draw)
         model = make()
-        sizes = _of_sizes(model)
+        exact = _exact(model)
         for tensor in model.graph.initializer:
-            of_size = tensor.name in sizes and math.prod(tensor.dims) <= _SMALL
-            if tensor.data_type == onnx.TensorProto.FLOAT and not of_size:
+            stays = tensor.name in exact and math.prod(tensor.dims) <= _SMALL
+            if tensor.data_type == onnx.TensorProto.FLOAT and not stays:
                 moved = _moved(onnx.numpy_helper.to_array(tensor), rng)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
-        moving = [n for n, v in feed.items() if inputs and v.dtype == np.float32 and n not in sizes]
+        moving = [n for n, v in feed.items() if inputs and v.dtype == np.float32 and n not in exact]
         fed = {**feed, **{n: _moved(feed[n], rng) for n in moving}, **handed}
         other = run_own(open_own(with_outputs(model, list(scales)), what), fed, what, list(scales))
         found = {name: max(found[name], difference(other[name], want[name], scale)) for name, scale in scales.items()}
@@ -102,16 +102,17 @@ def noise_of(
 
 def _moved(values: Array, rng: np.random.Generator) -> Array:
     """Numbers of 32 bits, each one higher or lower in the last place."""
-    wide = values.astype(np.float64)
-    return (wide * (1 + rng.choice([-1, 1], values.shape) * _LAST_PLACE)).astype(np.float32)
+    moved = values.astype(np.float64) * (1 + rng.choice([-1, 1], values.shape) * _LAST_PLACE)
+    most = float(np.finfo(np.float32).max)  # as some masks are
+    return np.where(np.isfinite(values), moved.clip(-most, most), values).astype(np.float32)
 
 
-def _of_sizes(model: onnx.ModelProto) -> set[str]:
-    """Tensors that sizes are computed from: another number in the last place of a step would be another length."""
+def _exact(model: onnx.ModelProto) -> set[str]:
+    """Tensors that sizes and exponents are computed from: a step that is a little shorter would be one step more."""
     found: set[str] = set()
     for node in reversed(list(all_nodes(model.graph))):
-        if node.op_type in _SIZES:
-            found.update(node.input[_SIZES[node.op_type] :])
+        if node.op_type in _EXACT:
+            found.update(node.input[_EXACT[node.op_type] :])
         if node.op_type not in ("Shape", "Size") and not found.isdisjoint(node.output):
             found.update(node.input)
     return found

@@ -85,6 +85,21 @@ def test_inputs_are_rounded_too():
     assert 1e-3 < found["z"] < 1
 
 
+def test_rounding_otherwise_makes_no_numbers_of_what_are_none():
+    """A power of a number below zero has to stay whole, and the lowest number there is has none below it."""
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "a"), node("MatMul", "a w2", "o"),
+             node("Pow", "o two", "p"), node("Add", "p lowest", "m"), node("Concat", "o m", "c", axis=1),
+             node("Softmax", "c", "y")]  # fmt: skip
+    constants = weights(w1=(12, 64), w2=(64, 8)) | {"two": np.float32(2), "lowest": np.finfo(np.float32).min}
+    graph = from_model(build(nodes, {"x": ["N", 12]}, ["y", "p"], constants))
+    plan, _ = halved(graph)
+    feed = {"x": np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32)}
+    want = open_session(masked_original(graph, plan).SerializeToString()).run(feed)
+    assert (want["p"] > 0).all()
+    found = rounding_noise(graph, plan, [], {"y": 1.0, "p": 1.0}, want, feed)
+    assert all(0 < noise < 1e-3 for noise in found.values())
+
+
 @pytest.mark.parametrize("wave", ["Sin", "Identity"])
 def test_noise_leaves_lengths_as_they_are(wave):
     """A Range has one more element where its step is a little shorter, as the grids of detectors do."""
