@@ -247,8 +247,8 @@ class _Prover:
             worst, pieces, apart = max(worst, found.error), found.pieces, {**self.apart, **exact}
             self.warnings += [
                 f"{'output' if name in exact else 'tensor'} '{name}' differs by {apart[name]:.2g} in 32 bits, and by "
-                f"{noise:.2g} when weights and inputs are rounded otherwise; so it was proved in {counted(pieces, 'piece')}, each "
-                "given what the original has before it"
+                f"{noise:.2g} when weights and inputs are rounded otherwise; so it was proved in "
+                f"{counted(pieces, 'piece')}, each given what the original has before it"
                 for name, noise in self.noise.items()
             ]
         errors |= {n: max(errors[n], e) for n, e in by_way.items()}
