@@ -64,9 +64,11 @@ def unsqueezed(node: Node) -> Sequence[Dims]:
 
 @follows("Squeeze")
 def squeezed(node: Node) -> Sequence[Dims]:
-    """Axes of one left out."""
+    """Axes of one left out: those that are named must be."""
     dims, axes = known(node.dims()), node.integers(1, "axes")
     ones = {k for k, size in enumerate(dims) if fixed(size) == 1} if axes is None else set()
+    for axis in axes or ():
+        node.facts.ask((dims[axis], 1))
     gone = ones | {a % len(dims) for a in axes or ()}
     return [tuple(size for k, size in enumerate(dims) if k not in gone)]
 

@@ -54,6 +54,11 @@ ASKED = {
     "channels of a norm": (
         [node("InstanceNormalization", "x s b", "y")], {"x": IMAGE}, weights(s=(6,), b=(6,)), {"x": (2, 6, 224, 224)},
     ),
+    "an axis that is left out": (
+        [node("Conv", "x k", "h", strides=[4, 4]), node("MaxPool", "h", "p", kernel_shape=[2, 2], strides=[2, 1]),
+         node("Squeeze", "p two", "y")], {"x": IMAGE}, weights(k=(4, 3, 4, 4)) | {"two": ints(2)},
+        {"x": (2, 3, 8, 224)},
+    ),
     "rows of a weight": ([node("MatMul", "x w", "y")], {"x": ["N", "F"]}, weights(w=(7, 4)), {"x": (2, 7)}),
     "rows of a transposed weight": (
         [node("Gemm", "x w", "y", transB=1)], {"x": ["N", "F"]}, weights(w=(4, 7)), {"x": (2, 7)},
