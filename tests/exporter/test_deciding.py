@@ -103,6 +103,8 @@ def test_optimisation_that_leads_to_other_choices_is_no_error(monkeypatch):
     monkeypatch.setattr(Optimised, "_optimised_dense", lambda self, feed: None)
     assert any("comes from other choices" in warning for warning in verify(pruned, graph, plan).warnings)
     monkeypatch.setattr("exporter.optimised.deciding_tensors", lambda *_: [])
+    assert any("in the last place explain" in warning for warning in verify(pruned, graph, plan).warnings)
+    monkeypatch.setattr("exporter.optimised.noise_of", lambda make, what, scales, *_: dict.fromkeys(scales, 0.0))
     with pytest.raises(GoalError, match="changes when ONNX Runtime optimises"):
         verify(pruned, graph, plan)
 
