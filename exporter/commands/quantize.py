@@ -22,7 +22,8 @@ def add(commands: Any) -> None:
         required=True,
         metavar="NAME",
         help="int8, uint8, fp8: weights and the tensors between layers (QDQ); int8-weight, int4-weight: weights alone, "
-        "which are computed with in float. Tables of embeddings become int8, a scale to each row (--profile cpu)",
+        "which are computed with in float. With --profile cpu, tables of embeddings, and weights of LSTM, GRU and RNN, "
+        "become int8 in any case",
     )
     parser.add_argument(
         "--profile",

@@ -18,6 +18,9 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 TABLE = "Gather"
 """What reads rows of an embedding; its input 0 is the table."""
 
+RECURRENT = ("GRU", "LSTM", "RNN")
+"""Operators whose inputs 1 and 2 are weights; they compute in float whatever is quantized."""
+
 _LARGE_TABLE = 1 << 12
 """Elements of a table from which on its scales and the nodes that multiply by them are worth it."""
 
@@ -65,14 +68,15 @@ def name_nodes(model: ModelProto) -> None:
             taken.add(name)
 
 
-def layers_of(model: ModelProto, tables: bool = False) -> list[Layer]:
+def layers_of(model: ModelProto, in_float: bool = False) -> list[Layer]:
     """Layers of the main graph with a 32-bit constant weight of two axes or more, in its order.
 
     Args:
         model: the model.
-        tables: take Gathers of rows too, where no layer has their table for its weight and it is no small one.
+        in_float: take what computes in float too: recurrent layers, and Gathers of rows, where no layer has their
+            table for its weight and it is no small one.
     """
-    places = dict.fromkeys(LAYERS, 1) | ({TABLE: 0} if tables else {})
+    places = dict.fromkeys(LAYERS, 1) | ({TABLE: 0} | dict.fromkeys(RECURRENT, 1) if in_float else {})
     of_layers = {name for node in model.graph.node if op_of(node) in LAYERS for name in node.input}
     weights = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
     fed = {value.name for value in model.graph.input}
@@ -123,8 +127,8 @@ def chosen_layers(layers: Sequence[Layer], only: Sequence[str], keep: Sequence[s
     ]
     if not layers:
         raise ModelError(
-            f"nothing to quantize: no layer of the main graph ({', '.join(LAYERS)}) has 32-bit constant weights. Those "
-            "in branches and loops are not quantized."
+            f"nothing to quantize: no layer of the main graph ({', '.join((*LAYERS, *RECURRENT))}) has 32-bit constant "
+            "weights. Those in branches and loops are not quantized."
         )
     if not found:
         raise ModelError(

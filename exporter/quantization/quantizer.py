@@ -158,7 +158,7 @@ def quantize(
     check_options(kind, target, method, percentile, reduce_range, calib, max_drop)
     graph = load(model, shapes)
     plain, moved, notes = float_model(graph, kind)
-    layers = layers_of(plain, tables=profile == "cpu")
+    layers = layers_of(plain, in_float=profile == "cpu")
     chosen, reasons = _chosen(layers, only, keep, kind, per_channel)
     calibration = None
     if calib is not None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from exporter.protos import fresh_names
-from exporter.quantization.layers import Layer
+from exporter.quantization.layers import RECURRENT, Layer
 from exporter.quantization.precisions import Precision
 
 BLOCK = 32
@@ -73,8 +73,8 @@ def weights_quantized(
 
 
 def fits(layer: Layer, precision: Precision) -> bool:
-    """Whether a layer's weight can be stored so: four bits need a matrix."""
-    return precision.bits == 8 or len(layer.shape) == 2
+    """Whether a layer's weight can be stored so: four bits need a matrix, but for recurrent layers, which get eight."""
+    return precision.bits == 8 or len(layer.shape) == 2 or layer.op in RECURRENT
 
 
 def _channel_axis(layer: Layer, node: object) -> int:

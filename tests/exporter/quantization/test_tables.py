@@ -128,7 +128,7 @@ NOT = {
 def test_what_is_no_table(name):
     shapes, nodes = NOT[name]
     model = build(nodes, {"i": ["N"]}, ["y"], weights(**shapes), kinds={"i": "i"})
-    assert [layer for layer in layers_of(model, tables=True) if layer.op == "Gather"] == []
+    assert [layer for layer in layers_of(model, in_float=True) if layer.op == "Gather"] == []
 
 
 @pytest.mark.parametrize("keep", [[], ["--keep", "a"]])
