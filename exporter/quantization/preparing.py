@@ -58,8 +58,8 @@ def float_model(graph: Graph, kind: Precision) -> tuple[ModelProto, Moved, list[
     if "BatchNormalization" in operators:
         model = _folded(model)
         notes.append("BatchNormalization was folded into the layers before, by ONNX Runtime")
-    model = _upgraded(model, kind.opset)
     _free_initializers(model)
+    model = _upgraded(model, kind.opset)
     _see_through(model)
     moved = fold_weights(model, Path(), graph.static, moved=True, tied=not kind.weights_only)
     _once(model, moved)
@@ -156,10 +156,9 @@ def _free_initializers(model: ModelProto) -> None:
     """Take initializers out of the inputs, where old files declare all of them: integers cannot be fed as floats."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
-    if len(inputs) < len(model.graph.input):
-        del model.graph.input[:]
-        model.graph.input.extend(inputs)
-        model.ir_version = max(model.ir_version, IR_WITH_FREE_INITIALIZERS)
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, IR_WITH_FREE_INITIALIZERS)
 
 
 def _folded(model: ModelProto) -> ModelProto:

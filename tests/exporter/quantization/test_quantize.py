@@ -283,3 +283,26 @@ def test_outputs_that_are_lost_are_warned_of(tmp_path, monkeypatch, capsys):
         code, told = call(tmp_path, line, monkeypatch, capsys)
         assert code == 0
         assert ("caution: the outputs hardly follow those of the float model" in told.out) == lost
+
+
+def test_weights_in_nodes_of_an_old_file(tmp_path):
+    """Files of before IR version 4 declare all initializers as inputs, which onnx's converter insists on there."""
+    weight = weights(w=(6, 40))["w"]
+    nodes = [node("Constant", "", "w", value=onnx.numpy_helper.from_array(weight)), node("MatMul", "x w", "y")]
+    model = build(nodes, {"x": ["N", 6]}, ["y"], opset=9, ir=3)
+    onnx.save(model, tmp_path / "old.onnx")
+    out = tmp_path / "out.onnx"
+    line = [
+        "quantize",
+        str(tmp_path / "old.onnx"),
+        "-o",
+        str(out),
+        "--precision",
+        "int8-weight",
+        "--seconds",
+        "0",
+        "-q",
+    ]
+    assert main(line) == 0
+    x = np.eye(6, dtype=np.float32)
+    assert np.abs(open_session(out).run({"x": x})["y"] - weight).max() < np.abs(weight).max() / 127
