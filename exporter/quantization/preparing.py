@@ -3,7 +3,7 @@ that is high enough."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +77,9 @@ def tied_again(model: ModelProto, moved: Moved) -> None:
         made = {out for node in nodes for out in node.output}
         if name in floats & made and {at for node in nodes for at in node.input if at} - made <= there:
             added |= {node.output[0]: node for node in nodes if node.output[0] == name or node.output[0] not in there}
-    rest = [tensor for tensor in model.graph.initializer if tensor.name not in added]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(rest)
-    set_nodes(model.graph, [*added.values(), *model.graph.node])
+    if added:
+        _without(model, added.keys())
+        set_nodes(model.graph, [*added.values(), *model.graph.node])
 
 
 def _lift_constants(model: ModelProto) -> None:
@@ -114,10 +113,15 @@ def _once(model: ModelProto, names: Iterable[str]) -> None:
     of = {name: tensors[name] for name in names}
     seen: dict[tuple[object, ...], str] = {}
     first = {name: seen.setdefault((*t.dims, t.data_type, t.raw_data), name) for name, t in of.items()}
-    read_instead(model.graph.node, first)
-    kept = [tensor for name, tensor in tensors.items() if first.get(name, name) == name]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    copies = {name: one for name, one in first.items() if name != one}
+    read_instead(model.graph.node, copies)
+    _without(model, copies.keys())
+
+
+def _without(model: ModelProto, names: Set[str]) -> None:
+    """Take constants out."""
+    for i in reversed([i for i, tensor in enumerate(model.graph.initializer) if tensor.name in names]):
+        del model.graph.initializer[i]
 
 
 def _full_biases(model: ModelProto) -> None:

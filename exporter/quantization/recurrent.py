@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from exporter.protos import fresh_names
+from exporter.protos import fresh_names, reads
 from exporter.quantization.layers import Layer
 from exporter.quantization.weights import per_channel
 
@@ -33,7 +33,7 @@ def recurrent_quantized(model: ModelProto, layers: Sequence[Layer]) -> None:
         integers, scale = per_channel(numpy_helper.to_array(tensors[name]), 1, 8)
         codes, scales, stands = (unused(f"{name}_{part}") for part in ("quantized", "scale", "float"))
         packed = numpy_helper.from_array(integers, codes)
-        others = [node for node in graph.node if name in node.input and node.name not in chosen]
+        others = any(name in reads(node) for node in graph.node if node.name not in chosen)
         if others or any(value.name == name for value in graph.output):
             graph.initializer.append(packed)
         else:

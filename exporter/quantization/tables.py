@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from exporter.protos import fresh_names
+from exporter.protos import fresh_names, reads
 from exporter.quantization.layers import TABLE, Layer
 from exporter.quantization.weights import per_channel
 
@@ -33,7 +33,9 @@ def tables_quantized(model: ModelProto, layers: Sequence[Layer]) -> None:
         codes, by_row = unused(f"{name}_quantized"), unused(f"{name}_row_scale")
         fresh[name] = codes, by_row
         others = [node for node in graph.node if name in node.input and node.name not in chosen]
-        floats = [node for node in others if node.op_type == TABLE]
+        floats = any(node.op_type == TABLE for node in others) or any(
+            name in reads(node) - set(node.input) for node in graph.node
+        )
         whole = [node for node in others if node.op_type != TABLE]
         if whole:
             plain, stands = unused(f"{name}_scale"), unused(f"{name}_float")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from exporter.protos import fresh_names
+from exporter.protos import fresh_names, reads
 from exporter.quantization.layers import RECURRENT, Layer
 from exporter.quantization.precisions import Precision
 
@@ -54,8 +54,8 @@ def weights_quantized(
             how = {"axis": axis}
         kind = TensorProto.INT4 if precision.bits == 4 else TensorProto.INT8
         packed = _tensor(integers, fresh["quantized"], kind)
-        users = [node for node in made.graph.node if name in node.input and node.name not in chosen]
-        if users or any(value.name == name for value in made.graph.output):
+        others = any(name in reads(node) for node in made.graph.node if node.name not in chosen)
+        if others or any(value.name == name for value in made.graph.output):
             made.graph.initializer.append(packed)  # somebody reads the weight itself
         else:
             tensors[name].CopyFrom(packed)

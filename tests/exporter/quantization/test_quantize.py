@@ -306,3 +306,31 @@ def test_weights_in_nodes_of_an_old_file(tmp_path):
     assert main(line) == 0
     x = np.eye(6, dtype=np.float32)
     assert np.abs(open_session(out).run({"x": x})["y"] - weight).max() < np.abs(weight).max() / 127
+
+
+@pytest.mark.parametrize("precision", ["int8-weight", "int8"])
+@pytest.mark.parametrize("kind", ["layer", "table", "recurrent"])
+def test_what_a_branch_reads_too_keeps_its_numbers(kind, precision, tmp_path):
+    """The weight is there twice then: as integers for the layer, as it was for the branch."""
+    shape = {"layer": (48, 96), "table": (200, 48), "recurrent": (1, 64, 48)}[kind]
+    reads = {
+        "layer": [node("MatMul", "x w", "h")],
+        "table": [node("Gather", "w i", "h")],
+        "recurrent": [node("Unsqueeze", "x zero", "s"), node("LSTM", "s w r", "h", hidden_size=16)],
+    }[kind]
+    inner = [
+        onnx.helper.make_graph([node(op, "w", name)], "branch", [], [onnx.ValueInfoProto(name=name)])
+        for op, name in (("Abs", "a"), ("Neg", "b"))
+    ]
+    nodes = [*reads, node("If", "flag", "z", then_branch=inner[0], else_branch=inner[1])]
+    constants = weights(w=shape, **({"r": (1, 64, 16)} if kind == "recurrent" else {})) | {"zero": ints(0)}
+    made = build(nodes, {"x": ["N", 48], "i": ["K"], "flag": []}, ["h", "z"], constants, kinds={"flag": "b", "i": "i"})
+    onnx.save(made, tmp_path / "m.onnx")
+    out = tmp_path / "out.onnx"
+    line = ["quantize", str(tmp_path / "m.onnx"), "-o", str(out), "--precision", precision, "--seconds", "0", "-q"]
+    assert main([*line, *(["--calib", "synthetic"] if precision == "int8" else [])]) == 0
+    feeds = {"x": np.random.default_rng(0).standard_normal((5, 48)).astype(np.float32), "i": np.arange(9),
+             "flag": np.array(True)}  # fmt: skip
+    want, got = (open_session(path).run(feeds) for path in (tmp_path / "m.onnx", out))
+    assert (got["z"] == want["z"]).all()
+    assert 0 < np.square(got["h"] - want["h"]).mean() < 1e-3 * want["h"].var()
