@@ -112,8 +112,8 @@ class Maker:
         """A float model with some layers, and what lies between them, in 8 bits, as ``quantized`` has it."""
         names = [layer.node for layer in _computing(chosen)]
         made = quantized(ranges, self.precision, self.profile, names, self.per_channel, self.less)
+        tied_again(made, self.moved)  # before tables become integers, which a layer in float then reads too
         _in_float(made, chosen)
-        tied_again(made, self.moved)
         return made
 
 
