@@ -20,7 +20,7 @@ from exporter import tensors
 from exporter.errors import ModelError
 from exporter.fold import live_nodes
 from exporter.inferred import Dims, Inferred, are_numbers
-from exporter.protos import constant_tensors, fresh_names, read_instead, reads, set_nodes
+from exporter.protos import constant_tensors, fresh_names, read_instead, reads, remove_named, set_nodes
 from exporter.values import is_standard
 from runtime import bounds
 from runtime.backends import SessionOptions, open_session
@@ -236,9 +236,8 @@ def _replace(model: ModelProto, found: _Expressions, made: Mapping[str, TensorPr
     names = {name: given if given not in alive else fresh[name] for name, given in names.items()}
     read_instead(kept, {fresh[name]: given for name, given in names.items()})
     replaced = set(names.values())
-    for present in (model.graph.initializer, model.graph.value_info):
-        for i in reversed([i for i, one in enumerate(present) if one.name in replaced]):
-            del present[i]
+    remove_named(model.graph.initializer, replaced)
+    remove_named(model.graph.value_info, replaced)
     for name, given in names.items():
         made[name].name = given
         model.graph.initializer.append(made[name])

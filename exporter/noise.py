@@ -12,7 +12,7 @@ from exporter.graph import Graph
 from exporter.masked import masked_original
 from exporter.plan import Plan
 from exporter.protos import all_nodes
-from exporter.relative_difference import Array, difference
+from exporter.relative_difference import Array, difference, is_float
 from exporter.rounding import given, hand_over
 from exporter.sessions import open_own, run_own, with_outputs
 from runtime import feeds
@@ -20,7 +20,6 @@ from runtime import feeds
 NOISE_FACTOR = 10.0
 """Differences up to so many times the noise may be rounding: sums have more of it than one for each weight."""
 
-_LAST_PLACE = 2.0**-23
 _DRAWS = 3
 """How often that is tried: where a result is all but divided by zero, most changes do little."""
 _EXACT = {"ConstantOfShape": 0, "Expand": 1, "Pad": 1, "Pow": 1, "Range": 0, "Reshape": 1, "Resize": 1, "Slice": 1,
@@ -91,20 +90,24 @@ def noise_of(
         for tensor in model.graph.initializer:
             stays = tensor.name in exact and math.prod(tensor.dims) <= _SMALL
             if tensor.data_type == onnx.TensorProto.FLOAT and not stays:
-                moved = _moved(onnx.numpy_helper.to_array(tensor), rng)
+                moved = jittered(onnx.numpy_helper.to_array(tensor), rng)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
         moving = [n for n, v in feed.items() if inputs and v.dtype == np.float32 and n not in exact]
-        fed = {**feed, **{n: _moved(feed[n], rng) for n in moving}, **handed}
+        fed = {**feed, **{n: jittered(feed[n], rng) for n in moving}, **handed}
         other = run_own(open_own(with_outputs(model, list(scales)), what), fed, what, list(scales))
         found = {name: max(found[name], difference(other[name], want[name], scale)) for name, scale in scales.items()}
     return found
 
 
-def _moved(values: Array, rng: np.random.Generator) -> Array:
-    """Numbers of 32 bits, each one higher or lower in the last place."""
-    moved = values.astype(np.float64) * (1 + rng.choice([-1, 1], values.shape) * _LAST_PLACE)
-    most = float(np.finfo(np.float32).max)  # as some masks are
-    return np.where(np.isfinite(values), moved.clip(-most, most), values).astype(np.float32)
+def jittered(values: Array, rng: np.random.Generator) -> Array:
+    """Floating-point values, each moved by one in the last place."""
+    if not is_float(values):
+        return values
+    kind = np.finfo(values.dtype.name)
+    wide = values.astype(np.float64)
+    moved = wide * (1 + rng.choice([-1.0, 1.0], values.shape) * float(kind.eps))
+    most = float(kind.max)  # as some masks are
+    return np.where(np.isfinite(wide), moved.clip(-most, most), wide).astype(values.dtype)
 
 
 def _exact(model: onnx.ModelProto) -> set[str]:

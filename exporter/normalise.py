@@ -25,7 +25,16 @@ from exporter.graph import Graph, Source, make_nodes, opsets_of
 from exporter.inferred import INTEGERS, Dims, Inferred
 from exporter.node_shapes import Schemas
 from exporter.ordering import in_order, sort_nodes
-from exporter.protos import add_outputs, constant_tensors, drop_left_out, fresh_names, reads, scopes, set_nodes
+from exporter.protos import (
+    add_outputs,
+    constant_tensors,
+    drop_left_out,
+    fresh_names,
+    reads,
+    remove_named,
+    scopes,
+    set_nodes,
+)
 from exporter.shapes import infer
 from exporter.sparse_tensors import densify
 from exporter.subgraphs import flatten_scopes
@@ -210,8 +219,7 @@ def _declared(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> list[
 
 
 def _declare_ranks(model: ModelProto, static: Inferred) -> None:
-    """Correct outputs that declare another number of axes than they have: onnx's checker, which could not tell as long
-    as shapes were computed by nodes, refuses them where these are constants."""
+    """Correct outputs that declare another number of axes than they have: after a cut onnx's checker may refuse it."""
     for value in model.graph.output:
         shape, dims = value.type.tensor_type.shape, static.dims.get(value.name)
         if dims is not None and value.type.tensor_type.HasField("shape") and len(shape.dim) != len(dims):
@@ -254,9 +262,7 @@ def _fold(model: ModelProto, static: Inferred) -> None:
         model.graph.initializer.extend(folded.initializers)
     used = {n for node in model.graph.node for n in reads(node)}
     used |= {v.name for v in (*model.graph.output, *model.graph.input)}
-    unused = [i for i, tensor in enumerate(model.graph.initializer) if tensor.name not in used]
-    for i in reversed(unused):
-        del model.graph.initializer[i]
+    remove_named(model.graph.initializer, {tensor.name for tensor in model.graph.initializer} - used)
 
 
 def _bind(

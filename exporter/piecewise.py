@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +25,7 @@ from exporter.fed_weights import NARROW, Room
 from exporter.forced_branches import ways
 from exporter.graph import Graph, Node, opsets_of
 from exporter.masked import masked_original
-from exporter.noise import NOISE_FACTOR
+from exporter.noise import NOISE_FACTOR, jittered
 from exporter.plan import Plan
 from exporter.protos import drop_left_out, reads
 from exporter.relative_difference import Array, difference, is_float, signal, take_axes
@@ -233,7 +232,7 @@ class _Walk:
         """
         model, part, names, before = self.last
         rng = np.random.default_rng(0)
-        moved = [{name: _jittered(values, rng) for name, values in each.items()} for each in before]
+        moved = [{name: jittered(values, rng) for name, values in each.items()} for each in before]
         other = run_excerpt(model, part, names, moved, "the masked original", self.room)
         return [
             {name: difference(have[name], want[name], signal(want[name])) for name in names if is_float(want[name])}
@@ -246,15 +245,6 @@ class _Walk:
         for values in (*self.values, *self.own):
             for name in [n for n in values if n not in later and self.instead.get(n, n) not in waiting]:
                 del values[name]
-
-
-def _jittered(values: Array, rng: np.random.Generator) -> Array:
-    """Floating-point values, each moved by one in the last place."""
-    if not is_float(values):
-        return values
-    sign = rng.choice([-1.0, 1.0], values.shape)
-    moved: Any = values
-    return np.asarray(moved * (1 + sign * float(np.finfo(values.dtype.name).eps))).astype(values.dtype)
 
 
 def _needed(graph: Graph, names: Sequence[str], known: Mapping[str, Array]) -> list[Node]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Set
 from typing import Any
 
 import numpy as np
@@ -169,6 +169,12 @@ def _dense(sparse: onnx.SparseTensorProto) -> TensorProto | None:
     else:
         dense[tuple(indices.T)] = values
     return onnx.numpy_helper.from_array(dense)
+
+
+def remove_named(present: MutableSequence[Any], names: Set[str]) -> None:
+    """Take tensors or declared values of these names out of a list of them."""
+    for i in reversed([i for i, one in enumerate(present) if one.name in names]):
+        del present[i]
 
 
 def read_instead(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:

@@ -34,8 +34,8 @@ JUDGES = 2048
 """Most samples that tries are judged on."""
 
 _MOST_IN_A_BATCH = 64
-_TENSOR_BYTES = 1 << 26
-_ALL_BYTES = 1 << 30
+_TENSOR_BYTES, _ALL_BYTES = 1 << 26, 1 << 30
+"""Most of one tensor of a run, and of all where they are kept."""
 _JUDGING = 4
 """One of so many samples judges where the data hold no more than those to fit to."""
 _MORE_HELD = 512
@@ -125,7 +125,8 @@ def calibration_of(
     batch, of_all = 1, 1
     if given or _takes_two(graph, fit.first(2)):
         times = _times_larger(graph, fit)
-        batch, of_all = batch_of(graph, times), _batch_of_all(graph, times)
+        batch = batch_of(graph, times)
+        of_all = min(batch, _most(_ALL_BYTES, times * sum(_bytes_of_samples(graph))))
     return Calibration(fit, held, batch, of_all, text, _made_up(source), judges if judged else None, metric)
 
 
@@ -201,12 +202,8 @@ def batch_of(graph: Graph, times: float = 1.0) -> int:
     return _most(_TENSOR_BYTES, times * max(_bytes_of_samples(graph), default=1))
 
 
-def _batch_of_all(graph: Graph, times: float) -> int:
-    """Samples in one run, so that all its tensors take no more than a gigabyte."""
-    return min(batch_of(graph, times), _most(_ALL_BYTES, times * sum(_bytes_of_samples(graph))))
-
-
 def _most(room: int, each: float) -> int:
+    """Samples in one run, of so many bytes each, that there is room for."""
     return int(np.clip(room / max(each, 1), 1, _MOST_IN_A_BATCH))
 
 

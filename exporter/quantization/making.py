@@ -19,7 +19,6 @@ from exporter.quantization.grid import Grid, nearest
 from exporter.quantization.layers import LAYERS, RECURRENT, TABLE, Layer
 from exporter.quantization.precisions import Precision
 from exporter.quantization.preparing import Moved, tied_again
-from exporter.quantization.recurrent import recurrent_quantized
 from exporter.quantization.tables import tables_quantized
 from exporter.quantization.weights import BLOCK, Stored, weights_quantized
 from exporter.tensors import Array
@@ -90,7 +89,7 @@ class Maker:
             found = fit_layers(graph, graph, weights, partial(nearest, grid=grid), grid, calibration, step)
             changed = _with(self.plain, found.values)
             return Made(self._stored(changed, chosen, found.stored), found.fits, found.large)
-        layers = [layer.node for layer in _computing(chosen)]
+        layers = [layer.node for layer in _those(chosen, *LAYERS)]
         rounded = with_float_weights(self._between(self.ranges, chosen), self.plain, layers)
         own = from_model(rounded, graph.binding.shapes)
         near = float8.nearest if self.precision.name == "fp8" else partial(nearest, grid=grid)
@@ -100,8 +99,9 @@ class Maker:
 
     def _stored(self, model: ModelProto, chosen: Sequence[Layer], stored: Mapping[str, Stored]) -> ModelProto:
         """A float model with the weights of some layers stored as integers, as ``weights_quantized`` has it."""
-        made = weights_quantized(model, _computing(chosen), self.precision, stored)
-        _in_float(made, chosen)
+        tables, layers = _those(chosen, TABLE), _those(chosen, *LAYERS, *RECURRENT)
+        made = weights_quantized(model, layers, self.precision, stored)
+        tables_quantized(made, tables)
         return made
 
     def _chosen(self, names: Sequence[str]) -> list[Layer]:
@@ -110,22 +110,15 @@ class Maker:
 
     def _between(self, ranges: Ranges, chosen: Sequence[Layer]) -> ModelProto:
         """A float model with some layers, and what lies between them, in 8 bits, as ``quantized`` has it."""
-        names = [layer.node for layer in _computing(chosen)]
+        names = [layer.node for layer in _those(chosen, *LAYERS)]
         made = quantized(ranges, self.precision, self.profile, names, self.per_channel, self.less)
         tied_again(made, self.moved)  # before tables become integers, which a layer in float then reads too
-        _in_float(made, chosen)
-        return made
+        in_float = [layer for layer in chosen if layer.op not in LAYERS]
+        return self._stored(made, in_float, {}) if in_float else made
 
 
-def _computing(chosen: Sequence[Layer]) -> list[Layer]:
-    """Those that multiply by their weights, quantized or not."""
-    return [layer for layer in chosen if layer.op in LAYERS]
-
-
-def _in_float(made: ModelProto, chosen: Sequence[Layer]) -> None:
-    """Store what is computed with in float whatever is quantized: tables, and weights of recurrent layers."""
-    tables_quantized(made, [layer for layer in chosen if layer.op == TABLE])
-    recurrent_quantized(made, [layer for layer in chosen if layer.op in RECURRENT])
+def _those(chosen: Sequence[Layer], *operators: str) -> list[Layer]:
+    return [layer for layer in chosen if layer.op in operators]
 
 
 def _enough(samples: Samples) -> Samples:

@@ -3,7 +3,7 @@ that is high enough."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from exporter.errors import ModelError
 from exporter.graph import Graph, op_of
 from exporter.model_file import IR_WITH_FREE_INITIALIZERS
 from exporter.normalise import serialize_with_data
-from exporter.protos import constant_of, read_instead, reads, set_nodes
+from exporter.protos import constant_of, read_instead, reads, remove_named, set_nodes
 from exporter.quantization.layers import name_nodes
 from exporter.quantization.precisions import Precision
 from runtime.backends import SessionOptions, open_session
@@ -24,7 +24,6 @@ from runtime.errors import RunError
 
 _MOST_BYTES = 2_000_000_000
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
-
 
 Moved = Mapping[str, Sequence[NodeProto]]
 """Constants that are others from another side, and the nodes that made them of these."""
@@ -78,7 +77,7 @@ def tied_again(model: ModelProto, moved: Moved) -> None:
         if name in floats & made and {at for node in nodes for at in node.input if at} - made <= there:
             added |= {node.output[0]: node for node in nodes if node.output[0] == name or node.output[0] not in there}
     if added:
-        _without(model, added.keys())
+        remove_named(model.graph.initializer, added.keys())
         set_nodes(model.graph, [*added.values(), *model.graph.node])
 
 
@@ -95,16 +94,15 @@ def _lift_constants(model: ModelProto) -> None:
 
 def _see_through(model: ModelProto) -> None:
     """Let nodes read constants themselves that come through an Identity: layers that share a weight."""
-    known = {tensor.name: tensor.name for tensor in model.graph.initializer}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    seen: dict[str, str] = {}
     for node in model.graph.node:
-        node.input[:] = [known.get(name, name) for name in node.input]
-        if op_of(node) == "Identity" and node.input[0] in known:
-            known[node.output[0]] = node.input[0]
+        read_instead([node], seen)
+        if op_of(node) == "Identity" and node.input[0] in constants:
+            seen[node.output[0]] = node.input[0]
     read = {value.name for value in model.graph.output}.union(*map(reads, model.graph.node))
-    set_nodes(
-        model.graph,
-        [node for node in model.graph.node if read & set(node.output) or known.keys().isdisjoint(node.output)],
-    )
+    unread = seen.keys() - read
+    set_nodes(model.graph, [node for node in model.graph.node if unread.isdisjoint(node.output)])
 
 
 def _once(model: ModelProto, names: Iterable[str]) -> None:
@@ -115,13 +113,7 @@ def _once(model: ModelProto, names: Iterable[str]) -> None:
     first = {name: seen.setdefault((*t.dims, t.data_type, t.raw_data), name) for name, t in of.items()}
     copies = {name: one for name, one in first.items() if name != one}
     read_instead(model.graph.node, copies)
-    _without(model, copies.keys())
-
-
-def _without(model: ModelProto, names: Set[str]) -> None:
-    """Take constants out."""
-    for i in reversed([i for i, tensor in enumerate(model.graph.initializer) if tensor.name in names]):
-        del model.graph.initializer[i]
+    remove_named(model.graph.initializer, copies.keys())
 
 
 def _full_biases(model: ModelProto) -> None:

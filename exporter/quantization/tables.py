@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from exporter.protos import fresh_names, reads
+from exporter.protos import fresh_names, read_instead, reads, set_nodes
 from exporter.quantization.layers import TABLE, Layer
-from exporter.quantization.weights import per_channel
+from exporter.quantization.weights import per_channel, put
 
 
 def tables_quantized(model: ModelProto, layers: Sequence[Layer]) -> None:
@@ -41,20 +41,15 @@ def tables_quantized(model: ModelProto, layers: Sequence[Layer]) -> None:
             plain, stands = unused(f"{name}_scale"), unused(f"{name}_float")
             graph.initializer.append(numpy_helper.from_array(scale, plain))
             before.append(helper.make_node("DequantizeLinear", [codes, plain], [stands], stands, axis=0))
-            for node in whole:
-                node.input[:] = [stands if read == name else read for read in node.input]
+            read_instead(whole, {name: stands})
         graph.initializer.append(numpy_helper.from_array(scale[:, np.newaxis], by_row))
-        if floats or any(value.name == name for value in graph.output):
-            graph.initializer.append(numpy_helper.from_array(integers, codes))
-        else:
-            tensors[name].CopyFrom(numpy_helper.from_array(integers, codes))
+        put(model, tensors[name], numpy_helper.from_array(integers, codes), floats)
     nodes = [
         made
         for node in graph.node
         for made in (_rows(node, *fresh[node.input[0]], unused) if node.name in chosen else [node])
     ]
-    del graph.node[:]
-    graph.node.extend([*before, *nodes])
+    set_nodes(graph, [*before, *nodes])
 
 
 def _rows(node: NodeProto, table: str, scales: str, unused: Callable[[str], str]) -> list[NodeProto]:

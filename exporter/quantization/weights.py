@@ -1,7 +1,8 @@
 """Weights in fewer bits, computed in float: each becomes integers and a DequantizeLinear.
 
 Symmetric, so zeros stay zeros. A scale belongs to an output channel (int8), or to 32 neighbours along the summed axis
-(int4), whose largest magnitude it maps to the largest integer.
+(int4), whose largest magnitude it maps to the largest integer. Recurrent layers always have int8, and a scale for each
+row of the gates, which both directions share; ONNX Runtime makes floats of that as it opens the file.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from exporter.protos import fresh_names, reads
+from exporter.protos import fresh_names, read_instead, reads, set_nodes
 from exporter.quantization.layers import RECURRENT, Layer
 from exporter.quantization.precisions import Precision
 
@@ -30,46 +31,50 @@ def weights_quantized(
     Args:
         model: stays as it is.
         layers: those to take.
-        precision: int8-weight or int4-weight.
+        precision: int8-weight or int4-weight; recurrent layers have int8 with both.
         stored: integers and scales by name of the weight; others are rounded to the nearest.
     """
     made = ModelProto()
     made.CopyFrom(model)
-    wanted = {layer.weight: layer for layer in layers}
     nodes = {node.name: node for node in made.graph.node}
-    chosen = {layer.node for layer in layers}
-    tensors = {t.name: t for t in made.graph.initializer}
+    chosen = {layer.node: nodes[layer.node] for layer in layers}
+    tensors = {t.name: t for t in made.graph.initializer if t.data_type == TensorProto.FLOAT}
+    wanted = {name: layer for layer in layers for name in _weights_of(layer, nodes[layer.node]) if name in tensors}
     unused = fresh_names(made)
     added, scales = [], []
     for name, layer in wanted.items():
-        values = numpy_helper.to_array(tensors[name]).astype(np.float32)
+        values = numpy_helper.to_array(tensors[name])
         axis = _channel_axis(layer, nodes[layer.node])
         fresh = {part: unused(f"{name}_{part}") for part in ("quantized", "scale", "float")}
-        if precision.bits == 4:
-            summed = 1 - axis
-            integers, scale = stored.get(name) or blocked(values, summed, precision.bits)
+        if precision.bits == 4 and layer.op not in RECURRENT:
+            summed, kind = 1 - axis, TensorProto.INT4
+            integers, scale = stored.get(name) or blocked(values, summed, 4)
             how = {"axis": summed, "block_size": min(BLOCK, values.shape[summed])}
         else:
-            integers, scale = stored.get(name) or per_channel(values, axis, precision.bits)
-            how = {"axis": axis}
-        kind = TensorProto.INT4 if precision.bits == 4 else TensorProto.INT8
-        packed = _tensor(integers, fresh["quantized"], kind)
+            integers, scale = stored.get(name) or per_channel(values, axis, 8)
+            how, kind = {"axis": axis}, TensorProto.INT8
         others = any(name in reads(node) for node in made.graph.node if node.name not in chosen)
-        if others or any(value.name == name for value in made.graph.output):
-            made.graph.initializer.append(packed)  # somebody reads the weight itself
-        else:
-            tensors[name].CopyFrom(packed)
+        put(made, tensors[name], _tensor(integers, fresh["quantized"], kind), others)
         scales.append(numpy_helper.from_array(scale, fresh["scale"]))
         inputs = [fresh["quantized"], fresh["scale"]]
         added.append(helper.make_node("DequantizeLinear", inputs, [fresh["float"]], fresh["float"], **how))
-        for node in made.graph.node:
-            if node.name in chosen and len(node.input) > 1 and node.input[1] == name:
-                node.input[1] = fresh["float"]
+        read_instead(chosen.values(), {name: fresh["float"]})
     made.graph.initializer.extend(scales)
-    rest = list(made.graph.node)
-    del made.graph.node[:]
-    made.graph.node.extend([*added, *rest])
+    set_nodes(made.graph, [*added, *made.graph.node])
     return made
+
+
+def put(model: ModelProto, weight: TensorProto, integers: TensorProto, others: bool) -> None:
+    """Put integers in the place of a weight; beside it where ``others`` read its floats, or the model gives them."""
+    if others or any(value.name == weight.name for value in model.graph.output):
+        model.graph.initializer.append(integers)
+    else:
+        weight.CopyFrom(integers)
+
+
+def _weights_of(layer: Layer, node: NodeProto) -> Sequence[str]:
+    """Names of a layer's weights: what multiplies the input, and in a recurrent layer the state."""
+    return node.input[1:3] if layer.op in RECURRENT else [layer.weight]
 
 
 def fits(layer: Layer, precision: Precision) -> bool:
@@ -81,7 +86,7 @@ def _channel_axis(layer: Layer, node: object) -> int:
     """The axis of a weight that counts outputs."""
     if layer.op == "Conv":
         return 0
-    if layer.op == "ConvTranspose":
+    if layer.op in ("ConvTranspose", *RECURRENT):
         return 1
     if layer.op == "Gemm":
         transposed = any(a.name == "transB" and a.i for a in getattr(node, "attribute", ()))
