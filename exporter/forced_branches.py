@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from exporter.graph import Graph, Node
-from exporter.protos import all_nodes, key_of
+from exporter.protos import all_nodes, constant_of, key_of, subgraphs
 
 Way = Mapping[str, bool]
 """What is forced, by key (first output): the branch an If takes; that a Loop is entered. The last one is what is tried,
@@ -55,12 +55,14 @@ def _is_entered(graph: Graph, node: Node) -> bool:
     return all(c is not None and bool(c.astype(np.int64).min(initial=1) > 0) for c in counts)
 
 
-def force(model: ModelProto, way: Way) -> bytes:
+def force(model: ModelProto, way: Way, short: bool = False) -> bytes:
     """Bytes of a model that takes this way whatever its inputs are.
 
     Args:
         model: holds its weights inside; it stays as it is.
         way: the branches to take; none for those the inputs lead to.
+        short: let Loops around a branch that is forced end after as many rounds as forced ones, where constants say
+            how many there may be. What goes round again where no input leads may move ever further with rounding.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -78,10 +80,27 @@ def force(model: ModelProto, way: Way) -> bytes:
             elif node.op_type == "Loop":
                 node.input[0] = node.input[0] and count
                 node.input[1] = node.input[1] and name
+    if short:
+        for node in _loops_around(copy, way):
+            node.input[0] = count
     read = {name for node in all_nodes(copy.graph) for name in node.input}
     # ONNX Runtime refuses constants that nothing reads before IR version 4
     copy.graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in values.items() if n in read)
     return bytes(copy.SerializeToString())
+
+
+def _loops_around(model: ModelProto, way: Way) -> Iterator[NodeProto]:
+    """Loops that are not forced, hold what is, and may take more rounds than forced ones."""
+    nodes = list(all_nodes(model.graph))
+    most = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.INT64}
+    most |= {n.output[0]: numpy_helper.to_array(t) for n in nodes if (t := constant_of(n)) is not None}
+    for node in nodes:
+        if node.op_type != "Loop" or key_of(node) in way:
+            continue
+        inside = {key_of(n) for body in subgraphs(node) for n in all_nodes(body)}
+        count = most.get(node.input[0]) if node.input[0] else np.array(np.inf)
+        if inside & way.keys() and count is not None and np.all(count > _ITERATIONS):
+            yield node
 
 
 def name_of(graph: Graph, way: Way) -> str:

@@ -228,6 +228,24 @@ def test_a_wrong_body_that_no_input_enters_is_found():
         verify(pruned, graph, plan)
 
 
+def test_rounds_where_no_input_leads_do_not_add_up():
+    """A branch that never runs makes eight times of every difference: fifty rounds leave no proof."""
+    then = branch("then", [node("MatMul", "s w", "p"), node("Mul", "p eight", "q"), node("Sin", "q", "r"),
+                           node("MatMul", "r v", "u")], "u", weights(w=(8, 6), v=(6, 8)))  # fmt: skip
+    other = branch("other", [node("Tanh", "s", "z")], "z")
+    body = _loop([node("Greater", "i many", "late"), choose("late", "t", then, other)], ["t"], ["s"])
+    nodes = [node("MatMul", "x wi", "h"), node("Loop", "fifty - h", "k", body=body), node("MatMul", "k wo", "y")]
+    constants = weights(wi=(5, 8), wo=(8, 3)) | {n: np.int64(v) for n, v in (("fifty", 50), ("many", 100))}
+    graph = from_model(build(nodes, {"x": ["N", 5]}, ["y"], constants | {"eight": np.float32(8)}))
+    plan = half(graph)
+    pruned = rewrite(graph, plan)
+    assert verify(pruned, graph, plan).error < 1e-3
+    tensor = next(t for t in pruned.model.graph.initializer if t.name.endswith("w") and list(t.dims) == [4, 3])
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 2, tensor.name))
+    with pytest.raises(GoalError, match="differs from the masked original"):
+        verify(pruned, graph, plan)
+
+
 def test_a_loop_that_always_runs_needs_no_way():
     assert ways(from_model(_looped(_loop(STATE, ["t"], ["s"], weights(w=(8, 8)))))) == []
 
