@@ -21,9 +21,10 @@ def add(commands: Any) -> None:
         "--precision",
         required=True,
         metavar="NAME",
-        help="int8, uint8, fp8: weights and the tensors between layers (QDQ); int8-weight, int4-weight: weights alone, "
-        "which are computed with in float. With --profile cpu, tables of embeddings, and weights of LSTM, GRU and RNN, "
-        "become int8 in any case",
+        help="int8, uint8, fp8: weights and the tensors between layers (QDQ); int8-dynamic: weights of matrices, and "
+        "what they multiply as it comes, for which no data are needed; int8-weight, int4-weight: weights alone. With "
+        "--profile cpu, tables of embeddings, weights of LSTM, GRU and RNN, and layers in branches and loops, become "
+        "int8 in any case",
     )
     parser.add_argument(
         "--profile",
@@ -98,8 +99,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.max_drop is not None:
         parse_limit(options.max_drop)
     check_options(
-        kind, options.output, options.method, options.percentile, options.reduce_range, options.calib, options.max_drop
-    )
+        kind, options.output, options.method, options.percentile, not options.no_per_channel, options.reduce_range,
+        options.calib, options.max_drop,
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:

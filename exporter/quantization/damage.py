@@ -63,7 +63,8 @@ class Reference:
     def places(self, model: ModelProto) -> dict[str, str]:
         """Names in a quantized model of what is compared; where it is rounded, of what it is rounded to.
 
-        onnxruntime.quantization keeps the names of nodes, and of all tensors but those behind a Relu that goes.
+        onnxruntime.quantization keeps the names of nodes, and of all tensors but those behind a Relu that goes; where a
+        layer's weights alone become integers, tensors keep theirs.
         """
         nodes = {node.name: node for node in model.graph.node}
         users: dict[str, list[str]] = {}
@@ -71,9 +72,10 @@ class Reference:
             for name in node.input:
                 users.setdefault(name, []).append(node.name)
         outputs = {value.name for value in model.graph.output}
+        there = outputs.union(*(node.output for node in nodes.values()))
         found = {}
         for name, (maker, place) in self.makers.items():
-            here = name if name in outputs or maker not in nodes else nodes[maker].output[place]
+            here = name if name in there or maker not in nodes else nodes[maker].output[place]
             read = [nodes[user] for user in users.get(here, ())]
             if here not in outputs and [node.op_type for node in read] == ["QuantizeLinear"]:
                 (code,) = read[0].output

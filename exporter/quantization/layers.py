@@ -10,6 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from exporter.errors import ModelError, UsageError
 from exporter.graph import op_of
+from exporter.protos import all_nodes, graphs_of
 from runtime.nouns import counted
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -44,6 +45,7 @@ class Layer:
         weight: name of the initializer.
         shape: of the weight.
         names: of the node and of all tensors it touches, for patterns.
+        inner: whether it lies in a branch or a loop.
         many_scales: whether its bias has more elements than its weight has output channels: a transposed convolution
             of several groups, where onnxruntime.quantization takes one for the other.
     """
@@ -53,46 +55,55 @@ class Layer:
     weight: str
     shape: tuple[int, ...]
     names: frozenset[str]
+    inner: bool = False
     many_scales: bool = False
+
+    @property
+    def ranged(self) -> bool:
+        """Whether its tensors may be rounded by ranges that were found beforehand."""
+        return self.op in LAYERS and not self.inner
 
 
 def name_nodes(model: ModelProto) -> None:
-    """Give nodes without a name one, since onnxruntime.quantization tells them apart by it."""
-    taken = {node.name for node in model.graph.node}
-    for number, node in enumerate(model.graph.node):
-        if not node.name:
-            name = f"{node.op_type}_{number}"
-            while name in taken:
-                name += "_"
-            node.name = name
-            taken.add(name)
+    """Give nodes without a name one, and those in branches and loops one of their own: they are told apart by it."""
+    taken: set[str] = set()
+    for number, node in enumerate(all_nodes(model.graph)):
+        name = node.name or f"{node.op_type}_{number}"
+        while name in taken:
+            name += "_"
+        node.name = name
+        taken.add(name)
 
 
 def layers_of(model: ModelProto, in_float: bool = False) -> list[Layer]:
-    """Layers of the main graph with a 32-bit constant weight of two axes or more, in its order.
+    """Layers with a 32-bit constant weight of two axes or more, in the model's order.
 
     Args:
-        model: the model.
-        in_float: take what computes in float too: recurrent layers, and Gathers of rows, where no layer has their
-            table for its weight and it is no small one.
+        model: the model; its constants lie in the main graph, and no name is used twice.
+        in_float: take what computes in float whatever is quantized too: layers in branches and loops, recurrent ones,
+            and Gathers of rows, where no layer has their table for its weight and it is no small one.
     """
-    places = dict.fromkeys(LAYERS, 1) | ({TABLE: 0} | dict.fromkeys(RECURRENT, 1) if in_float else {})
-    of_layers = {name for node in model.graph.node if op_of(node) in LAYERS for name in node.input}
+    places = dict.fromkeys(LAYERS, 1) | (dict.fromkeys(RECURRENT, 1) if in_float else {})
+    of_layers = {name for node in all_nodes(model.graph) if op_of(node) in LAYERS for name in node.input}
     weights = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
     fed = {value.name for value in model.graph.input}
     found = []
-    for node in model.graph.node:
-        place = places.get(op_of(node))
-        if place is None or len(node.input) < 2:
-            continue
-        weight = weights.get(node.input[place])
-        if op_of(node) == TABLE and (weight is None or weight.name in of_layers or not _is_table(node, weight)):
-            continue
-        if weight is not None and weight.name not in fed and len(weight.dims) >= 2:
+    for graph in graphs_of(model.graph) if in_float else [model.graph]:
+        inner = graph is not model.graph
+        for node in graph.node:
+            table = op_of(node) == TABLE and in_float and not inner
+            place = 0 if table else places.get(op_of(node))
+            if place is None or len(node.input) < 2:
+                continue
+            weight = weights.get(node.input[place])
+            if weight is None or weight.name in fed or len(weight.dims) < 2:
+                continue
+            if table and (weight.name in of_layers or not _is_table(node, weight)):
+                continue
             names = frozenset({node.name, *(n for n in (*node.input, *node.output) if n)})
             groups = next((a.i for a in node.attribute if a.name == "group"), 1)
             many = node.op_type == "ConvTranspose" and groups > 1 and len(node.input) > 2 and bool(node.input[2])
-            found.append(Layer(node.name, node.op_type, weight.name, tuple(weight.dims), names, many))
+            found.append(Layer(node.name, node.op_type, weight.name, tuple(weight.dims), names, inner, many))
     return found
 
 
@@ -127,8 +138,8 @@ def chosen_layers(layers: Sequence[Layer], only: Sequence[str], keep: Sequence[s
     ]
     if not layers:
         raise ModelError(
-            f"nothing to quantize: no layer of the main graph ({', '.join((*LAYERS, *RECURRENT))}) has 32-bit constant "
-            "weights. Those in branches and loops are not quantized."
+            f"nothing to quantize: no layer ({', '.join((*LAYERS, *RECURRENT))}) has 32-bit constant weights. With "
+            "--profile tensorrt, those in branches and loops are not quantized."
         )
     if not found:
         raise ModelError(

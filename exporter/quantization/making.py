@@ -16,7 +16,7 @@ from exporter.quantization import float8
 from exporter.quantization.activations import Ranges, quantized, with_float_weights
 from exporter.quantization.fitting import Fit, fit_layers
 from exporter.quantization.grid import Grid, nearest
-from exporter.quantization.layers import LAYERS, RECURRENT, TABLE, Layer
+from exporter.quantization.layers import TABLE, Layer
 from exporter.quantization.precisions import Precision
 from exporter.quantization.preparing import Moved, tied_again
 from exporter.quantization.tables import tables_quantized
@@ -52,7 +52,7 @@ class Maker:
         moved: constants of it that were nodes.
         layers: those that may be quantized.
         precision, profile: how, and what for.
-        ranges: of the tensors between layers; None for weights alone.
+        ranges: of the tensors between layers; None where none are found beforehand.
         per_channel: a scale for each output channel of a weight.
         less: weights of 7 bits.
     """
@@ -85,11 +85,11 @@ class Maker:
         weights = [layer.weight for layer in chosen]
         grid = Grid(7 if self.less else self.precision.bits, alike=not self.per_channel)
         if self.ranges is None:
-            grid = Grid(self.precision.bits, BLOCK if self.precision.bits == 4 else 0)
+            grid = replace(grid, block=BLOCK if self.precision.bits == 4 else 0)
             found = fit_layers(graph, graph, weights, partial(nearest, grid=grid), grid, calibration, step)
             changed = _with(self.plain, found.values)
             return Made(self._stored(changed, chosen, found.stored), found.fits, found.large)
-        layers = [layer.node for layer in _those(chosen, *LAYERS)]
+        layers = [layer.node for layer in chosen if layer.ranged]
         rounded = with_float_weights(self._between(self.ranges, chosen), self.plain, layers)
         own = from_model(rounded, graph.binding.shapes)
         near = float8.nearest if self.precision.name == "fp8" else partial(nearest, grid=grid)
@@ -99,9 +99,11 @@ class Maker:
 
     def _stored(self, model: ModelProto, chosen: Sequence[Layer], stored: Mapping[str, Stored]) -> ModelProto:
         """A float model with the weights of some layers stored as integers, as ``weights_quantized`` has it."""
-        tables, layers = _those(chosen, TABLE), _those(chosen, *LAYERS, *RECURRENT)
-        made = weights_quantized(model, layers, self.precision, stored)
-        tables_quantized(made, tables)
+        layers = [layer for layer in chosen if layer.op != TABLE]
+        made = weights_quantized(
+            model, layers, self.precision, stored, 7 if self.less and self.precision.dynamic else 8
+        )
+        tables_quantized(made, [layer for layer in chosen if layer.op == TABLE])
         return made
 
     def _chosen(self, names: Sequence[str]) -> list[Layer]:
@@ -110,15 +112,11 @@ class Maker:
 
     def _between(self, ranges: Ranges, chosen: Sequence[Layer]) -> ModelProto:
         """A float model with some layers, and what lies between them, in 8 bits, as ``quantized`` has it."""
-        names = [layer.node for layer in _those(chosen, *LAYERS)]
+        names = [layer.node for layer in chosen if layer.ranged]
         made = quantized(ranges, self.precision, self.profile, names, self.per_channel, self.less)
         tied_again(made, self.moved)  # before tables become integers, which a layer in float then reads too
-        in_float = [layer for layer in chosen if layer.op not in LAYERS]
+        in_float = [layer for layer in chosen if not layer.ranged]
         return self._stored(made, in_float, {}) if in_float else made
-
-
-def _those(chosen: Sequence[Layer], *operators: str) -> list[Layer]:
-    return [layer for layer in chosen if layer.op in operators]
 
 
 def _enough(samples: Samples) -> Samples:

@@ -21,6 +21,7 @@ class Precision:
         bits: of a weight.
         opset: the lowest operator set that knows it.
         about: one line for the reader.
+        dynamic: whether what a layer reads is rounded by the range it has in each run.
     """
 
     name: str
@@ -29,6 +30,17 @@ class Precision:
     bits: int
     opset: int
     about: str
+    dynamic: bool = False
+
+    @property
+    def matrices(self) -> bool:
+        """Whether it is for layers whose weight is a matrix."""
+        return self.bits == 4 or self.dynamic
+
+    @property
+    def ranged(self) -> bool:
+        """Whether the ranges of tensors are found beforehand, on calibration inputs."""
+        return bool(self.activation) and not self.dynamic
 
     @property
     def weights_only(self) -> bool:
@@ -42,6 +54,15 @@ PRECISIONS = {
         Precision("int8", "INT8", "UINT8", 8, 13, "weights int8, activations uint8"),
         Precision("uint8", "UINT8", "UINT8", 8, 13, "weights and activations uint8"),
         Precision("fp8", "FLOAT8E4M3FN", "FLOAT8E4M3FN", 8, 19, "weights and activations float8 e4m3"),
+        Precision(
+            "int8-dynamic",
+            "INT8",
+            "UINT8",
+            8,
+            13,
+            "weights of matrices int8, and what these layers read uint8, by the range it has in each run",
+            True,
+        ),
         Precision("int8-weight", "INT8", "", 8, 13, "weights int8, computed in float"),
         Precision("int4-weight", "INT4", "", 4, 21, "matrices in int4 in blocks of 32, computed in float"),
     )
@@ -61,6 +82,8 @@ def find_precision(name: str, profile: str) -> Precision:
         raise UsageError(f"--precision {name}: choose from {', '.join(PRECISIONS)}.")
     if profile == "tensorrt" and name == "uint8":
         raise UsageError("--precision uint8: TensorRT knows no uint8; take int8.")
+    if profile == "tensorrt" and found.dynamic:
+        raise UsageError(f"--precision {name}: TensorRT takes no ranges that are found in each run; take int8.")
     if profile == "cpu" and name == "fp8":
         raise UsageError(
             "--precision fp8: ONNX Runtime has no kernels for it on the CPU; give --profile tensorrt, or take int8."

@@ -16,8 +16,9 @@ from exporter.errors import ModelError
 from exporter.graph import Graph, op_of
 from exporter.model_file import IR_WITH_FREE_INITIALIZERS
 from exporter.normalise import serialize_with_data
-from exporter.protos import constant_of, read_instead, reads, remove_named, set_nodes
+from exporter.protos import constant_of, graphs_of, read_instead, reads, remove_named, set_nodes
 from exporter.quantization.layers import name_nodes
+from exporter.quantization.loops import free_constants
 from exporter.quantization.precisions import Precision
 from runtime.backends import SessionOptions, open_session
 from runtime.errors import RunError
@@ -47,6 +48,7 @@ def float_model(graph: Graph, kind: Precision) -> tuple[ModelProto, Moved, list[
     model = ModelProto()
     model.ParseFromString(serialize_with_data(graph.model, graph.folder))  # in which functions are written out
     _lift_constants(model)
+    free_constants(model)
     operators = {node.op_type for node in model.graph.node}
     if operators & set(_QUANTIZED):
         raise ModelError("the model is quantized already: it holds QuantizeLinear. Start from the float model.")
@@ -82,14 +84,20 @@ def tied_again(model: ModelProto, moved: Moved) -> None:
 
 
 def _lift_constants(model: ModelProto) -> None:
-    """Make initializers of Constant nodes, where onnxruntime.quantization looks for weights."""
-    found = [(node, constant_of(node)) for node in model.graph.node]
-    rest = [node for node, tensor in found if tensor is None]
-    for node, tensor in found:
-        if tensor is not None:
-            model.graph.initializer.add().CopyFrom(tensor)
-            model.graph.initializer[-1].name = node.output[0]
-    set_nodes(model.graph, rest)
+    """Make initializers of Constant nodes, where onnxruntime.quantization looks for weights, and of weights inside."""
+    for graph in reversed(list(graphs_of(model.graph))):
+        found = [(node, constant_of(node)) for node in graph.node]
+        if graph is not model.graph:
+            found = [(node, tensor if tensor is not None and _is_weight(tensor) else None) for node, tensor in found]
+        for node, tensor in found:
+            if tensor is not None:
+                model.graph.initializer.add().CopyFrom(tensor)
+                model.graph.initializer[-1].name = node.output[0]
+        set_nodes(graph, [node for node, tensor in found if tensor is None])
+
+
+def _is_weight(tensor: TensorProto) -> bool:
+    return tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2
 
 
 def _see_through(model: ModelProto) -> None:

@@ -15,7 +15,7 @@ from exporter.calibration.accuracy import Accuracy, compare_sessions, usual_metr
 from exporter.calibration.data import Calibration, calibration_of
 from exporter.calibration.portioned import Runs
 from exporter.calibration.remembered import Remembered
-from exporter.errors import GoalError, ModelError, UsageError
+from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph
 from exporter.model_file import finished, from_model, load, save
 from exporter.normalise import serialize_with_data
@@ -30,9 +30,8 @@ from exporter.quantization.preparing import Moved, float_model
 from exporter.quantization.processor import saturates
 from exporter.quantization.search import Found, least_in_float
 from exporter.quantization.weights import fits
+from exporter.quantization.zeros import zeros_kept
 from exporter.search import parse_limit
-from exporter.sparsity.check import check_pattern
-from exporter.sparsity.patterns import parse_pattern
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import BadRequest
 from runtime.nouns import counted
@@ -155,7 +154,7 @@ def quantize(
     kind = find_precision(precision, profile)
     limit = parse_limit(max_drop) if max_drop is not None else None
     target = Path(output)
-    check_options(kind, target, method, percentile, reduce_range, calib, max_drop)
+    check_options(kind, target, method, percentile, per_channel, reduce_range, calib, max_drop)
     graph = load(model, shapes)
     plain, moved, notes = float_model(graph, kind)
     layers = layers_of(plain, in_float=profile == "cpu")
@@ -209,7 +208,7 @@ def quantize(
             )
         accuracy, said = _accuracy(opened(made.model, kind), original, calibration, judged_by)
         notes += said
-    sparse = _zeros_kept(plain, made.model)
+    sparse = zeros_kept(plain, made.model)
     after = save(from_model(made.model, graph.binding.shapes, origin=graph.source.path), target)
     return Quantized(
         Path(model), target, kind, profile, maker.ranges.method if maker.ranges is not None else "", tuple(layers),
@@ -228,11 +227,11 @@ def _chosen(
     """
     chosen = chosen_layers(layers, only, keep)
     reasons = {layer.node: "left out by --keep or --only" for layer in layers if layer not in chosen}
-    reasons |= {layer.node: f"{kind.bits} bits are for matrices" for layer in chosen if not fits(layer, kind)}
+    reasons |= {layer.node: f"{kind.name} is for matrices" for layer in chosen if not fits(layer, kind)}
     chosen = [layer for layer in chosen if fits(layer, kind)]
     if not chosen:
-        raise ModelError(f"--precision {kind.name}: no layer has a weight that is a matrix. Try int8-weight.")
-    if per_channel and kind.name != "fp8" and not kind.weights_only:
+        raise ModelError(f"--precision {kind.name}: no layer has a weight that is a matrix. Try int8, or int8-weight.")
+    if per_channel and kind.name != "fp8" and kind.ranged:
         reasons |= {layer.node: _MANY_SCALES for layer in chosen if layer.many_scales}
         chosen = [layer for layer in chosen if not layer.many_scales]
     if not chosen:
@@ -241,8 +240,9 @@ def _chosen(
 
 
 def check_options(
-    kind: Precision, target: Path, method: str, percentile: float, reduce_range: str, calib: object, max_drop: object
-) -> None:
+    kind: Precision, target: Path, method: str, percentile: float, per_channel: bool, reduce_range: str, calib: object,
+    max_drop: object,
+) -> None:  # fmt: skip
     """Refuse with a UsageError what is out of range, or what would fail only after the work."""
     if method not in METHODS:
         raise UsageError(f"--method {method}: choose from {', '.join(METHODS)}.")
@@ -250,16 +250,21 @@ def check_options(
         raise UsageError(f"--percentile {percentile:g}: must be above 50 and at most 100.")
     if reduce_range not in _RANGES:
         raise UsageError(f"--reduce-range {reduce_range}: choose from {', '.join(_RANGES)}.")
+    if not kind.ranged and (method != "minmax" or not per_channel):
+        raise UsageError(
+            f"--precision {kind.name}: no ranges are found beforehand, and each channel of a weight has a scale; leave "
+            "out --method and --no-per-channel."
+        )
     if kind.weights_only and reduce_range == "on":
         raise UsageError(f"--reduce-range: {kind.name} computes in float, where nothing overflows; leave it out.")
     if kind.name == "fp8" and (method != "minmax" or reduce_range == "on"):
         raise UsageError(
             "--precision fp8: steps grow with the numbers, so ranges are whole; leave out --method and --reduce-range."
         )
-    if calib is None and not kind.weights_only:
+    if calib is None and kind.ranged:
         raise UsageError(
             f"--precision {kind.name} needs inputs to find the ranges of tensors with: --calib DATA; or take "
-            "int8-weight, which needs none."
+            "int8-dynamic or int8-weight, which need none."
         )
     if calib is None and max_drop is not None:
         raise UsageError("--max-drop judges on inputs: give --calib DATA.")
@@ -299,7 +304,7 @@ def _maker(
 ) -> Maker:
     """What makes a model of a choice of layers, after the ranges of tensors were found."""
     ranges = None
-    if not kind.weights_only:
+    if kind.ranged:
         assert calibration is not None
         step(f"ranges of tensors on {counted(len(calibration.fit), 'input')}")
         ranges = find_ranges(plain, calibration.fit, calibration.batch_of_all, profile, method, percentile)
@@ -365,26 +370,6 @@ def _accuracy(
         if calibration.metric is not None:
             raise
         return None, [f"what this costs is not known: {error}"]
-
-
-def _zeros_kept(plain: ModelProto, made: ModelProto) -> tuple[int, int]:
-    """Check that no layer lost zeros, and that what was 2:4 is.
-
-    Returns:
-        Number of layers with zeros, and of those that are 2:4.
-
-    Raises:
-        GoalError: some were lost.
-    """
-    pattern = parse_pattern("2:4")
-    before, after = ({r.node: r for r in check_pattern(m, Path(), pattern) if r.zeros > 0} for m in (plain, made))
-    sparse = {n: r for n, r in before.items() if r.zeros >= 0.1}
-    held = {n for n, r in sparse.items() if r.runs and not r.broken and not r.dense(pattern)}
-    lost = [n for n, r in sparse.items() if n not in after or after[n].zeros < r.zeros - 1e-9]
-    lost += [n for n in held if n in after and after[n].broken and n not in lost]
-    if lost:
-        raise GoalError(f"zeros were lost in {', '.join(lost[:3])}; nothing was written. Please report this.")
-    return len(sparse), len(held)
 
 
 def _measured(

@@ -1,4 +1,4 @@
-"""Weights in fewer bits, computed in float: each becomes integers and a DequantizeLinear.
+"""Weights in fewer bits: each becomes integers, and a DequantizeLinear, or what computes on the integers.
 
 Symmetric, so zeros stay zeros. A scale belongs to an output channel (int8), or to 32 neighbours along the summed axis
 (int4), whose largest magnitude it maps to the largest integer. Recurrent layers always have int8, and a scale for each
@@ -7,13 +7,15 @@ row of the gates, which both directions share; ONNX Runtime makes floats of that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from exporter.protos import fresh_names, read_instead, reads, set_nodes
+from exporter.protos import fresh_names, graphs_of, read_instead, reads, remove_named, set_nodes
+from exporter.quantization.integers import Rounded, on_integers
 from exporter.quantization.layers import RECURRENT, Layer
 from exporter.quantization.precisions import Precision
 
@@ -24,44 +26,130 @@ Stored = tuple[NDArray[np.int8], NDArray[np.float32]]
 
 
 def weights_quantized(
-    model: ModelProto, layers: Sequence[Layer], precision: Precision, stored: Mapping[str, Stored]
+    model: ModelProto, layers: Sequence[Layer], precision: Precision, stored: Mapping[str, Stored], bits: int = 8
 ) -> ModelProto:
     """The model with the weights of these layers stored as integers.
+
+    A Gemm becomes a MatMul and an Add: ONNX Runtime computes on the integers of a MatMul's weight, and makes floats of
+    a Gemm's in every run.
 
     Args:
         model: stays as it is.
         layers: those to take.
-        precision: int8-weight or int4-weight; recurrent layers have int8 with both.
+        precision: int8-weight, int4-weight or int8-dynamic; recurrent layers have int8 with all.
         stored: integers and scales by name of the weight; others are rounded to the nearest.
+        bits: of an integer, where ``precision`` has eight; recurrent layers always have.
     """
     made = ModelProto()
     made.CopyFrom(model)
-    nodes = {node.name: node for node in made.graph.node}
-    chosen = {layer.node: nodes[layer.node] for layer in layers}
-    tensors = {t.name: t for t in made.graph.initializer if t.data_type == TensorProto.FLOAT}
-    wanted = {name: layer for layer in layers for name in _weights_of(layer, nodes[layer.node]) if name in tensors}
-    unused = fresh_names(made)
-    added, scales = [], []
-    for name, layer in wanted.items():
-        values = numpy_helper.to_array(tensors[name])
-        axis = _channel_axis(layer, nodes[layer.node])
-        fresh = {part: unused(f"{name}_{part}") for part in ("quantized", "scale", "float")}
-        if precision.bits == 4 and layer.op not in RECURRENT:
-            summed, kind = 1 - axis, TensorProto.INT4
-            integers, scale = stored.get(name) or blocked(values, summed, 4)
-            how = {"axis": summed, "block_size": min(BLOCK, values.shape[summed])}
-        else:
-            integers, scale = stored.get(name) or per_channel(values, axis, 8)
-            how, kind = {"axis": axis}, TensorProto.INT8
-        others = any(name in reads(node) for node in made.graph.node if node.name not in chosen)
-        put(made, tensors[name], _tensor(integers, fresh["quantized"], kind), others)
-        scales.append(numpy_helper.from_array(scale, fresh["scale"]))
-        inputs = [fresh["quantized"], fresh["scale"]]
-        added.append(helper.make_node("DequantizeLinear", inputs, [fresh["float"]], fresh["float"], **how))
-        read_instead(chosen.values(), {name: fresh["float"]})
-    made.graph.initializer.extend(scales)
-    set_nodes(made.graph, [*added, *made.graph.node])
+    work = _Work(made, precision, stored, bits, {layer.node: layer for layer in layers}, fresh_names(made))
+    for graph in reversed(list(graphs_of(made.graph))):  # those inside first: nodes are copied
+        rounded: Rounded = {}
+        set_nodes(graph, [new for node in graph.node for new in work.nodes_for(node, rounded)])
+    left = {value.name for value in made.graph.output}.union(*map(reads, made.graph.node))
+    remove_named(made.graph.initializer, work.taken - left)
+    made.graph.initializer.extend(work.constants)
+    set_nodes(made.graph, [*work.before, *made.graph.node])
     return made
+
+
+@dataclass
+class _Work:
+    """What is being made of a model.
+
+    Attributes:
+        model, precision, stored, bits: see ``weights_quantized``.
+        layers: those to take, by name of their node.
+        unused: makes names.
+        before: nodes that come first.
+        constants: new ones.
+        taken: names of weights that became integers.
+        done: integers and scales, by name of the weight and whether they are turned; floats of them.
+    """
+
+    model: ModelProto
+    precision: Precision
+    stored: Mapping[str, Stored]
+    bits: int
+    layers: Mapping[str, Layer]
+    unused: Callable[[str], str]
+    before: list[NodeProto] = field(default_factory=list)
+    constants: list[TensorProto] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
+    done: dict[tuple[str, bool], tuple[str, str, dict[str, int]]] = field(default_factory=dict)
+    floats: dict[tuple[str, bool], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tensors = {t.name: t for t in self.model.graph.initializer if t.data_type == TensorProto.FLOAT}
+
+    def nodes_for(self, node: NodeProto, rounded: Rounded) -> list[NodeProto]:
+        """What becomes of a node."""
+        layer = self.layers.get(node.name)
+        if layer is None:
+            return [node]
+        new = NodeProto()
+        new.CopyFrom(node)
+        if layer.op in RECURRENT:
+            read_instead([new], {n: self.float_of(n, layer, node, False) for n in node.input[1:3] if n in self.tensors})
+            return [new]
+        product = node.op_type == "MatMul" or _is_product(node)
+        turned = product and node.op_type == "Gemm" and _attribute(node, "transB", 0) == 1
+        if not product:
+            read_instead([new], {layer.weight: self.float_of(layer.weight, layer, node, False)})
+            return [new]
+        out = node.output[0]
+        bias = node.input[2] if len(node.input) > 2 else ""
+        result = self.unused(f"{out}_product") if bias else out
+        if self.precision.dynamic:
+            integers, scale, _ = self.codes_of(layer.weight, layer, node, turned)
+            nodes = on_integers(node, integers, scale, result, rounded, self.unused)
+        else:
+            weight = self.float_of(layer.weight, layer, node, turned)
+            nodes = [helper.make_node("MatMul", [node.input[0], weight], [result], node.name)]
+        if bias:
+            nodes.append(helper.make_node("Add", [result, bias], [out], self.unused(f"{node.name}_bias")))
+        return nodes
+
+    def codes_of(self, name: str, layer: Layer, node: NodeProto, turned: bool) -> tuple[str, str, dict[str, int]]:
+        """Names of a weight's integers and scales, and how a DequantizeLinear is to take them."""
+        if (name, turned) not in self.done:
+            values, axis = numpy_helper.to_array(self.tensors[name]), _channel_axis(layer, node)
+            four = self.precision.bits == 4 and layer.op not in RECURRENT
+            if four:
+                axis = 1 - axis
+                integers, scales = self.stored.get(name) or blocked(values, axis, 4)
+            else:
+                bits = 8 if layer.op in RECURRENT else self.bits
+                integers, scales = self.stored.get(name) or per_channel(values, axis, bits)
+            how = {"block_size": min(BLOCK, values.shape[axis])} if four else {}
+            if turned:
+                axis, integers, scales = 1 - axis, np.ascontiguousarray(integers.T), np.ascontiguousarray(scales.T)
+            names = self.unused(f"{name}_quantized"), self.unused(f"{name}_scale")
+            kind = TensorProto.INT4 if four else TensorProto.INT8
+            self.constants += [_tensor(integers, names[0], kind), numpy_helper.from_array(scales, names[1])]
+            self.done[name, turned] = *names, {"axis": axis, **how}
+            self.taken.add(name)
+        return self.done[name, turned]
+
+    def float_of(self, name: str, layer: Layer, reader: NodeProto, turned: bool) -> str:
+        """Name of the floats that a weight's integers stand for."""
+        if (name, turned) not in self.floats:
+            integers, scales, how = self.codes_of(name, layer, reader, turned)
+            result = self.floats[name, turned] = self.unused(f"{name}_float")
+            node = helper.make_node("DequantizeLinear", [integers, scales], [result], result)
+            node.attribute.extend(helper.make_attribute(key, value) for key, value in how.items())
+            self.before.append(node)
+        return self.floats[name, turned]
+
+
+def _is_product(node: NodeProto) -> bool:
+    """Whether a Gemm is a MatMul of what it reads, of its weight perhaps turned, and an Add."""
+    plain = _attribute(node, "alpha", 1.0) == 1 and (len(node.input) < 3 or _attribute(node, "beta", 1.0) == 1)
+    return node.op_type == "Gemm" and plain and not _attribute(node, "transA", 0)
+
+
+def _attribute(node: NodeProto, name: str, default: float) -> float:
+    return next((float(helper.get_attribute_value(a)) for a in node.attribute if a.name == name), default)
 
 
 def put(model: ModelProto, weight: TensorProto, integers: TensorProto, others: bool) -> None:
@@ -72,25 +160,19 @@ def put(model: ModelProto, weight: TensorProto, integers: TensorProto, others: b
         weight.CopyFrom(integers)
 
 
-def _weights_of(layer: Layer, node: NodeProto) -> Sequence[str]:
-    """Names of a layer's weights: what multiplies the input, and in a recurrent layer the state."""
-    return node.input[1:3] if layer.op in RECURRENT else [layer.weight]
-
-
 def fits(layer: Layer, precision: Precision) -> bool:
-    """Whether a layer's weight can be stored so: four bits need a matrix, but for recurrent layers, which get eight."""
-    return precision.bits == 8 or len(layer.shape) == 2 or layer.op in RECURRENT
+    """Whether a layer's weight can be stored so: some precisions need a matrix, but for recurrent layers."""
+    return not precision.matrices or len(layer.shape) == 2 or layer.op in RECURRENT
 
 
-def _channel_axis(layer: Layer, node: object) -> int:
+def _channel_axis(layer: Layer, node: NodeProto) -> int:
     """The axis of a weight that counts outputs."""
     if layer.op == "Conv":
         return 0
     if layer.op in ("ConvTranspose", *RECURRENT):
         return 1
     if layer.op == "Gemm":
-        transposed = any(a.name == "transB" and a.i for a in getattr(node, "attribute", ()))
-        return 0 if transposed else 1
+        return 0 if _attribute(node, "transB", 0) else 1
     return len(layer.shape) - 1
 
 
