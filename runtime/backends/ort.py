@@ -36,8 +36,8 @@ _DTYPES: dict[str, Any] = {
     "string": np.object_,
 }
 
-_OTHER_RANK = "Invalid rank for output"
-"""What it says of an output of the run before, where the file declares another number of axes than outputs have."""
+_OTHER_SHAPE = ("Invalid rank for output", "Got invalid dimensions for output")
+"""What it says of an output of the run before, where the file declares other axes or sizes than outputs have."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class OrtSession:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
-            if anew or self._options.capture or _OTHER_RANK not in str(error):
+            if anew or self._options.capture or not any(said in str(error) for said in _OTHER_SHAPE):
                 raise
             return self._run_bound(binding, anew=True)
         return anew

@@ -97,6 +97,10 @@ _FIXES = (
         "TensorRT takes symmetric int8 (zero points of 0, constant scales): quantize so, or leave this node in float",
     ),
     (
+        r"Squeeze\w* without an axes input",
+        "TensorRT must know beforehand which axes go: name them in the node's second input in the file",
+    ),
+    (
         r"mismatch|broadcast|dimension|volume|shape|axis",
         "the shapes do not fit at these sizes: check them with --shape, and the file with: python -m onnx.checker FILE",
     ),

@@ -208,7 +208,8 @@ def test_a_bound_call_runs_the_model(session):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-def test_an_output_of_more_axes_than_declared_is_bound_too():
+@pytest.mark.parametrize("declared", [["N"], ["N", 1], [9, 2]], ids=["axes", "size", "batch"])
+def test_an_output_that_is_not_as_declared_is_bound_too(declared):
     """ONNX Runtime runs such files, and refuses their outputs as places to write into."""
     nodes = [node("Shape", "x", "s"), node("Gather", "s zero", "n"), node("Mul", "n n", "square"),
              node("Div", "square n", "same"), node("Unsqueeze", "same", "m", axes=[0]),
@@ -217,7 +218,8 @@ def test_an_output_of_more_axes_than_declared_is_bound_too():
     model = build(nodes, {"x": ["N", 2]}, ["y"], constants, opset=12, ir=6)
     shape = model.graph.output[0].type.tensor_type.shape
     shape.Clear()
-    shape.dim.add(dim_param="N")
+    for size in declared:
+        shape.dim.add(**{"dim_param" if isinstance(size, str) else "dim_value": size})
     session = open_session(model.SerializeToString())
     feeds = {"x": np.ones((3, 2), np.float32)}
     assert session.run(feeds)["y"].shape == (3, 2)
