@@ -35,6 +35,7 @@ from runtime.runners import Asked
 _CODES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_PRODUCTS = frozenset({"Gemm", "MatMul"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _QUANTIZED = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
@@ -52,11 +53,13 @@ class Timing:
         profile: the kernels.
         shares: of the kernels' time, by what holds them back, as ``runtime.roofline.bottleneck`` calls it.
         working: share of the time in kernels that multiply and accumulate.
+        products: share in those that multiply matrices.
     """
 
     profile: Profile
     shares: Mapping[str, float]
     working: float
+    products: float
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Facts:
         weights: weights of layers; those among them that can be 2:4; those where sparse kernels may gain.
         embedded: share of the parameters in tables that rows are looked up in.
         layers: layers with a 32-bit weight that ``quantize`` takes.
+        matrices: share of their weights that is in products of matrices, which compute on integers without data too.
         recurrent: recurrent layers.
         codes, halves: share of the parameters in 8 bits or fewer, and in 16.
         quantized: whether nodes compute with codes.
@@ -99,6 +103,7 @@ class Facts:
     weights: tuple[int, int, int]
     embedded: float
     layers: int
+    matrices: float
     recurrent: int
     codes: float
     halves: float
@@ -160,6 +165,7 @@ def gather(
     cut, budget, left = _cut(groups)
     taken, other = choose_weights(graph, parse_pattern("2:4"))
     everything = [*taken, *(x.weight for x in other)]
+    floats = [w for w in everything if w.dtype == TensorProto.FLOAT and w.uses[0].node.op in _LAYERS]
     operators = {node.op for node in graph.nodes}
     sizes = _sizes(graph)
     total = max(sum(sizes.values()), 1)
@@ -181,7 +187,8 @@ def gather(
             sum(w.size for w in taken if benefit(w) == "likely"),
         ),
         _embedded(graph, sizes, total),
-        sum(1 for w in everything if w.dtype == TensorProto.FLOAT and w.uses[0].node.op in _LAYERS),
+        len(floats),
+        sum(w.size for w in floats if w.uses[0].node.op in _PRODUCTS) / max(sum(w.size for w in floats), 1),
         sum(1 for node in graph.nodes if node.op in _RECURRENT),
         sum(n for name, n in sizes.items() if graph.constants[name].data_type in _CODES) / total,
         sum(n for name, n in sizes.items() if graph.constants[name].data_type in _HALVES) / total,
@@ -261,7 +268,9 @@ def _timed(
 def _timing(found: Profile, machine: Peaks) -> Timing:
     total = found.kernels or 1.0
     shares = {kind: seconds / total for kind, seconds in held_back(found.nodes, machine).items()}
-    return Timing(found, shares, sum(n.seconds for n in found.nodes if n.macs) / total)
+    working = sum(n.seconds for n in found.nodes if n.macs) / total
+    products = sum(n.seconds for n in found.nodes if n.macs and _PRODUCTS & set(n.op.split("+"))) / total
+    return Timing(found, shares, working, products)
 
 
 def _damage(

@@ -194,21 +194,27 @@ def _quantize(facts: Facts) -> Advice:
         return Advice(
             "quantize", "no", "its weights have 16 bits; quantization starts from the 32-bit model", "computed"
         )
-    if not facts.layers:
-        why = (
-            f"{counted(facts.recurrent, 'recurrent layer stays', 'recurrent layers stay')} in float"
-            if facts.recurrent
-            else "no layer has a 32-bit weight"
-        )
-        return Advice("quantize", "no", why, "computed")
-    said = f"{counted(facts.layers, 'layer has', 'layers have')} 32-bit weights"
     weights = _typed(facts, "quantize", "--precision", "int8-weight", "--seconds", "1", output="int8w.onnx")
+    if not facts.layers:
+        if facts.recurrent and not _accelerated(facts):
+            return Advice("quantize", "maybe", f"{counted(facts.recurrent, 'recurrent layer')} can store weights in 8 bits: "
+                          "a smaller file, computed in float", "computed", weights, 0.1)  # fmt: skip
+        return Advice("quantize", "no", "no layer has a 32-bit weight", "computed")
+    said = f"{counted(facts.layers, 'layer has', 'layers have')} 32-bit weights"
     if _accelerated(facts):
         command = _typed(facts, "quantize", "--precision", "int8", "--profile", "tensorrt", output="int8.onnx")
         return Advice("quantize", "maybe", f"{said}; the gain takes a measurement on the device", "computed",
                       command if facts.calib else weights, 0.2)  # fmt: skip
     from exporter.quantization.processor import saturates
 
+    share, basis = (facts.matrices, "computed") if facts.timing is None else (facts.timing.products, "measured")
+    if share > _MUCH:
+        where = "weights are" if facts.timing is None else "time is"
+        slow = "; 7 bits on this processor (no VNNI), which is slower" if saturates() else ""
+        return Advice("quantize", "maybe" if slow else "try", f"{100 * share:.0f} % of the {where} in products of "
+                      f"matrices, which compute on integers without data{slow}", basis,
+                      _typed(facts, "quantize", "--precision", "int8-dynamic", "--seconds", "1", output="int8.onnx"),
+                      share * (0.2 if slow else 0.5))  # fmt: skip
     command = _typed(facts, "quantize", "--precision", "int8", "--seconds", "1", output="int8.onnx")
     if facts.calib is None:
         return Advice("quantize", "maybe", f"{said}; without data only weights can be quantized, which makes the file "

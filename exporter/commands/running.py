@@ -35,6 +35,12 @@ def add_running(parser: Any, seconds: float, threads: int = 0) -> None:
     )
     session.add_argument("--no-spinning", action="store_true", help="idle threads do not wait busily for work")
     session.add_argument("--no-binding", action="store_true", help="copy inputs and outputs on every run")
+    session.add_argument(
+        "--dequantize",
+        action="store_true",
+        help="make floats of integer weights once, as the model is loaded, instead of in every run "
+        "(session.disable_quant_qdq); all layers compute in float then",
+    )
     session.add_argument("--capture", action="store_true", help="record the run once and replay it (CUDA graphs)")
     add_shape(parser)
 
@@ -55,6 +61,7 @@ def asked_of(options: argparse.Namespace, batch: int | None = None) -> Asked:
             threads=options.threads,
             level=options.level,
             spinning=not options.no_spinning,
+            dequantize=options.dequantize,
             binding=not options.no_binding,
             capture=options.capture,
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,8 +165,6 @@ def quantize(
             calib, graph, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric,
             judged=True,
         )  # fmt: skip
-        if calibration.synthetic:
-            notes.append("the inputs are made up: ranges and accuracy of real ones may differ")
     less, said = _less_range(kind, profile, reduce_range)
     notes += said
     maker = _maker(plain, moved, chosen, kind, profile, calibration, method, percentile, per_channel, less, step)
@@ -210,10 +208,11 @@ def quantize(
         notes += said
     sparse = zeros_kept(plain, made.model)
     after = save(from_model(made.model, graph.binding.shapes, origin=graph.source.path), target)
+    timed, said = _measured(Path(model), target, kind, profile, shapes, seconds, threads, step)
     return Quantized(
         Path(model), target, kind, profile, maker.ranges.method if maker.ranges is not None else "", tuple(layers),
         tuple(names), reasons, graph.source.size, after, accuracy, error, rounded, made.fits,
-        found, sparse, _measured(Path(model), target, shapes, seconds, threads, profile, step), tuple(notes),
+        found, sparse, timed, (*notes, *said),
     )  # fmt: skip
 
 
@@ -348,6 +347,7 @@ def _metric(
     """How outputs are judged, and what to say where they are not."""
     if calibration is None:
         return None, []
+    made_up = ["the inputs are made up: ranges and accuracy of real ones may differ"] if calibration.synthetic else []
     floats = any(graph.inferred.dtype.get(name) in _FLOATS for name in graph.outputs)
     metric = calibration.metric or usual_metric(graph, calibration.held) or ("cosine" if floats else None)
     if needed and metric is None:
@@ -355,7 +355,7 @@ def _metric(
     said = "no output is a floating-point number, so what this costs is not known"
     if compared is not None:
         said = "no output is a floating-point number; output error is that of what they come from"
-    return metric, [] if metric is not None else [said]
+    return metric, [*made_up, *([] if metric is not None else [said])]
 
 
 def _accuracy(
@@ -373,13 +373,22 @@ def _accuracy(
 
 
 def _measured(
-    first: Path, other: Path, shapes: Mapping[str, tuple[int, ...]] | None, seconds: float, threads: int, profile: str,
-    step: Callable[[str], None],
-) -> Comparison | None:  # fmt: skip
+    first: Path, other: Path, kind: Precision, profile: str, shapes: Mapping[str, tuple[int, ...]] | None,
+    seconds: float, threads: int, step: Callable[[str], None],
+) -> tuple[Comparison | None, list[str]]:  # fmt: skip
+    """How long the result takes beside the original, and what to say of it; None where it is not measured."""
     if not seconds or profile != "cpu":
-        return None
+        return None, []
     from runtime.comparison import compare_models
     from runtime.runners import Asked
 
     asked = Asked("ort-cpu", SessionOptions(threads=threads), dict(shapes or {}))
-    return compare_models(first, other, asked, seconds=seconds, outputs=False, progress=step)
+    found = compare_models(first, other, asked, seconds=seconds, outputs=False, progress=step)
+    if not kind.weights_only or found.verdict != "slower":
+        return found, []
+    once = replace(asked, options=replace(asked.options, dequantize=True))
+    ratio = compare_models(first, other, asked, once, seconds=seconds, outputs=False, progress=step).ratio
+    return found, [
+        "ONNX Runtime makes floats of such weights in every run; with session.disable_quant_qdq = 1 (secateur bench "
+        f"--dequantize) it does so once, at load: {ratio.value:.3f} times as long ({ratio.low:.3f} .. {ratio.high:.3f})"
+    ]

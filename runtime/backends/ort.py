@@ -275,6 +275,8 @@ def _settings(ort: Any, options: SessionOptions) -> Any:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not options.packing:
         settings.add_session_config_entry("session.disable_prepacking", "1")
+    if options.dequantize:
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if options.folder is not None:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(options.folder))
     if options.profile is not None:

@@ -74,6 +74,8 @@ class SessionOptions:
             declared shapes are wrong: by these it is decided what fits where.
         rounding: float weights of layers between quantized tensors may be rounded too, as ONNX Runtime does. Off keeps
             what the file holds.
+        dequantize: floats of integer weights are made once, as the model is loaded, instead of in every run; all layers
+            then compute in float.
         binding: timed calls keep inputs and outputs where they are (I/O binding); off copies them on every run.
         capture: record the run once and replay it (CUDA graphs), where the backend can.
         profile: write a profile whose name begins so.
@@ -89,6 +91,7 @@ class SessionOptions:
     packing: bool = True
     reuse: bool = True
     rounding: bool = True
+    dequantize: bool = False
     binding: bool = True
     capture: bool = False
     profile: Path | None = None

@@ -237,6 +237,8 @@ def _open(name: str, model: Path | bytes, options: SessionOptions) -> Session:
         raise BadRequest(
             f"--level: {name} has no levels of graph optimisation; build at another with: secateur build --level N"
         )
+    if options.dequantize:
+        raise BadRequest(f"--dequantize: {name} has no such choice; it is ONNX Runtime's.")
     if options.profile is not None or options.save is not None:
         raise BadRequest(f"{name} writes neither profiles nor optimised models; see secateur build --json.")
     device = cuda.need_gpu()

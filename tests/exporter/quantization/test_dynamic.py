@@ -48,10 +48,10 @@ def operators(path):
     return Counter(n.op_type for n in all_nodes(onnx.load(path).graph))
 
 
-def optimised(path):
+def optimised(path, **options):
     """Operators after ONNX Runtime's optimisation."""
     file = path.with_name("optimised.onnx")
-    open_session(path, options=SessionOptions(save=file))
+    open_session(path, options=SessionOptions(save=file, **options))
     return operators(file)
 
 
@@ -114,6 +114,18 @@ def test_convolutions_stay_in_float(tmp_path, capsys):
     alone = write(build(nodes[:1], {"x": ["N", 3, 5, 5]}, ["h"], weights(w=(8, 3, 3, 3))), tmp_path)
     assert main(["quantize", str(alone), "-o", str(out), "--precision", "int8-dynamic", "-q"]) == 3
     assert "no layer has a weight that is a matrix. Try int8, or int8-weight" in capsys.readouterr().err
+
+
+def test_floats_may_be_made_once_as_the_model_is_loaded(tmp_path, monkeypatch):
+    """What convolutions read would be made in every run; where that is slower, the report says what helps."""
+    nodes = [node("Conv", "x w", "h"), node("Relu", "h", "y")]
+    path = write(build(nodes, {"x": ["N", 3, 5, 5]}, ["y"], weights(w=(8, 3, 3, 3))), tmp_path)
+    monkeypatch.setattr("runtime.comparison.verdict_of", lambda *_: "slower")
+    out, told = quantized(path, "--precision", "int8-weight", "--seconds", "0.2")
+    assert [note for note in told["notes"] if "secateur bench --dequantize) it does so once, at load: " in note]
+    assert optimised(out)["DequantizeLinear"] == 1
+    assert optimised(out, dequantize=True)["DequantizeLinear"] == 0
+    assert main(["bench", str(out), "--seconds", "0.1", "--dequantize", "-q"]) == 0
 
 
 def test_seven_bits(tmp_path):
