@@ -28,9 +28,10 @@ Array = NDArray[Any]
 
 NETWORKS = ("resnet20", "resnet56", "mobilenet_v2", "magika", "llama", "yolox")
 YOLOX = "onnx/yolox_nano.onnx"
-PRECISIONS = ("int8", "fp8", "int8-weight", "int4-weight")
+PRECISIONS = ("int8", "int8-dynamic", "fp8", "int8-weight", "int4-weight")
 MATRICES = ("magika", "llama")
-"""Those with matrices worth four bits."""
+FOR_MATRICES = ("int8-dynamic", "int4-weight")
+"""Precisions that convolutions do not have."""
 HOW = {"to the nearest": ["--no-fit"], "**fitted**": []}
 LIMIT = ["--max-drop", "5%"]
 SAMPLES = 128
@@ -44,7 +45,8 @@ HEAD = """# Fewer bits
 Accuracy on test inputs (Llama: nats per token; YOLOX: boxes and scores have no labels), error of the outputs there as a
 share of their variance, size of the file and CPU seconds of the command. "To the nearest" is `--no-fit`: for int8 what
 onnxruntime.quantization makes (minmax, QDQ, a scale for each channel), but ranges end where what reads a tensor is flat
-(narrowing.py). fp8 is for TensorRT and was judged in ONNX Runtime, which computes it in float. int4 has blocks of 32.
+(narrowing.py). int8-dynamic rounds what a product of matrices reads by its range in each run. fp8 is for TensorRT and
+was judged in ONNX Runtime, which computes it in float. int4 has blocks of 32.
 """
 
 
@@ -96,7 +98,7 @@ def _measured(name: str, options: argparse.Namespace, folder: Path) -> Iterator[
         **_judged(model, model, test),
     }
     for precision in options.precisions.split(","):
-        if precision == "int4-weight" and name not in MATRICES:
+        if precision in FOR_MATRICES and name not in MATRICES:
             continue
         kinds = dict(HOW)
         if (name, precision) == ("yolox", "int8"):

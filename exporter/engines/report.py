@@ -93,7 +93,8 @@ def converted_text(found: Converted) -> str:
     lines = [
         f"{counted(found.nodes, 'node computes', 'nodes compute')} in {found.precision}, {len(found.stay)} "
         f"{'stays' if len(found.stay) == 1 else 'stay'} in fp32, {counted(found.casts, 'cast')} added; outputs differ "
-        f"by {found.error:.2g} of their standard deviation at most ({counted(found.samples, 'sample')}, {found.source})"
+        f"by {found.error:.2g} of their standard deviation at most, {found.output_error**0.5:.2g} in the mean square "
+        f"({counted(found.samples, 'sample')}, {found.source})"
     ]
     lines += [f"  {s.node} stays: {s.reason}" for s in asked[:_MOST]]
     reasons = Counter(s.reason for s in found.stay if not s.asked)
@@ -114,6 +115,7 @@ def converted_json(found: Converted) -> dict[str, Any]:
         "casts": found.casts,
         "bytes": {"before": found.before, "after": found.after},
         "errors": found.errors,
+        "output_error": found.output_error,
         "samples": found.samples,
         "source": found.source,
         "keep_io": found.keep_io,

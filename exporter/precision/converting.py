@@ -15,6 +15,7 @@ from onnx import TensorProto
 from exporter.atomic import obstacle
 from exporter.calibration.data import batch_of
 from exporter.calibration.portioned import Portioned
+from exporter.calibration.sensitivity import Deviation
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.forced_branches import Way, force, ways
 from exporter.functions import Calls
@@ -28,7 +29,7 @@ from exporter.precision.rewriting import rewrite_types
 from exporter.precision.rounded import rounded_model
 from exporter.precision.types import types_of
 from exporter.precision.values import Retyped, convert_values
-from exporter.relative_difference import difference, signal
+from exporter.relative_difference import difference, is_float, signal
 from exporter.sessions import not_calibrated
 from exporter.sizes import at_sizes
 from exporter.synthetic import synthetic_samples
@@ -64,6 +65,7 @@ class Converted:
         casts: casts that were added.
         before, after: bytes of both files.
         errors: largest difference of each output from the original's, as a share of its standard deviation.
+        output_error: mean square of the differences, as a share of the outputs' variance.
         samples: how many samples that was seen on.
         source: what they came from.
         keep_io: whether inputs and outputs have kept their types.
@@ -77,6 +79,7 @@ class Converted:
     before: int
     after: int
     errors: dict[str, float]
+    output_error: float
     samples: int
     source: str
     keep_io: bool
@@ -151,6 +154,7 @@ def convert_precision(
     retyped = Retyped(graph, low, partial(convert_values, low=low))
     casts = rewrite_types(model, low, lowered, kinds, graph.constants, retyped, keep_io)
     errors: dict[str, float] = {}
+    shares: list[float] = []
 
     def compare(written: Path | None = None) -> None:
         """Judge the model, or its file, of which ONNX Runtime maps the weights."""
@@ -163,9 +167,11 @@ def convert_precision(
             shown, outside = rounded_model(graph, lowered, low)
         if dense is None:
             session = _portioned(shown, graph, outside, graph.folder if written is None else written.parent)
-            errors.update(_differences(want, session.runs(_typed(feeds, session), graph.outputs)))
+            found, share = _differences(want, session.runs(_typed(feeds, session), graph.outputs))
         else:
-            errors.update(_compare(want, graph, shown, feeds, around))
+            found, share = _compare(want, graph, shown, feeds, around)
+        errors.update(found)
+        shares.append(share)
         _judge(errors, max_error, precision)
 
     late = dense is None and low == TensorProto.FLOAT16 and output is not None  # nothing is converted twice
@@ -185,6 +191,7 @@ def convert_precision(
         graph.source.size,
         after,
         errors,
+        shares[-1],
         sum(_rows(f) for f in feeds),
         calib or "synthetic",
         keep_io,
@@ -259,8 +266,9 @@ def _portioned(model: onnx.ModelProto, graph: Graph, outside: Mapping[str, Array
 
 def _compare(
     want: Sequence[Outputs], graph: Graph, model: onnx.ModelProto, feeds: Sequence[Feeds], around: Sequence[Way]
-) -> dict[str, float]:
-    """Differences of the outputs from those of the original, whichever way the inputs take through branches."""
+) -> tuple[dict[str, float], float]:
+    """Differences of the outputs from those of the original, whichever way the inputs take through branches; as
+    ``_differences``."""
     whole = inline_data(model, graph.folder)
     try:
         session = open_session(force(whole, {}), options=_PLAIN)
@@ -268,16 +276,16 @@ def _compare(
         raise ModelError(
             f"the converted model does not load: {error}\nNothing was written; please report it."
         ) from error
-    errors = _differences(want, [session.run(feed) for feed in _typed(feeds, session)])
+    errors, share = _differences(want, [session.run(feed) for feed in _typed(feeds, session)])
     for way in around:
         forced = force(inline_data(graph.model, graph.folder), way)
         try:
             pair = [open_session(data, options=_PLAIN) for data in (forced, force(whole, way))]
-            found = _differences(*([s.run(feed) for feed in _typed(feeds[:1], s)] for s in pair))
+            found, _ = _differences(*([s.run(feed) for feed in _typed(feeds[:1], s)] for s in pair))
         except RunError:  # made-up inputs do not run everywhere
             continue
         errors = {name: max(error, found.get(name, 0.0)) for name, error in errors.items()}
-    return errors
+    return errors, share
 
 
 def _typed(feeds: Sequence[Feeds], session: Session | Portioned) -> list[Feeds]:
@@ -286,14 +294,20 @@ def _typed(feeds: Sequence[Feeds], session: Session | Portioned) -> list[Feeds]:
     return [{n: np.asarray(v, types[n]) for n, v in feed.items() if n in types} for feed in feeds]
 
 
-def _differences(wanted: Sequence[Outputs], got: Sequence[Outputs]) -> dict[str, float]:
+def _differences(wanted: Sequence[Outputs], got: Sequence[Outputs]) -> tuple[dict[str, float], float]:
+    """Largest difference of each output, as a share of its standard deviation, and the mean square of all differences
+    as a share of the variance."""
     errors: dict[str, float] = {}
+    names = [n for n, values in wanted[0].items() if isinstance(values, np.ndarray) and is_float(values)]
+    deviation = Deviation(dict.fromkeys(names, 1.0))
     for want, have in zip(wanted, got, strict=True):
         for name, values in want.items():
             if isinstance(values, np.ndarray):
                 found = difference(np.asarray(have[name]).astype(values.dtype), values, signal(values))
                 errors[name] = max(errors.get(name, 0.0), found)
-    return errors
+        alike = [name for name in names if np.shape(have[name]) == np.shape(want[name])]
+        deviation.add({name: have[name] for name in alike}, {name: want[name] for name in alike})
+    return errors, deviation.value
 
 
 def _judge(errors: dict[str, float], most: float | None, precision: str) -> None:

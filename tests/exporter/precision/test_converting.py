@@ -35,6 +35,7 @@ def test_models_stay_what_they_are(tmp_path, name, keep_io):
     data = f"{MODELS / 'digits.npz'}:train"
     found = convert_precision(MODELS / f"{name}.onnx", target, "fp16", calib=data, keep_io=keep_io, calib_samples=16)
     assert 0 < found.error < 0.01
+    assert 0 < found.output_error < found.error**2  # the mean of squares is less than the largest
     assert not found.stay
     assert target.stat().st_size < 0.55 * (MODELS / f"{name}.onnx").stat().st_size
     model = onnx.load(target)
