@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, TypeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
 from exporter.errors import ModelError
@@ -69,7 +69,7 @@ def excerpt(graph: Graph, nodes: Sequence[NodeProto], outputs: Sequence[str], kn
             if name not in known:
                 raise ModelError(f"'{name}' is read before it is made; the model cannot be proved piece by piece.")
             inputs.append(name)
-            _declare(model, name, graph.inferred.type_of(name), known[name])
+            _declare(model, name, graph, known[name])
         elif tensor.dims and tensors.nbytes(tensor) >= _FED_BYTES and tensor.data_type in FLOATS:
             weights.append(name)
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
@@ -82,8 +82,8 @@ def excerpt(graph: Graph, nodes: Sequence[NodeProto], outputs: Sequence[str], kn
     return Excerpt(model, tuple(inputs), tuple(weights), graph)
 
 
-def _declare(model: ModelProto, name: str, kind: TypeProto | None, values: Array) -> None:
-    value = model.graph.input.add(name=name)
+def _declare(model: ModelProto, name: str, graph: Graph, values: Array) -> None:
+    value, kind = model.graph.input.add(name=name), graph.inferred.type_of(name)
     if kind is not None:
         value.type.CopyFrom(kind)
     else:
@@ -91,7 +91,7 @@ def _declare(model: ModelProto, name: str, kind: TypeProto | None, values: Array
     if value.type.HasField("tensor_type"):
         value.type.tensor_type.ClearField("shape")
         for _ in range(np.ndim(values)):
-            value.type.tensor_type.shape.dim.add()
+            value.type.tensor_type.shape.dim.add(dim_value=graph.fixed_length(name))
 
 
 def run_excerpt(

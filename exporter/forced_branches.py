@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from exporter.graph import Graph, Node
-from exporter.protos import all_nodes, constant_of, key_of, subgraphs
+from exporter.graph import Graph, Node, op_of, opsets_of
+from exporter.protos import all_nodes, graphs_of, key_of, set_nodes, subgraphs
 
 Way = Mapping[str, bool]
 """What is forced, by key (first output): the branch an If takes; that a Loop is entered. The last one is what is tried,
@@ -19,6 +19,9 @@ LIMIT = 32
 """Most ways that are tried."""
 
 _ITERATIONS = 2
+_COUNT = "secateur.way.count"
+_WITH_WHERE = 9
+"""The first operator set in which a number of rounds can be compared and chosen."""
 
 
 def ways(graph: Graph) -> list[Way]:
@@ -61,13 +64,12 @@ def force(model: ModelProto, way: Way, short: bool = False) -> bytes:
     Args:
         model: holds its weights inside; it stays as it is.
         way: the branches to take; none for those the inputs lead to.
-        short: let Loops around a branch that is forced end after as many rounds as forced ones, where constants say
-            how many there may be. What goes round again where no input leads may move ever further with rounding.
+        short: let Loops around a branch that is forced end after as many rounds as forced ones. What goes round again
+            where no input leads may move ever further with rounding.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
-    count = "secateur.way.count"
-    values = {count: np.array(_ITERATIONS, np.int64)}
+    values = {_COUNT: np.array(_ITERATIONS, np.int64)}
     for taken in (False, True):
         name = f"secateur.way.{taken}"
         values[name] = np.array(taken)
@@ -78,29 +80,56 @@ def force(model: ModelProto, way: Way, short: bool = False) -> bytes:
             if node.op_type == "If":
                 node.input[0] = name
             elif node.op_type == "Loop":
-                node.input[0] = node.input[0] and count
+                node.input[0] = node.input[0] and _COUNT
                 node.input[1] = node.input[1] and name
     if short:
-        for node in _loops_around(copy, way):
-            node.input[0] = count
-    read = {name for node in all_nodes(copy.graph) for name in node.input}
-    # ONNX Runtime refuses constants that nothing reads before IR version 4
-    copy.graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in values.items() if n in read)
+        _end_early(copy, lambda loop: key_of(loop) not in way and _holds(loop, way))
+    _add_constants(copy, values)
     return bytes(copy.SerializeToString())
 
 
-def _loops_around(model: ModelProto, way: Way) -> Iterator[NodeProto]:
-    """Loops that are not forced, hold what is, and may take more rounds than forced ones."""
-    nodes = list(all_nodes(model.graph))
-    most = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.INT64}
-    most |= {n.output[0]: numpy_helper.to_array(t) for n in nodes if (t := constant_of(n)) is not None}
-    for node in nodes:
-        if node.op_type != "Loop" or key_of(node) in way:
-            continue
-        inside = {key_of(n) for body in subgraphs(node) for n in all_nodes(body)}
-        count = most.get(node.input[0]) if node.input[0] else np.array(np.inf)
-        if inside & way.keys() and count is not None and np.all(count > _ITERATIONS):
-            yield node
+def first_rounds(model: ModelProto) -> ModelProto | None:
+    """The model with Loops that end after two rounds; None where it has none that can be made so.
+
+    A decoder that reads what it chose makes, in the end, a difference of everything out of one in the last place; two
+    models whose first rounds agree, from the same states, are the same.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    if not _end_early(copy, lambda _: True):
+        return None
+    _add_constants(copy, {_COUNT: np.array(_ITERATIONS, np.int64)})
+    return copy
+
+
+def _end_early(model: ModelProto, chosen: Callable[[NodeProto], bool]) -> bool:
+    """Let some Loops take two rounds at most, in place; whether there is any."""
+    found, can_compare = False, opsets_of(model).get("", 0) >= _WITH_WHERE
+    for graph in reversed(list(graphs_of(model.graph))):
+        nodes: list[NodeProto] = []
+        for node in graph.node:
+            if op_of(node) == "Loop" and chosen(node) and (can_compare or not node.input[0]):
+                found = True
+                if node.input[0]:
+                    less, count = (f"secateur.way.{key_of(node)}.{part}" for part in ("less", "count"))
+                    nodes.append(helper.make_node("Less", [node.input[0], _COUNT], [less]))
+                    nodes.append(helper.make_node("Where", [less, node.input[0], _COUNT], [count]))
+                    node.input[0] = count
+                else:
+                    node.input[0] = _COUNT
+            nodes.append(node)
+        set_nodes(graph, nodes)
+    return found
+
+
+def _holds(loop: NodeProto, way: Way) -> bool:
+    return any(key_of(node) in way for body in subgraphs(loop) for node in all_nodes(body))
+
+
+def _add_constants(model: ModelProto, values: Mapping[str, NDArray[np.generic]]) -> None:
+    """Add those that are read: ONNX Runtime refuses others before IR version 4."""
+    read = {name for node in all_nodes(model.graph) for name in node.input}
+    model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items() if n in read)
 
 
 def name_of(graph: Graph, way: Way) -> str:

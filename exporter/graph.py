@@ -196,6 +196,16 @@ class Graph:
         self._from_constants: dict[str, bool] = {}
         self._shapes: dict[str, tuple[int, ...] | None] = {}
 
+    def fixed_length(self, name: str) -> int | None:
+        """Length of a list that has the same for all inputs (of sizes, mostly), else None.
+
+        ONNX Runtime takes a list that is fed for an empty one where a Resize or a Reshape is made of it, unless told.
+        """
+        match self.static.dims.get(name):
+            case (int(length),):
+                return length
+        return None
+
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape under the binding, or None where it is not known."""
         try:

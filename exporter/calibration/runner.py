@@ -18,7 +18,6 @@ from exporter.errors import ModelError
 from exporter.external_parts import is_described
 from exporter.fed_weights import Room, in_room
 from exporter.graph import Graph, Node, bare_model
-from exporter.inferred import are_numbers
 from exporter.protos import reads
 from exporter.sessions import not_calibrated
 from exporter.tensors import Array, expect, nbytes, read
@@ -301,8 +300,8 @@ def piece(
             value = model.graph.input.add(name=name)
             value.type.CopyFrom(of)
             if of.HasField("tensor_type"):
-                if len(of.tensor_type.shape.dim) == 1 and are_numbers(graph.static.dims.get(name, ("",))):
-                    continue  # ONNX Runtime would take a list of sizes whose length is open for an empty one
                 for dim in value.type.tensor_type.shape.dim:
                     dim.Clear()
+                    if (length := graph.fixed_length(name)) is not None:
+                        dim.dim_value = length
     return model, inputs

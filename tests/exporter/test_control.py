@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporter import find_groups, load, rewrite, save, verify
 from exporter.errors import GoalError, ModelError
-from exporter.forced_branches import ways
+from exporter.forced_branches import first_rounds, ways
 from exporter.model_file import from_model
 from exporter.plan_check import fingerprint
 from exporter.protos import graphs_of
@@ -244,6 +244,46 @@ def test_rounds_where_no_input_leads_do_not_add_up():
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 2, tensor.name))
     with pytest.raises(GoalError, match="differs from the masked original"):
         verify(pruned, graph, plan)
+
+
+def test_a_loop_that_makes_all_of_the_last_place_is_proved_by_its_first_rounds():
+    """Eight times of every difference in each of fifty rounds: rounding excuses any result, wrong weights too."""
+    body = _loop([node("MatMul", "s w", "p"), node("Mul", "p eight", "q"), node("Sin", "q", "r"),
+                  node("MatMul", "r v", "t")], ["t"], ["s"], weights(w=(8, 6), v=(6, 8)))  # fmt: skip
+    nodes = [node("MatMul", "x wi", "h"), node("Loop", "fifty - h", "k", body=body), node("MatMul", "k wo", "y")]
+    constants = weights(wi=(5, 8), wo=(8, 3)) | {"fifty": np.int64(50), "eight": np.float32(8)}
+    graph = from_model(build(nodes, {"x": ["N", 5]}, ["y"], constants))
+    plan = half(graph)
+    pruned = rewrite(graph, plan)
+    proof = verify(pruned, graph, plan)
+    assert proof.pieces > 1
+    assert any("when weights and inputs are rounded otherwise" in said for said in proof.warnings)
+    tensor = next(t for t in pruned.model.graph.initializer if t.name == "w")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.01, tensor.name))
+    with pytest.raises(GoalError, match="differs from the masked original, first at"):
+        verify(pruned, graph, plan)
+
+
+@pytest.mark.parametrize("opset", [8, 21])
+@pytest.mark.parametrize(("count", "rounds"), [("n", 1), ("n", 2), ("n", 50), ("-", 3)])
+def test_first_rounds(count, rounds, opset):
+    """Fewer stay as they are; before operator set 9 a number cannot be compared, so that Loops with one stay too."""
+    going = [node("Add", "i seen", "next"), node("Less", "next most", "on")] if count == "-" and opset > 8 else []
+    body = _loop([node("Add", "s one", "t")], ["t"], ["s"])
+    if going:
+        del body.node[0]
+        body.node.extend(going)
+    limit = count if going or count == "n" else "n"
+    nodes = [node("Loop", f"{limit} - x", "y", body=body)]
+    constants = {"n": np.int64(rounds), "one": np.float32(1), "seen": np.int64(1), "most": np.int64(rounds)}
+    used = {k: v for k, v in constants.items() if k == "one" or (k in ("seen", "most") if going else k == "n")}
+    model = build(nodes, {"x": [2]}, ["y"], used, opset=opset, ir=8)
+    short = first_rounds(model)
+    if opset < 9:
+        assert short is None
+        return
+    got = run(short.SerializeToString(), {"x": np.zeros(2, np.float32)})["y"]
+    np.testing.assert_array_equal(got, min(rounds, 2))
 
 
 def test_a_loop_that_always_runs_needs_no_way():

@@ -9,7 +9,7 @@ import pytest
 from exporter import GoalError, verify
 from exporter.deciding import deciding_tensors
 from exporter.model_file import from_model
-from exporter.optimised import Optimised
+from exporter.optimised import _Excuses
 from tests.exporter.files import changed, halved, off
 from tests.onnx_builder import build, node, weights
 
@@ -100,7 +100,7 @@ def test_optimisation_that_leads_to_other_choices_is_no_error(monkeypatch):
     """The dense model may happen to choose as before."""
     graph = network(apart=ROUNDING)
     plan, pruned = halved(graph)
-    monkeypatch.setattr(Optimised, "_optimised_dense", lambda self, feed: None)
+    monkeypatch.setattr(_Excuses, "dense", None)
     assert any("comes from other choices" in warning for warning in verify(pruned, graph, plan).warnings)
     monkeypatch.setattr("exporter.optimised.deciding_tensors", lambda *_: [])
     assert any("in the last place explain" in warning for warning in verify(pruned, graph, plan).warnings)
