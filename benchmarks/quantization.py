@@ -38,7 +38,8 @@ SAMPLES = 128
 WAYS, TOGETHER = 16, 32
 CALIBRATING = 5
 """Photos that calibrate; the others judge."""
-OTHERS = ("RTN, symmetric", "RTN, with zero points", "HQQ")
+DYNAMIC = "dynamic, a scale for each channel"
+OTHERS = {"int8-dynamic": [DYNAMIC], "int4-weight": ["RTN, symmetric", "RTN, with zero points", "HQQ"]}
 
 HEAD = """# Fewer bits
 
@@ -111,8 +112,8 @@ def _measured(name: str, options: argparse.Namespace, folder: Path) -> Iterator[
             how += f": {left} of {len(layers)} layers in float" if extra == LIMIT else ""
             yield {"network": title, "precision": precision, "how": how, "size": out.stat().st_size / dense,
                    "seconds": seconds, **_judged(out, model, test)}  # fmt: skip
-        if precision == "int4-weight" and name == "llama":
-            for how in OTHERS:
+        if precision in FOR_MATRICES and name == "llama":
+            for how in OTHERS[precision]:
                 _by_onnxruntime(model, out, how)
                 yield {"network": title, "precision": precision, "how": "onnxruntime, " + how,
                        "size": out.stat().st_size / dense, "seconds": None, **_judged(out, model, test)}  # fmt: skip
@@ -156,10 +157,14 @@ def _error(got: Array, want: Array) -> float:
 
 
 def _by_onnxruntime(model: Path, out: Path, how: str) -> None:
-    """Four bits by onnxruntime's MatMulNBits quantizer, in the same blocks."""
+    """The same by onnxruntime's own tools; four bits by its MatMulNBits quantizer, in the same blocks."""
     import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization import matmul_nbits_quantizer as tool
 
+    if how == DYNAMIC:
+        quantize_dynamic(onnx.load(model), out, per_channel=True, weight_type=QuantType.QInt8)
+        return
     kinds = {
         "RTN, symmetric": lambda: tool.DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, bits=4),
         "RTN, with zero points": lambda: tool.DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=False, bits=4),

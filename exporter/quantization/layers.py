@@ -138,8 +138,8 @@ def chosen_layers(layers: Sequence[Layer], only: Sequence[str], keep: Sequence[s
     ]
     if not layers:
         raise ModelError(
-            f"nothing to quantize: no layer ({', '.join((*LAYERS, *RECURRENT))}) has 32-bit constant weights. With "
-            "--profile tensorrt, those in branches and loops are not quantized."
+            f"nothing to quantize: no layer ({', '.join((*LAYERS, *RECURRENT))}) has 32-bit constant weights (with "
+            "--profile tensorrt, outside of branches and loops)."
         )
     if not found:
         raise ModelError(

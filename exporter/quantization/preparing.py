@@ -16,7 +16,7 @@ from exporter.errors import ModelError
 from exporter.graph import Graph, op_of
 from exporter.model_file import IR_WITH_FREE_INITIALIZERS
 from exporter.normalise import serialize_with_data
-from exporter.protos import constant_of, graphs_of, read_instead, reads, remove_named, set_nodes
+from exporter.protos import all_nodes, constant_of, graphs_of, read_instead, reads, remove_named, set_nodes
 from exporter.quantization.layers import name_nodes
 from exporter.quantization.loops import free_constants
 from exporter.quantization.precisions import Precision
@@ -24,7 +24,10 @@ from runtime.backends import SessionOptions, open_session
 from runtime.errors import RunError
 
 _MOST_BYTES = 2_000_000_000
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
+_QUANTIZED = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul",
+    "QLinearConv", "QGemm", "MatMulNBits",
+)  # fmt: skip
 
 Moved = Mapping[str, Sequence[NodeProto]]
 """Constants that are others from another side, and the nodes that made them of these."""
@@ -49,9 +52,9 @@ def float_model(graph: Graph, kind: Precision) -> tuple[ModelProto, Moved, list[
     model.ParseFromString(serialize_with_data(graph.model, graph.folder))  # in which functions are written out
     _lift_constants(model)
     free_constants(model)
-    operators = {node.op_type for node in model.graph.node}
-    if operators & set(_QUANTIZED):
-        raise ModelError("the model is quantized already: it holds QuantizeLinear. Start from the float model.")
+    operators = {node.op_type for node in all_nodes(model.graph)}
+    if found := [op for op in _QUANTIZED if op in operators]:
+        raise ModelError(f"the model is quantized already: it holds {found[0]}. Start from the float model.")
     kinds = {t.data_type for t in model.graph.initializer}
     if TensorProto.FLOAT not in kinds and kinds & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
         raise ModelError("the weights have 16 bits; quantization starts from 32. Start from the model before.")

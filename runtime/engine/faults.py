@@ -106,6 +106,10 @@ _FIXES = (
     ),
 )
 
+_FOR_CPUS = frozenset(
+    {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "MatMulNBits"}
+)
+"""Operators that compute on integers in ONNX Runtime, and that TensorRT does not know."""
 _DRIVER = re.compile(r"status == CUDA_SUCCESS|cudaError\w*|CUDA initialization")
 _PLACE = re.compile(
     r"\s*Error Code \d+: Cuda Runtime \(In catchCudaError.*?\)\)+|^(?:\[[^\]]*\]\s*)+"
@@ -122,8 +126,10 @@ _LISTED = re.compile(r"name: (?P<name>[^)\s]+)[^)]*?(?:op_type: |operator: )\"?(
 _FEWEST = 3
 
 
-def fix_for(reason: str) -> str:
-    """What may help against a reason, empty where nothing is known."""
+def fix_for(reason: str, operator: str = "") -> str:
+    """What may help against a reason, and an operator, empty where nothing is known."""
+    if operator in _FOR_CPUS:
+        return "this file is quantized for CPUs: quantize the float model with --precision int8 --profile tensorrt"
     return next((fix for pattern, fix in _FIXES if re.search(pattern, reason, re.IGNORECASE)), "")
 
 
@@ -141,7 +147,7 @@ def parser_faults(parser: Any) -> list[Fault]:
         if _WORDLESS.match(reason):
             reason = "this operator is not supported by TensorRT" if "UNSUPPORTED" in code else code or "refused"
         node, operator = (str(_said(getattr(error, which, None)) or "") for which in ("node_name", "node_operator"))
-        found.setdefault(Fault(node, operator, reason, fix_for(reason)))
+        found.setdefault(Fault(node, operator, reason, fix_for(reason, operator)))
     return list(found)
 
 
@@ -156,7 +162,7 @@ def log_faults(messages: Sequence[Message], model: onnx.ModelProto) -> list[Faul
     for message in telling(messages, "error"):
         node, operator = _place(message.text, model)
         reason = _reason(message.text)
-        found.setdefault(Fault(node, operator, reason, fix_for(reason)))
+        found.setdefault(Fault(node, operator, reason, fix_for(reason, operator)))
     return list(found)
 
 

@@ -158,9 +158,12 @@ def test_zeros_stay(tmp_path):
         assert told["layers_2_4"] == 5
 
 
-def test_the_file_is_pruned_as_others(tmp_path):
+def test_the_file_is_pruned_as_others_and_quantized_no_more(tmp_path, capsys):
     path = write(attention(), tmp_path)
     out, _ = quantized(path, "--precision", "int8-dynamic")
+    again = ["quantize", str(out), "-o", str(tmp_path / "again.onnx"), "--precision", "int8-dynamic", "-q"]
+    assert main(again) == 3
+    assert "it holds DynamicQuantizeLinear" in capsys.readouterr().err
     small = tmp_path / "small.onnx"
     assert main(["prune", str(out), "-o", str(small), "--ratio", "0.5", "-q"]) == 0
     assert small.stat().st_size < 0.9 * out.stat().st_size

@@ -69,6 +69,12 @@ def test_faults(line, name, operator, fix):
     assert ".cpp" not in fault.reason
 
 
+def test_what_is_quantized_for_cpus_is_told_by_its_operators():
+    said = "this operator is not supported by TensorRT"
+    assert "--profile tensorrt" in fix_for(said, "MatMulInteger")
+    assert "ort-tensorrt" in fix_for(said, "Det")
+
+
 def test_nothing_is_advised_where_nothing_is_known():
     assert fix_for("something else went wrong") == ""
 
