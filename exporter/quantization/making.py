@@ -12,16 +12,19 @@ from onnx import ModelProto, numpy_helper
 from exporter.calibration.data import Calibration
 from exporter.graph import Graph
 from exporter.model_file import from_model
-from exporter.quantization import float8
-from exporter.quantization.activations import Ranges, quantized, with_float_weights
+from exporter.quantization import float8, smoothing
+from exporter.quantization.activations import Ranges, find_ranges, quantized, with_float_weights
+from exporter.quantization.damage import reference
 from exporter.quantization.fitting import Fit, fit_layers
 from exporter.quantization.grid import Grid, nearest
 from exporter.quantization.layers import TABLE, Layer
+from exporter.quantization.narrowing import narrowed
 from exporter.quantization.precisions import Precision
 from exporter.quantization.preparing import Moved, tied_again
 from exporter.quantization.tables import tables_quantized
 from exporter.quantization.weights import BLOCK, Stored, weights_quantized
 from exporter.tensors import Array
+from runtime.nouns import counted
 from runtime.samples import Samples
 
 _FITTED_ON, _LARGE = 128, 10_000
@@ -133,3 +136,43 @@ def _with(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
         if tensor.name in values:
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[tensor.name]), tensor.name))
     return result
+
+
+def maker_of(
+    plain: ModelProto,
+    calibration: Calibration | None,
+    moved: Moved,
+    chosen: Sequence[Layer],
+    kind: Precision,
+    profile: str,
+    method: str,
+    percentile: float,
+    per_channel: bool,
+    less: bool,
+    step: Callable[[str], None],
+) -> Maker:
+    """What makes a model of a choice of layers, after the ranges of tensors were found."""
+    ranges = None
+    if kind.ranged:
+        assert calibration is not None
+        step(f"ranges of tensors on {counted(len(calibration.fit), 'input')}")
+        ranges = find_ranges(plain, calibration.fit, calibration.batch_of_all, profile, method, percentile)
+        if kind.name != "fp8":  # whose steps grow with the numbers
+            ranges = narrowed(ranges, symmetric=profile == "tensorrt")
+    return Maker(plain, moved, chosen, kind, profile, ranges, per_channel and kind.name != "fp8", less)
+
+
+def made_even(
+    plain: ModelProto, make: Callable[..., Maker], moved: Moved, chosen: Sequence[Layer], kind: Precision,
+    calibration: Calibration | None, graph: Graph, step: Callable[[str], None],
+) -> smoothing.Smoothed:  # fmt: skip
+    """The float model, perhaps with channels made alike."""
+    compared = reference(plain, from_model(plain, graph.binding.shapes)) if kind.integers and calibration else None
+    if compared is None or calibration is None:
+        return smoothing.Smoothed(plain)
+    names = [layer.node for layer in chosen]
+
+    def error_of(model: ModelProto, known: Calibration, others: Samples) -> float:
+        return compared.error(make(model, known, moved).made(names).model, kind, others, known.batch)
+
+    return smoothing.smoothed(plain, chosen, calibration, error_of, step)

@@ -43,6 +43,11 @@ class Precision:
         return bool(self.activation) and not self.dynamic
 
     @property
+    def integers(self) -> bool:
+        """Whether layers compute on integers: a tensor has one step for large and small numbers."""
+        return self.activation in ("INT8", "UINT8")
+
+    @property
     def weights_only(self) -> bool:
         """Whether the layers compute in float, and only the weights are stored in fewer bits."""
         return not self.activation

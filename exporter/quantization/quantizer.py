@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx import ModelProto, TensorProto
+from onnx import TensorProto
 
 from exporter.atomic import obstacle
 from exporter.calibration.accuracy import Accuracy, compare_sessions, usual_metric
@@ -19,14 +20,12 @@ from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph
 from exporter.model_file import finished, from_model, load, save
 from exporter.normalise import serialize_with_data
-from exporter.quantization.activations import find_ranges
 from exporter.quantization.damage import Reference, opened, reference
 from exporter.quantization.fitting import Fit
 from exporter.quantization.layers import Layer, chosen_layers, layers_of
-from exporter.quantization.making import Made, Maker
-from exporter.quantization.narrowing import narrowed
+from exporter.quantization.making import Made, Maker, made_even, maker_of
 from exporter.quantization.precisions import METHODS, Precision, find_precision
-from exporter.quantization.preparing import Moved, float_model
+from exporter.quantization.preparing import float_model
 from exporter.quantization.processor import saturates
 from exporter.quantization.search import Found, least_in_float
 from exporter.quantization.weights import fits
@@ -34,7 +33,6 @@ from exporter.quantization.zeros import zeros_kept
 from exporter.search import parse_limit
 from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import BadRequest
-from runtime.nouns import counted
 
 if TYPE_CHECKING:
     from runtime.comparison import Comparison
@@ -159,16 +157,18 @@ def quantize(
     plain, moved, notes = float_model(graph, kind)
     layers = layers_of(plain, in_float=profile == "cpu")
     chosen, reasons = _chosen(layers, only, keep, kind, per_channel)
-    calibration = None
-    if calib is not None:
-        calibration = calibration_of(
-            calib, graph, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric,
-            judged=True,
-        )  # fmt: skip
+    calibration = None if calib is None else calibration_of(
+        calib, graph, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric, judged=True
+    )  # fmt: skip
     less, said = _less_range(kind, profile, reduce_range)
-    notes += said
-    maker = _maker(plain, moved, chosen, kind, profile, calibration, method, percentile, per_channel, less, step)
+    make = partial(
+        maker_of, chosen=chosen, kind=kind, profile=profile, method=method, percentile=percentile,
+        per_channel=per_channel, less=less, step=step,
+    )  # fmt: skip
     names = [layer.node for layer in chosen]
+    even = made_even(plain, make, moved, chosen, kind, calibration if fit else None, graph, step)
+    plain, notes = even.model, [*notes, *said, *filter(None, [even.said])]
+    maker = make(plain, calibration, {name: nodes for name, nodes in moved.items() if name not in even.changed})
     original = Remembered(open_session(serialize_with_data(finished(graph), graph.folder)))
     whole = from_model(plain, graph.binding.shapes)
     compared = reference(plain, whole) if calibration is not None else None
@@ -286,30 +286,6 @@ def _less_range(kind: Precision, profile: str, asked: str) -> tuple[bool, list[s
     if asked == "off" and profile == "cpu" and saturates():
         return False, ["caution: sums of 8-bit products overflow on this processor: what is measured here suffers"]
     return asked == "on", []
-
-
-def _maker(
-    plain: ModelProto,
-    moved: Moved,
-    chosen: Sequence[Layer],
-    kind: Precision,
-    profile: str,
-    calibration: Calibration | None,
-    method: str,
-    percentile: float,
-    per_channel: bool,
-    less: bool,
-    step: Callable[[str], None],
-) -> Maker:
-    """What makes a model of a choice of layers, after the ranges of tensors were found."""
-    ranges = None
-    if kind.ranged:
-        assert calibration is not None
-        step(f"ranges of tensors on {counted(len(calibration.fit), 'input')}")
-        ranges = find_ranges(plain, calibration.fit, calibration.batch_of_all, profile, method, percentile)
-        if kind.name != "fp8":  # whose steps grow with the numbers
-            ranges = narrowed(ranges, symmetric=profile == "tensorrt")
-    return Maker(plain, moved, chosen, kind, profile, ranges, per_channel and kind.name != "fp8", less)
 
 
 def _judged_fit(
