@@ -85,7 +85,10 @@ class Maker:
         """
         calibration = replace(calibration, fit=_enough(calibration.fit))
         chosen = self._chosen(names)
-        weights = [layer.weight for layer in chosen]
+        inside = {
+            layer.weight for layer in self.layers if layer.inner
+        }  # what is right for one reader is not for another
+        weights = [layer.weight for layer in chosen if layer.weight not in inside]
         grid = Grid(7 if self.less else self.precision.bits, alike=not self.per_channel)
         if self.ranges is None:
             grid = replace(grid, block=BLOCK if self.precision.bits == 4 else 0)
