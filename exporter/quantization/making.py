@@ -85,10 +85,7 @@ class Maker:
         """
         calibration = replace(calibration, fit=_enough(calibration.fit))
         chosen = self._chosen(names)
-        inside = {
-            layer.weight for layer in self.layers if layer.inner
-        }  # what is right for one reader is not for another
-        weights = [layer.weight for layer in chosen if layer.weight not in inside]
+        weights = [layer.weight for layer in chosen]
         grid = Grid(7 if self.less else self.precision.bits, alike=not self.per_channel)
         if self.ranges is None:
             grid = replace(grid, block=BLOCK if self.precision.bits == 4 else 0)
@@ -106,9 +103,9 @@ class Maker:
     def _stored(self, model: ModelProto, chosen: Sequence[Layer], stored: Mapping[str, Stored]) -> ModelProto:
         """A float model with the weights of some layers stored as integers, as ``weights_quantized`` has it."""
         layers = [layer for layer in chosen if layer.op != TABLE]
-        made = weights_quantized(
-            model, layers, self.precision, stored, 7 if self.less and self.precision.dynamic else 8
-        )
+        bits = 7 if self.less and self.precision.dynamic else 8
+        made = weights_quantized(model, layers, self.precision, stored, bits)
+        tied_again(made, self.moved)  # before tables become integers, which a layer in float then reads too
         tables_quantized(made, [layer for layer in chosen if layer.op == TABLE])
         return made
 
@@ -120,9 +117,7 @@ class Maker:
         """A float model with some layers, and what lies between them, in 8 bits, as ``quantized`` has it."""
         names = [layer.node for layer in chosen if layer.ranged]
         made = quantized(ranges, self.precision, self.profile, names, self.per_channel, self.less)
-        tied_again(made, self.moved)  # before tables become integers, which a layer in float then reads too
-        in_float = [layer for layer in chosen if not layer.ranged]
-        return self._stored(made, in_float, {}) if in_float else made
+        return self._stored(made, [layer for layer in chosen if not layer.ranged], {})
 
 
 def _enough(samples: Samples) -> Samples:

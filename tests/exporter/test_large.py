@@ -32,10 +32,12 @@ from exporter import (
 )
 from exporter.calibration import portioned, runner, store
 from exporter.halves import numbers
+from exporter.model_file import from_model
 from exporter.piecewise import pieces
 from exporter.precision.converting import convert_precision
 from exporter.sparsity import selection
-from tests.exporter.files import write, write_outside
+from tests.exporter.calibration import networks
+from tests.exporter.files import half, write, write_outside
 from tests.rows.networks import ROWS
 
 NETWORKS = {row.name: row for row in ROWS}
@@ -166,6 +168,13 @@ def test_a_wrong_rewrite_fails_wherever_it_is(llama, piece_bytes):
         with pytest.raises(GoalError, match="differs from the masked original"):
             verify(pruned, graph, plan, piece_bytes=piece_bytes)
         tensor.CopyFrom(before)
+
+
+def test_pieces_are_fed_lists_of_sizes():
+    """Two Resizes to a size that both read: ONNX Runtime takes a list of open length for an empty one."""
+    graph = from_model(networks.resized())
+    plan = half(graph)
+    assert verify(rewrite(graph, plan), graph, plan, piece_bytes=1).pieces > 5
 
 
 def test_prune_says_that_it_went_piece_by_piece(llama, tmp_path, monkeypatch):

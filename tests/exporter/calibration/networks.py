@@ -162,3 +162,16 @@ def samples(graph, count, seed=0):
         smooth = values + np.roll(values, 1, -1) + rng.standard_normal((count, *[1] * (len(shape) - 1)))
         feeds[spec.name] = np.asarray(smooth, spec.dtype)
     return samples_of([feeds], input_specs(graph.model))
+
+
+def resized():
+    """Two Resizes to a size that both read, the second in a piece of its own."""
+    nodes = [
+        node("Conv", "x w", "h", pads=[1, 1, 1, 1], strides=[2, 2]), node("Shape", "x", "all"),
+        node("Slice", "all two four", "size"), node("Shape", "h", "half"), node("Slice", "half nought two", "first"),
+        node("Concat", "first size", "to_a", axis=0), node("Resize", "h - - to_a", "a"),
+        node("Conv", "a v", "f", pads=[1, 1, 1, 1]), node("Concat", "first size", "to_b", axis=0),
+        node("Resize", "f - - to_b", "b"), node("Relu", "b", "y"),
+    ]  # fmt: skip
+    constants = weights(w=(4, 3, 3, 3), v=(4, 4, 3, 3))
+    return build(nodes, {"x": ["N", 3, 8, 8]}, ["y"], constants | {"nought": ints(0), "two": ints(2), "four": ints(4)})

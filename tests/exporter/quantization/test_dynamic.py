@@ -12,6 +12,8 @@ from onnx import TensorProto, helper
 
 from exporter.cli import main
 from exporter.protos import all_nodes
+from exporter.quantization.loops import free_constants
+from runtime import comparison
 from runtime.backends import SessionOptions, open_session
 from tests.exporter.files import branch, choose, write
 from tests.onnx_builder import build, ints, node, weights
@@ -20,9 +22,9 @@ WIDTH = 32
 X = np.random.default_rng(0).standard_normal((6, 5, WIDTH)).astype(np.float32)
 
 
-def calm(**shapes):
+def calm(seed=0, **shapes):
     """Weights that keep the size of what they multiply: differences do not grow."""
-    return {name: values / np.sqrt(np.float32(WIDTH)) for name, values in weights(**shapes).items()}
+    return {name: values / np.sqrt(np.float32(WIDTH)) for name, values in weights(seed, **shapes).items()}
 
 
 def attention():
@@ -121,8 +123,11 @@ def test_floats_may_be_made_once_as_the_model_is_loaded(tmp_path, monkeypatch):
     nodes = [node("Conv", "x w", "h"), node("Relu", "h", "y")]
     path = write(build(nodes, {"x": ["N", 3, 5, 5]}, ["y"], weights(w=(8, 3, 3, 3))), tmp_path)
     monkeypatch.setattr("runtime.comparison.verdict_of", lambda *_: "slower")
+    whole, how = comparison.compare_models, []
+    monkeypatch.setattr(comparison, "compare_models", lambda *a, **k: how.append(a[3:]) or whole(*a, **k))
     out, told = quantized(path, "--precision", "int8-weight", "--seconds", "0.2")
     assert [note for note in told["notes"] if "secateur bench --dequantize) it does so once, at load: " in note]
+    assert [[other.options.dequantize for other in others] for others in how] == [[], [True]]
     assert optimised(out)["DequantizeLinear"] == 1
     assert optimised(out, dequantize=True)["DequantizeLinear"] == 0
     assert main(["bench", str(out), "--seconds", "0.1", "--dequantize", "-q"]) == 0
@@ -213,18 +218,49 @@ def test_branches(precision, tmp_path):
         assert 0 < error(path, out, {"x": x}) < (0.2 if precision == "int4-weight" else 5e-3)
 
 
-@pytest.mark.parametrize("through", ["", "Identity"])
-def test_a_loop_that_hands_its_weights_round(through, tmp_path):
-    """As tf2onnx writes recurrent layers; the last of the states is given as well."""
-    body = branch("body", [
-        node("Identity", "go", "on"), node("MatMul", "s a", "u"), node("Tanh", "u", "t"), node("MatMul", "t b", "n"),
-        node("Identity", "a", "a2"), *([node("Identity", "b", "b2")] if through else []),
-    ], "on")  # fmt: skip
+def test_a_weight_of_the_main_graph_and_a_branch_is_not_fitted_to_one_of_them(tmp_path):
+    model = branches()
+    model.graph.node.extend([node("MatMul", "x w", "again"), node("MatMul", "again o", "z")])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(calm(seed=3, o=(WIDTH, 8))["o"], "o"))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 5, 8]))
+    path = write(model, tmp_path)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((400, 5, 4)) @ rng.standard_normal((4, WIDTH)) + 0.1 * rng.standard_normal((400, 5, WIDTH))
+    np.savez(tmp_path / "d.npz", x=x.astype(np.float32))
+    _, told = quantized(path, "--precision", "int8-weight", "--calib", str(tmp_path / "d.npz"))
+    assert {layer["weight"] for layer in told["layers"] if layer["fit"]} == {"v", "o"}
+
+
+def test_what_a_loop_hands_on_at_another_place_stays_a_state():
+    loop = node("Loop", "three - x w v", "y first last", body=_body([node("Identity", "a", "a2")], ("s", "a2", "a")))
+    model = build([loop], {"x": [WIDTH]}, ["y"], calm(w=(WIDTH,), v=(WIDTH,)) | {"three": np.int64(3)})
+    free_constants(model)
+    assert list(model.graph.node[0].input) == ["three", "", "x", "w", "v"]
+
+
+def _body(nodes, given):
+    """The body of a loop with a state and two weights; what it gives, in their order."""
+    body = branch("body", [node("Identity", "go", "on"), *nodes], "on")
     body.output[0].type.tensor_type.elem_type = TensorProto.BOOL
     body.input.extend([helper.make_tensor_value_info("i", TensorProto.INT64, []),
                        helper.make_tensor_value_info("go", TensorProto.BOOL, [])])  # fmt: skip
     body.input.extend(helper.make_tensor_value_info(n, 1, None) for n in ("s", "a", "b"))
-    body.output.extend(helper.make_tensor_value_info(n, 1, None) for n in ("n", "a2", "b2" if through else "b"))
+    body.output.extend(helper.make_tensor_value_info(n, 1, None) for n in given)
+    return body
+
+
+@pytest.mark.parametrize("through", ["", "Identity"])
+def test_a_loop_that_hands_its_weights_round(through, tmp_path):
+    """As tf2onnx writes recurrent layers; the last of the states is given as well."""
+    nodes = [
+        node("MatMul", "s a", "u"),
+        node("Tanh", "u", "t"),
+        node("MatMul", "t b", "n"),
+        node("Identity", "a", "a2"),
+    ]
+    if through:
+        nodes.append(node("Identity", "b", "b2"))
+    body = _body(nodes, ("n", "a2", "b2" if through else "b"))
     nodes = [node("Loop", "three - x w v", "k first last", body=body), node("MatMul", "k last", "y")]
     constants = calm(w=(WIDTH, WIDTH), v=(WIDTH, WIDTH)) | {"three": np.int64(3)}
     path = write(build(nodes, {"x": ["N", 5, WIDTH]}, ["y"], constants), tmp_path)
