@@ -13,12 +13,15 @@ from onnx import TensorProto, helper
 from exporter.cli import main
 from exporter.protos import all_nodes
 from exporter.quantization.loops import free_constants
+from exporter.quantization.processor import saturates
 from runtime import comparison
 from runtime.backends import SessionOptions, open_session
 from tests.exporter.files import branch, choose, write
 from tests.onnx_builder import build, ints, node, weights
 
 WIDTH = 32
+COARSER = 4 if saturates() else 1
+"""Squared steps of weights of 7 bits, which processors without VNNI get."""
 X = np.random.default_rng(0).standard_normal((6, 5, WIDTH)).astype(np.float32)
 
 
@@ -65,7 +68,7 @@ def error(path, out, feeds=None):
 def test_products_compute_on_integers(tmp_path):
     path = write(attention(), tmp_path)
     out, told = quantized(path, "--precision", "int8-dynamic")
-    assert 0 < error(path, out) < 1e-3
+    assert 0 < error(path, out) < 1e-3 * COARSER
     assert all(layer["quantized"] for layer in told["layers"])
     found = operators(out)
     assert (found["MatMulInteger"], found["Gemm"]) == (5, 0)
@@ -146,7 +149,7 @@ def test_data_judge_and_choose_the_layers(tmp_path):
     np.savez(tmp_path / "d.npz", x=np.random.default_rng(1).standard_normal((400, 5, WIDTH)).astype(np.float32))
     data = ["--calib", str(tmp_path / "d.npz"), "--metric", "cosine"]
     _, told = quantized(path, "--precision", "int8-dynamic", *data)
-    assert 0 < told["output_error"] < 1e-3
+    assert 0 < told["output_error"] < 1e-3 * COARSER
     drop = told["accuracy"]["drop"]
     some, told = quantized(path, "--precision", "int8-dynamic", *data, "--max-drop", str(drop / 2))
     assert 0 < sum(not layer["quantized"] for layer in told["layers"]) < 5

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from exporter.cli import main
+from exporter.quantization.processor import saturates
 from runtime.backends import open_session
 from tests.exporter.files import write
 from tests.onnx_builder import build, node, weights
@@ -61,7 +62,8 @@ def test_weights_become_integers(op, directions, precision, tmp_path):
     path = write(network(op, directions), tmp_path)
     out = quantized(path, tmp_path, "--precision", precision)
     assert kinds(out) == dict.fromkeys(("w", "r", "r2"), onnx.TensorProto.INT8)
-    assert 0 < error(path, out) < 2e-3
+    coarser = 4 if precision == "int8" and saturates() else 1  # 7 bits, squared, for the layers between
+    assert 0 < error(path, out) < 2e-3 * coarser
     assert out.stat().st_size < path.stat().st_size
 
 
