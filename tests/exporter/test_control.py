@@ -264,26 +264,27 @@ def test_a_loop_that_makes_all_of_the_last_place_is_proved_by_its_first_rounds()
         verify(pruned, graph, plan)
 
 
-@pytest.mark.parametrize("opset", [8, 21])
-@pytest.mark.parametrize(("count", "rounds"), [("n", 1), ("n", 2), ("n", 50), ("-", 3)])
-def test_first_rounds(count, rounds, opset):
-    """Fewer stay as they are; before operator set 9 a number cannot be compared, so that Loops with one stay too."""
-    going = [node("Add", "i seen", "next"), node("Less", "next most", "on")] if count == "-" and opset > 8 else []
+def _counting(count, going, opset=21, **numbers):
+    """A loop that adds one in each round."""
     body = _loop([node("Add", "s one", "t")], ["t"], ["s"])
     if going:
         del body.node[0]
         body.node.extend(going)
-    limit = count if going or count == "n" else "n"
-    nodes = [node("Loop", f"{limit} - x", "y", body=body)]
-    constants = {"n": np.int64(rounds), "one": np.float32(1), "seen": np.int64(1), "most": np.int64(rounds)}
-    used = {k: v for k, v in constants.items() if k == "one" or (k in ("seen", "most") if going else k == "n")}
-    model = build(nodes, {"x": [2]}, ["y"], used, opset=opset, ir=8)
-    short = first_rounds(model)
-    if opset < 9:
-        assert short is None
-        return
-    got = run(short.SerializeToString(), {"x": np.zeros(2, np.float32)})["y"]
-    np.testing.assert_array_equal(got, min(rounds, 2))
+    constants = {"one": np.float32(1)} | {name: np.int64(value) for name, value in numbers.items()}
+    nodes = [node("Loop", f"{count} - x", "y", body=body)]
+    return build(nodes, {"x": [2]}, ["y"], constants, opset=opset, ir=8)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 50])
+def test_first_rounds(rounds):
+    going = [node("Less", "i last", "on")]
+    for model in (_counting("n", [], n=rounds), _counting("-", going, last=rounds - 1)):
+        got = run(first_rounds(model).SerializeToString(), {"x": np.zeros(2, np.float32)})["y"]
+        np.testing.assert_array_equal(got, min(rounds, 2))
+
+
+def test_numbers_of_rounds_that_cannot_be_compared_stay():
+    assert first_rounds(_counting("n", [], opset=8, n=3)) is None
 
 
 def test_a_loop_that_always_runs_needs_no_way():

@@ -44,6 +44,12 @@ def advised(model, tmp_path, *options):
     return document, {a["what"]: a for a in document["advice"]}
 
 
+def recurrent():
+    return build(
+        [node("LSTM", "x w r", "y", hidden_size=8)], {"x": [3, 1, 4]}, ["y"], weights(w=(1, 32, 4), r=(1, 32, 8))
+    )
+
+
 ROWS = [
     ("widths", mlp, "ort-cpu", "structured widths", "maybe", "--macs|--ratio"),
     ("no blocks", mlp, "ort-cpu", "layers", "no", "no residual block"),
@@ -53,6 +59,8 @@ ROWS = [
     ("few parameters", mlp, "ort-cpu", "anything smaller", "maybe", "few"),
     ("tables", embedding, "ort-cpu", "tables of embeddings", "maybe", "looked up"),
     ("matrices", mlp, "ort-cpu", "quantize", "try|maybe", "compute on integers without data"),
+    ("recurrent", recurrent, "ort-cpu", "quantize", "maybe", "can store weights in 8 bits"),
+    ("recurrent on a GPU", recurrent, "ort-cuda", "quantize", "no", "no layer has a 32-bit weight"),
     ("quantized", quantized, "ort-cpu", "quantize", "no", "already"),
 ]
 
