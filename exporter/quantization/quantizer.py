@@ -201,9 +201,7 @@ def quantize(
         if error is not None and error > _RUINED:
             notes.append("caution: the outputs hardly follow those of the float model any more")
         if limit is None and error is not None and error > _MUCH:
-            notes.append(
-                "--max-drop D leaves the layers in float that harm the outputs most, as few as keep the drop in D"
-            )
+            notes.append(_help(kind, profile, chosen))
         accuracy, said = _accuracy(opened(made.model, kind), original, calibration, judged_by)
         notes += said
     sparse = zeros_kept(plain, made.model)
@@ -214,6 +212,14 @@ def quantize(
         tuple(names), reasons, graph.source.size, after, accuracy, error, rounded, made.fits,
         found, sparse, timed, (*notes, *said),
     )  # fmt: skip
+
+
+def _help(kind: Precision, profile: str, chosen: Sequence[Layer]) -> str:
+    """What may help where outputs move much."""
+    said = "--max-drop D leaves the layers in float that harm the outputs most, as few as keep the drop in D"
+    if kind.ranged and profile == "cpu" and any(layer.op in ("Gemm", "MatMul") for layer in chosen):
+        said += "; products of matrices lose less with --precision int8-dynamic"
+    return said
 
 
 def _chosen(

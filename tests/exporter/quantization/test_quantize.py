@@ -280,11 +280,12 @@ def test_outputs_that_are_lost_are_warned_of(tmp_path, monkeypatch, capsys):
     constants["w"][:, 2:] *= 1e-4
     nodes = [node("MatMul", "x w", "h"), node("Split", "h sizes", "y z", axis=1)]
     onnx.save(build(nodes, {"x": ["N", 8]}, ["y", "z"], constants), tmp_path / "m.onnx")
-    for precision, lost in (("int8", True), ("int8-weight", False)):
+    for precision, lost in (("int8", True), ("int8-weight", False), ("int8-dynamic", False)):
         line = f"m.onnx -o q.onnx --precision {precision} --calib synthetic --seconds 0"
         code, told = call(tmp_path, line, monkeypatch, capsys)
         assert code == 0
         assert ("caution: the outputs hardly follow those of the float model" in told.out) == lost
+        assert ("products of matrices lose less with --precision int8-dynamic" in told.out) == lost
 
 
 def test_weights_in_nodes_of_an_old_file(tmp_path):
