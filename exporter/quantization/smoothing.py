@@ -28,6 +28,8 @@ SAMPLES = 64
 
 _SHARES = (0.5, 0.75)
 """Exponents that are tried, beside none."""
+_WORTH = 0.95
+"""Share of the error without that has to be reached."""
 _FARTHEST = 100.0
 """The largest and smallest number a channel is divided by, relative to the geometric mean."""
 _PASSING = frozenset({"Dropout", "Identity", "LeakyRelu", "Relu"})
@@ -104,7 +106,7 @@ def smoothed(
     for share in _SHARES:
         errors[share] = error_of(_scaled(model, places, sizes, share), known, others)
     share = min(errors, key=errors.__getitem__)
-    if not share:
+    if errors[share] > _WORTH * errors[0.0]:
         return Smoothed(model)
     said = counted(len(places), "tensor")
     return Smoothed(
