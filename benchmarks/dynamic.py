@@ -102,12 +102,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=table.RESULTS, metavar="DIR")
     options = parser.parse_args()
     about = table.environment()
-    rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name in options.networks.split(","):
-            for row in _measured(name, Path(scratch), options.seconds):
-                table.say("  ".join(_cells(row)))
-                rows.append(row)
+        networks = options.networks.split(",")
+        rows = table.told((r for n in networks for r in _measured(n, Path(scratch), options.seconds)), _cells)
     head = ["network", "how", "times as long", "size", "output error"]
     page = HEAD + "\n" + table.markdown([head, *map(_cells, rows)], right=(2, 3, 4))
     table.publish("dynamic", page + "\n", {"rows": rows}, about, options.results)

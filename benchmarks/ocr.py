@@ -65,14 +65,11 @@ def main() -> None:
     options = parser.parse_args()
     about = table.environment()
     lines = list(_lines(CALIBRATING + JUDGING))
-    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data = folder / "lines.npz"
         np.savez(data, x=np.stack([image for image, _ in lines[:CALIBRATING]]))
-        for row in _measured(options.model, data, lines[CALIBRATING:], folder):
-            table.say("  ".join(_cells(row)))
-            rows.append(row)
+        rows = table.told(_measured(options.model, data, lines[CALIBRATING:], folder), _cells)
     head = ["model", "lines right", "characters right", "size", "times as long", "CPU s"]
     page = HEAD + "\n" + table.markdown([head, *map(_cells, rows)], right=(1, 2, 3, 4, 5))
     table.publish("ocr", page + "\n", {"rows": rows}, about, options.results)

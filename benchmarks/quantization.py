@@ -60,12 +60,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=table.RESULTS, metavar="DIR")
     options = parser.parse_args()
     about = table.environment()
-    rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name in options.networks.split(","):
-            for row in _measured(name, options, Path(scratch)):
-                table.say("  ".join(str(cell) for cell in _cells(row)))
-                rows.append(row)
+        networks = options.networks.split(",")
+        rows = table.told((row for name in networks for row in _measured(name, options, Path(scratch))), _cells)
     head = ["network", "precision", "how", "accuracy", "output error", "size", "CPU s"]
     page = HEAD + "\n" + table.markdown([head, *map(_cells, rows)], right=(3, 4, 5, 6))
     table.publish("quantization", page + "\n", {"rows": rows}, about, options.results)

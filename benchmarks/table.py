@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -97,6 +97,15 @@ def publish(name: str, text: str, data: dict[str, Any], about: dict[str, Any], f
     (folder / f"{name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(page)
     print(f"written: {folder / name}.md, .json", file=sys.stderr)
+
+
+def told(rows: Iterable[dict[str, Any]], cells: Callable[[dict[str, Any]], list[str]]) -> list[dict[str, Any]]:
+    """All rows, each of which is shown as soon as it is measured."""
+    found = []
+    for row in rows:
+        say("  ".join(cells(row)))
+        found.append(row)
+    return found
 
 
 def say(line: str) -> None:

@@ -101,21 +101,13 @@ def prove_pieces(
         _check_read(wide, walk.values, nodes, file, tolerance, walk.room)
         made = walk.masked(nodes, later)
         got = walk.pruned(made[0])
-        noise: list[dict[str, float]] | None = None
         excused = False
-        for run, (want, have) in enumerate(zip(made, got, strict=True)):
-            for name, values in have.items():
-                error = difference(values, walk.kept(name, want[name]), signal(want[name]))
-                if name in graph.outputs:
-                    outputs[name] = max(outputs.get(name, 0.0), error)
-                if not is_float(want[name]):
-                    continue  # what it is computed from decides
-                if error > tolerance:
-                    noise = walk.noise(made) if noise is None else noise
-                    if error > NOISE_FACTOR * noise[run][name]:
-                        raise GoalError(failure(name, error))
-                    excused = True
-                    continue
+        for name, error, counts in walk.errors(made, got, tolerance, failure):
+            if name in graph.outputs:
+                outputs[name] = max(outputs.get(name, 0.0), error)
+            if counts and error > tolerance:
+                excused = True
+            elif counts:
                 worst = max(worst, error)
         if excused:
             walk.compare_first_rounds(tolerance, failure)
@@ -235,6 +227,41 @@ class _Walk:
         """Whether a tensor is the masked original's. The pruned model makes whole numbers itself: they may be sizes."""
         return is_float(values) or name not in self.small.producer
 
+    def errors(
+        self,
+        made: Sequence[Mapping[str, Array]],
+        got: Sequence[Mapping[str, Array]],
+        tolerance: float,
+        failure: Callable[[str, float], str],
+        model: ModelProto | None = None,
+    ) -> list[tuple[str, float, bool]]:
+        """How far the tensors of the last piece are apart, for each run, and whether that counts.
+
+        Of whole numbers what they are computed from decides. What is further apart than is accepted, noise excuses.
+
+        Args:
+            made: what the masked original has.
+            got: what the pruned model has.
+            tolerance: largest accepted difference.
+            failure: makes the message for a tensor that differs.
+            model: what made it, if not the piece itself.
+
+        Raises:
+            GoalError: a tensor differs, and noise does not excuse it.
+        """
+        noise: list[dict[str, float]] | None = None
+        found = []
+        for run, (want, have) in enumerate(zip(made, got, strict=True)):
+            for name, values in have.items():
+                counts = is_float(want[name])
+                error = difference(values, self.kept(name, want[name]), signal(want[name]))
+                found.append((name, error, counts))
+                if counts and error > tolerance:
+                    noise = self.noise(made, model) if noise is None else noise
+                    if error > NOISE_FACTOR * noise[run][name]:
+                        raise GoalError(failure(name, error))
+        return found
+
     def noise(self, made: Sequence[Mapping[str, Array]], model: ModelProto | None = None) -> list[dict[str, float]]:
         """How far each tensor of the last piece moves, for each run, when what comes in is rounded otherwise.
 
@@ -264,14 +291,7 @@ class _Walk:
             return
         made = run_excerpt(short, *self.last[1:], "the masked original", self.room)
         got = run_excerpt(own, *self.own_last[1:], "the pruned model", self.room)
-        noise: list[dict[str, float]] | None = None
-        for k, (want, have) in enumerate(zip(made, got, strict=True)):
-            for name in (n for n in have if is_float(want[n])):
-                error = difference(have[name], self.kept(name, want[name]), signal(want[name]))
-                if error > tolerance:
-                    noise = self.noise(made, short) if noise is None else noise
-                    if error > NOISE_FACTOR * noise[k][name]:
-                        raise GoalError(failure(name, error))
+        self.errors(made, got, tolerance, failure, short)
 
     def forget(self, later: set[str]) -> None:
         """Drop what nobody reads any more."""

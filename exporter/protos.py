@@ -177,6 +177,12 @@ def remove_named(present: MutableSequence[Any], names: Set[str]) -> None:
         del present[i]
 
 
+def drop_unread(model: ModelProto, names: Iterable[str]) -> None:
+    """Take those of these initializers out of a model that nothing reads any more, in place."""
+    left = {value.name for value in model.graph.output}.union(*map(reads, model.graph.node))
+    remove_named(model.graph.initializer, set(names) - left)
+
+
 def read_instead(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
     """Let nodes read other tensors, by the names of those they read; what is inside of them stays."""
     for node in nodes:

@@ -21,6 +21,7 @@ from exporter.model_file import load
 from exporter.plan import Plan
 from exporter.planner import make_plan
 from exporter.pruner import Totals, totals
+from exporter.quantization.layers import LAYERS, PRODUCTS, QUANTIZED, RECURRENT
 from exporter.report import prunable_parameters
 from exporter.sparsity.choice import choose_weights
 from exporter.sparsity.layers import benefit
@@ -34,12 +35,6 @@ from runtime.runners import Asked
 
 _CODES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_PRODUCTS = frozenset({"Gemm", "MatMul"})
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
-_QUANTIZED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
-)
 _SAMPLES = 64
 _MOST_WORK = 2e10
 """Multiply-accumulates that a look at the damage may take: inputs times groups times those of the model."""
@@ -165,7 +160,7 @@ def gather(
     cut, budget, left = _cut(groups)
     taken, other = choose_weights(graph, parse_pattern("2:4"))
     everything = [*taken, *(x.weight for x in other)]
-    floats = [w for w in everything if w.dtype == TensorProto.FLOAT and w.uses[0].node.op in _LAYERS]
+    floats = [w for w in everything if w.dtype == TensorProto.FLOAT and w.uses[0].node.op in LAYERS]
     operators = {node.op for node in graph.nodes}
     sizes = _sizes(graph)
     total = max(sum(sizes.values()), 1)
@@ -188,11 +183,11 @@ def gather(
         ),
         _embedded(graph, sizes, total),
         len(floats),
-        sum(w.size for w in floats if w.uses[0].node.op in _PRODUCTS) / max(sum(w.size for w in floats), 1),
-        sum(1 for node in graph.nodes if node.op in _RECURRENT),
+        sum(w.size for w in floats if w.uses[0].node.op in PRODUCTS) / max(sum(w.size for w in floats), 1),
+        sum(1 for node in graph.nodes if node.op in RECURRENT),
         sum(n for name, n in sizes.items() if graph.constants[name].data_type in _CODES) / total,
         sum(n for name, n in sizes.items() if graph.constants[name].data_type in _HALVES) / total,
-        bool(operators & _QUANTIZED),
+        bool(operators & set(QUANTIZED)),
         device,
         missing,
         timing,
@@ -269,7 +264,7 @@ def _timing(found: Profile, machine: Peaks) -> Timing:
     total = found.kernels or 1.0
     shares = {kind: seconds / total for kind, seconds in held_back(found.nodes, machine).items()}
     working = sum(n.seconds for n in found.nodes if n.macs) / total
-    products = sum(n.seconds for n in found.nodes if n.macs and _PRODUCTS & set(n.op.split("+"))) / total
+    products = sum(n.seconds for n in found.nodes if n.macs and set(PRODUCTS) & set(n.op.split("+"))) / total
     return Timing(found, shares, working, products)
 
 

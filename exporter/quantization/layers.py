@@ -13,7 +13,10 @@ from exporter.graph import op_of
 from exporter.protos import all_nodes, graphs_of
 from runtime.nouns import counted
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+PRODUCTS = ("Gemm", "MatMul")
+"""Operators that multiply matrices."""
+
+LAYERS = ("Conv", "ConvTranspose", *PRODUCTS)
 """Operators whose input 1 is the weight."""
 
 TABLE = "Gather"
@@ -21,6 +24,12 @@ TABLE = "Gather"
 
 RECURRENT = ("GRU", "LSTM", "RNN")
 """Operators whose inputs 1 and 2 are weights; they compute in float whatever is quantized."""
+
+QUANTIZED = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul",
+    "QLinearConv", "QGemm", "MatMulNBits",
+)  # fmt: skip
+"""Operators of models that are quantized already."""
 
 _LARGE_TABLE = 1 << 12
 """Elements of a table from which on its scales and the nodes that multiply by them are worth it."""

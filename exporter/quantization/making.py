@@ -14,7 +14,7 @@ from exporter.graph import Graph
 from exporter.model_file import from_model
 from exporter.quantization import float8, smoothing
 from exporter.quantization.activations import Ranges, find_ranges, quantized, with_float_weights
-from exporter.quantization.damage import reference
+from exporter.quantization.damage import Reference
 from exporter.quantization.fitting import Fit, fit_layers
 from exporter.quantization.grid import Grid, nearest
 from exporter.quantization.layers import TABLE, Layer
@@ -161,16 +161,16 @@ def maker_of(
 
 
 def made_even(
-    plain: ModelProto, make: Callable[..., Maker], moved: Moved, chosen: Sequence[Layer], kind: Precision,
-    calibration: Calibration | None, graph: Graph, step: Callable[[str], None],
+    plain: ModelProto, make: Callable[..., Maker], moved: Moved, chosen: Sequence[Layer], compared: Reference | None,
+    calibration: Calibration | None, step: Callable[[str], None],
 ) -> smoothing.Smoothed:  # fmt: skip
-    """The float model, perhaps with channels made alike."""
-    compared = reference(plain, from_model(plain, graph.binding.shapes)) if kind.integers and calibration else None
+    """The float model, perhaps with channels made alike; as it is where there is nothing to compare by."""
     if compared is None or calibration is None:
         return smoothing.Smoothed(plain)
     names = [layer.node for layer in chosen]
 
     def error_of(model: ModelProto, known: Calibration, others: Samples) -> float:
-        return compared.error(make(model, known, moved).made(names).model, kind, others, known.batch)
+        made = make(model, known, moved)
+        return compared.error(made.made(names).model, made.precision, others, known.batch)
 
     return smoothing.smoothed(plain, chosen, calibration, error_of, step)

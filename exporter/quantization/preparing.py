@@ -16,18 +16,23 @@ from exporter.errors import ModelError
 from exporter.graph import Graph, op_of
 from exporter.model_file import IR_WITH_FREE_INITIALIZERS
 from exporter.normalise import serialize_with_data
-from exporter.protos import all_nodes, constant_of, graphs_of, read_instead, reads, remove_named, set_nodes
-from exporter.quantization.layers import name_nodes
+from exporter.protos import (
+    all_nodes,
+    attributes_of,
+    constant_of,
+    graphs_of,
+    read_instead,
+    reads,
+    remove_named,
+    set_nodes,
+)
+from exporter.quantization.layers import QUANTIZED, name_nodes
 from exporter.quantization.loops import free_constants
 from exporter.quantization.precisions import Precision
 from runtime.backends import SessionOptions, open_session
 from runtime.errors import RunError
 
 _MOST_BYTES = 2_000_000_000
-_QUANTIZED = (
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul",
-    "QLinearConv", "QGemm", "MatMulNBits",
-)  # fmt: skip
 
 Moved = Mapping[str, Sequence[NodeProto]]
 """Constants that are others from another side, and the nodes that made them of these."""
@@ -53,7 +58,7 @@ def float_model(graph: Graph, kind: Precision) -> tuple[ModelProto, Moved, list[
     _lift_constants(model)
     free_constants(model)
     operators = {node.op_type for node in all_nodes(model.graph)}
-    if found := [op for op in _QUANTIZED if op in operators]:
+    if found := [op for op in QUANTIZED if op in operators]:
         raise ModelError(f"the model is quantized already: it holds {found[0]}. Start from the float model.")
     kinds = {t.data_type for t in model.graph.initializer}
     if TensorProto.FLOAT not in kinds and kinds & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
@@ -134,11 +139,11 @@ def _full_biases(model: ModelProto) -> None:
         if op_of(node) != "Gemm" or len(node.input) < 3 or node.input[2] not in tensors:
             continue
         values = numpy_helper.to_array(tensors[node.input[2]])
-        factor = next((a.f for a in node.attribute if a.name == "beta"), 1.0)
+        factor = attributes_of(node).get("beta", 1.0)
         if not factor or not values.any():
             del node.input[2]
         elif values.ndim < 2 and node.input[1] in tensors:
-            turned = any(a.name == "transB" and a.i for a in node.attribute)
+            turned = attributes_of(node).get("transB")
             outputs = tensors[node.input[1]].dims[0 if turned else 1]
             if values.size != outputs:
                 name = node.input[2] + "_full"

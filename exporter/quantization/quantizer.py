@@ -22,7 +22,7 @@ from exporter.model_file import finished, from_model, load, save
 from exporter.normalise import serialize_with_data
 from exporter.quantization.damage import Reference, opened, reference
 from exporter.quantization.fitting import Fit
-from exporter.quantization.layers import Layer, chosen_layers, layers_of
+from exporter.quantization.layers import PRODUCTS, Layer, chosen_layers, layers_of
 from exporter.quantization.making import Made, Maker, made_even, maker_of
 from exporter.quantization.precisions import METHODS, Precision, find_precision
 from exporter.quantization.preparing import float_model
@@ -166,12 +166,14 @@ def quantize(
         per_channel=per_channel, less=less, step=step,
     )  # fmt: skip
     names = [layer.node for layer in chosen]
-    even = made_even(plain, make, moved, chosen, kind, calibration if fit else None, graph, step)
-    plain, notes = even.model, [*notes, *said, *filter(None, [even.said])]
-    maker = make(plain, calibration, {name: nodes for name, nodes in moved.items() if name not in even.changed})
-    original = Remembered(open_session(serialize_with_data(finished(graph), graph.folder)))
     whole = from_model(plain, graph.binding.shapes)
     compared = reference(plain, whole) if calibration is not None else None
+    even = made_even(plain, make, moved, chosen, compared if fit and kind.integers else None, calibration, step)
+    if even.changed:
+        plain, whole = even.model, from_model(even.model, graph.binding.shapes)
+    notes = [*notes, *said, *filter(None, [even.said])]
+    maker = make(plain, calibration, {name: nodes for name, nodes in moved.items() if name not in even.changed})
+    original = Remembered(open_session(serialize_with_data(finished(graph), graph.folder)))
     judged_by, said = _metric(calibration, graph, compared, limit is not None)
     notes += said
 
@@ -197,11 +199,7 @@ def quantize(
     if calibration is not None:
         step("judging")
         made, error, rounded, said = _judged_fit(made, maker, names, compared, calibration, found is None)
-        notes += said
-        if error is not None and error > _RUINED:
-            notes.append("caution: the outputs hardly follow those of the float model any more")
-        if limit is None and error is not None and error > _MUCH:
-            notes.append(_help(kind, profile, chosen))
+        notes += [*said, *_damage(error or 0.0, limit is None, kind, profile, chosen)]
         accuracy, said = _accuracy(opened(made.model, kind), original, calibration, judged_by)
         notes += said
     sparse = zeros_kept(plain, made.model)
@@ -214,11 +212,13 @@ def quantize(
     )  # fmt: skip
 
 
-def _help(kind: Precision, profile: str, chosen: Sequence[Layer]) -> str:
-    """What may help where outputs move much."""
-    said = "--max-drop D leaves the layers in float that harm the outputs most, as few as keep the drop in D"
-    if kind.ranged and profile == "cpu" and any(layer.op in ("Gemm", "MatMul") for layer in chosen):
-        said += "; products of matrices lose less with --precision int8-dynamic"
+def _damage(error: float, free: bool, kind: Precision, profile: str, chosen: Sequence[Layer]) -> list[str]:
+    """What is to be said where outputs move much, and what may help where no limit was set."""
+    said = ["caution: the outputs hardly follow those of the float model any more"] if error > _RUINED else []
+    if free and error > _MUCH:
+        said.append("--max-drop D leaves the layers in float that harm the outputs most, as few as keep the drop in D")
+        if kind.ranged and profile == "cpu" and any(layer.op in PRODUCTS for layer in chosen):
+            said[-1] += "; products of matrices lose less with --precision int8-dynamic"
     return said
 
 

@@ -17,13 +17,13 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from exporter.calibration.data import Calibration
 from exporter.graph import op_of
-from exporter.protos import add_outputs, reads
-from exporter.quantization.layers import Layer
+from exporter.protos import add_outputs, attributes_of, reads
+from exporter.quantization.layers import PRODUCTS, Layer
 from runtime.backends import open_session
 from runtime.nouns import counted
 from runtime.samples import Samples
 
-SAMPLES = 64
+_SAMPLES = 64
 """Most inputs that shares are tried on."""
 
 _SHARES = (0.5, 0.75)
@@ -94,23 +94,24 @@ def smoothed(
         error_of: error of the outputs once a model is quantized, by what ranges are of, and what is judged by.
         step: called with a line before the tries.
     """
-    few = calibration.fit.first(SAMPLES)
+    few = calibration.fit.first(_SAMPLES)
     half = len(few) // 2
     places = _Search(model, {layer.node for layer in layers}).places() if half else []
     if not places:
         return Smoothed(model)
     step("making channels alike")
     known, others = replace(calibration, fit=few.part(0, half)), few.part(half, len(few))
-    sizes = _sizes(model, places, known)
+    sizes = _sizes(model, places, known.fit, calibration.batch_of_all)
     errors = {0.0: error_of(model, known, others)}
     for share in _SHARES:
         errors[share] = error_of(_scaled(model, places, sizes, share), known, others)
     share = min(errors, key=errors.__getitem__)
     if errors[share] > _WORTH * errors[0.0]:
         return Smoothed(model)
+    more = _sizes(model, places, others, calibration.batch_of_all)
     said = counted(len(places), "tensor")
     return Smoothed(
-        _scaled(model, places, _sizes(model, places, replace(calibration, fit=few)), share),
+        _scaled(model, places, {name: np.maximum(size, more[name]) for name, size in sizes.items()}, share),
         frozenset(name for place in places for name in place.constants),
         f"channels of {said} were made alike (SmoothQuant, {share:g}): output error on half of "
         f"the inputs {errors[share]:.3g}, with weights rounded to the nearest, and {errors[0.0]:.3g} without",
@@ -137,7 +138,7 @@ class _Search:
         for name, readers in self.users.items():
             if self.times[name] != len(readers) or not all(self._reads_rows(node, name) for node in readers):
                 continue
-            widths = {self.dims[n.input[1]][1 if _turned(n, "transB") else 0] for n in readers}
+            widths = {self.dims[n.input[1]][1 if _turned(n) else 0] for n in readers}
             found = self._sources(name, min(widths)) if len(widths) == 1 else None
             if found:
                 result.append(_Place(name, readers, found))
@@ -147,7 +148,7 @@ class _Search:
         return self.times[name] == 1
 
     def _is_product(self, node: NodeProto) -> bool:
-        if op_of(node) not in ("MatMul", "Gemm") or _turned(node, "transA"):
+        if op_of(node) not in PRODUCTS or _turned(node, "transA"):
             return False
         return len(self.dims.get(node.input[1], ())) == 2 and self._alone(node.input[1])
 
@@ -173,7 +174,7 @@ class _Search:
         if op in _NORMS and all(a.i == -1 for a in node.attribute if a.name == "axis"):
             return _joined(self._vector(node, place, width) for place in _NORMS[op])
         if self._is_product(node):
-            axis = 0 if _turned(node, "transB") else 1
+            axis = 0 if _turned(node) else 1
             weight = [(node.input[1], axis)] if self.dims[node.input[1]][axis] == width else None
             return _joined([weight, self._vector(node, 2, width)])
         if op in ("Mul", "Add"):
@@ -202,11 +203,11 @@ def _joined(parts: Iterable[list[tuple[str, int]] | None]) -> list[tuple[str, in
     return found
 
 
-def _turned(node: NodeProto, name: str) -> bool:
-    return any(a.name == name and a.i for a in node.attribute)
+def _turned(node: NodeProto, name: str = "transB") -> bool:
+    return bool(attributes_of(node).get(name))
 
 
-def _sizes(model: ModelProto, places: Sequence[_Place], calibration: Calibration) -> dict[str, Single]:
+def _sizes(model: ModelProto, places: Sequence[_Place], samples: Samples, batch: int) -> dict[str, Single]:
     """The largest magnitude of each channel."""
     names = [place.tensor for place in places]
     wider = ModelProto()
@@ -214,7 +215,7 @@ def _sizes(model: ModelProto, places: Sequence[_Place], calibration: Calibration
     add_outputs(wider, names)
     session = open_session(wider.SerializeToString())
     found: dict[str, Single] = {}
-    for feeds in calibration.fit.batches(calibration.batch_of_all):
+    for feeds in samples.batches(batch):
         for name, values in session.run(feeds, names).items():
             most = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0, initial=0)
             found[name] = np.maximum(found.get(name, most), most)
@@ -229,7 +230,7 @@ def _scaled(model: ModelProto, places: Sequence[_Place], sizes: Mapping[str, Sin
     touched = {name for place in places for name in place.constants}
     values = {name: numpy_helper.to_array(tensors[name]).astype(np.float64) for name in touched}
     for place in places:
-        rows = [(node.input[1], 1 if _turned(node, "transB") else 0) for node in place.readers]
+        rows = [(node.input[1], 1 if _turned(node) else 0) for node in place.readers]
         weights = np.max([np.abs(values[name]).max(axis=1 - axis) for name, axis in rows], axis=0)
         channels = sizes[place.tensor].astype(np.float64)
         alive = (channels > 0) & (weights > 0)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from exporter.protos import fresh_names, read_instead, reads, set_nodes
+from exporter.protos import drop_unread, fresh_names, read_instead, set_nodes
 from exporter.quantization.layers import TABLE, Layer
-from exporter.quantization.weights import per_channel, put
+from exporter.quantization.weights import per_channel
 
 
 def tables_quantized(model: ModelProto, layers: Sequence[Layer]) -> None:
@@ -32,24 +32,21 @@ def tables_quantized(model: ModelProto, layers: Sequence[Layer]) -> None:
         integers, scale = per_channel(numpy_helper.to_array(tensors[name]), 0, 8)
         codes, by_row = unused(f"{name}_quantized"), unused(f"{name}_row_scale")
         fresh[name] = codes, by_row
-        others = [node for node in graph.node if name in node.input and node.name not in chosen]
-        floats = any(node.op_type == TABLE for node in others) or any(
-            name in reads(node) - set(node.input) for node in graph.node
-        )
-        whole = [node for node in others if node.op_type != TABLE]
+        whole = [n for n in graph.node if name in n.input and n.name not in chosen and n.op_type != TABLE]
         if whole:
             plain, stands = unused(f"{name}_scale"), unused(f"{name}_float")
             graph.initializer.append(numpy_helper.from_array(scale, plain))
             before.append(helper.make_node("DequantizeLinear", [codes, plain], [stands], stands, axis=0))
             read_instead(whole, {name: stands})
         graph.initializer.append(numpy_helper.from_array(scale[:, np.newaxis], by_row))
-        put(model, tensors[name], numpy_helper.from_array(integers, codes), floats)
+        graph.initializer.append(numpy_helper.from_array(integers, codes))
     nodes = [
         made
         for node in graph.node
         for made in (_rows(node, *fresh[node.input[0]], unused) if node.name in chosen else [node])
     ]
     set_nodes(graph, [*before, *nodes])
+    drop_unread(model, fresh)
 
 
 def _rows(node: NodeProto, table: str, scales: str, unused: Callable[[str], str]) -> list[NodeProto]:

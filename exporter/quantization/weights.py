@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from exporter.protos import fresh_names, graphs_of, read_instead, reads, remove_named, set_nodes
+from exporter.protos import attributes_of, drop_unread, fresh_names, graphs_of, read_instead, set_nodes
 from exporter.quantization.integers import Rounded, on_integers
 from exporter.quantization.layers import RECURRENT, Layer
 from exporter.quantization.precisions import Precision
@@ -46,8 +46,7 @@ def weights_quantized(
     for graph in reversed(list(graphs_of(made.graph))):  # those inside first: nodes are copied
         rounded: Rounded = {}
         set_nodes(graph, [new for node in graph.node for new in work.nodes_for(node, rounded)])
-    left = {value.name for value in made.graph.output}.union(*map(reads, made.graph.node))
-    remove_named(made.graph.initializer, work.taken - left)
+    drop_unread(made, {name for name, _ in work.done})
     made.graph.initializer.extend(work.constants)
     set_nodes(made.graph, [*work.before, *made.graph.node])
     return made
@@ -63,8 +62,8 @@ class _Work:
         unused: makes names.
         before: nodes that come first.
         constants: new ones.
-        taken: names of weights that became integers.
-        done: integers and scales, by name of the weight and whether they are turned; floats of them.
+        done: integers and scales, by name of the weight and whether they are turned.
+        floats: the floats of these.
     """
 
     model: ModelProto
@@ -75,7 +74,6 @@ class _Work:
     unused: Callable[[str], str]
     before: list[NodeProto] = field(default_factory=list)
     constants: list[TensorProto] = field(default_factory=list)
-    taken: set[str] = field(default_factory=set)
     done: dict[tuple[str, bool], tuple[str, str, dict[str, int]]] = field(default_factory=dict)
     floats: dict[tuple[str, bool], str] = field(default_factory=dict)
 
@@ -87,16 +85,13 @@ class _Work:
         layer = self.layers.get(node.name)
         if layer is None:
             return [node]
-        new = NodeProto()
-        new.CopyFrom(node)
-        if layer.op in RECURRENT:
-            read_instead([new], {n: self.float_of(n, layer, node, False) for n in node.input[1:3] if n in self.tensors})
+        if node.op_type != "MatMul" and not _is_product(node):
+            names = node.input[1:3] if layer.op in RECURRENT else [layer.weight]
+            new = NodeProto()
+            new.CopyFrom(node)
+            read_instead([new], {n: self.float_of(n, layer, node, False) for n in names if n in self.tensors})
             return [new]
-        product = node.op_type == "MatMul" or _is_product(node)
-        turned = product and node.op_type == "Gemm" and _attribute(node, "transB", 0) == 1
-        if not product:
-            read_instead([new], {layer.weight: self.float_of(layer.weight, layer, node, False)})
-            return [new]
+        turned = bool(attributes_of(node).get("transB"))
         out = node.output[0]
         bias = node.input[2] if len(node.input) > 2 else ""
         result = self.unused(f"{out}_product") if bias else out
@@ -128,7 +123,6 @@ class _Work:
             kind = TensorProto.INT4 if four else TensorProto.INT8
             self.constants += [_tensor(integers, names[0], kind), numpy_helper.from_array(scales, names[1])]
             self.done[name, turned] = *names, {"axis": axis, **how}
-            self.taken.add(name)
         return self.done[name, turned]
 
     def float_of(self, name: str, layer: Layer, reader: NodeProto, turned: bool) -> str:
@@ -144,20 +138,9 @@ class _Work:
 
 def _is_product(node: NodeProto) -> bool:
     """Whether a Gemm is a MatMul of what it reads, of its weight perhaps turned, and an Add."""
-    plain = _attribute(node, "alpha", 1.0) == 1 and (len(node.input) < 3 or _attribute(node, "beta", 1.0) == 1)
-    return node.op_type == "Gemm" and plain and not _attribute(node, "transA", 0)
-
-
-def _attribute(node: NodeProto, name: str, default: float) -> float:
-    return next((float(helper.get_attribute_value(a)) for a in node.attribute if a.name == name), default)
-
-
-def put(model: ModelProto, weight: TensorProto, integers: TensorProto, others: bool) -> None:
-    """Put integers in the place of a weight; beside it where ``others`` read its floats, or the model gives them."""
-    if others or any(value.name == weight.name for value in model.graph.output):
-        model.graph.initializer.append(integers)
-    else:
-        weight.CopyFrom(integers)
+    given = attributes_of(node)
+    plain = given.get("alpha", 1) == 1 and (len(node.input) < 3 or given.get("beta", 1) == 1)
+    return node.op_type == "Gemm" and plain and not given.get("transA")
 
 
 def fits(layer: Layer, precision: Precision) -> bool:
@@ -172,7 +155,7 @@ def _channel_axis(layer: Layer, node: NodeProto) -> int:
     if layer.op in ("ConvTranspose", *RECURRENT):
         return 1
     if layer.op == "Gemm":
-        return 0 if _attribute(node, "transB", 0) else 1
+        return 0 if attributes_of(node).get("transB") else 1
     return len(layer.shape) - 1
 
 
