@@ -55,6 +55,16 @@ def load(
 
 
 def _load(file: Path, shapes: Mapping[str, tuple[int, ...]] | None, profile: int) -> Graph:
+    model, source = read_model(file)
+    return normalise(model, file.parent, source, shapes, profile)
+
+
+def read_model(file: Path) -> tuple[ModelProto, Source]:
+    """A file as it stands, its external data still outside, and what is known of it.
+
+    Raises:
+        ModelError, UsageError: as for ``load``.
+    """
     data = _read_bytes(file)
     model = _parse(data, file)
     digest = hashlib.sha256(data)
@@ -64,8 +74,7 @@ def _load(file: Path, shapes: Mapping[str, tuple[int, ...]] | None, profile: int
     if outside:
         freed_memory.keep()  # such models are worked on in blocks
     size += sum(f.stat().st_size for f in outside)
-    source = Source(file, size, digest.hexdigest(), file, external=bool(outside))
-    return normalise(model, file.parent, source, shapes, profile)
+    return model, Source(file, size, digest.hexdigest(), file, external=bool(outside))
 
 
 def from_model(

@@ -23,7 +23,7 @@ Known = NDArray[np.generic]
 Vector = tuple[Dim, ...]
 Attributes = Mapping[str, Any]
 
-_UNPREDICTABLE = frozenset(
+UNPREDICTABLE = frozenset(
     {
         "RandomNormal",
         "RandomNormalLike",
@@ -80,7 +80,7 @@ def evaluate(node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Know
     Returns:
         The outputs, or None where the node cannot be evaluated here (unknown domain, subgraph, random, too large).
     """
-    if not is_standard(node) or node.op_type in _UNPREDICTABLE:
+    if not is_standard(node) or node.op_type in UNPREDICTABLE:
         return None
     if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
         return None

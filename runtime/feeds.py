@@ -87,7 +87,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 def demands(graph: onnx.GraphProto, inputs: Sequence[TensorSpec]) -> tuple[Demand, ...]:
     """Find what a graph asks of the sizes of its inputs' dynamic axes (``runtime.demands``)."""
     shapes = {
-        spec.name: [d if isinstance(d, int) and d >= 0 else _symbol(spec, k) for k, d in enumerate(spec.shape)]
+        spec.name: [d if isinstance(d, int) and d >= 0 else symbol_of(spec, k) for k, d in enumerate(spec.shape)]
         for spec in inputs
         if spec.shape
     }
@@ -114,12 +114,12 @@ def bind(
     Raises:
         BadRequest: a requested shape names no input, or contradicts the signature.
     """
-    held = _requested(inputs, requested)
+    held = sizes_of_symbols(inputs, requested)
     if batch is not None:
         profile = replace(profile, batch=batch)
     found = _bound(inputs, requested, held, profile)
     if asked:
-        batches = {_symbol(s, k) for s in inputs for k in range(len(s.shape)) if is_batch(s, k)}
+        batches = {symbol_of(s, k) for s in inputs for k in range(len(s.shape)) if is_batch(s, k)}
         better = settle(asked, found.symbols, {*held, *(batches if batch is not None else ())})
         if better:
             sizes = {s: better.get(s, n) for s, n in found.symbols.items() if s in held or len(parts_of(s)) < 2}
@@ -162,7 +162,7 @@ def longer(inputs: Sequence[TensorSpec], binding: Binding, most: int | None = No
     """
     grown = {s: n + 1 if most is None or n <= most else n for s, n in binding.symbols.items()}
     plain = {s: n for s, n in grown.items() if len(parts_of(s)) < 2}
-    batches = {_symbol(s, k) for s in inputs for k in range(len(s.shape)) if is_batch(s, k)}
+    batches = {symbol_of(s, k) for s in inputs for k in range(len(s.shape)) if is_batch(s, k)}
     for held in (batches, set[str](), set[str]()):
         sizes = plain | settle(binding.demands, plain, held)
         broken = {s for demand in binding.demands if not holds(demand, sizes) for s in asking(demand)}
@@ -174,29 +174,40 @@ def longer(inputs: Sequence[TensorSpec], binding: Binding, most: int | None = No
     return replace(_bound(inputs, unshaped, sizes, PROFILES[0]), demands=binding.demands)
 
 
-def _requested(inputs: Sequence[TensorSpec], requested: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Sizes of symbols in the shapes that were asked for."""
+def sizes_of_symbols(
+    inputs: Sequence[TensorSpec], requested: Mapping[str, tuple[int, ...]], option: str = "--shape"
+) -> dict[str, int]:
+    """Sizes of symbols in the shapes that were asked for.
+
+    Args:
+        inputs: the model's signature.
+        requested: whole shapes by input name.
+        option: that asked, for messages.
+
+    Raises:
+        BadRequest: a shape names no input, contradicts the signature, or another shape.
+    """
     known = {spec.name: spec for spec in inputs}
     symbols: dict[str, int] = {}
     for name, shape in requested.items():
         if name not in known:
-            raise BadRequest(f"--shape {name}: the model has no such input. Inputs: {', '.join(known) or 'none'}.")
+            raise BadRequest(f"{option} {name}: the model has no such input. Inputs: {', '.join(known) or 'none'}.")
         spec = known[name]
         if not spec.shape:
             continue  # a number, or a tensor of any number of axes: ONNX Runtime tells neither from the other
         if len(spec.shape) != len(shape):
-            raise BadRequest(f"--shape {name}: {counted(len(shape), 'axis')} given, the model declares {show(spec)}.")
+            raise BadRequest(f"{option} {name}: {counted(len(shape), 'axis')} given, the model declares {show(spec)}.")
         for axis, (declared, size) in enumerate(zip(spec.shape, shape, strict=True)):
             if isinstance(declared, int) and declared != size:
-                raise BadRequest(f"--shape {name}: axis {axis} is fixed to {declared} in {show(spec)}, not {size}.")
-            if not isinstance(declared, int) and symbols.setdefault(_symbol(spec, axis), size) != size:
-                raise BadRequest(f"--shape {name}: '{declared}' is {symbols[_symbol(spec, axis)]} in another input.")
+                raise BadRequest(f"{option} {name}: axis {axis} is fixed to {declared} in {show(spec)}, not {size}.")
+            if not isinstance(declared, int) and symbols.setdefault(symbol_of(spec, axis), size) != size:
+                raise BadRequest(f"{option} {name}: '{declared}' is {symbols[symbol_of(spec, axis)]} in another input.")
     for symbol, size in dict(symbols).items():
         parts = parts_of(symbol)
         if len(parts) > 1 and all(p.isdigit() or p in symbols for p in parts):
             total = sum(int(p) if p.isdigit() else symbols[p] for p in parts)
             if total != size:
-                raise BadRequest(f"--shape: '{symbol}' is {size}, but its parts add up to {total}.")
+                raise BadRequest(f"{option}: '{symbol}' is {size}, but its parts add up to {total}.")
     return symbols
 
 
@@ -206,7 +217,7 @@ def _bound(
     """Concrete shapes, where some symbols have sizes already."""
     symbols = dict(held)
     dynamic = [(s, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int)]
-    batches = {_symbol(s, k) for s, k in dynamic if is_batch(s, k)}
+    batches = {symbol_of(s, k) for s, k in dynamic if is_batch(s, k)}
     shapes = {}
     for spec in inputs:
         sizes = []
@@ -214,7 +225,7 @@ def _bound(
             if isinstance(declared, int) and declared >= 0:
                 sizes.append(declared)
                 continue
-            symbol = _symbol(spec, axis)
+            symbol = symbol_of(spec, axis)
             if symbol not in symbols:
                 batch = next((symbols[b] for b in sorted(batches & symbols.keys())), profile.batch)
                 sized = batch if _is_state(spec, axis) else _default(spec, axis, profile)
@@ -235,17 +246,18 @@ def is_text(spec: TensorSpec) -> bool:
 
 def is_batch(spec: TensorSpec, axis: int) -> bool:
     """Say whether an axis counts samples: by its name, or the first of several."""
-    return bool(_BATCH.search(_symbol(spec, axis))) or (axis == 0 and len(spec.shape) > 1)
+    return bool(_BATCH.search(symbol_of(spec, axis))) or (axis == 0 and len(spec.shape) > 1)
 
 
 def _is_state(spec: TensorSpec, axis: int) -> bool:
     """Say whether an unnamed axis is the batch of a recurrent state, [layers, batch, hidden] of several layers."""
     fixed = len(spec.shape) == _STATE_AXES and all(isinstance(d, int) for d in (spec.shape[0], spec.shape[2]))
     floating = spec.dtype is not None and spec.dtype.kind == "f"
-    return fixed and floating and spec.shape[0] != 1 and axis == 1 and _symbol(spec, 1) == f"{spec.name}:1"
+    return fixed and floating and spec.shape[0] != 1 and axis == 1 and symbol_of(spec, 1) == f"{spec.name}:1"
 
 
-def _symbol(spec: TensorSpec, axis: int) -> str:
+def symbol_of(spec: TensorSpec, axis: int) -> str:
+    """The name of an axis: that in the file, or ``INPUT:AXIS`` where it has none."""
     declared = spec.shape[axis]
     return declared if isinstance(declared, str) and declared else f"{spec.name}:{axis}"
 

@@ -1,4 +1,4 @@
-"""``secateur convert``: a PyTorch module as an ONNX file, or an ONNX file in half precision."""
+"""``secateur convert``: a PyTorch module as an ONNX file, or an ONNX file in half precision or with fixed inputs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_half, add_json, add_shape, command
 
+_OF_PRECISION = ("calib", "preprocess", "keep_fp32", "keep_io", "max_error", "shape")
+
 
 def add(commands: Any) -> None:
     """Add the command."""
@@ -16,14 +18,15 @@ def add(commands: Any) -> None:
         commands,
         "convert",
         run,
-        "Write a PyTorch module as an ONNX file, or an ONNX file in half precision, and check one against the other.",
+        "Write a PyTorch module as an ONNX file, or an ONNX file in half precision or with inputs that are fixed, and "
+        "check one against the other.",
         _check,
     )
     parser.add_argument(
         "source",
         metavar="SOURCE",
         help="package.module:callable or file.py:callable that returns a torch.nn.Module; a .pt2 file of "
-        "torch.export.save; a TorchScript file; a Hugging Face folder; or an fp32 ONNX file",
+        "torch.export.save; a TorchScript file; a Hugging Face folder; or an ONNX file",
     )
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write")
     parser.add_argument(
@@ -52,7 +55,17 @@ def add(commands: Any) -> None:
         help="leave out torch's optimisations: parameters keep their names, normalisations stay apart, equal tensors "
         "are not merged (those of TorchScript are, always), tied weights are one",
     )
-    half = parser.add_argument_group("of an ONNX file")
+    fixed = parser.add_argument_group("an ONNX file whose inputs will not change")
+    fixed.add_argument(
+        "--fix",
+        action="append",
+        default=[],
+        metavar="NAME:1x3x224x224|NAME=16000",
+        help="make sizes of an input part of the file, or a value (a number, true, false or an .npy file): the input "
+        "goes then; or one size, by the axis' name or as INPUT:AXIS (batch=1, image:0=1). Branches are decided and "
+        "what follows is computed; repeatable",
+    )
+    half = parser.add_argument_group("an fp32 ONNX file in half precision")
     half.add_argument("--precision", metavar="NAME", help="fp16 or bf16; nodes whose numbers do not fit stay in fp32")
     add_half(half)
     half.add_argument("--keep-io", action="store_true", help="inputs and outputs stay in fp32")
@@ -63,29 +76,47 @@ def add(commands: Any) -> None:
 def _check(options: argparse.Namespace) -> None:
     """Refuse what is for another kind of source, or out of range."""
     from exporter.errors import UsageError
-    from exporter.precision.converting import check_precision
     from exporter.torch_source import look_for_torch, parse_dynamic, parse_specs
 
     if _onnx(options):
-        for name in ("input", "weights", "dynamic", "output_name", "opset", "for_pruning"):
-            if getattr(options, name):
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is for PyTorch modules, {options.source} is an ONNX file."
-                )
-        if options.precision is None:
-            raise UsageError(
-                f"{options.source} is an ONNX file: say what it should become, with --precision fp16 or bf16."
-            )
-        check_precision(options.precision)
+        _check_file(options)
         return
-    for name in ("precision", "calib", "preprocess", "keep_fp32", "keep_io", "max_error", "shape"):
+    for name in ("fix", "precision", *_OF_PRECISION):
         if getattr(options, name):
-            raise UsageError(f"--{name.replace('_', '-')} is for ONNX files; convert the module first, then its file.")
+            raise UsageError(f"{_flag(name)} is for ONNX files; convert the module first, then its file.")
     if options.weights and not options.source.rpartition(":")[0]:
         raise UsageError(f"--weights is for package.module:callable; {options.source} holds its own.")
     parse_specs(options.input)
     parse_dynamic(options.dynamic)
     look_for_torch()
+
+
+def _check_file(options: argparse.Namespace) -> None:
+    from exporter.errors import UsageError
+    from exporter.fixing import parse_fixes
+    from exporter.precision.converting import check_precision
+
+    for name in ("input", "weights", "dynamic", "output_name", "opset", "for_pruning"):
+        if getattr(options, name):
+            raise UsageError(f"{_flag(name)} is for PyTorch modules, {options.source} is an ONNX file.")
+    if options.fix:
+        for name in ("precision", *_OF_PRECISION):
+            if getattr(options, name):
+                raise UsageError(
+                    f"{_flag(name)} and --fix are two steps: fix the inputs first, then convert what came of it."
+                )
+        parse_fixes(options.fix)
+        return
+    if options.precision is None:
+        raise UsageError(
+            f"{options.source} is an ONNX file: say what it should become, with --precision fp16 or bf16, or what of "
+            "its inputs will not change, with --fix NAME:1x3x224x224."
+        )
+    check_precision(options.precision)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _onnx(options: argparse.Namespace) -> bool:
@@ -100,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
     from exporter.torch_source import load_weights, parse_dynamic, parse_inputs
 
     if _onnx(options):
-        return _halve(options)
+        return _fix(options) if options.fix else _halve(options)
     progress = Progress(options)
     inputs = parse_inputs(options.input) if options.input else {}
     dynamic = parse_dynamic(options.dynamic)
@@ -149,3 +180,11 @@ def _halve(options: argparse.Namespace) -> int:
     )
     size = f"{options.output}: {quantity(found.after)}B (before: {quantity(found.before)}B)"
     return deliver(options, lambda: converted_json(found), lambda: f"{converted_text(found)}\n{size}")
+
+
+def _fix(options: argparse.Namespace) -> int:
+    from exporter.fixing import fix_inputs, parse_fixes
+    from exporter.fixing.report import fixed_json, fixed_text
+
+    found = fix_inputs(options.source, options.output, parse_fixes(options.fix), progress=Progress(options))
+    return deliver(options, lambda: fixed_json(found, options.source), lambda: fixed_text(found))

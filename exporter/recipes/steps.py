@@ -289,7 +289,7 @@ def _fill(name: str, number: int, keys: Mapping[str, Key], values: dict[str, Any
     """Add what follows from the place of a step; returns the model it makes."""
     by_dest = {key.dest: key.name for key in keys.values()}
     current, model = state.current, state.model
-    usual: dict[str, Any] = {"model": current, "other": current, "first": model}
+    usual: dict[str, Any] = {"model": current, "source": current, "other": current, "first": model}
     usual["models"] = list(dict.fromkeys(m for m in (model, current) if m))
     if name == "distil":
         usual["teacher"] = model

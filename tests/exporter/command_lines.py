@@ -47,6 +47,7 @@ LINES = {
     "doctor": "doctor",
     "convert": "convert small.py:network -o c1.onnx --input x:2x8",
     "convert to half": "convert m.onnx -o c2.onnx --precision fp16",
+    "convert and fix": "convert m.onnx -o c3.onnx --fix x:1x8",
     "build": "build m.onnx -o e1.engine --backend tensorrt-rtx",
     "build in half": "build m.onnx -o e2.engine --backend tensorrt-rtx --precision fp16 --shape x:1x8..2x8..4x8",
     "run": "run r.yaml --fresh",
@@ -67,7 +68,7 @@ ABLE = {
     name: line
     for name, line in LINES.items()
     if name not in BY_CHANCE
-    and (name == "convert to half" or importlib.util.find_spec(NEEDS.get(name.split()[0], "json")) is not None)
+    and importlib.util.find_spec(NEEDS.get(name if "convert" in name else name.split()[0], "json")) is not None
 }
 """Those that can run here."""
 

@@ -1,0 +1,398 @@
+"""Fixed inputs: the file does what it did with them, without what they decide, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from exporter import find_groups, load
+from exporter.cli import main
+from exporter.errors import GoalError, ModelError, UsageError
+from exporter.fixing import Fixes, fix_inputs, fixer, parse_fixes
+from exporter.fixing.request import settle
+from exporter.normalise import input_specs
+from exporter.protos import graphs_of
+from exporter.schema_files import stored_schema
+from runtime.errors import BadRequest
+from tests.exporter.files import assert_same_function, branch, choose, run, write
+from tests.onnx_builder import build, ints, node, weights
+
+
+def fixed(tmp_path, model, *texts):
+    """What was found, the model written, and the path of the original."""
+    path = write(model, tmp_path)
+    found = fix_inputs(path, tmp_path / "fixed.onnx", parse_fixes(texts))
+    assert found.path == tmp_path / "fixed.onnx"
+    written = onnx.load(found.path)
+    onnx.checker.check_model(written, full_check=True)
+    return found, written, path
+
+
+def shape_of(value):
+    return [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
+
+
+def operators(model):
+    return [n.op_type for graph in graphs_of(model.graph) for n in graph.node]
+
+
+def reshaped(**options):
+    """``x[batch, seq, 8]`` in heads and back, by shape arithmetic; a mask ``m[batch, seq]`` beside it."""
+    nodes = [
+        node("Shape", "x", "s"),
+        node("Slice", "s zero two", "lead"),
+        node("Concat", "lead heads", "target", axis=0),
+        node("Reshape", "x target", "h"),
+        node("ReduceSum", "h last", "r", keepdims=0),
+        node("Shape", "r", "rs"),
+        node("Reshape", "m rs2", "k"),
+        node("Mul", "r k", "y"),
+        node("Slice", "rs zero two", "rs1"),
+        node("Concat", "rs1 one", "rs2", axis=0),
+    ]
+    constants = {"zero": ints(0), "two": ints(2), "heads": ints(2, 4), "last": ints(3), "one": ints(1)}
+    inputs = {"x": ["batch", "seq", 8], "m": ["batch", "seq"]}
+    return build(nodes, inputs, ["y"], constants, **options)
+
+
+def flagged():
+    """``flag`` chooses between two layers, and one of three below."""
+    layers = {name: branch(name, [node("MatMul", f"h {name}", "p")], "p") for name in ("a", "b")}
+    nodes = [
+        node("MatMul", "x w1", "h"),
+        node("Equal", "rate low", "slow"),
+        choose("slow", "k", layers["a"], layers["b"]),
+        node("MatMul", "k w2", "y"),
+    ]
+    constants = weights(w1=(5, 8), a=(8, 6), b=(8, 6), w2=(6, 3)) | {"low": np.int64(8000)}
+    return build(nodes, {"x": ["N", 5], "rate": []}, ["y"], constants, kinds={"rate": "i"})
+
+
+def test_sizes_become_part_of_the_file(tmp_path):
+    found, written, path = fixed(tmp_path, reshaped(), "x:2x7x8")
+    assert found.sizes == {"batch": 2, "seq": 7}
+    assert found.inputs == ("x[2, 7, 8]", "m[2, 7]")  # axes of one name have one size
+    assert [shape_of(v) for v in (*written.graph.input, *written.graph.output)] == [[2, 7, 8], [2, 7], [2, 7, 2]]
+    assert sorted(operators(written)) == ["Mul", "ReduceSum", "Reshape", "Reshape"]
+    assert (found.nodes, found.error, found.runs, found.notes) == ((10, 4), 0, 2, ())
+    assert found.bytes == (path.stat().st_size, found.path.stat().st_size)
+    rng = np.random.default_rng(1)
+    feed = {"x": rng.random((2, 7, 8), np.float32), "m": rng.random((2, 7), np.float32)}
+    assert_same_function(path, found.path, feed)
+
+
+@pytest.mark.parametrize("axis", ["batch=1", "x:0=1", "m:0=1"])
+def test_one_axis_alone(tmp_path, axis):
+    found, written, path = fixed(tmp_path, reshaped(), axis)
+    assert found.sizes == {"batch": 1}
+    assert [shape_of(v) for v in written.graph.input] == [[1, "seq", 8], [1, "seq"]]
+    for length in (3, 9):
+        assert_same_function(path, found.path, {"x": np.ones((1, length, 8), "f"), "m": np.ones((1, length), "f")})
+
+
+def test_axes_without_a_name_go_by_their_place(tmp_path):
+    model = build([node("MatMul", "x w", "y")], {"x": ["?", "?", 4]}, ["y"], weights(w=(4, 2)))
+    found, written, _ = fixed(tmp_path, model, "x:1=5")
+    assert found.sizes == {"x:1": 5}
+    assert found.inputs == ("x[x:0, 5, 4]",)
+    assert shape_of(written.graph.input[0])[1:] == [5, 4]
+
+
+def test_what_is_left_open_is_tried_at_two_sizes(tmp_path, monkeypatch):
+    seen = []
+    real = fixer.open_session
+
+    def opened(model, **options):
+        session = real(model, **options)
+        seen.append(run := session.run)
+        session.run = lambda feed, *more: (seen.append(feed["x"].shape), run(feed, *more))[1]
+        return session
+
+    monkeypatch.setattr(fixer, "open_session", opened)
+    fixed(tmp_path, reshaped(), "batch=1")
+    shapes = [s for s in seen if isinstance(s, tuple)]
+    assert len(shapes) == 8  # two sizes, of the original and the result, optimised and not
+    assert {s[0] for s in shapes} == {1}
+    assert len({s[1] for s in shapes}) == 2
+
+
+@pytest.mark.parametrize(("rate", "taken"), [("8000", "a"), ("16000", "b")])
+def test_a_value_decides_a_branch(tmp_path, rate, taken):
+    found, written, path = fixed(tmp_path, flagged(), f"rate={rate}")
+    assert found.inputs == ("x[N, 5]",)
+    assert operators(written) == ["MatMul"] * 3
+    assert {t.name for t in written.graph.initializer} == {"w1", "w2", taken}
+    feed = {"x": np.random.default_rng(0).random((4, 5), np.float32)}
+    want = run(path, feed | {"rate": np.array(int(rate))})["y"]
+    np.testing.assert_array_equal(run(found.path, feed)["y"], want)
+    assert [g.width for g in find_groups(load(found.path))] == [8, 6]
+
+
+def test_values_are_taken_in_the_type_and_shape_of_the_input():
+    inputs = {"i": [2], "f": [], "b": [1, 1], "s": ["n", 3]}
+    nodes = [node("Identity", name, f"{name}_") for name in inputs]
+    kinds = {"i": "i", "i_": "i", "b": "b", "b_": "b", "s": "j", "s_": "j"}
+    specs = input_specs(build(nodes, inputs, [f"{n}_" for n in inputs], kinds=kinds))
+    texts = parse_fixes(["i=3", "f=2", "b=true"])
+    array = np.arange(12, dtype=np.int64).reshape(4, 3)
+    found = settle(Fixes({}, {**texts.values, "s": array}), specs)
+    values = found.values
+    assert {n: v.dtype.name for n, v in values.items()} == {"i": "int64", "f": "float32", "b": "bool", "s": "int32"}
+    assert {n: v.tolist() for n, v in values.items()} == {"i": [3, 3], "f": 2.0, "b": [[True]], "s": array.tolist()}
+    assert found.sizes == {"n": 4}
+
+
+def test_an_array_tells_sizes_that_numbers_and_other_inputs_need(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((2, 3, 8), np.float32))
+    found, written, _ = fixed(tmp_path, reshaped(), "m=0.5", f"x={tmp_path / 'x.npy'}")
+    assert found.sizes == {"batch": 2, "seq": 3}
+    assert not written.graph.input
+    np.testing.assert_array_equal(run(found.path, {})["y"], np.full((2, 3, 2), 2.0, np.float32))
+
+
+def test_sums_of_axes_follow(tmp_path):
+    nodes = [node("Concat", "past x", "all", axis=1), node("Add", "all mask", "y")]
+    model = build(nodes, {"past": ["b", "past", 4], "x": ["b", "new", 4], "mask": ["b", "past + new", 1]}, ["y"])
+    found, written, _ = fixed(tmp_path, model, "past:1=3", "x:1x2x4")
+    assert [shape_of(v) for v in written.graph.input] == [[1, 3, 4], [1, 2, 4], [1, 5, 1]]
+    assert found.sizes == {"b": 1, "past": 3, "new": 2, "past + new": 5}
+
+
+def positions(count=40, **options):
+    """A table of positions, made of the length in every run, is added; weights in 8 bits are dequantized."""
+    nodes = [
+        node("Shape", "x", "s"),
+        node("Gather", "s one", "n"),
+        node("Range", "zero n step", "r"),
+        node("Cast", "r", "rf", to=1),
+        node("Sin", "rf", "t"),
+        node("Unsqueeze", "t axes", "table"),
+        node("Add", "x table", "a"),
+        node("DequantizeLinear", "w scale", "wf"),
+        node("MatMul", "a wf", "y"),
+    ]
+    scalars = {"one": np.int64(1), "zero": np.int64(0), "step": np.int64(1), "axes": ints(1), "scale": np.float32(0.1)}
+    w = np.random.default_rng(0).integers(-9, 9, (count, 5)).astype(np.int8)
+    return build(nodes, {"x": ["N", "len", count]}, ["y"], scalars | {"w": w}, **options)
+
+
+def test_what_is_made_of_sizes_is_computed_and_what_was_there_stays(tmp_path):
+    found, written, path = fixed(tmp_path, positions(), "len=6")
+    assert operators(written) == ["Add", "DequantizeLinear", "MatMul"]
+    (table,) = (t for t in written.graph.initializer if t.dims == [6, 1])
+    np.testing.assert_allclose(numpy_helper.to_array(table)[:, 0], np.sin(np.arange(6)), rtol=1e-6)
+    assert {t.name for t in written.graph.initializer} == {table.name, "w", "scale"}
+    assert_same_function(path, found.path, {"x": np.ones((2, 6, 40), np.float32)})
+
+
+def test_what_would_be_much_larger_than_what_it_is_made_of_stays(tmp_path):
+    _, written, _ = fixed(tmp_path, positions(), "len=70000")
+    assert "Sin" in operators(written)
+    assert sum(len(t.raw_data) for t in written.graph.initializer) < 1000
+
+
+def test_random_numbers_are_drawn_in_every_run(tmp_path):
+    nodes = [
+        node("Shape", "x", "s"),
+        node("ConstantOfShape", "s", "z"),
+        node("RandomUniformLike", "z", "u", seed=3.0),
+        node("Mul", "u none", "v"),  # so that both give the same
+        node("Add", "x v", "y"),
+    ]
+    model = build(nodes, {"x": ["N", 4]}, ["y"], {"none": np.float32(0)})
+    _, written, _ = fixed(tmp_path, model, "N=2")
+    assert operators(written) == ["RandomUniformLike", "Mul", "Add"]
+
+
+def test_values_reach_into_loops(tmp_path):
+    body = helper.make_graph(
+        [node("Add", "h step", "h2"), node("Identity", "go", "go2")], "body",
+        [helper.make_tensor_value_info("i", 7, []), helper.make_tensor_value_info("go", 9, []),
+         helper.make_tensor_value_info("h", 1, None)],
+        [helper.make_tensor_value_info("go2", 9, []), helper.make_tensor_value_info("h2", 1, None)],
+    )  # fmt: skip
+    nodes = [node("Loop", "rounds - x", "y", body=body)]
+    inputs = {"x": ["N", 4], "rounds": [], "step": [1]}
+    model = build(nodes, inputs, ["y"], kinds={"rounds": "i"})
+    found, _, _ = fixed(tmp_path, model, "rounds=3", "step=2")
+    feed = {"x": np.zeros((2, 4), np.float32)}
+    np.testing.assert_array_equal(run(found.path, feed)["y"], np.full((2, 4), 6, np.float32))
+
+
+def test_wrong_declarations_are_corrected(tmp_path):
+    """Paddle's converter writes -1 for open axes of outputs, others an example's sizes for inner tensors."""
+    model = build([node("Relu", "x", "h"), node("Sigmoid", "h", "y")], {"x": ["N", 4]}, ["y"])
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = -1
+    model.graph.value_info.append(helper.make_tensor_value_info("h", 1, [1, 4]))
+    _, written, _ = fixed(tmp_path, model, "x:3x4")
+    assert [shape_of(v) for v in (*written.graph.output, *written.graph.value_info)] == [[3, 4], [3, 4]]
+
+
+@pytest.mark.parametrize("ir", [3, 10])
+def test_old_files(tmp_path, ir):
+    found, written, path = fixed(tmp_path, reshaped(ir=ir, opset=13), "x:2x7x8", "m=1")
+    assert written.ir_version == ir
+    feed = {"x": np.ones((2, 7, 8), np.float32)}
+    want = run(path, feed | {"m": np.ones((2, 7), np.float32)})["y"]
+    np.testing.assert_array_equal(run(found.path, feed)["y"], want)
+
+
+def test_weights_outside_stay_outside(tmp_path):
+    model = flagged()
+    onnx.save(
+        model, tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0,
+        convert_attribute=False,
+    )  # fmt: skip
+    fix_inputs(tmp_path / "m.onnx", tmp_path / "out.onnx", parse_fixes(["rate=8000"]))
+    written = onnx.load(tmp_path / "out.onnx", load_external_data=False)
+    assert {t.data_location for t in written.graph.initializer if len(t.dims) > 1} == {onnx.TensorProto.EXTERNAL}
+    feed = {"x": np.ones((1, 5), np.float32)}
+    want = run(tmp_path / "m.onnx", feed | {"rate": np.array(8000)})["y"]
+    np.testing.assert_array_equal(run(tmp_path / "out.onnx", feed)["y"], want)
+
+
+def test_a_wrong_result_is_not_written(tmp_path, monkeypatch):
+    real = fixer.put_in
+
+    def wrong(model, settled):
+        real(model, settled)
+        next(t for t in model.graph.initializer if t.name == "rate").CopyFrom(
+            numpy_helper.from_array(np.array(16000), "rate")
+        )
+
+    monkeypatch.setattr(fixer, "put_in", wrong)
+    with pytest.raises(GoalError, match="output 'y' differs from the original's by"):
+        fixed(tmp_path, flagged(), "rate=8000")
+    assert [f.name for f in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_what_optimisation_alone_changes_is_told(tmp_path, monkeypatch):
+    real = fixer._runs
+
+    def moved(file, called, *rest, optimize):
+        fed, found = real(file, called, *rest, optimize=optimize)
+        if optimize and called == "the result":
+            found = [{name: value + 1 for name, value in one.items()} for one in found]
+        return fed, found
+
+    monkeypatch.setattr(fixer, "_runs", moved)
+    found, _, _ = fixed(tmp_path, flagged(), "rate=8000")
+    (note,) = found.notes
+    assert note.startswith("optimised by ONNX Runtime, output 'y' differs by")
+
+
+def test_sizes_that_do_not_run_are_refused(tmp_path):
+    nodes = [node("Conv", "x w", "h"), node("Reshape", "h flat", "y")]
+    model = build(nodes, {"x": [1, 3, "H", "W"]}, ["y"], weights(w=(4, 3, 3, 3)) | {"flat": ints(1, 64)})
+    path = write(model, tmp_path)
+    with pytest.raises(ModelError, match=r"model\.onnx does not run with these inputs fixed"):
+        fix_inputs(path, tmp_path / "out.onnx", parse_fixes(["x:1x3x9x9"]))
+    assert not (tmp_path / "out.onnx").exists()
+
+
+REFUSED = {
+    "x": "expected NAME:1x3x224x224",
+    "x:2xN": "expected NAME:1x3x224x224",
+    "x:0x7x8": "expected NAME:1x3x224x224",
+    "x:1=": "'' is no number",
+    "x=big": "'big' is no number, true or false, and no .npy file",
+    "x=gone.npy": "there is no file gone.npy",
+    "x=model.npy": "model.npy is not an array as numpy saves them",
+    "=3": "no name",
+    "y:1x2x8": "no such input or open axis; choose from x, m",
+    "bach=1": "no such input or open axis; choose from x, m, batch, seq; did you mean batch?",
+    "x:1x7": "2 axes given, the model declares x",
+    "x:1x7x9": "axis 2 is fixed to 8",
+    "x:2=8": "that axis is 8 in x",
+    "batch=0": "a whole number of at least 1",
+    "batch=1.5": "a whole number of at least 1",
+    "m=1": "sizes of m[batch, seq] are open; fix them too: --fix m:1x1, or give an array",
+    "x:2=9": "that axis is 8",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_does_not_fit_is_refused(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.npy").write_bytes(b"no array")
+    specs = input_specs(reshaped())
+    with pytest.raises((UsageError, BadRequest)) as told:
+        settle(parse_fixes([text]), specs)
+    assert str(told.value).startswith("--fix ")
+    assert REFUSED[text] in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["x:1x7x8", "batch=2"], "batch=2: 1 elsewhere"),
+        (["x:1x7x8", "m:1x8"], "'seq' is 7 in another input"),
+        (["batch=1", "batch=1"], "batch comes twice"),
+        (["x:1x7x8", "x=1"], "x comes twice"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(texts, said):
+    with pytest.raises((UsageError, BadRequest)) as told:
+        settle(parse_fixes(texts), input_specs(reshaped()))
+    assert said in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("i", "0.5"), ("b", "2"), ("u", "-1"), ("i", "nan"), ("f", "inf"), ("s", "3")]
+)
+def test_values_that_an_input_cannot_hold_are_refused(kind, value):
+    specs = input_specs(build([node("Identity", "v", "y")], {"v": [1]}, ["y"], kinds={"v": kind, "y": kind}))
+    with pytest.raises(UsageError, match="the input takes"):
+        settle(parse_fixes([f"v={value}"]), specs)
+
+
+def test_nothing_to_fix_is_said(tmp_path):
+    model = build([node("Relu", "x", "y")], {"x": [2, 4]}, ["y"])
+    with pytest.raises(UsageError, match=r"nothing is to be fixed: the sizes of x\[2, 4\] are these already"):
+        fixed(tmp_path, model, "x:2x4")
+
+
+def test_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(flagged(), tmp_path)
+    line = ["convert", "model.onnx", "-o", "out.onnx", "--fix", "rate=8000", "--fix", "x:1x5", "-q"]
+    assert main([*line, "--json", "found.json"]) == 0
+    told = capsys.readouterr().out
+    assert "fixed: N = 1, rate = 8000 (no input any more)" in told
+    assert "inputs: x[1, 5]" in told
+    document = json.loads((tmp_path / "found.json").read_text())
+    assert document["fixed"] == {"sizes": {"N": 1}, "values": {"rate": {"shape": [], "values": 8000}}}
+    assert document["nodes"]["after"] == 3 < document["nodes"]["before"]
+    jsonschema.validate(document, stored_schema("convert"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--precision", "fp16"], "--precision and --fix are two steps"),
+        (["--keep-io"], "--keep-io and --fix are two steps"),
+        (["--fix", "rate"], "--fix rate: expected"),
+        (["--fix", "rat=1"], "did you mean rate?"),
+    ],
+)
+def test_what_the_command_refuses(tmp_path, monkeypatch, capsys, more, said):
+    monkeypatch.chdir(tmp_path)
+    write(flagged(), tmp_path)
+    assert main(["convert", "model.onnx", "-o", "out.onnx", "--fix", "x:1x5", "-q", *more]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_as_a_step_of_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(flagged(), tmp_path)
+    steps = "steps:\n  - convert: {fix: [rate=8000, 'x:1x5']}\n  - prune: {ratio: 0.5, align: 1}\n"
+    (tmp_path / "r.yaml").write_text(f"model: model.onnx\n{steps}")
+    assert main(["run", "r.yaml", "-q"]) == 0
+    (last,) = (tmp_path / "r").glob("*prune*.onnx")
+    assert [v.name for v in onnx.load(last).graph.input] == ["x"]
