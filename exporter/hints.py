@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from exporter.slots import Reason
 
 _INTERFACE = "lets it shrink, if whoever calls the model can follow"
-_STATIC = "export with a static size for this axis"
+_STATIC = "fix the size of this axis with secateur convert --fix, or export with a static one"
 _TRACE = "export without control flow (trace the model instead of scripting it)"
 
 _HINTS = {
@@ -21,9 +21,9 @@ _HINTS = {
     "sliced at bounds": _STATIC,
     "split at sizes": _STATIC,
     "repeated a number": _STATIC,
-    "the shape of": "give the sizes of dynamic axes with --shape, or export with static ones",
+    "the shape of": "give the sizes of dynamic axes with --shape, or fix them with secateur convert --fix",
     "control flow": _TRACE,
-    "the branches return": "give the inputs static sizes, so that the branch is known",
+    "the branches return": "fix the inputs that decide which branch is taken, with secateur convert --fix",
     "a value whose shape changes": "nothing: it has another size in every iteration",
     "no rule for": "write a rule (one function and one test row, see CONTRIBUTING.md), or export without the operator",
     "selected by data": "--io INPUT:ids, if an input holds the numbers of the rows and its caller can follow",
@@ -35,7 +35,7 @@ _HINTS = {
 def interface_hint(name: str, axis: int, dynamic: bool) -> str:
     """What would free an axis of a graph input or output."""
     option = f"--io {shlex.quote(f'{name}:{axis}')} {_INTERFACE}"
-    return f"export with a fixed size for axis {axis} of '{name}'; then {option}" if dynamic else option
+    return f"fix the size of axis {axis} of '{name}' with secateur convert --fix; then {option}" if dynamic else option
 
 
 def kind_of_hint(hint: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from exporter.advice.facts import Facts
+from exporter.fixing import undecided
 from exporter.tables import milliseconds, quantity
 from runtime.nouns import counted, out_of
 
@@ -240,6 +241,21 @@ def _align(facts: Facts) -> Advice:
                   "measured", _typed(facts, "align", output="aligned.onnx", calib=False), share / 2)  # fmt: skip
 
 
+def _fix(facts: Facts) -> Advice | None:
+    found = undecided(facts.graph)
+    if not found.branches:
+        return None
+    shapes = facts.graph.binding.shapes
+    fixes = [f"{name}:{'x'.join(map(str, shapes[name]))}" for name in found.sized]
+    fixes += [f"{name}=VALUE" for name in found.switches]
+    names = ", ".join((*found.sized, *found.switches))
+    command = ["secateur", "convert", str(facts.path), "-o", f"{facts.path.stem}-fixed.onnx"]
+    command += [word for fix in fixes for word in ("--fix", fix)]
+    return Advice("fixed inputs", "try", f"sizes or values of {names} decide {counted(found.branches, 'branch', 'branches')} "
+                  "in every run; where these never change, they can be decided once, with what they really are",
+                  "computed", shlex.join(command), 0.2)  # fmt: skip
+
+
 def _half(facts: Facts) -> Advice:
     if facts.halves > _MUCH:
         return Advice("half precision", "no", "it is in half precision already", "computed")
@@ -293,5 +309,5 @@ def _embedding(facts: Facts) -> Advice | None:
 
 
 _RULES: tuple[Callable[[Facts], Advice | None], ...] = (
-    _widths, _small, _memory, _layers, _sparse, _unstructured, _quantize, _align, _half, _engine, _data, _embedding,
+    _widths, _small, _memory, _layers, _sparse, _unstructured, _quantize, _align, _fix, _half, _engine, _data, _embedding,
 )  # fmt: skip

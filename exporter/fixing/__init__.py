@@ -2,5 +2,6 @@
 
 from exporter.fixing.fixer import Fixed, fix_inputs
 from exporter.fixing.request import Fixes, parse_fixes
+from exporter.fixing.undecided import Undecided, undecided
 
-__all__ = ["Fixed", "Fixes", "fix_inputs", "parse_fixes"]
+__all__ = ["Fixed", "Fixes", "Undecided", "fix_inputs", "parse_fixes", "undecided"]

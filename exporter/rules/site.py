@@ -336,7 +336,7 @@ class Site:
         else:
             slot = find_slot(self.graph, self.node, i, element)
         if slot is None:
-            self.freeze(ids, "its size is computed at run time", "export with a static size for this axis")
+            self.freeze(ids, "its size is computed at run time")
         else:
             self.facts.resizes.append(Resize(slot, ids))
 

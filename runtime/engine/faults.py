@@ -48,6 +48,17 @@ class CannotBuild(RunError):
 
 _FIXES = (
     (
+        r"ScopeType",
+        "TensorRT does not build this If: where sizes or values of inputs decide which branch is taken, and these do "
+        "not change, secateur convert MODEL -o FIXED.onnx --fix NAME:1x3x224x224 --fix NAME=VALUE takes the branch",
+    ),
+    (
+        r"loops with only a trip limit",
+        "TensorRT builds loops of a number of rounds that is known beforehand: where it follows from sizes or values "
+        "of inputs, fix these with secateur convert --fix; else export without the loop, or run the model with "
+        "--backend ort-tensorrt, which leaves it to ONNX Runtime",
+    ),
+    (
         r"libnvinfer_lean",
         "this package comes without the lean runtime that such engines carry: leave --version-compatible out",
     ),
@@ -58,7 +69,8 @@ _FIXES = (
     ),
     (
         r"is read as a shape",
-        "make it a constant of the file; engines are built for ranges of sizes, not for values",
+        "make it a constant of the file, with secateur convert MODEL -o FIXED.onnx --fix NAME=VALUE; engines are built "
+        "for ranges of sizes, not for values",
     ),
     (
         r"no importer registered|plugin not found|plugin creator|is not supported by TensorRT|unsupported operator",
@@ -98,7 +110,8 @@ _FIXES = (
     ),
     (
         r"Squeeze\w* without an axes input",
-        "TensorRT must know beforehand which axes go: name them in the node's second input in the file",
+        "TensorRT must know beforehand which axes go: fix the sizes of the inputs with secateur convert MODEL -o "
+        "FIXED.onnx --fix NAME:1x3x224x224, or name the axes in the node's second input in the file",
     ),
     (
         r"mismatch|broadcast|dimension|volume|shape|axis",

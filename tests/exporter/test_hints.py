@@ -8,7 +8,11 @@ from exporter.slots import Reason
 CASES = {
     ("logits", 1, False): "--io logits:1 lets it shrink",
     ("past key", 2, False): "--io 'past key:2' lets it shrink",
-    ("image", 0, True): "export with a fixed size for axis 0 of 'image'; then --io image:0 lets it shrink",
+    (
+        "image",
+        0,
+        True,
+    ): "fix the size of axis 0 of 'image' with secateur convert --fix; then --io image:0 lets it shrink",
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from exporter.cli import main
 from exporter.schema_files import stored_schema
+from tests.exporter.files import branch, choose
 from tests.exporter.trained import classifier
 from tests.onnx_builder import build, node, weights
 from tests.schemas import conform
@@ -50,6 +51,26 @@ def recurrent():
     )
 
 
+def branching():
+    """One branch by a size, one by a switch inside of it, one by the data."""
+    inner = choose(
+        "fast", "i", branch("a", [node("Relu", "x", "a1")], "a1"), branch("b", [node("Tanh", "x", "b1")], "b1")
+    )
+    outer = choose(
+        "long", "o", branch("c", [inner, node("Abs", "i", "c1")], "c1"), branch("d", [node("Neg", "x", "d1")], "d1")
+    )
+    data = choose(
+        "high", "p", branch("e", [node("Relu", "o", "e1")], "e1"), branch("f", [node("Neg", "o", "f1")], "f1")
+    )
+    nodes = [
+        node("Shape", "x", "s"), node("Gather", "s one", "n"), node("Greater", "n ten", "long"), outer,
+        node("ReduceMax", "x", "m", keepdims=0), node("Greater", "m nought", "high"), data, node("MatMul", "p w", "y"),
+    ]  # fmt: skip
+    constants = {"one": np.int64(1), "ten": np.int64(10), "nought": np.float32(0)} | weights(w=(4, 3))
+    inputs = {"x": ["N", "T", 4], "fast": [], "other": [1]}
+    return build(nodes, inputs, ["y"], constants, kinds={"fast": "b", "other": "b"})
+
+
 ROWS = [
     ("widths", mlp, "ort-cpu", "structured widths", "maybe", "--macs|--ratio"),
     ("no blocks", mlp, "ort-cpu", "layers", "no", "no residual block"),
@@ -63,6 +84,21 @@ ROWS = [
     ("recurrent on a GPU", recurrent, "ort-cuda", "quantize", "no", "no layer has a 32-bit weight"),
     ("quantized", quantized, "ort-cpu", "quantize", "no", "already"),
 ]
+
+
+def test_branches_that_fixed_inputs_would_decide(tmp_path):
+    _, found = advised(branching(), tmp_path, "--no-measure", "--shape", "x:1x12x4")
+    advice = found["fixed inputs"]
+    assert advice["verdict"] == "try"
+    assert "sizes or values of x, fast decide 2 branches" in advice["reason"]
+    assert advice["command"].endswith("m-fixed.onnx --fix x:1x12x4 --fix fast=VALUE")
+    words = shlex.split(advice["command"].replace("VALUE", "true"))[1:]
+    words[words.index("-o") + 1] = str(tmp_path / "f.onnx")
+    assert main(words) == 0
+    left = onnx.load(tmp_path / "f.onnx")
+    assert [n.op_type for n in left.graph.node] == ["Relu", "Abs", "ReduceMax", "Greater", "If", "MatMul"]
+    _, found = advised(left, tmp_path, "--no-measure")
+    assert "fixed inputs" not in found  # what is left goes by the data
 
 
 @pytest.mark.parametrize(("make", "device", "what", "verdict", "text"), [r[1:] for r in ROWS], ids=[r[0] for r in ROWS])

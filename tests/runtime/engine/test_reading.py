@@ -53,7 +53,9 @@ FAULTS = [
     ("[graph.cpp::op::12] Error Code 4: Shape Error (/block.0/Conv: kernel weights have 3 dimensions)", "/block.0/Conv", "Conv", "shapes"),
     ("In node 3 with name: /x/NonZero and operator: NonZero (import): UNSUPPORTED_NODE: unsupported operator", "/x/NonZero", "NonZero", "operator"),
     ("4: [network.cpp::validate::2789] Error Code 4: Internal Error (Network has dynamic or shape inputs, but no optimization profile has been defined.)", "", "", "--shape"),
-    ("Error Code 4: API Usage Error (IShuffleLayer S_41: S_41: ISqueezeLayer without an axes input requires dimension 0 to not be 1 at runtime)", "", "", "second input"),
+    ("Error Code 4: API Usage Error (IShuffleLayer S_41: S_41: ISqueezeLayer without an axes input requires dimension 0 to not be 1 at runtime)", "", "", "convert MODEL -o FIXED.onnx --fix NAME:1x3x224x224, or name the axes"),
+    ("Error Code 2: Internal Error (Assertion tScope.getType() != ScopeType::kUNDEFINED failed.)", "", "", "takes the branch"),
+    ("TensorRT cannot infer the shape of scan output x:0 since no trip limit was set. For better compatibility, it's recommended to export loops with only a trip limit", "", "", "--backend ort-tensorrt, which leaves it"),
     ("Error Code 2: OutOfMemory (Requested size was 268582912 bytes.)", "", "", "--workspace"),
     ("Error Code 1: Myelin (CHECK(status == CUDA_SUCCESS) failed.)", "", "", "driver"),
 ]  # fmt: skip
