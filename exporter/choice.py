@@ -32,7 +32,6 @@ from exporter.importance import Scores, seen_first
 from exporter.importance import score as score_groups
 from exporter.influence import score_blocks
 from exporter.interface import patterns_for
-from exporter.learned import learned_scores
 from exporter.normalise import input_specs
 from exporter.plan import Plan
 from exporter.planner import NO_BUDGET, budget_of, check, eligible, plan_within, touched
@@ -240,6 +239,8 @@ def _calibrated(
     if found is not None:
         return found.scores, found if request.score == RECONSTRUCTION else None
     if request.score in LEARNED:
+        from exporter.learned import learned_scores
+
         return (
             learned_scores(groups, numbers, request.score, calibration, request.budget, request.seed, means.step, cost),
             None,

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporter.blocks import KIND, Block, Blocks, find_blocks
-from exporter.calibration.fidelity import Fidelity
 from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
 from exporter.hints import hint_for, kind_of_hint, together
 from exporter.interface import shrunk
-from exporter.latency.report import cautions
 from exporter.plan import PlannedGroup
 from exporter.proof import Proof
 from exporter.pruner import Result, Totals
 from exporter.report_calibration import calibrated_text, value_text
 from exporter.tables import error_text, milliseconds, quantity, short, table
-from runtime.evaluation import Evaluation
-from runtime.latency import Latency
 from runtime.nouns import counted
 from runtime.robust import Ratio
+
+if TYPE_CHECKING:
+    from exporter.calibration.fidelity import Fidelity
+    from runtime.contention import Flag
+    from runtime.evaluation import Evaluation
+    from runtime.latency import Latency
 
 _NAMED_SPANS = 2
 _NAMED_TENSORS = 4
@@ -168,6 +170,7 @@ def prune_text(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
         latency: of both models, and their ratio, where they were measured.
         more: shown before the end.
     """
+    flags = [flag for side in latency[:2] for flag in side.flags] if latency is not None else []
     planned = {g.name: g for g in result.plan.groups}
     lines = [
         groups_table(result.groups, planned, result.blocks, dropped_blocks(result)),
@@ -180,11 +183,19 @@ def prune_text(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
         *(f"note: {w}" for w in result.warnings),
         *([""] if result.warnings else []),
         totals_table(result.before, result.after, latency, result.fidelity),
-        *(cautions(f for side in latency[:2] for f in side.flags) if latency is not None else ()),
+        *_cautions(flags),
         *_achieved(result),
         verdict(result),
     ]
     return "\n".join(lines)
+
+
+def _cautions(flags: Sequence[Flag]) -> Sequence[str]:
+    if not flags:
+        return ()
+    from exporter.latency.report import cautions  # what measures takes a while to load
+
+    return cautions(flags)
 
 
 def dropped_blocks(result: Result) -> frozenset[str]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from exporter.calibration.accuracy import Accuracy
-from exporter.calibration.fidelity import LEFT_OUT, SWITCHED_OFF, Fidelity, reasons
-from exporter.pruner import Result
-from exporter.rounds import Round
-from exporter.search import Search, Try, shown
+from typing import TYPE_CHECKING
+
+from exporter.search import shown
 from exporter.tables import short, table
 from runtime.nouns import counted, out_of
+
+if TYPE_CHECKING:
+    from exporter.calibration.accuracy import Accuracy
+    from exporter.calibration.fidelity import Fidelity
+    from exporter.pruner import Result
+    from exporter.rounds import Round
+    from exporter.search import Search, Try
 
 _NAMED = 3
 _COSTS = {"macs": "MACs", "params": "parameters"}
@@ -111,11 +116,11 @@ def value_text(value: float, accuracy: Accuracy) -> str:
 
 def _unfitted(found: Fidelity) -> list[str]:
     """Layers behind a cut that kept their weights, by reason."""
-    if all(layer.reason in (SWITCHED_OFF, LEFT_OUT) for layer in found.unfitted):
+    if not found.kept:
         return []
     kept = counted(len(found.unfitted), "layer behind a cut kept its", "layers behind a cut kept their")
     lines = [f"{kept} weights:"]
-    for reason, names in reasons(found.unfitted).items():
+    for reason, names in found.kept.items():
         more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         lines.append(f"  {reason}: {', '.join(short(n) for n in names[:_NAMED])}{more}")
     return lines

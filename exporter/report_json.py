@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.blocks import Block, find_blocks
-from exporter.calibration.accuracy import Accuracy
-from exporter.calibration.fidelity import Fidelity
 from exporter.graph import Graph
 from exporter.groups import Frozen, Group, Groups
 from exporter.hints import hint_for
 from exporter.interface import shrunk
-from exporter.latency.report_json import latency_json, ratio_json
 from exporter.proof import Proof
 from exporter.pruner import Result, Totals
 from exporter.report import dropped_blocks, prunable_parameters
 from exporter.rounds import Round
 from exporter.search import Search
-from runtime.evaluation import Evaluation
-from runtime.latency import Latency
 from runtime.robust import Ratio
+
+if TYPE_CHECKING:
+    from exporter.calibration.accuracy import Accuracy
+    from exporter.calibration.fidelity import Fidelity
+    from runtime.evaluation import Evaluation
+    from runtime.latency import Latency
 
 JSON_VERSION = 1
 
@@ -64,6 +65,8 @@ def prune_json(result: Result, latency: tuple[Latency, Latency, Ratio] | None = 
         "warnings": list(result.warnings),
     }
     if latency is not None:
+        from exporter.latency.report_json import latency_json, ratio_json  # what measures takes a while to load
+
         dense, pruned, ratio = latency
         document["latency"] = {"dense": latency_json(dense), "pruned": latency_json(pruned), "ratio": ratio_json(ratio)}
     return document

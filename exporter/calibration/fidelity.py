@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from exporter.calibration.accuracy import Accuracy, compare_answers
@@ -48,6 +48,16 @@ class Fidelity:
     synthetic: bool
     accuracy: Accuracy | None = None
     unfitted: tuple[Unfitted, ...] = ()
+
+    @property
+    def kept(self) -> dict[str, list[str]]:
+        """Names of layers that kept their weights though others were fitted, by reason, the most frequent one first."""
+        found: dict[str, list[str]] = {}
+        for layer in self.unfitted:
+            found.setdefault(layer.reason, []).append(layer.layer)
+        if found.keys() <= {SWITCHED_OFF, LEFT_OUT}:
+            return {}
+        return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 @dataclass(frozen=True)
@@ -189,11 +199,3 @@ def fitted(
         return pruned, None, ["not compensated and not measured: inputs or outputs of the model shrink"]
     found = fit(pruned, graph, plan, calibration, wanted, step, start, cache)
     return found.graph, fidelity_of(found, plan, calibration), list(found.notes)
-
-
-def reasons(unfitted: Sequence[Unfitted]) -> dict[str, list[str]]:
-    """Names of layers by the reason why they kept their weights, the most frequent reason first."""
-    found: dict[str, list[str]] = {}
-    for layer in unfitted:
-        found.setdefault(layer.reason, []).append(layer.layer)
-    return dict(sorted(found.items(), key=lambda item: -len(item[1])))

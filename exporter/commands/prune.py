@@ -170,8 +170,6 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter import Plan, prune, report, report_json
-    from exporter.latency.report import held_back_text
-    from exporter.latency.report_json import savings_json
     from runtime.feeds import parse_shapes
 
     if options.latency:
@@ -198,6 +196,9 @@ def run(options: argparse.Namespace) -> int:
         if options.report:
             prune_report(options, result, document)
         return deliver(options, lambda: document, lambda: report.prune_text(result))
+    from exporter.latency.report import held_back_text
+    from exporter.latency.report_json import savings_json
+
     latency = _measure(options, dict(result.plan.model.shapes))
     layers, savings = _profiled(options, latency)
     document = {**report_json.prune_json(result, latency), "savings": savings_json(savings)}
@@ -327,11 +328,12 @@ def _check_request(options: argparse.Namespace) -> None:
 def _align(text: str) -> int | str:
     """A number, ``auto``, or the multiple that tensor cores want for a type."""
     from exporter.errors import UsageError
-    from exporter.latency.device import TENSOR_CORES
     from exporter.widths import AUTOMATIC
 
     if text in AUTOMATIC:
         return text
+    from exporter.latency.device import TENSOR_CORES
+
     try:
         return TENSOR_CORES.get(text) or int(text)
     except ValueError:

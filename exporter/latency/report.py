@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter.aligning import Aligned
-from exporter.latency.budget import LatencyOutcome
 from exporter.tables import milliseconds, quantity, shapes_text, short, table, threads_text
-from runtime.agreement import OutputDifference
-from runtime.backends import Availability
-from runtime.comparison import Comparison
-from runtime.contention import Flag
-from runtime.gpu_state import GpuRecord
-from runtime.latency import Latency
-from runtime.layers import LayerDifference
-from runtime.lint import Finding
 from runtime.nouns import counted
-from runtime.profiling import NodeTime, Profile
 from runtime.robust import Ratio, needed
-from runtime.roofline import Peaks, bottleneck, bound, held_back
-from runtime.savings import Saving
-from runtime.staircase import Staircase
+from runtime.roofline import bottleneck, bound, held_back
+
+if TYPE_CHECKING:
+    from exporter.aligning import Aligned
+    from exporter.latency.budget import LatencyOutcome
+    from runtime.agreement import OutputDifference
+    from runtime.backends import Availability
+    from runtime.comparison import Comparison
+    from runtime.contention import Flag
+    from runtime.gpu_state import GpuRecord
+    from runtime.latency import Latency
+    from runtime.layers import LayerDifference
+    from runtime.lint import Finding
+    from runtime.profiling import NodeTime, Profile
+    from runtime.roofline import Peaks
+    from runtime.savings import Saving
+    from runtime.staircase import Staircase
 
 _CLOCKS = {"cpu": "CPU time of one thread", "wall": "wall time", "device": "time on the device"}
 _VERDICTS = {

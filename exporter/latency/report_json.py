@@ -7,23 +7,26 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from exporter.aligning import Aligned
-from exporter.latency.budget import LatencyOutcome
-from runtime.agreement import OutputDifference
-from runtime.backends import Availability
-from runtime.comparison import Comparison, Side
-from runtime.contention import Flag
 from runtime.environment import environment
-from runtime.latency import Latency
-from runtime.layers import LayerDifference
-from runtime.lint import Finding
-from runtime.profiling import NodeTime, Profile
-from runtime.robust import Ratio
-from runtime.roofline import Peaks, bottleneck, bound
-from runtime.savings import Saving
-from runtime.staircase import Staircase
+from runtime.roofline import bottleneck, bound
+
+if TYPE_CHECKING:
+    from exporter.aligning import Aligned
+    from exporter.latency.budget import LatencyOutcome
+    from runtime.agreement import OutputDifference
+    from runtime.backends import Availability
+    from runtime.comparison import Comparison, Side
+    from runtime.contention import Flag
+    from runtime.latency import Latency
+    from runtime.layers import LayerDifference
+    from runtime.lint import Finding
+    from runtime.profiling import NodeTime, Profile
+    from runtime.robust import Ratio
+    from runtime.roofline import Peaks
+    from runtime.savings import Saving
+    from runtime.staircase import Staircase
 
 JSON_VERSION = 1
 _TIMES = ("wall_s", "cpu_s", "thread_cpu_s", "device_s")
