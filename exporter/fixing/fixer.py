@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto
 
 from exporter.as_they_are import tolerance_of
 from exporter.atomic import obstacle
@@ -132,18 +132,13 @@ def put_in(model: ModelProto, settled: Settled) -> None:
             for dim, size in zip(value.type.tensor_type.shape.dim, specs[value.name].shape, strict=True):
                 if size in settled.sizes:
                     dim.dim_value = settled.sizes[str(size)]
-    for graph in graphs_of(model.graph):
-        for declared in (*graph.output, *graph.value_info):
-            _put_sizes(declared, settled.sizes)
+    for value in model.graph.output:  # inner tensors are inferred anew; some files give one name to two sizes there
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in settled.sizes:
+                dim.dim_value = settled.sizes[dim.dim_param]
     remove_named(model.graph.input, settled.values.keys())
     for name, array in settled.values.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-
-
-def _put_sizes(declared: ValueInfoProto, sizes: Mapping[str, int]) -> None:
-    for dim in declared.type.tensor_type.shape.dim:
-        if dim.dim_param in sizes:
-            dim.dim_value = sizes[dim.dim_param]
 
 
 def _declare(graph: Graph) -> None:

@@ -233,6 +233,23 @@ def test_wrong_declarations_are_corrected(tmp_path):
     assert [shape_of(v) for v in (*written.graph.output, *written.graph.value_info)] == [[3, 4], [3, 4]]
 
 
+def test_one_name_for_two_sizes_inside(tmp_path):
+    """As in the merged decoders of optimum: both branches call the axis by the name it has outside."""
+    one = branch("one", [node("Concat", "x x", "k", axis=0)], "k")
+    two = branch("two", [node("Concat", "x x x", "k", axis=0)], "k")
+    for body in (one, two):
+        body.output[0].CopyFrom(helper.make_tensor_value_info("k", 1, ["N", 4]))
+    nodes = [choose("cached", "c", one, two), node("Relu", "c", "y")]
+    model = build(nodes, {"x": ["N", 4], "cached": []}, ["y"], kinds={"cached": "b"})
+    found, written, path = fixed(tmp_path, model, "N=2")
+    assert operators(written).count("If") == 1
+    for cached in (True, False):
+        feed = {"x": np.ones((2, 4), np.float32), "cached": np.array(cached)}
+        np.testing.assert_array_equal(run(found.path, feed)["y"], run(path, feed)["y"])
+    _, written, _ = fixed(tmp_path, model, "N=2", "cached=false")
+    assert [shape_of(v) for v in written.graph.output] == [[6, 4]]
+
+
 @pytest.mark.parametrize("ir", [3, 10])
 def test_old_files(tmp_path, ir):
     found, written, path = fixed(tmp_path, reshaped(ir=ir, opset=13), "x:2x7x8", "m=1")
