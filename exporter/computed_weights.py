@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,7 @@ def fold_weights(
         if room < 0:
             break
         try:
-            made[name] = _evaluate(model, folder, found, name)
+            (made[name],) = evaluate(model, folder, found.cones[name][0], [name])
         except (ModelError, RunError, MemoryError):
             continue
     if made:
@@ -202,20 +202,31 @@ class _Expressions:
         return self.size(name) * tensors.dtype_bits(self.static.dtype[name]) // 8
 
 
-def _evaluate(model: ModelProto, folder: Path, found: _Expressions, name: str) -> TensorProto:
-    """The value of a weight, as ONNX Runtime computes it."""
-    nodes, sources = found.cones[name]
-    graph = onnx.helper.make_graph(nodes, "weight", [], [onnx.ValueInfoProto(name=name)])
-    for source in sorted(sources):
-        tensor = graph.initializer.add()
-        tensor.CopyFrom(found.constants[source])
-        tensor.name = source
-        tensors.take_in(tensor, folder)
+def evaluate(model: ModelProto, folder: Path, nodes: Sequence[NodeProto], names: Sequence[str]) -> list[TensorProto]:
+    """What ONNX Runtime computes for tensors that nodes make of constants alone.
+
+    Args:
+        model: whose constants these are.
+        folder: where its external data lies.
+        nodes: in topological order.
+        names: of the tensors.
+
+    Raises:
+        ModelError, RunError, MemoryError: it does not run.
+    """
+    graph = onnx.helper.make_graph(nodes, "constants", [], [onnx.ValueInfoProto(name=name) for name in names])
+    sources = set[str]().union(*map(reads, nodes))
+    for name, constant in sorted(constant_tensors(model).items()):
+        if name in sources:
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(constant)
+            tensor.name = name
+            tensors.take_in(tensor, folder)
     whole = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     with bounds.memory(_MOST_MEMORY):  # nobody vouches for the model
         session = open_session(whole.SerializeToString(), options=SessionOptions(threads=1, optimize=False))
-        value = session.run({})[name]
-    return onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+        found = session.run({})
+    return [onnx.numpy_helper.from_array(np.asarray(found[name], order="C"), name) for name in names]
 
 
 def _replace(model: ModelProto, found: _Expressions, made: Mapping[str, TensorProto]) -> None:

@@ -6,22 +6,20 @@ import math
 from collections.abc import Set
 from pathlib import Path
 
-import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
 from exporter import tensors
+from exporter.computed_weights import evaluate
 from exporter.errors import ModelError
 from exporter.inferred import Inferred, are_numbers
 from exporter.protos import constant_tensors, drop_unread, reads, set_nodes, subgraphs
 from exporter.values import UNPREDICTABLE, is_standard
-from runtime import bounds
-from runtime.backends import SessionOptions, open_session
 from runtime.errors import RunError
 
 _MOST_BYTES = 1 << 18
 """Of a tensor that is computed: beyond, the file would grow for what is quickly made of a few numbers."""
-_MOST_MEMORY = 16 << 30
+_MOST_READ = 1 << 30
+"""Of all that is read for it: a message holds 2 GB."""
 
 
 def fold_new_constants(model: ModelProto, folder: Path, static: Inferred, given: Set[str]) -> bool:
@@ -40,14 +38,16 @@ def fold_new_constants(model: ModelProto, folder: Path, static: Inferred, given:
     """
     constants = constant_tensors(model)
     new = constants.keys() - given
-    made: set[str] = set()
+    made, room = set[str](), _MOST_READ
     kept: list[NodeProto] = []
     computed: list[NodeProto] = []
     outputs = {value.name for value in model.graph.output}
     for node in model.graph.node:
         names = [name for name in node.input if name]
         ready = all(name in constants or name in made for name in names) and not new.isdisjoint(names)
-        if ready and _computes(node, static) and outputs.isdisjoint(node.output):
+        reading = sum(tensors.nbytes(constants[name]) for name in names if name in constants) if ready else 0
+        if ready and reading <= room and _computes(node, static) and outputs.isdisjoint(node.output):
+            room -= reading
             computed.append(node)
             made.update(filter(None, node.output))
             new |= made
@@ -57,7 +57,7 @@ def fold_new_constants(model: ModelProto, folder: Path, static: Inferred, given:
     if not wanted:
         return False
     try:
-        values = _evaluate(model, folder, computed, wanted)
+        values = evaluate(model, folder, computed, wanted)
     except (ModelError, RunError, MemoryError):  # left to who runs the file
         return False
     set_nodes(model.graph, kept)
@@ -78,23 +78,3 @@ def _is_small(name: str, static: Inferred) -> bool:
     if not are_numbers(dims) or kind in (TensorProto.STRING, TensorProto.UNDEFINED):
         return False
     return math.prod(int(d) for d in dims) * tensors.dtype_bits(kind) <= 8 * _MOST_BYTES
-
-
-def _evaluate(model: ModelProto, folder: Path, nodes: list[NodeProto], names: list[str]) -> list[TensorProto]:
-    """What ONNX Runtime computes for these names."""
-    graph = onnx.helper.make_graph(nodes, "constants", [], [onnx.ValueInfoProto(name=name) for name in names])
-    sources = set().union(*map(reads, nodes))
-    for name, constant in constant_tensors(model).items():
-        if name in sources:
-            tensor = graph.initializer.add()
-            tensor.CopyFrom(constant)
-            tensor.name = name
-            tensors.take_in(tensor, folder)
-    whole = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=max(model.ir_version, 4))
-    with bounds.memory(_MOST_MEMORY):  # nobody vouches for the model
-        session = open_session(whole.SerializeToString(), options=SessionOptions(threads=1, optimize=False))
-        found = session.run({})
-    return [
-        onnx.numpy_helper.from_array(np.ascontiguousarray(found[name]).reshape(found[name].shape), name)
-        for name in names
-    ]

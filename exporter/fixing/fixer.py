@@ -16,9 +16,8 @@ from exporter.atomic import obstacle
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.fixing.constants import fold_new_constants
 from exporter.fixing.request import Fixes, Settled, settle
-from exporter.functions import Calls
 from exporter.graph import Graph
-from exporter.model_file import read_model, save
+from exporter.model_file import finished, read_model, save
 from exporter.normalise import input_specs, normalise
 from exporter.proof_inputs import seeded_sets
 from exporter.protos import graphs_of, remove_named
@@ -100,17 +99,18 @@ def fix_inputs(
     put_in(model, settled)
     step("folding what follows")
     graph = normalise(model, file.parent, replace(source, path=None))
+    calls = graph.calls
     for _ in range(_ROUNDS):
         if not fold_new_constants(graph.model, graph.folder, graph.static, given):
             break
         graph = normalise(graph.model, file.parent, graph.source)
     _declare(graph)
-    graph = replace(graph, calls=Calls())
+    graph = replace(graph, calls=calls)
     step("comparing with the original")
     judge = _Judge(file, settled, graph)
     after = save(graph, target, progress=step, judge=judge)
     left = tuple(show(spec) for spec in input_specs(graph.model))
-    nodes = sum(len(inner.node) for inner in graphs_of(graph.model.graph))
+    nodes = sum(len(inner.node) for inner in graphs_of(finished(graph).graph))
     return Fixed(
         target, left, settled.sizes, settled.values, (before, nodes), (source.size, after), judge.error,
         len(judge.runs), tuple(judge.notes),

@@ -55,23 +55,23 @@ def parse_fixes(texts: Sequence[str]) -> Fixes:
     shapes: dict[str, tuple[int, ...]] = {}
     values: dict[str, Array] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            sized = _sizes(text)
-            name = next(iter(sized))
-            shapes |= sized
-        if not name.strip() or name in values or (equals and name in shapes) or texts.count(text) > 1:
-            raise UsageError(f"{_OPTION} {text}: {f'{name} comes twice' if name.strip() else 'no name'}.")
-        if equals:
-            values[name] = _value(text, value.strip())
+        is_value = "=" in text
+        name, _, told = text.partition("=") if is_value else text.rpartition(":")
+        if not name.strip():
+            raise UsageError(f"{_OPTION} {text}: expected {_FORMS}.")
+        if name in (values if is_value else shapes):
+            raise UsageError(f"{_OPTION} {text}: {name} comes twice.")
+        if is_value:
+            values[name] = _value(text, told.strip())
+        else:
+            shapes[name] = _sizes(text, told.lower())
     return Fixes(shapes, values)
 
 
-def _sizes(text: str) -> dict[str, tuple[int, ...]]:
-    name, _, sizes = text.rpartition(":")
-    if not name or not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", sizes.lower()):
+def _sizes(text: str, sizes: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", sizes):
         raise UsageError(f"{_OPTION} {text}: expected {_FORMS}.")
-    return {name: tuple(int(size) for size in sizes.lower().split("x"))}
+    return tuple(int(size) for size in sizes.split("x"))
 
 
 def _value(text: str, value: str) -> Array:

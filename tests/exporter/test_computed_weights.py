@@ -258,14 +258,14 @@ def test_one_that_does_not_run_keeps_what_another_is_made_of(tmp_path, monkeypat
     from exporter import computed_weights
     from runtime.errors import RunError
 
-    evaluate = computed_weights._evaluate
+    evaluate = computed_weights.evaluate
 
-    def refuse(model, folder, found, name):
-        if name == "left":
+    def refuse(model, folder, nodes, names):
+        if names == ["left"]:
             raise RunError("no such kernel")
-        return evaluate(model, folder, found, name)
+        return evaluate(model, folder, nodes, names)
 
-    monkeypatch.setattr(computed_weights, "_evaluate", refuse)
+    monkeypatch.setattr(computed_weights, "evaluate", refuse)
     model, _ = FOLDED["two of one"]
     graph = look(model, tmp_path)
     assert {"w", "right"} <= graph.constants.keys()
