@@ -230,41 +230,54 @@ def test_an_output_made_of_sizes_alone_stays_computed(tmp_path):
     assert_same_function(path, found.path, {"x": np.ones((2, 150, 40), np.float32)})
 
 
+LONG = 5000
+"""Numbers that are no shape arithmetic any more."""
+
+
+def counted_up(then, **options):
+    """``rf``, the numbers up to the size of an axis of ``x[N, 4]``, and what follows."""
+    nodes = [node("Shape", "x", "s"), node("Gather", "s zero", "n"), node("Range", "zero n step", "r")]
+    nodes += [node("Cast", "r", "rf", to=1), *then]
+    constants = {"zero": np.int64(0), "step": np.int64(1), "limit": np.float32(10), "axis": ints(1)}
+    return build(nodes, {"x": ["N", 4]}, ["y"], constants, **options)
+
+
 def test_what_is_computed_decides_branches_in_turn(tmp_path):
     """The condition takes a sum that is no shape arithmetic; so does what one of its branches adds."""
-    nodes = list(positions().graph.node)[:7]
-    inner = [node("Einsum", "table table", "u", equation="ij,ij->j"), node("Add", "x u", "v")]
-    nodes += [
-        node("Greater", "scale_of limit", "long"),
+    inner = [node("Einsum", "rf rf", "u", equation="i,i->"), node("Add", "x u", "v")]
+    then = [
+        node("Einsum", "rf rf", "sum", equation="i,i->"),
+        node("Greater", "sum limit", "long"),
         choose("long", "y", branch("a", inner, "v"), branch("b", [node("Identity", "x", "w")], "w")),
     ]
-    constants = {t.name: numpy_helper.to_array(t) for t in positions().graph.initializer}
-    constants = {name: constants[name] for name in ("one", "zero", "step", "frequencies")}
-    model = build(nodes, {"x": ["N", "len", 40]}, ["y"], constants | {"limit": np.float32(10)})
-    _, written, _ = fixed(tmp_path, model, "len=150")
+    _, written, _ = fixed(tmp_path, counted_up(then), f"N={LONG}")
     assert operators(written) == ["Add"]
-    _, written, _ = fixed(tmp_path, model, "len=3")
+    _, written, _ = fixed(tmp_path, counted_up(then), "N=3")
     assert operators(written) == ["Identity"]
+
+
+def test_a_long_row_of_nodes_is_computed_at_once(tmp_path):
+    row = [node("Sin", "rf" if k == 0 else f"t{k - 1}", f"t{k}") for k in range(20)]
+    model = counted_up([*row, node("Unsqueeze", "t19 axis", "u"), node("Add", "x u", "y")])
+    found, written, path = fixed(tmp_path, model, f"N={LONG}")
+    assert operators(written) == ["Add"]
+    assert_same_function(path, found.path, {"x": np.ones((LONG, 4), np.float32)})
 
 
 def test_functions_that_sizes_reach_into_are_written_out(tmp_path):
     opset = [helper.make_opsetid("", 21)]
-    sized = helper.make_function(
-        "own", "Scaled", ["a"], ["b"],
-        [node("Shape", "a", "s"), node("Cast", "s", "f", to=1), node("Einsum", "f f", "e", equation="i,i->"),
-         node("Div", "a e", "b")],
-        opset,
-    )  # fmt: skip
-    plain = helper.make_function(
-        "own", "Silu", ["a"], ["b"], [node("Sigmoid", "a", "s"), node("Mul", "a s", "b")], opset
+    body = [node("Einsum", "b b", "e", equation="i,i->"), node("Div", "a e", "c")]
+    sized = helper.make_function("own", "Scaled", ["a", "b"], ["c"], body, opset)
+    silu = [node("Sigmoid", "a", "s"), node("Mul", "a s", "b")]
+    plain = helper.make_function("own", "Silu", ["a"], ["b"], silu, opset)
+    model = counted_up(
+        [node("own::Scaled", "x rf", "h"), node("own::Silu", "h", "y")], functions=[sized, plain], domains={"own": 1}
     )
-    nodes = [node("own::Scaled", "x", "h"), node("own::Silu", "h", "y")]
-    model = build(nodes, {"x": ["N", 4]}, ["y"], functions=[sized, plain], domains={"own": 1})
-    found, written, path = fixed(tmp_path, model, "N=3")
+    found, written, path = fixed(tmp_path, model, f"N={LONG}")
     assert operators(written) == ["Div", "Silu"]
     assert [f.name for f in written.functions] == ["Silu"]
-    assert found.nodes == (2, 2)
-    assert_same_function(path, found.path, {"x": np.ones((3, 4), np.float32)})
+    assert found.nodes == (6, 2)
+    assert_same_function(path, found.path, {"x": np.ones((LONG, 4), np.float32)})
 
 
 def test_what_would_be_much_larger_than_what_it_is_made_of_stays(tmp_path):
