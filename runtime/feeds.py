@@ -316,6 +316,8 @@ def constraints(graph: onnx.GraphProto) -> dict[str, Constraint]:
     choices: dict[str, set[int]] = {}
     for node in nodes:
         first = node.input[0] if node.input else ""
+        if node.op_type in ("Gather", "Equal") and len(node.input) < 2:
+            continue  # no valid graph, as ONNX Runtime will say
         if node.op_type in _MOVES and first in origin:
             origin[node.output[0]] = origin[first]
         elif node.op_type == "Gather" and node.input[1] in origin and first in sizes:

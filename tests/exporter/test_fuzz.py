@@ -10,13 +10,23 @@ import onnx
 import pytest
 
 from exporter import SecateurError, find_groups, load, prune, sparsify
+from exporter.fixing import Fixes, fix_inputs
+from exporter.model_file import read_model
+from exporter.normalise import input_specs
 from runtime.errors import RunError
 from tests.exporter.mutations import mutated, parsed, seeds
 
 SECONDS = 60
 REFUSED = (SecateurError, RunError)
-FAULTS = (8517, 8656, 12576, 17137, 17921, 20780, 76994, 113532, 318210, 332267, 350214, 376044, 388964)
+FAULTS = (8517, 8656, 12576, 17137, 17921, 20780, 76994, 113532, 318210, 332267, 350214, 376044, 388964, 100049)
 """Seeds that once found one."""
+
+
+def fixes_of(path):
+    """The sizes that a model is analysed at, for all its inputs with open axes."""
+    shapes = load(path).binding.shapes
+    specs = [spec for spec in input_specs(read_model(path)[0]) if spec.name in shapes]
+    return Fixes({s.name: shapes[s.name] for s in specs if not all(isinstance(d, int) for d in s.shape)})
 
 
 def broken(seed, folder):
@@ -30,6 +40,7 @@ def broken(seed, folder):
         "inspect": lambda: find_groups(load(path)),
         "prune": lambda: prune(path, out, ratio=0.5),
         "sparsify": lambda: sparsify(path, out),
+        "fix": lambda: fix_inputs(path, out, fixes_of(path)),
     }
     for name, step in steps.items():
         try:
