@@ -28,7 +28,7 @@ from exporter.masked import masked_original
 from exporter.noise import NOISE_FACTOR, jittered
 from exporter.plan import Plan
 from exporter.protos import drop_left_out, reads
-from exporter.relative_difference import Array, difference, is_float, signal, take_axes
+from exporter.relative_difference import Array, difference, fits, is_float, signal, take_axes
 from exporter.removal import stand_ins
 from exporter.rounding import is_quantized
 from exporter.unread import leave_out_unread
@@ -178,6 +178,9 @@ class _Walk:
         """The part of a tensor of the dense graph that the pruned one has."""
         return take_axes(values, self.plan.hide.get(name, {}))
 
+    def _fits(self, name: str, values: Array) -> bool:
+        return fits(values, self.plan.hide.get(name, {}))
+
     def masked(self, nodes: Sequence[Node], later: set[str]) -> list[dict[str, Array]]:
         """Run a piece of the masked original; what it makes, for each run."""
         made = [o for node in nodes for o in node.outputs if o]
@@ -219,13 +222,14 @@ class _Walk:
         self.compared.update(names)
         self.own_last = part.model, part, names, before
         results = run_excerpt(*self.own_last, "the pruned model", self.room)
-        for own, found in zip(self.own, results, strict=True):
-            own.update({n: v for n, v in found.items() if not is_float(v)})
+        for values, own, found in zip(self.values, self.own, results, strict=True):
+            own.update({n: v for n, v in found.items() if not self._handed(n, values[n])})
         return results
 
     def _handed(self, name: str, values: Array) -> bool:
-        """Whether a tensor is the masked original's. The pruned model makes whole numbers itself: they may be sizes."""
-        return is_float(values) or name not in self.small.producer
+        """Whether a tensor is the masked original's. The pruned model makes whole numbers itself, since they may be
+        sizes, and what is cut nobody knows where at these sizes."""
+        return (is_float(values) and self._fits(name, values)) or name not in self.small.producer
 
     def errors(
         self,
@@ -253,6 +257,8 @@ class _Walk:
         found = []
         for run, (want, have) in enumerate(zip(made, got, strict=True)):
             for name, values in have.items():
+                if not self._fits(name, want[name]):
+                    continue
                 counts = is_float(want[name])
                 error = difference(values, self.kept(name, want[name]), signal(want[name]))
                 found.append((name, error, counts))

@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from exporter.errors import UsageError
+from exporter.errors import CannotRun, UsageError
 from exporter.graph import Graph
 from exporter.normalise import input_specs
+from exporter.plan import Plan
+from exporter.relative_difference import fits
+from exporter.sessions import run_own
 from runtime import feeds
 from runtime.backends import Session
 from runtime.errors import RunError
@@ -65,6 +68,39 @@ def check_ids(ids: Ids, recorded: Sequence[feeds.Feeds]) -> None:
                     f"the recorded input '{name}' holds id {gone[0]}, which the plan removes; "
                     "record inputs of ids that stay, or leave out --inputs."
                 )
+
+
+def known_parts(
+    sets: Sequence[feeds.Feeds], masked: Session, given: Sequence[str], graph: Graph, plan: Plan
+) -> tuple[list[int], list[str]]:
+    """Which sets of inputs are of sizes for which it is known what is kept of tensors that are handed over.
+
+    Args:
+        sets: inputs of the dense graph.
+        masked: a session of the masked original, these tensors among its outputs.
+        given: their names.
+        graph: the dense graph.
+        plan: what was carried out.
+
+    Returns:
+        Their places, and warnings.
+
+    Raises:
+        CannotRun: none is.
+    """
+    known = []
+    for place, feed in enumerate(sets):
+        other = given and any(values.shape != graph.binding.shapes.get(name) for name, values in feed.items())
+        made = run_own(masked, feed, "the masked original", given) if other else {}
+        if all(fits(values, plan.hide.get(name, {})) for name, values in made.items()):
+            known.append(place)
+    if not known:
+        raise CannotRun(
+            "the model cannot be proved with inputs of these sizes: it was analysed at others, and codes lie in "
+            "another order there. Give these sizes with --shape, or no --inputs."
+        )
+    lost = len(known) < len(sets)
+    return known, ["not compared with inputs of other sizes: codes lie in another order there"] if lost else []
 
 
 def _other_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:

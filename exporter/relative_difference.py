@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -73,10 +74,40 @@ def is_float(values: Array) -> bool:
 
 
 def take_axes(values: Array, axes: Mapping[int, AxisTake]) -> Array:
-    """The kept part of a tensor. An axis after its last stands for its values: ids, which are numbered anew."""
+    """The kept part of a tensor that ``fits``. An axis after its last stands for its values: ids, which are numbered
+    anew."""
     for axis, take in axes.items():
         if axis == values.ndim:
             values = np.searchsorted(take.keep, values).astype(values.dtype)
             continue
-        values = np.take(values, take.keep, axis=axis)
+        keep = _kept_at(take, values.shape[axis])
+        assert keep is not None
+        values = np.take(values, keep, axis=axis)
     return values
+
+
+def fits(values: Array, axes: Mapping[int, AxisTake]) -> bool:
+    """Say whether it is known what is kept of a tensor.
+
+    The heads of all samples may lie along one axis. A plan says what is kept of it for one number of samples; for
+    another that follows, but for patterns that could be read as heads within samples or as samples within heads.
+    """
+    return all(axis == values.ndim or _kept_at(take, values.shape[axis]) is not None for axis, take in axes.items())
+
+
+def _kept_at(take: AxisTake, size: int) -> NDArray[np.intp] | None:
+    """Kept indices of an axis that has ``size`` elements now; None where they do not follow."""
+    keep = np.asarray(take.keep, np.intp)
+    if size == take.size:
+        return keep
+    units = math.gcd(take.size, size)
+    before, now = take.size // units, size // units  # samples, or some samples that are taken as one
+    found = []
+    if keep.size % before == 0:
+        first = keep[: keep.size // before]
+        if np.array_equal(keep, (first + units * np.arange(before)[:, None]).reshape(-1)):
+            found.append((first + units * np.arange(now)[:, None]).reshape(-1))
+        each = keep[::before] // before
+        if np.array_equal(keep, (before * each[:, None] + np.arange(before)).reshape(-1)):
+            found.append((now * each[:, None] + np.arange(now)).reshape(-1))
+    return found[0] if found and all(np.array_equal(found[0], other) for other in found) else None

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import numpy as np
 import onnx
 
 from exporter.as_they_are import TOLERANCE, check_read, dense_runs, in_own_numbers, run_dense, tolerance_of
@@ -15,6 +14,7 @@ from exporter.errors import CannotRun, GoalError, ModelError, UsageError
 from exporter.finer import finer, in_types_of, rounds_roughly
 from exporter.forced_branches import force, name_of, ways
 from exporter.graph import Graph
+from exporter.inner_tensors import inner_tensors
 from exporter.interface import shrunk
 from exporter.masked import hides, masked_original
 from exporter.noise import NOISE_FACTOR, rounding_noise
@@ -24,18 +24,17 @@ from exporter.piecewise import PIECE_BYTES, prove_pieces
 from exporter.plan import Plan
 from exporter.plan_check import check_fits
 from exporter.proof import Proof
-from exporter.proof_inputs import check_ids, seeded_runs, seeded_sets
-from exporter.relative_difference import Array, difference, is_float, signal, take_axes
-from exporter.rounding import FLOATS, code_error, code_tensors, given, hand_over, is_quantized
+from exporter.proof_inputs import check_ids, known_parts, seeded_runs, seeded_sets
+from exporter.relative_difference import Array, difference, fits, is_float, signal, take_axes
+from exporter.rounding import code_error, code_tensors, given, hand_over, is_quantized
 from exporter.sessions import cannot_run, open_given, open_own, run_own, with_outputs
 from exporter.widened import is_narrow, widened
 from runtime import bounds, feeds
-from runtime.backends import SessionOptions, open_session
+from runtime.backends import Session, SessionOptions, open_session
 from runtime.errors import NoMemory, RunError
 from runtime.nouns import counted
 from runtime.steps import Count
 
-_INNER_ELEMENTS = 1 << 25
 _STRICTER = 10.0
 """Pieces are held to a tenth of what whole models are: what rounding does to one node is far less."""
 
@@ -153,12 +152,10 @@ class _Prover:
     def prove(self, runs: int, recorded: list[feeds.Feeds]) -> Proof:
         self.progress("running the dense model")
         self._check_signature()
-        inner = self._inner_tensors()
+        inner = inner_tensors(self.graph, self.pruned, self.codes)
         dense = open_given(with_outputs(inline_data(self.graph.model, self.graph.folder), inner), "the model")
         names = [o.name for o in dense.outputs if o.name not in inner and o.name not in self.gone]
-        check_ids(self.ids, recorded)
-        sets = [in_types_of(dense.inputs, feed) for feed in recorded]
-        sets = sets or list(seeded_runs(self.graph, dense, names, runs, self.ids))
+        sets = self._sets(dense, names, runs, recorded)
         references = [run_dense(dense, f, names) for f in sets]
         scales = {n: signal(v) for n, v in run_dense(dense, sets[0], inner).items()}
         own_pruned, own = self.as_they_are or (self.pruned, self.graph)
@@ -167,6 +164,10 @@ class _Prover:
         self.progress("building the masked original")
         more = [*inner, *(n for n in self.given if n not in (*names, *inner))]
         masked = open_own(with_outputs(masked_original(self.graph, self.plan), more), "the masked original")
+        known, said = known_parts(sets, masked, self.given, self.graph, self.plan)
+        self.warnings += said
+        sets, references = [sets[i] for i in known], [references[i] for i in known]
+        runs_of_own = [runs_of_own[i] for i in known]
         pruned = plain = open_own(with_outputs(self._own_model(), inner), "the pruned model")
         if self.given:
             fed = self._own_model()
@@ -201,9 +202,10 @@ class _Prover:
             plain = in_own_numbers(own, own_pruned, self.plan, all_runs, fine, self.own_tolerance)
         as_used = Optimised(own, own_pruned, plain, names, self.own_tolerance, is_quantized(own))
         self.warnings += as_used.check(all_runs)
-        compared = len({*inner, *self.given})
-        ran, said = _shapes(sets), tuple(self.warnings)
-        return Proof(worst, errors, self.tolerance, change, compared, len(sets), ran, said, pieces)
+        return Proof(
+            worst, errors, self.tolerance, change, len({*inner, *self.given}), len(sets), _shapes(sets),
+            tuple(self.warnings), pieces,
+        )  # fmt: skip
 
     def prove_pieces(self, recorded: list[feeds.Feeds], piece_bytes: int) -> Proof:
         """Run the models piece by piece; see ``exporter.piecewise``."""
@@ -254,12 +256,20 @@ class _Prover:
         errors |= {n: max(errors[n], e) for n, e in by_way.items()}
         return worst, pieces
 
+    def _sets(self, dense: Session, names: Sequence[str], runs: int, recorded: list[feeds.Feeds]) -> list[feeds.Feeds]:
+        check_ids(self.ids, recorded)
+        sets = [in_types_of(dense.inputs, feed) for feed in recorded]
+        return sets or list(seeded_runs(self.graph, dense, names, runs, self.ids))
+
     def _own_model(self) -> onnx.ModelProto:
         return inline_data(self.pruned.model, self.pruned.folder)
 
     def _kept(self, name: str, values: Array) -> Array:
         """The part of a tensor of the dense graph that the pruned one has."""
         return take_axes(values, self.plan.hide.get(name, {}))
+
+    def _fits(self, name: str, values: Array) -> bool:
+        return fits(values, self.plan.hide.get(name, {}))
 
     def _kept_feed(self, feed: feeds.Feeds) -> feeds.Feeds:
         """Inputs of the pruned model: of an axis that shrank, the kept part; none that went with a block."""
@@ -322,6 +332,8 @@ class _Prover:
         """
         noise: dict[str, float] | None = None
         for name, scale in scales.items():
+            if not self._fits(name, want[name]):
+                continue
             error = difference(got[name], self._kept(name, want[name]), scale)
             if error > self.tolerance:
                 if noise is None:
@@ -360,26 +372,6 @@ class _Prover:
             f"{self._rounded()}If the plan is Secateur's own this is a defect; keep the layer with --keep "
             f"'{node.proto.name or name}' and report it with the model."
         )
-
-    def _inner_tensors(self) -> list[str]:
-        """Floating-point tensors both main graphs have, in their order, up to a bound on memory."""
-        chosen: list[str] = []
-        outputs = set(self.graph.outputs)
-        total = 0
-        for node in (n for n in self.graph.nodes if n.depth == 0):
-            for name in node.outputs:
-                shape = self.graph.shape(name) if name else None
-                kind = self.graph.inferred.dtype.get(name)
-                if shape is None or kind not in FLOATS:
-                    continue
-                if name in outputs or name not in self.pruned.producer or name in self.graph.constants:
-                    continue
-                if name in self.codes:
-                    continue
-                total += int(np.prod(shape))
-                if total <= _INNER_ELEMENTS:
-                    chosen.append(name)
-        return chosen
 
     def _rounded(self) -> str:
         text = f"There was no room to hand over {counted(self.loose, 'tensor')} of codes: try smaller --shape sizes.\n"
