@@ -91,7 +91,7 @@ def normalise(
     nested = _put_in_order(model, schemas)
     if leave_out_unread(model, opsets):
         schemas.forget()
-    signature = _declared(model, shapes or {})
+    signature = declared(model, shapes or {})
     tensor_inputs = [s for s in signature if s.dtype is not None]
     asked = feeds.demands(model.graph, tensor_inputs)
     constants, static = _settle(model, folder, signature, schemas, nested)
@@ -207,8 +207,9 @@ def input_specs(model: ModelProto) -> list[TensorSpec]:
     return specs
 
 
-def _declared(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> list[TensorSpec]:
-    """The inputs; those that declare no shape at all are given as many axes as were asked for, of any size."""
+def declared(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> list[TensorSpec]:
+    """The inputs; those that declare no shape at all are given, in place, as many axes as were asked for, of any
+    size."""
     for value in model.graph.input:
         kind = value.type.tensor_type
         if value.name in shapes and value.type.HasField("tensor_type") and not kind.HasField("shape"):

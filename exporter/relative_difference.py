@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from exporter.plan import AxisTake
 
 Array = NDArray[np.generic]
+Output = Array | list[Array]
+"""A tensor, or the tensors of a sequence."""
 
 
 _NEAR = 4
@@ -19,11 +21,16 @@ output that varies by a hundred steps (the sigmoid of a large number) could not 
 _SMALL = 1e-5
 
 
-def difference(got: Array, want: Array, scale: float) -> float:
+def difference(got: Output, want: Output, scale: float) -> float:
     """Largest difference relative to ``scale``; infinite where shapes, NaNs or infinities do not match.
 
-    Numbers of 32 bits that have at most three others between them do not differ.
+    Numbers of 32 bits that have at most three others between them do not differ. Sequences differ as far as any of
+    their tensors.
     """
+    if isinstance(want, list):
+        if not isinstance(got, list) or len(got) != len(want):
+            return float("inf")
+        return max((difference(*pair, scale) for pair in zip(got, want, strict=True)), default=0.0)
     got, want = np.asarray(got), np.asarray(want)
     if got.shape != want.shape:
         return float("inf")
@@ -54,8 +61,10 @@ def _beyond_neighbours(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(np.where(apart <= _NEAR * steps, 0.0, apart).max())
 
 
-def signal(values: Array) -> float:
+def signal(values: Output) -> float:
     """Standard deviation of the finite values; their largest magnitude where they do not vary; 1 where all are zero."""
+    if isinstance(values, list):
+        return signal(np.concatenate([np.zeros(0), *(np.ravel(v) for v in values if is_float(v))]))
     if not is_float(values) or values.size == 0:
         return 1.0
     wide = np.asarray(values, np.float64)
@@ -68,8 +77,10 @@ def signal(values: Array) -> float:
     return spread if spread > 1e-9 * largest else largest or 1.0
 
 
-def is_float(values: Array) -> bool:
-    """Say whether values are floating-point numbers."""
+def is_float(values: Output) -> bool:
+    """Say whether values are floating-point numbers; of a sequence, whether any are."""
+    if isinstance(values, list):
+        return any(map(is_float, values))
     return "float" in np.asarray(values).dtype.name  # bfloat16 and the float8 types are not of numpy's kind "f"
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from exporter.protos import domain_of
 from exporter.symbols import Dim, is_size, product, quotient
 
+_EXACT = 2.0**53
 LIMIT = 4096
 """Elements of the largest tensor treated as shape arithmetic."""
 
@@ -39,8 +40,8 @@ UNPREDICTABLE = frozenset(
 def _integer_division(a: Known, b: Known) -> Known:
     """ONNX Div: truncates toward zero on integers."""
     if np.issubdtype(a.dtype, np.integer):
-        wide = np.asarray(np.trunc(np.true_divide(a, b)))
-        return wide.astype(a.dtype)
+        down = np.floor_divide(a, b)
+        return np.asarray(down + ((down < 0) & (down * b != a)).astype(a.dtype))
     return np.asarray(np.true_divide(a, b))
 
 
@@ -115,6 +116,8 @@ def _evaluate(node: onnx.NodeProto, attributes: Attributes, inputs: Sequence[Kno
         return [np.array(x.shape, np.int64)[attributes.get("start", 0) : attributes.get("end", x.ndim)]]
     if op == "ConstantOfShape":
         return _constant_of_shape(attributes, x)
+    if op == "Pow" and x.dtype.kind in "iu" and not _exact_power(x, _need(inputs[1])):
+        return None
     if op in ("Expand", "Tile", "Range", "Pad", "Resize", "OneHot") and not _small_result(op, inputs):
         return None
     if op in _MOVING:  # importing the reference costs a tenth of a second
@@ -185,6 +188,12 @@ def _small_result(op: str, inputs: Sequence[Known | None]) -> bool:
     return False
 
 
+def _exact_power(base: Known, exponent: Known) -> bool:
+    """Whether a power is one number in integers and in floating point; what does not fit every runtime makes its own
+    way."""
+    return bool(np.all(np.abs(np.power(base.astype(np.float64), exponent.astype(np.float64))) <= _EXACT))
+
+
 def _reference(node: onnx.NodeProto, inputs: Sequence[Known | None]) -> list[Known] | None:
     from onnx.reference import ReferenceEvaluator
 
@@ -224,6 +233,8 @@ def evaluate_vector(
     assert first is not None
     if op == "Concat":
         return None if any(i is None for i in inputs) else tuple(e for i in inputs if i is not None for e in i)
+    if op == "Cast" and attributes.get("to") == onnx.TensorProto.BOOL:
+        return tuple(int(e != 0) if isinstance(e, int) else None for e in first)
     if op in ("Identity", "Cast", "Squeeze", "Unsqueeze"):
         return first
     if op == "Reshape":

@@ -12,6 +12,7 @@ from exporter import tensors
 from exporter.computed_weights import evaluate
 from exporter.errors import ModelError
 from exporter.inferred import Inferred, are_numbers
+from exporter.model_file import IR_WITH_FREE_INITIALIZERS
 from exporter.protos import constant_tensors, drop_unread, reads, set_nodes, subgraphs
 from exporter.values import UNPREDICTABLE, is_standard
 from runtime.errors import RunError
@@ -36,7 +37,8 @@ def fold_new_constants(model: ModelProto, folder: Path, static: Inferred, given:
     Returns:
         Whether anything changed.
     """
-    constants = constant_tensors(model)
+    fed = {v.name for v in model.graph.input} if model.ir_version >= IR_WITH_FREE_INITIALIZERS else set()
+    constants = {n: t for n, t in constant_tensors(model).items() if n not in fed}  # the others are defaults
     new = constants.keys() - given
     made, room = set[str](), _MOST_READ
     kept: list[NodeProto] = []

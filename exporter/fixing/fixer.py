@@ -16,19 +16,23 @@ from exporter.atomic import obstacle
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.fixing.constants import fold_new_constants
 from exporter.fixing.request import Fixes, Settled, settle
+from exporter.fixing.undecided import undecided
+from exporter.functions import inline
 from exporter.graph import Graph
 from exporter.model_file import finished, read_model, save
-from exporter.normalise import input_specs, normalise
+from exporter.normalise import declared, input_specs, normalise
 from exporter.proof_inputs import seeded_sets
 from exporter.protos import graphs_of, remove_named
 from exporter.relative_difference import difference, is_float, signal
 from exporter.tensors import Array
 from runtime.backends import SessionOptions, open_session
-from runtime.errors import RunError
-from runtime.feeds import Feeds, show
+from runtime.errors import BadRequest, RunError
+from runtime.feeds import Constraint, Feeds, constraints, show
 
 _RESULT = "the result"
 _LOOSER = 10.0
+_TURNS = 3
+"""Values that are tried of a switch with many."""
 _ROUNDS = 8
 """Values that are computed may decide branches, in which others can be."""
 
@@ -91,7 +95,7 @@ def fix_inputs(
     step("reading")
     model, source = read_model(file)
     before = sum(len(graph.node) for graph in graphs_of(model.graph))
-    inputs = input_specs(model)
+    inputs = declared(model, fixes.shapes)
     settled = settle(fixes, inputs)
     if not settled.sizes and not settled.values:
         raise UsageError(f"nothing is to be fixed: the sizes of {', '.join(map(show, inputs))} are these already.")
@@ -118,7 +122,13 @@ def fix_inputs(
 
 
 def _constants(model: ModelProto) -> set[str]:
-    """Names of what is constant in a file, in branches and loops too: these keep their names when they are decided."""
+    """Names of what is constant in a file, in branches and loops too: these keep their names when they are decided, and
+    those in functions have the ones they get when they are written out."""
+    if model.functions:
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        inline(copy)
+        model = copy
     graphs = list(graphs_of(model.graph))
     made = {name for graph in graphs for node in graph.node if node.op_type == "Constant" for name in node.output}
     return made | {tensor.name for graph in graphs for tensor in graph.initializer}
@@ -165,7 +175,7 @@ class _Judge:
         """The original runs first, so that only one model is in memory at a time."""
         self.file, self.values, self.tolerance = file, settled.values, tolerance_of(graph)
         self.error, self.notes = 0.0, list[str]()
-        self.runs, self.plain = _runs(file, file.name, seeded_sets(graph, {}), self.values, optimize=False)
+        self.runs, self.plain = _runs(file, file.name, _inputs(graph), self.values, optimize=False)
 
     def __call__(self, written: Path) -> None:
         _, got = _runs(written, _RESULT, self.runs, {}, optimize=False)
@@ -203,9 +213,25 @@ def _errors(got: Sequence[Mapping[str, Array]], wanted: Sequence[Mapping[str, Ar
 
 
 def _difference(got: Array | None, want: Array) -> float:
-    if got is None or not isinstance(want, np.ndarray):
-        return 0.0 if np.array_equal(np.asarray(got, object), np.asarray(want, object)) else float("inf")
-    return difference(got, want, signal(want) if is_float(want) else 1.0)
+    """How far an output is from another; what is no floating-point number may not differ at all."""
+    if got is None:
+        return float("inf")
+    error = difference(got, want, signal(want))
+    return error if is_float(want) or not error else float("inf")
+
+
+def _inputs(graph: Graph) -> list[Feeds]:
+    """Made-up inputs, of two sizes where there are axes left open, and with every switch turned both ways."""
+    try:
+        sets = seeded_sets(graph, {})
+    except BadRequest as error:  # it names the option that other commands have
+        raise UsageError(str(error).replace("--shape", "--fix")) from error
+    allowed = constraints(graph.model.graph)
+    for name in undecided(graph).switches:
+        now = sets[0][name]
+        values = (0, 1) if now.dtype.kind == "b" else allowed.get(name, Constraint()).choices[:_TURNS] or range(_TURNS)
+        sets += [{**sets[0], name: np.full_like(now, value)} for value in values if np.any(now != value)]
+    return sets
 
 
 def _runs(

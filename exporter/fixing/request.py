@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from runtime.demands.terms import parts_of
 from runtime.meant import instead
 
 _OPTION = "--fix"
+_MOST_NUMBERS = 1 << 28
+"""In a value; a file holds 2 GB."""
 _FORMS = "NAME:1x3x224x224 (sizes of an input), NAME=16000 or NAME=FILE.npy (its value), or AXIS=1 (one size)"
 
 
@@ -69,7 +72,7 @@ def parse_fixes(texts: Sequence[str]) -> Fixes:
 
 
 def _sizes(text: str, sizes: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", sizes):
+    if not re.fullmatch(r"[1-9][0-9]{0,17}(x[1-9][0-9]{0,17})*", sizes):
         raise UsageError(f"{_OPTION} {text}: expected {_FORMS}.")
     return tuple(int(size) for size in sizes.split("x"))
 
@@ -77,7 +80,7 @@ def _sizes(text: str, sizes: str) -> tuple[int, ...]:
 def _value(text: str, value: str) -> Array:
     if value.endswith(".npy"):
         try:
-            return np.asarray(np.load(Path(value), allow_pickle=False))
+            return np.lib.format.open_memmap(value, mode="r")
         except FileNotFoundError:
             raise UsageError(f"{_OPTION} {text}: there is no file {value}.") from None
         except (OSError, ValueError) as error:
@@ -85,10 +88,8 @@ def _value(text: str, value: str) -> Array:
     if value.lower() in ("true", "false"):
         return np.asarray(value.lower() == "true")
     for number in (int, float):
-        try:
-            return np.asarray(number(value))
-        except (ValueError, OverflowError):
-            continue
+        with contextlib.suppress(ValueError, OverflowError):
+            return np.asarray(number(value), None if number is float else np.int64)
     raise UsageError(f"{_OPTION} {text}: '{value}' is no number, true or false, and no .npy file; expected {_FORMS}.")
 
 
@@ -110,7 +111,8 @@ def settle(fixes: Fixes, inputs: Sequence[TensorSpec]) -> Settled:
     for name in (*fixes.shapes, *fixes.values):
         if name not in (known.keys() if name in fixes.shapes else known.keys() | axes.keys() | by_place.keys()):
             there = [*known, *(a for a in axes if a not in by_place and name not in fixes.shapes)]
-            raise UsageError(f"{_OPTION} {name}: the model has no such input or open axis; {instead(name, there)}")
+            names = instead(name, there) if there else "it has none."
+            raise UsageError(f"{_OPTION} {name}: the model has no such input or open axis; {names}")
     sizes = feeds.sizes_of_symbols(inputs, fixes.shapes, _OPTION)
     for name, value in fixes.values.items():
         if name not in known:
@@ -139,7 +141,9 @@ def _with_sums(sizes: Mapping[str, int], symbols: Mapping[str, object]) -> dict[
     for symbol in symbols:
         parts = [int(p) if p.isdecimal() else found.get(p) for p in parts_of(symbol)]
         if len(parts) > 1 and all(part is not None for part in parts):
-            found.setdefault(symbol, sum(part for part in parts if part is not None))
+            total = sum(part for part in parts if part is not None)
+            if found.setdefault(symbol, total) != total:
+                raise UsageError(f"{_OPTION} {symbol}={found[symbol]}: its parts add up to {total}.")
     return found
 
 
@@ -148,17 +152,24 @@ def _fitting(spec: TensorSpec, value: Array, sizes: Mapping[str, int]) -> Array:
     told = f"{_OPTION} {spec.name}={value if value.size == 1 else f'(array of {value.shape})'}"
     if spec.dtype is None:
         raise UsageError(f"{told}: the input is no tensor of a known number of axes.")
+    if value.size > _MOST_NUMBERS:
+        raise UsageError(f"{told}: too many numbers to be part of a file.")
     with np.errstate(all="ignore"):
-        typed = value.astype(spec.dtype) if spec.dtype.kind != "O" and value.dtype.kind in feeds.FED else None
+        typed = value.astype(spec.dtype) if spec.dtype.kind != "O" and value.dtype.kind in "fiub" else None
     floats = spec.dtype.kind not in "iub"  # a float takes the nearest number
-    if typed is None or (not floats and not np.array_equal(typed, value)) or not np.isfinite(value.astype(float)).all():
+    if typed is None or (not floats and not np.array_equal(typed, value)):
         raise UsageError(f"{told}: the input takes {spec.dtype}.")
-    declared = [d if isinstance(d, int) else sizes.get(feeds.symbol_of(spec, k), 0) for k, d in enumerate(spec.shape)]
+    if not np.isfinite(typed.astype(np.float64)).all():
+        raise UsageError(f"{told}: not a finite number in {spec.dtype}, which the input takes.")
+    declared = [d if isinstance(d, int) else sizes.get(feeds.symbol_of(spec, k)) for k, d in enumerate(spec.shape)]
     if typed.ndim and list(typed.shape) != declared:
         raise UsageError(f"{told}: the input is {feeds.show(spec)}.")
-    if 0 in declared:
+    shape = [size for size in declared if size is not None]
+    if len(shape) < len(declared):
         raise UsageError(
             f"{told}: sizes of {feeds.show(spec)} are open; fix them too: {_OPTION} {spec.name}:"
-            f"{'x'.join(str(d or 1) for d in declared)}, or give an array."
+            f"{'x'.join('1' if d is None else str(d) for d in declared)}, or give an array."
         )
-    return np.array(np.broadcast_to(typed, declared))
+    if math.prod(shape) > _MOST_NUMBERS:
+        raise UsageError(f"{told}: {'x'.join(map(str, shape))} are too many numbers to be part of a file.")
+    return np.array(np.broadcast_to(typed, shape))

@@ -14,11 +14,13 @@ from exporter.calibration.outputs import compared, float_outputs
 from exporter.calibration.portioned import Runs
 from exporter.calibration.remembered import Remembered
 from exporter.calibration.sensitivity import Deviation
-from exporter.errors import ModelError
+from exporter.errors import GoalError, ModelError
 from exporter.graph import Graph
+from exporter.proof_inputs import seeded_sets
 from exporter.protos import add_outputs
 from exporter.quantization.precisions import Precision
 from runtime.backends import Session, SessionOptions, open_session
+from runtime.errors import RunError
 from runtime.samples import Samples
 
 
@@ -111,6 +113,38 @@ def opened(model: ModelProto, precision: Precision) -> Session:
     """
     level = "basic" if precision.name == "fp8" else "all"
     return open_session(model.SerializeToString(), options=SessionOptions(level=level))
+
+
+def check_runs(model: ModelProto, precision: Precision, original: Runs, graph: Graph) -> None:
+    """Make sure that ONNX Runtime runs a quantized model as it is used, optimised, and to outputs of as many axes.
+
+    Args:
+        model: the model.
+        precision: how its numbers are stored.
+        original: runs the float model.
+        graph: the float model, described.
+
+    Raises:
+        GoalError: it does not, on inputs on which the original runs.
+    """
+    feed = seeded_sets(graph, {})[0]
+    try:
+        want = original.run(feed)
+    except RunError:  # made-up inputs do not suit every model
+        return
+    try:
+        got = opened(model, precision).run(feed)
+    except RunError as error:
+        raise GoalError(
+            f"the quantized model does not run in ONNX Runtime, which the float model does: {error}\nNothing was "
+            "written. Leave the layer in float with --keep, and please report it with the model."
+        ) from error
+    for name, values in want.items():
+        if isinstance(values, np.ndarray) and np.ndim(values) != np.ndim(got[name]):  # sizes may depend on the data
+            raise GoalError(
+                f"output '{name}' of the quantized model has shape {np.shape(got[name])} in ONNX Runtime, that of the "
+                f"float model {np.shape(values)}. Nothing was written. Please report it with the model."
+            )
 
 
 def _choosing(model: ModelProto, names: Sequence[str]) -> tuple[ModelProto, list[str]]:

@@ -105,7 +105,7 @@ def layers_of(model: ModelProto, in_float: bool = False) -> list[Layer]:
             if place is None or len(node.input) < 2:
                 continue
             weight = weights.get(node.input[place])
-            if weight is None or weight.name in fed or len(weight.dims) < 2:
+            if weight is None or weight.name in fed or len(weight.dims) < 2 or 0 in weight.dims:
                 continue
             if table and (weight.name in of_layers or not _is_table(node, weight)):
                 continue

@@ -20,6 +20,7 @@ from exporter.protos import (
     all_nodes,
     attributes_of,
     constant_of,
+    fresh_names,
     graphs_of,
     read_instead,
     reads,
@@ -135,6 +136,7 @@ def _once(model: ModelProto, names: Iterable[str]) -> None:
 def _full_biases(model: ModelProto) -> None:
     """Give a Gemm a bias for each output, or none: onnxruntime.quantization knows no other."""
     tensors = {t.name: t for t in model.graph.initializer}
+    unused, made = fresh_names(model), dict[tuple[str, int], str]()
     for node in model.graph.node:
         if op_of(node) != "Gemm" or len(node.input) < 3 or node.input[2] not in tensors:
             continue
@@ -146,12 +148,11 @@ def _full_biases(model: ModelProto) -> None:
             turned = attributes_of(node).get("transB")
             outputs = tensors[node.input[1]].dims[0 if turned else 1]
             if values.size != outputs:
-                name = node.input[2] + "_full"
-                if name not in tensors:
-                    full = np.ascontiguousarray(np.broadcast_to(values, (outputs,)))
-                    tensors[name] = numpy_helper.from_array(full, name)
-                    model.graph.initializer.append(tensors[name])
-                node.input[2] = name
+                key = node.input[2], outputs
+                if key not in made:
+                    full, made[key] = np.full(outputs, values, np.float32), unused(f"{node.input[2]}_full")
+                    model.graph.initializer.append(numpy_helper.from_array(full, made[key]))
+                node.input[2] = made[key]
 
 
 def _with_true_shapes(model: ModelProto) -> ModelProto:

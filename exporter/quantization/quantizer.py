@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 
 from exporter.atomic import obstacle
 from exporter.calibration.accuracy import Accuracy, compare_sessions, usual_metric
@@ -20,7 +20,7 @@ from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph
 from exporter.model_file import finished, from_model, load, save
 from exporter.normalise import serialize_with_data
-from exporter.quantization.damage import Reference, opened, reference
+from exporter.quantization.damage import Reference, check_runs, opened, reference
 from exporter.quantization.fitting import Fit
 from exporter.quantization.layers import PRODUCTS, Layer, chosen_layers, layers_of
 from exporter.quantization.making import Made, Maker, made_even, maker_of
@@ -28,6 +28,7 @@ from exporter.quantization.precisions import METHODS, Precision, find_precision
 from exporter.quantization.preparing import float_model
 from exporter.quantization.processor import saturates
 from exporter.quantization.search import Found, least_in_float
+from exporter.quantization.unsuited import unsuited
 from exporter.quantization.weights import fits
 from exporter.quantization.zeros import zeros_kept
 from exporter.search import parse_limit
@@ -156,7 +157,7 @@ def quantize(
     graph = load(model, shapes)
     plain, moved, notes = float_model(graph, kind)
     layers = layers_of(plain, in_float=profile == "cpu")
-    chosen, reasons = _chosen(layers, only, keep, kind, per_channel)
+    chosen, reasons = _chosen(plain, layers, only, keep, kind, per_channel)
     calibration = None if calib is None else calibration_of(
         calib, graph, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric, judged=True
     )  # fmt: skip
@@ -203,6 +204,7 @@ def quantize(
         accuracy, said = _accuracy(opened(made.model, kind), original, calibration, judged_by)
         notes += said
     sparse = zeros_kept(plain, made.model)
+    check_runs(made.model, kind, original, graph)
     after = save(from_model(made.model, graph.binding.shapes, origin=graph.source.path), target)
     timed, said = _measured(Path(model), target, kind, profile, shapes, seconds, threads, step)
     return Quantized(
@@ -223,8 +225,9 @@ def _damage(error: float, free: bool, kind: Precision, profile: str, chosen: Seq
 
 
 def _chosen(
-    layers: Sequence[Layer], only: Sequence[str], keep: Sequence[str], kind: Precision, per_channel: bool
-) -> tuple[list[Layer], dict[str, str]]:
+    plain: ModelProto, layers: Sequence[Layer], only: Sequence[str], keep: Sequence[str], kind: Precision,
+    per_channel: bool,
+) -> tuple[list[Layer], dict[str, str]]:  # fmt: skip
     """The layers to quantize, and why others stay in float.
 
     Raises:
@@ -241,7 +244,11 @@ def _chosen(
         chosen = [layer for layer in chosen if not layer.many_scales]
     if not chosen:
         raise ModelError(f"nothing to quantize: every layer is {_MANY_SCALES}.")
-    return chosen, reasons
+    bad = unsuited(plain, chosen, kind)
+    chosen = [layer for layer in chosen if layer.node not in bad]
+    if not chosen:
+        raise ModelError(f"nothing to quantize: {'; '.join(f'{node}: {why}' for node, why in [*bad.items()][:3])}.")
+    return chosen, reasons | bad
 
 
 def check_options(

@@ -19,6 +19,7 @@ from exporter.calibration.data import Calibration
 from exporter.graph import op_of
 from exporter.protos import add_outputs, attributes_of, reads
 from exporter.quantization.layers import PRODUCTS, Layer
+from exporter.relative_difference import difference, is_float, signal
 from runtime.backends import open_session
 from runtime.nouns import counted
 from runtime.samples import Samples
@@ -30,6 +31,8 @@ _SHARES = (0.5, 0.75)
 """Exponents that are tried, beside none."""
 _WORTH = 0.95
 """Share of the error without that has to be reached."""
+_COMPARED, _TOLERANCE = 8, 1e-2
+"""On how many inputs the float models are compared, and how far outputs may differ, relative to their deviation."""
 _FARTHEST = 100.0
 """The largest and smallest number a channel is divided by, relative to the geometric mean."""
 _PASSING = frozenset({"Dropout", "Identity", "LeakyRelu", "Relu"})
@@ -106,16 +109,32 @@ def smoothed(
     for share in _SHARES:
         errors[share] = error_of(_scaled(model, places, sizes, share), known, others)
     share = min(errors, key=errors.__getitem__)
-    if errors[share] > _WORTH * errors[0.0]:
+    if not share or not errors[share] <= _WORTH * errors[0.0]:
         return Smoothed(model)
     more = _sizes(model, places, others, calibration.batch_of_all)
+    made = _scaled(model, places, {name: np.maximum(size, more[name]) for name, size in sizes.items()}, share)
+    if not _computes_the_same(model, made, few.first(_COMPARED), calibration.batch_of_all):
+        return Smoothed(model)
     said = counted(len(places), "tensor")
     return Smoothed(
-        _scaled(model, places, {name: np.maximum(size, more[name]) for name, size in sizes.items()}, share),
+        made,
         frozenset(name for place in places for name in place.constants),
         f"channels of {said} were made alike (SmoothQuant, {share:g}): output error on half of "
         f"the inputs {errors[share]:.3g}, with weights rounded to the nearest, and {errors[0.0]:.3g} without",
     )
+
+
+def _computes_the_same(model: ModelProto, made: ModelProto, samples: Samples, batch: int) -> bool:
+    """Whether two float models give the same outputs."""
+    sessions = [open_session(each.SerializeToString()) for each in (model, made)]
+    for feeds in samples.batches(batch):
+        want, got = (session.run(feeds) for session in sessions)
+        errors = (
+            difference(got[n], v, signal(v)) for n, v in want.items() if isinstance(v, np.ndarray) and is_float(v)
+        )
+        if max(errors, default=0.0) > _TOLERANCE:
+            return False
+    return True
 
 
 class _Search:
@@ -123,7 +142,8 @@ class _Search:
 
     def __init__(self, model: ModelProto, taken: set[str]) -> None:
         self.dims = {t.name: list(t.dims) for t in model.graph.initializer}
-        self.times = Counter(name for node in model.graph.node for name in reads(node))
+        self.times = Counter(name for node in model.graph.node for name in node.input)
+        self.times.update(n for node in model.graph.node for n in reads(node) - set(node.input))  # inside of branches
         self.times.update(value.name for value in model.graph.output)
         self.makers = {name: node for node in model.graph.node for name in node.output}
         self.users: dict[str, list[NodeProto]] = {}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from exporter.protos import attributes_of, drop_unread, fresh_names, graphs_of, read_instead, set_nodes
+from exporter.protos import all_nodes, attributes_of, drop_unread, fresh_names, graphs_of, read_instead, set_nodes
 from exporter.quantization.integers import Rounded, on_integers
 from exporter.quantization.layers import RECURRENT, Layer
 from exporter.quantization.precisions import Precision
@@ -46,7 +46,7 @@ def weights_quantized(
     for graph in reversed(list(graphs_of(made.graph))):  # those inside first: nodes are copied
         rounded: Rounded = {}
         set_nodes(graph, [new for node in graph.node for new in work.nodes_for(node, rounded)])
-    drop_unread(made, {name for name, _ in work.done})
+    drop_unread(made, {name for name, _, _ in work.done})
     made.graph.initializer.extend(work.constants)
     set_nodes(made.graph, [*work.before, *made.graph.node])
     return made
@@ -62,7 +62,7 @@ class _Work:
         unused: makes names.
         before: nodes that come first.
         constants: new ones.
-        done: integers and scales, by name of the weight and whether they are turned.
+        done: integers and scales, by name of the weight, whether they are turned, and the axis of channels.
         floats: the floats of these.
     """
 
@@ -74,11 +74,16 @@ class _Work:
     unused: Callable[[str], str]
     before: list[NodeProto] = field(default_factory=list)
     constants: list[TensorProto] = field(default_factory=list)
-    done: dict[tuple[str, bool], tuple[str, str, dict[str, int]]] = field(default_factory=dict)
-    floats: dict[tuple[str, bool], str] = field(default_factory=dict)
+    done: dict[tuple[str, bool, int], tuple[str, str, dict[str, int]]] = field(default_factory=dict)
+    floats: dict[tuple[str, bool, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tensors = {t.name: t for t in self.model.graph.initializer if t.data_type == TensorProto.FLOAT}
+        axes: dict[str, set[int]] = {}
+        for node in all_nodes(self.model.graph):
+            if layer := self.layers.get(node.name):
+                axes.setdefault(layer.weight, set()).add(_channel_axis(layer, node))
+        self.chosen = {n: found for n, found in self.stored.items() if len(axes.get(n, ())) == 1}  # along that axis
 
     def nodes_for(self, node: NodeProto, rounded: Rounded) -> list[NodeProto]:
         """What becomes of a node."""
@@ -107,33 +112,36 @@ class _Work:
 
     def codes_of(self, name: str, layer: Layer, node: NodeProto, turned: bool) -> tuple[str, str, dict[str, int]]:
         """Names of a weight's integers and scales, and how a DequantizeLinear is to take them."""
-        if (name, turned) not in self.done:
-            values, axis = numpy_helper.to_array(self.tensors[name]), _channel_axis(layer, node)
+        axis = _channel_axis(layer, node)
+        key = name, turned, axis
+        if key not in self.done:
+            values = numpy_helper.to_array(self.tensors[name])
             four = self.precision.bits == 4 and layer.op not in RECURRENT
             if four:
                 axis = 1 - axis
-                integers, scales = self.stored.get(name) or blocked(values, axis, 4)
+                integers, scales = self.chosen.get(name) or blocked(values, axis, 4)
             else:
                 bits = 8 if layer.op in RECURRENT else self.bits
-                integers, scales = self.stored.get(name) or per_channel(values, axis, bits)
+                integers, scales = self.chosen.get(name) or per_channel(values, axis, bits)
             how = {"block_size": min(BLOCK, values.shape[axis])} if four else {}
             if turned:
                 axis, integers, scales = 1 - axis, np.ascontiguousarray(integers.T), np.ascontiguousarray(scales.T)
             names = self.unused(f"{name}_quantized"), self.unused(f"{name}_scale")
             kind = TensorProto.INT4 if four else TensorProto.INT8
             self.constants += [_tensor(integers, names[0], kind), numpy_helper.from_array(scales, names[1])]
-            self.done[name, turned] = *names, {"axis": axis, **how}
-        return self.done[name, turned]
+            self.done[key] = *names, {"axis": axis, **how}
+        return self.done[key]
 
     def float_of(self, name: str, layer: Layer, reader: NodeProto, turned: bool) -> str:
         """Name of the floats that a weight's integers stand for."""
-        if (name, turned) not in self.floats:
+        key = name, turned, _channel_axis(layer, reader)
+        if key not in self.floats:
             integers, scales, how = self.codes_of(name, layer, reader, turned)
-            result = self.floats[name, turned] = self.unused(f"{name}_float")
+            result = self.floats[key] = self.unused(f"{name}_float")
             node = helper.make_node("DequantizeLinear", [integers, scales], [result], result)
             node.attribute.extend(helper.make_attribute(key, value) for key, value in how.items())
             self.before.append(node)
-        return self.floats[name, turned]
+        return self.floats[key]
 
 
 def _is_product(node: NodeProto) -> bool:

@@ -163,6 +163,13 @@ def test_sums_of_axes_follow(tmp_path):
     assert found.sizes == {"b": 1, "past": 3, "new": 2, "past + new": 5}
 
 
+def test_sums_of_axes_are_what_their_parts_add_up_to():
+    nodes = [node("Concat", "past x", "all", axis=1), node("Add", "all mask", "y")]
+    specs = input_specs(build(nodes, {"past": ["b", "p", 4], "x": ["b", "n", 4], "mask": ["b", "p + n", 1]}, ["y"]))
+    with pytest.raises(UsageError, match=r"p \+ n=7: its parts add up to 5"):
+        settle(parse_fixes(["p=3", "n=2", "p + n=7"]), specs)
+
+
 def positions(**options):
     """Positions by frequencies, made of the length in every run, are added, and a scale; weights of 8 bits are
     dequantized."""
@@ -419,6 +426,11 @@ REFUSED = {
     "x=big": "'big' is no number, true or false, and no .npy file",
     "x=gone.npy": "there is no file gone.npy",
     "x=model.npy": "model.npy is not an array as numpy saves them",
+    "x=empty.npy": "empty.npy is not an array as numpy saves them",
+    "x=zip.npy": "zip.npy is not an array as numpy saves them",
+    "x=archive.npy": "archive.npy is not an array as numpy saves them",
+    "x=huge.npy": "huge.npy is not an array as numpy saves them",
+    "x:99999999999999999999x7x8": "expected NAME:1x3x224x224",
     "=3": "expected NAME:1x3x224x224",
     ":2x7x8": "expected NAME:1x3x224x224",
     "y:1x2x8": "no such input or open axis; choose from x, m",
@@ -437,6 +449,12 @@ REFUSED = {
 def test_what_does_not_fit_is_refused(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.npy").write_bytes(b"no array")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04...")
+    np.savez(tmp_path / "archive.npz", x=np.zeros(3))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    with (tmp_path / "huge.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
     specs = input_specs(reshaped())
     with pytest.raises((UsageError, BadRequest)) as told:
         settle(parse_fixes([text]), specs)
@@ -453,6 +471,7 @@ def test_what_does_not_fit_is_refused(text, tmp_path, monkeypatch):
         (["x:1x7x8", "x:1x7x8"], "x comes twice"),
         (["x:1x7x8", "x:2x7x8"], "x comes twice"),
         (["x=1", "x=2"], "x comes twice"),
+        (["x:1x7x8", "x:0=2"], "x:0=2: 1 elsewhere"),
     ],
 )
 def test_what_contradicts_itself_is_refused(texts, said):
@@ -462,12 +481,28 @@ def test_what_contradicts_itself_is_refused(texts, said):
 
 
 @pytest.mark.parametrize(
-    ("kind", "value"), [("i", "0.5"), ("b", "2"), ("u", "-1"), ("i", "nan"), ("f", "inf"), ("s", "3")]
-)
-def test_values_that_an_input_cannot_hold_are_refused(kind, value):
+    ("kind", "value", "said"),
+    [
+        ("i", "0.5", "the input takes int64"), ("b", "2", "the input takes bool"), ("u", "-1", "the input takes uint8"),
+        ("i", "nan", "the input takes int64"), ("s", "3", "the input takes object"),
+        ("i", "99999999999999999999", "the input takes int64"),
+        ("f", "inf", "not a finite number in float32"), ("f", "nan", "not a finite number in float32"),
+        ("f", "1e39", "not a finite number in float32"), ("h", "70000", "not a finite number in float16"),
+        ("f", "1" + 400 * "0", "not a finite number in float32"), ("f", "1" + 5000 * "0", "not a finite number"),
+    ],
+)  # fmt: skip
+def test_values_that_an_input_cannot_hold_are_refused(kind, value, said):
     specs = input_specs(build([node("Identity", "v", "y")], {"v": [1]}, ["y"], kinds={"v": kind, "y": kind}))
-    with pytest.raises(UsageError, match="the input takes"):
+    with pytest.raises(UsageError, match=said):
         settle(parse_fixes([f"v={value}"]), specs)
+
+
+def test_values_of_more_numbers_than_a_file_holds_are_refused():
+    specs = input_specs(reshaped())
+    with pytest.raises(UsageError, match="1000000000000x7x8 are too many numbers to be part of a file"):
+        settle(parse_fixes(["x:1000000000000x7x8", "x=1"]), specs)
+    with pytest.raises(UsageError, match="the model has no such input or open axis; it has none"):
+        settle(parse_fixes(["x=1"]), [])
 
 
 def test_a_number_for_an_input_whose_sizes_are_fixed_too(tmp_path):
@@ -476,6 +511,101 @@ def test_a_number_for_an_input_whose_sizes_are_fixed_too(tmp_path):
     feed = {"x": np.ones((2, 3, 8), np.float32)}
     want = run(path, feed | {"m": np.full((2, 3), 0.5, np.float32)})["y"]
     np.testing.assert_array_equal(run(found.path, feed)["y"], want)
+
+
+def switched(nodes, constants):
+    """``c`` chooses between the negative and what is made of ``n`` alone."""
+    other = branch("e", [*nodes, node("Cast", "r", "rc", to=1), node("Mul", "x rc", "t")], "t")
+    one = branch("t", [node("Neg", "x", "t")], "t")
+    return build(
+        [choose("c", "y", one, other)], {"x": ["N", 3], "c": [], "n": []}, ["y"], constants, kinds={"c": "b", "n": "i"}
+    )
+
+
+LARGE = 2**53 + 1
+ARITHMETIC = {
+    "division": ([node("Div", "n one", "q"), node("Sub", "q d", "r")], {"one": 1, "d": LARGE - 5}, LARGE),
+    "negative": ([node("Div", "n d", "r")], {"d": 3}, -7),
+    "negative, exact": ([node("Div", "n d", "r")], {"d": -3}, 6),
+    "power": ([node("Pow", "n d", "q"), node("Mod", "q k", "r")], {"d": 40, "k": 1000}, 3),
+    "small power": ([node("Pow", "n d", "r")], {"d": 5}, 3),
+}
+
+
+@pytest.mark.parametrize("case", ARITHMETIC)
+def test_whole_numbers_are_what_the_runtime_makes_them(case, tmp_path):
+    nodes, constants, value = ARITHMETIC[case]
+    model = switched(nodes, {name: np.int64(number) for name, number in constants.items()})
+    found, _, path = fixed(tmp_path, model, f"n={value}")
+    for taken in (True, False):
+        feed = {"x": np.ones((1, 3), np.float32), "c": np.array(taken)}
+        want = run(path, feed | {"n": np.array(value)})["y"]
+        np.testing.assert_array_equal(run(found.path, feed)["y"], want)
+
+
+def test_switches_that_stay_are_turned_both_ways(tmp_path, monkeypatch):
+    real = fixer.put_in
+
+    def wrong(model, settled):
+        real(model, settled)
+        tensor = next(t for t in model.graph.initializer if t.name == "n")
+        tensor.CopyFrom(numpy_helper.from_array(np.array(4), "n"))
+
+    monkeypatch.setattr(fixer, "put_in", wrong)
+    with pytest.raises(GoalError, match="output 'y' differs from the original's by"):
+        fixed(tmp_path, switched([node("Identity", "n", "r")], {}), "n=3")
+
+
+def test_defaults_that_callers_may_replace_stay_inputs(tmp_path):
+    nodes = [node("Mul", "k w", "kw"), node("Mul", "x kw", "y")]
+    model = build(nodes, {"x": ["N", 3], "k": [], "w": [3]}, ["y"], {"w": np.ones(3, np.float32)})
+    found, _, path = fixed(tmp_path, model, "k=2")
+    for feed in ({"x": np.ones((1, 3), "f")}, {"x": np.ones((1, 3), "f"), "w": np.full(3, 5, "f")}):
+        want = run(path, feed | {"k": np.array(2, "f")})["y"]
+        np.testing.assert_array_equal(run(found.path, feed)["y"], want)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sequences_of_tensors_of_any_shapes(tmp_path, axis):
+    nodes = [node("Mul", "x k", "m"), node("Concat", "m m", "y", axis=axis), node("Sub", "m m", "z")]
+    model = build(nodes, {"x": ["N", 3], "k": []}, ["y"])
+    model.graph.node.append(node("Div", "z z", "nan"))
+    model.graph.node.append(node("SequenceConstruct", "m y nan", "s"))
+    model.graph.output.append(helper.make_tensor_sequence_value_info("s", 1, None))
+    found, _, _ = fixed(tmp_path, model, "k=2")
+    assert found.error == 0
+
+
+def test_weights_inside_of_functions_stay_as_they_are(tmp_path):
+    codes = numpy_helper.from_array(np.arange(12, dtype=np.int8).reshape(3, 4))
+    body = [
+        helper.make_node("Constant", [], ["q"], value=codes),
+        helper.make_node("Constant", [], ["scale"], value=numpy_helper.from_array(np.float32(0.1))),
+        node("DequantizeLinear", "q scale", "w"), node("MatMul", "a w", "o"),
+    ]  # fmt: skip
+    layer = helper.make_function("own", "Layer", ["a"], ["o"], body, [helper.make_opsetid("", 21)])
+    model = build([node("own::Layer", "x", "y")], {"x": ["N", 3]}, ["y"], functions=[layer], domains={"own": 1})
+    _, written, _ = fixed(tmp_path, model, "N=2")
+    assert operators(written) == ["Layer"]
+
+
+def test_axes_without_elements(tmp_path):
+    """The past of a decoder in its first step."""
+    model = build([node("Concat", "past x", "y", axis=1)], {"past": [1, "P", 3], "x": [1, "N", 3]}, ["y"])
+    np.save(tmp_path / "none.npy", np.zeros((1, 0, 3), np.float32))
+    found, _, _ = fixed(tmp_path, model, f"past={tmp_path / 'none.npy'}")
+    assert found.inputs == ("x[1, N, 3]",)
+    model = build([node("Concat", "past x", "y", axis=1)], {"past": [1, 0, 3], "x": [1, "N", 3]}, ["y"])
+    assert fixed(tmp_path, model, "past=0")[0].inputs == ("x[1, N, 3]",)
+
+
+def test_inputs_without_a_shape(tmp_path):
+    model = build([node("Mul", "x k", "y")], {"x": None, "k": []}, ["y"])
+    found, written, _ = fixed(tmp_path, model, "x:2x3", "k=2")
+    assert found.inputs == ("x[2, 3]",)
+    assert shape_of(written.graph.output[0]) == [2, 3]
+    with pytest.raises(UsageError, match=r"declares no shape, so none can be made up; give one with --fix x:\.\.\."):
+        fixed(tmp_path, model, "k=2")
 
 
 def test_where_to_write_is_looked_at_first(tmp_path):
