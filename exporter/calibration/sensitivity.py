@@ -129,6 +129,7 @@ def deviations(
     journal = journal or Journal()
     kept: Stretches = {}
     want = list(runner.branch(outputs, {}, kept))
+    runner.held.update(outputs)  # a part of an output may lie before readers of a group
     result: dict[int, list[float]] = {}
     for i, n in enumerate(sorted(known, key=lambda n: known[n].readers[0].node.index), 1):
         step(Count("measuring how the outputs react, groups", i - 1, len(known)))

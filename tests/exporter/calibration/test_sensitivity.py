@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
+from exporter import prune
 from exporter.calibration.outputs import compared, float_outputs
 from exporter.calibration.sensitivity import answers, deviation, deviation_between, predicted
 from exporter.errors import ModelError
@@ -156,3 +158,18 @@ def test_a_graph_runs_to_what_another_is_compared_by():
     samples = networks.samples(original, 8)
     known = answers(original, samples, 4)
     assert deviation_between(answers(changed, samples, 4, original), known) == deviation(changed, known, samples, 4)
+
+
+def test_a_part_of_an_output_that_is_read_on(tmp_path):
+    """What the last convolution gives goes into an output in rows, and into layers behind it in the same rows."""
+    nodes = [
+        node("Conv", "x w0", "c0", pads=[1] * 4), node("Relu", "c0", "r0"), node("Conv", "r0 w1", "c1", pads=[1] * 4),
+        node("Flatten", "c1", "rows"), node("Flatten", "r0", "more"), node("Concat", "rows more", "features", axis=1),
+        node("Gemm", "rows w2", "g"), node("Relu", "g", "h"), node("Gemm", "h w3", "y"),
+    ]  # fmt: skip
+    constants = weights(w0=(8, 3, 3, 3), w1=(4, 8, 3, 3), w2=(64, 32), w3=(32, 3))
+    onnx.save(build(nodes, {"x": ["N", 3, 4, 4]}, ["features", "y"], constants), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).standard_normal((64, 3, 4, 4)).astype("f"))
+    found = prune(tmp_path / "m.onnx", tmp_path / "out.onnx", params=0.8, calib=tmp_path / "d.npz", cache=False)
+    assert found.fidelity.error < 0.5
+    assert {g.name: len(g.keep) < g.width for g in found.plan.groups}["w2"]
