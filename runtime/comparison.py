@@ -13,13 +13,13 @@ from runtime import clocks
 from runtime.agreement import OutputDifference, output_differences
 from runtime.contention import Flag, find_contention
 from runtime.errors import BadRequest
-from runtime.feeds import Feeds
+from runtime.feeds import Array, Feeds, in_width
 from runtime.latency import check_seconds
 from runtime.layers import LayerDifference, layer_differences
 from runtime.profiling import Profile, profile
 from runtime.robust import Ratio, Times, ratio_of, undisturbed
 from runtime.roofline import peaks
-from runtime.runners import Asked, Runner, again, prepare
+from runtime.runners import Asked, Runner, again, prepare_alike
 from runtime.sampling import Samples, take
 from runtime.savings import Saving, find_savings
 from runtime.steps import Count
@@ -180,8 +180,7 @@ def compare_models(
     asked_other, goal, step = asked_other or asked, goal or Goal(), progress or (lambda _: None)
     check_goal(goal)
     step(f"loading {first.name} and {other.name}")
-    pair = [prepare(first, asked)]
-    pair.append(prepare(other, asked_other, pair[0]))
+    pair = prepare_alike([(first, asked), (other, asked_other)])
     pair[1] = replace(pair[1], feeds=_same_inputs(pair[0], pair[1]))
     clock = _clock(clock, pair)
     found = _agreement(pair) if outputs else []
@@ -233,14 +232,17 @@ def _same_inputs(first: Runner, other: Runner) -> tuple[Feeds, ...]:
     """Inputs of the other model: those of the first where they fit."""
     count = min(len(first.feeds), len(other.feeds))
     return tuple(
-        {
-            name: given[name]
-            if name in given and given[name].shape == own.shape and given[name].dtype == own.dtype
-            else own
-            for name, own in mine.items()
-        }
+        {name: _fitting(given.get(name), own) for name, own in mine.items()}
         for given, mine in zip(first.feeds[:count], other.feeds[:count], strict=True)
     )
+
+
+def _fitting(given: Array | None, own: Array) -> Array:
+    """An input as the other model takes it, perhaps in another width (fp16); its own where it is another thing."""
+    if given is None or given.shape != own.shape:
+        return own
+    found = in_width(given, own.dtype)
+    return found if found.dtype == own.dtype else own
 
 
 def check_clock(wanted: str) -> None:
@@ -264,9 +266,7 @@ def _agreement(pair: Sequence[Runner]) -> list[OutputDifference]:
         for k in range(1, _AGREEMENT_RUNS):
             more = {n: _varied(v, k) for n, v in given[0].items()}
             given.append(more)
-            mine.append(
-                {n: more[n] if n in more and more[n].shape == v.shape else _varied(v, k) for n, v in mine[0].items()}
-            )
+            mine.append({n: _fitting(more.get(n), _varied(v, k)) for n, v in mine[0].items()})
     return output_differences(first.session, other.session, given, mine)
 
 

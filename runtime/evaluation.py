@@ -12,7 +12,7 @@ import numpy as np
 from runtime.backends import Session, open_session
 from runtime.class_labels import numbered
 from runtime.errors import BadRequest, RunError
-from runtime.feeds import Array, Feeds
+from runtime.feeds import Array, Feeds, in_width
 from runtime.metrics import Batch, Metric, Tally, default_output
 from runtime.model_files import near
 from runtime.plugins import find_metric
@@ -143,7 +143,7 @@ def _run(session: Session, feeds: Feeds, names: list[str] | None) -> dict[str, A
     if missing:
         raise BadRequest(f"the samples lack the input {', '.join(missing)}; they hold {', '.join(feeds)}.")
     try:
-        found = session.run({spec.name: feeds[spec.name] for spec in session.inputs}, names)
+        found = session.run({spec.name: in_width(feeds[spec.name], spec.dtype) for spec in session.inputs}, names)
     except RunError as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
         raise RunError(f"{error}\nThe inputs were {shapes}.") from error

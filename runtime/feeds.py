@@ -239,6 +239,11 @@ FED = "fiubO"
 """Kinds of numpy types that inputs may have; text comes as objects."""
 
 
+def in_width(values: Array, dtype: np.dtype[np.generic] | None) -> Array:
+    """Values as an input of the same kind takes them: fp16 for fp32, 32-bit ids for 64-bit ones; others as they are."""
+    return values.astype(dtype, copy=False) if dtype is not None and values.dtype.kind == dtype.kind else values
+
+
 def is_text(spec: TensorSpec) -> bool:
     """Say whether an input or output holds text."""
     return spec.dtype is not None and spec.dtype.kind == "O"

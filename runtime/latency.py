@@ -19,7 +19,7 @@ from runtime.errors import BadRequest
 from runtime.gpu_state import GpuRecord, watched
 from runtime.nouns import counted
 from runtime.robust import Ratio, Times, median_interval, needed, ratio_of, undisturbed
-from runtime.runners import Asked, Runner, prepare
+from runtime.runners import Asked, prepare_alike
 from runtime.sampling import take
 from runtime.steps import Count
 from runtime.streams import Stream, run_streams
@@ -143,10 +143,7 @@ def bench(
     _check(models, seconds, precision, streams)
     asked = Asked(backend, replace(options or SessionOptions(), threads=threads), shapes, batch, seed, inputs)
     step = progress or (lambda _: None)
-    runners: list[Runner] = []
-    for path in models:
-        step(f"loading {path.name}")
-        runners.append(prepare(path, asked, runners[0] if runners else None))
+    runners = prepare_alike([(path, asked) for path in models], step)
     step(f"sampling for at most {seconds * len(runners):.0f} s")
     enough = partial(_settled, precision) if precision is not None else None
     began, most = clocks.wall(), seconds * len(runners)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -91,7 +92,7 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
         path: the file.
         asked: how.
         reference: the shapes asked for are this model's; the other keeps its own size on an axis that both fix (a cache
-            that was cut), and may lack an input.
+            that was cut), and may lack an input. Open axes get the sizes they have there, if it runs with these.
 
     Raises:
         BadRequest: no such file, or a shape, batch or recorded input does not fit.
@@ -103,9 +104,10 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
             f"{path} is a folder; {in_folder(path)}" if path.is_dir() else f"{path}: no such file.{near(path)}"
         )
     session, load = _loaded(path, asked)
-    shapes = asked.shapes or {}
+    shapes, same = asked.shapes or {}, dict[str, tuple[int, ...]]()
     if reference is not None:
         shapes = _fitted(shapes, reference.session.inputs, session.inputs)
+        same = sizes_of(session.inputs, reference.shapes)
     known = [spec.name for spec in session.inputs]
     if unknown := [name for name in shapes if name not in known]:
         raise BadRequest(f"--shape {unknown[0]}: {path} has no such input; {instead(unknown[0], known)}")
@@ -114,13 +116,53 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
         return _first(path, asked, session, runs, load, 1)
     allowed, demands = _of_graph(path, session.inputs)
     failure: RunError | None = None
-    for sizes, batch in _candidates(path, session.inputs, shapes, demands, asked.batch):
+    candidates = _candidates(path, session.inputs, shapes, demands, asked.batch)
+    if not same.keys() <= shapes.keys() and asked.batch is None:
+        with contextlib.suppress(BadRequest):  # one name for two sizes
+            candidates = [*_candidates(path, session.inputs, {**same, **shapes}, demands, None)[:1], *candidates]
+    for sizes, batch in candidates:
         values = feeds.seeded(session.inputs, sizes, asked.seed, allowed)
         try:
             return _first(path, asked, session, [values], load, batch)
         except RunError as error:
             failure = failure or error
     raise RunError(f"{path} does not run: {failure}\nGive the sizes it expects with --shape NAME:1x3x224x224.")
+
+
+def prepare_alike(
+    models: Sequence[tuple[Path, Asked]], progress: Callable[[str], None] = lambda _: None
+) -> list[Runner]:
+    """Load models, each with what it is asked to run on, with the same sizes as far as the files allow it.
+
+    Where nobody asked for sizes, open axes of all have those that one of them fixes.
+
+    Args:
+        models: the files, and how they run; sizes that are asked for are the first model's.
+        progress: called with a line before each is loaded.
+
+    Raises:
+        BadRequest, BackendMissing, RunError: as for ``prepare``.
+    """
+    (path, asked), *others = models
+    runners: list[Runner] = []
+    for model in models:
+        progress(f"loading {model[0].name}")
+        runners.append(prepare(*model, runners[0] if runners else None))
+    first = runners[0]
+    if asked.inputs is not None or asked.batch is not None:
+        return runners
+    given = asked.shapes or {}
+    for runner in runners[1:]:
+        theirs = sizes_of(first.session.inputs, runner.shapes).items()
+        more = {name: shape for name, shape in theirs if name not in given and shape != first.shapes[name]}
+        if not more:
+            continue
+        try:
+            first = prepare(path, replace(asked, shapes={**given, **more}))
+        except (BadRequest, RunError):  # it does not run with these
+            continue
+        return [first, *(prepare(*other, first) for other in others)]
+    return runners
 
 
 def _of_graph(path: Path, inputs: Sequence[TensorSpec]) -> tuple[dict[str, feeds.Constraint], Sequence[Demand]]:
@@ -186,6 +228,9 @@ def _candidates(
     axes = {
         (s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and feeds.is_batch(s, k)
     }
+    fixed = [s.shape[0] for s in inputs if len(s.shape) > 1]
+    if not axes and fixed[:1] == [batch]:
+        return _bindings(inputs, shapes, asked, None)
     if not axes:
         raise BadRequest(f"--batch {batch}: {path} has no dynamic batch axis; its inputs have fixed sizes.")
     sized = {
@@ -193,6 +238,16 @@ def _candidates(
         for name, shape in shapes.items()
     }
     return _bindings(inputs, sized, asked, batch)
+
+
+def sizes_of(inputs: Sequence[TensorSpec], shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Shapes of inputs with open axes that have there the sizes of these shapes, by name."""
+    found = {}
+    for spec in inputs:
+        other = shapes.get(spec.name, ())
+        if len(other) == len(spec.shape) and not all(isinstance(d, int) for d in spec.shape):
+            found[spec.name] = tuple(d if isinstance(d, int) else n for d, n in zip(spec.shape, other, strict=True))
+    return found
 
 
 def _bindings(

@@ -56,16 +56,19 @@ def run(options: argparse.Namespace) -> int:
     needs = find_metric(options.metric).needs
     if needs == "reference" and options.labels:
         raise BadRequest(f"--metric {options.metric} compares two models; leave out --labels.")
-    if not options.model.is_file():
-        raise BadRequest(f"{options.model}: no such file.{near(options.model)}")
+    for model in filter(None, (options.model, options.reference)):
+        if not model.is_file():
+            raise BadRequest(f"{model}: no such file.{near(model)}")
     session = open_session(options.model)
+    original = open_session(options.reference) if options.reference is not None else None
+    inputs = {spec.name: spec for spec in (*(original.inputs if original else ()), *session.inputs)}
     names = options.labels or (() if needs == "reference" else USUAL_LABELS)
-    samples = load_samples(options.data, session.inputs, preprocess=preprocess, limit=options.limit, labels=names)
+    samples = load_samples(options.data, [*inputs.values()], preprocess=preprocess, limit=options.limit, labels=names)
     result = evaluate(
         session,
         samples,
         options.metric,
-        reference=options.reference,
+        reference=original,
         output=options.output,
         batch=options.batch,
         progress=Progress(options),

@@ -178,6 +178,12 @@ def make_target(
     own = make_loss(graph, loss, labelled, output, temperature) if from_labels else None
     distil, told = None, list[Output]()
     if teacher is not None:
+        more = [n for n in teacher.inputs if n not in graph.inputs]
+        if more:
+            raise UsageError(
+                f"the teacher takes an input '{more[0]}', which the model has no more; fix it in the teacher too, with "
+                f"secateur convert TEACHER -o FIXED.onnx --fix '{more[0]}=VALUE'."
+            )
         lost = [n for n in graph.outputs if n not in teacher.outputs]
         if lost:
             raise UsageError(f"the teacher has no output '{lost[0]}'; it has {', '.join(teacher.outputs)}.")

@@ -133,3 +133,22 @@ def test_images_without_labels_agree(place, told):
     assert code == 0
     assert "agreement 100.00 %" in out
     assert told("image.onnx --data images --metric top1")[0] == 2
+
+
+def test_a_reference_that_takes_more_inputs(tmp_path, monkeypatch, capsys):
+    """The data hold what was fixed in the model that is judged."""
+    monkeypatch.chdir(tmp_path)
+    constants = weights(w=(8, 4))
+    nodes = [node("MatMul", "x w", "h"), node("Mul", "h k", "y")]
+    onnx.save(build(nodes, {"x": ["N", 8], "k": []}, ["y"], constants), "whole.onnx")
+    assert main(["convert", "whole.onnx", "-o", "fixed.onnx", "--fix", "k=3", "-q"]) == 0
+    x = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)
+    np.savez("d.npz", x=x, k=np.float32(3))
+    line = ["eval", "fixed.onnx", "--data", "d.npz", "--metric", "cosine", "--reference", "whole.onnx", "-q"]
+    assert main(line) == 0
+    assert "cosine 1 " in capsys.readouterr().out
+    np.savez("d.npz", x=x)
+    assert main(line) == 2
+    assert "k" in capsys.readouterr().err
+    assert main([*line[:-2], "gone.onnx"]) == 2
+    assert "gone.onnx: no such file" in capsys.readouterr().err
