@@ -6,10 +6,14 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 from exporter.recipes.processes import end_with
 from runtime.errors import RunError
+
+_PATIENCE, _PAUSE = 1.0, 0.02
+"""Seconds that a child has to end after an interrupt that it may have had as well; between two looks at it."""
 
 
 def run_apart(run: Callable[[], int], by: str) -> int:
@@ -31,10 +35,14 @@ def run_apart(run: Callable[[], int], by: str) -> int:
     if not child:
         return run() if end_with(parent) else 1
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
-    while True:
-        with contextlib.suppress(KeyboardInterrupt):  # the child has it too, and says so
+    code = None
+    while code is None:
+        try:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            break
+        except KeyboardInterrupt:  # from a terminal the child has it too, and says so
+            code = _ended(child, _PATIENCE)
+            if code is None:
+                os.kill(child, signal.SIGINT)
     if code >= 0:
         return code
     if code == -signal.SIGTERM:
@@ -46,3 +54,15 @@ def run_apart(run: Callable[[], int], by: str) -> int:
         "It does so at files that are broken in ways it does not look for; python -m onnx.checker MODEL finds many. "
         "If the file is sound this is a defect of what runs it, or of a driver."
     )
+
+
+def _ended(child: int, seconds: float) -> int | None:
+    """The exit code of a child that ends by itself within so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(KeyboardInterrupt):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(_PAUSE)
+    return None

@@ -136,8 +136,20 @@ def _marks() -> tuple[str, str]:
 
 def say(text: str) -> None:
     """Print to stdout."""
+    _print(f"{text}\n")
+
+
+def _print(text: str) -> None:
+    from exporter.errors import UsageError
+
     erase_bar()
-    print(text, flush=True)
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # the reader went away
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed once more in the end
+        raise UsageError(f"the result cannot be written to stdout: {error.strerror}.") from error
 
 
 def complain(text: str) -> None:
@@ -179,8 +191,7 @@ def write_to(target: str, text: str, what: str) -> None:
     from exporter.errors import UsageError
 
     if target == "-":
-        erase_bar()
-        print(text, end="")
+        _print(text)
         return
     try:
         if special(Path(target)):

@@ -9,7 +9,7 @@ from typing import Any
 from exporter.commands.console import Progress, deliver
 from exporter.commands.options import add_half, add_json, add_shape, command
 
-_OF_PRECISION = ("calib", "preprocess", "keep_fp32", "keep_io", "max_error", "shape")
+_OF_PRECISION = ("calib", "preprocess", "keep_fp32", "keep_io", "max_error")
 
 
 def add(commands: Any) -> None:
@@ -81,7 +81,7 @@ def _check(options: argparse.Namespace) -> None:
     if _onnx(options):
         _check_file(options)
         return
-    for name in ("fix", "precision", *_OF_PRECISION):
+    for name in ("fix", "precision", "shape", *_OF_PRECISION):
         if getattr(options, name):
             raise UsageError(f"{_flag(name)} is for ONNX files; convert the module first, then its file.")
     if options.weights and not options.source.rpartition(":")[0]:
@@ -185,6 +185,9 @@ def _halve(options: argparse.Namespace) -> int:
 def _fix(options: argparse.Namespace) -> int:
     from exporter.fixing import fix_inputs, parse_fixes
     from exporter.fixing.report import fixed_json, fixed_text
+    from runtime.feeds import parse_shapes
 
-    found = fix_inputs(options.source, options.output, parse_fixes(options.fix), progress=Progress(options))
+    shapes = parse_shapes(options.shape)
+    fixes = parse_fixes(options.fix)
+    found = fix_inputs(options.source, options.output, fixes, shapes=shapes, progress=Progress(options))
     return deliver(options, lambda: fixed_json(found, options.source), lambda: fixed_text(found))

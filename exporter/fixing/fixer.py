@@ -27,7 +27,7 @@ from exporter.relative_difference import difference, is_float, signal
 from exporter.tensors import Array
 from runtime.backends import SessionOptions, open_session
 from runtime.errors import BadRequest, RunError
-from runtime.feeds import Constraint, Feeds, constraints, show
+from runtime.feeds import Binding, Constraint, Feeds, bindings, constraints, show
 
 _RESULT = "the result"
 _LOOSER = 10.0
@@ -69,6 +69,7 @@ def fix_inputs(
     output: str | os.PathLike[str],
     fixes: Fixes,
     *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Fixed:
     """Make sizes and values of inputs part of a file: shapes that follow become numbers, branches are decided, and what
@@ -81,6 +82,7 @@ def fix_inputs(
         path: the ONNX file.
         output: the file to write or replace.
         fixes: what to fix.
+        shapes: sizes for the comparison, of inputs with axes that stay open.
         progress: called with a line before each step.
 
     Raises:
@@ -102,21 +104,22 @@ def fix_inputs(
     given = _constants(model)
     put_in(model, settled)
     step("folding what follows")
-    graph = normalise(model, file.parent, replace(source, path=None))
+    left = {name: shape for name, shape in (shapes or {}).items() if name not in settled.values}
+    graph = normalise(model, file.parent, replace(source, path=None), left)
     calls = graph.calls
     for _ in range(_ROUNDS):
         if not fold_new_constants(graph.model, graph.folder, graph.static, given):
             break
-        graph = normalise(graph.model, file.parent, graph.source)
+        graph = normalise(graph.model, file.parent, graph.source, left)
     _declare(graph)
     graph = replace(graph, calls=calls)
     step("comparing with the original")
-    judge = _Judge(file, settled, graph)
+    judge = _Judge(file, settled, graph, left)
     after = save(graph, target, progress=step, judge=judge)
-    left = tuple(show(spec) for spec in input_specs(graph.model))
+    inputs_left = tuple(show(spec) for spec in input_specs(graph.model))
     nodes = sum(len(inner.node) for inner in graphs_of(finished(graph).graph))
     return Fixed(
-        target, left, settled.sizes, settled.values, (before, nodes), (source.size, after), judge.error,
+        target, inputs_left, settled.sizes, settled.values, (before, nodes), (source.size, after), judge.error,
         len(judge.runs), tuple(judge.notes),
     )  # fmt: skip
 
@@ -171,11 +174,22 @@ class _Judge:
         notes: what ONNX Runtime's optimisation changes.
     """
 
-    def __init__(self, file: Path, settled: Settled, graph: Graph) -> None:
-        """The original runs first, so that only one model is in memory at a time."""
+    def __init__(self, file: Path, settled: Settled, graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """The original runs first, so that only one model is in memory at a time; on sizes that suit it, where axes are
+        left open."""
         self.file, self.values, self.tolerance = file, settled.values, tolerance_of(graph)
         self.error, self.notes = 0.0, list[str]()
-        self.runs, self.plain = _runs(file, file.name, _inputs(graph), self.values, optimize=False)
+        refused: ModelError | None = None
+        for binding in _bindings(graph, shapes):
+            sets = _inputs(replace(graph, binding=binding))
+            try:
+                self.runs, self.plain = _runs(file, file.name, sets, self.values, optimize=False)
+            except ModelError as error:
+                refused = refused or error
+            else:
+                return
+        assert refused is not None
+        raise refused
 
     def __call__(self, written: Path) -> None:
         _, got = _runs(written, _RESULT, self.runs, {}, optimize=False)
@@ -220,12 +234,19 @@ def _difference(got: Array | None, want: Array) -> float:
     return error if is_float(want) or not error else float("inf")
 
 
+def _bindings(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Binding]:
+    """Sizes for axes that are left open: those that the graph was read at, then others."""
+    specs = [spec for spec in input_specs(graph.model) if spec.dtype is not None]
+    others = bindings(specs, shapes, graph.binding.demands)
+    return [graph.binding, *(other for other in others if other.shapes != graph.binding.shapes)]
+
+
 def _inputs(graph: Graph) -> list[Feeds]:
     """Made-up inputs, of two sizes where there are axes left open, and with every switch turned both ways."""
     try:
         sets = seeded_sets(graph, {})
-    except BadRequest as error:  # it names the option that other commands have
-        raise UsageError(str(error).replace("--shape", "--fix")) from error
+    except BadRequest as error:
+        raise UsageError(str(error).replace("with --shape", "with --fix or --shape")) from error
     allowed = constraints(graph.model.graph)
     for name in undecided(graph).switches:
         now = sets[0][name]
@@ -262,8 +283,11 @@ def _runs(
                 continue
             fed.append(feed)
     except RunError as error:
+        fed_with = ", ".join(f"{name} {'x'.join(map(str, values.shape))}" for name, values in sets[0].items())
+        made_up = f" With what is not fixed made up ({fed_with}; others: --shape NAME:1x3x224x224)." if sets[0] else ""
         raise ModelError(
-            f"{called} does not run with these inputs fixed: {error}\nNothing was written. Fix sizes and values that "
-            "it takes; where a branch that is never taken does not fit them, fix the input that decides as well."
+            f"{called} does not run with these inputs fixed: {error}\nNothing was written.{made_up} Fix sizes and "
+            "values that it takes; where a branch that is never taken does not fit them, fix the input that decides "
+            "as well."
         ) from error
     return fed, found

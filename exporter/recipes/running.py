@@ -73,10 +73,10 @@ def run_step(step: Step, recipe: Recipe, run: Run, fresh: bool = False, quiet: b
     code = run([step.command, *step.arguments], quiet)
     seconds = time.perf_counter() - started
     if code:
+        where = f":{step.line}: step {step.number} ({step.name})" if step.line else f": {step.command} for the table"
         raise StepFailed(
-            f"{recipe.file}:{step.line}: step {step.number} ({step.name}) ended with exit code {code}; steps before it "
-            f"are kept, and the same command goes on from here. The step alone, in {Path.cwd()}:\n"
-            f"  {command_line(step)}",
+            f"{recipe.file}{where} ended with exit code {code}; steps before it are kept, and the same command goes on "
+            f"from here. The step alone, in {Path.cwd()}:\n  {command_line(step)}",
             code,
         )
     made = {path: content(path) for path in step.writes if Path(path).exists() and not _scratch(path)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,17 +101,14 @@ def _read(path: Path) -> Mapping[str, Any] | None:
 
 
 def size_and_macs(path: Path) -> tuple[int, int]:
-    """Bytes of a model, and multiply-accumulates of one sample at the sizes assumed for dynamic axes."""
+    """Bytes of a model, and multiply-accumulates of one sample at the sizes assumed for dynamic axes, as ``inspect``
+    counts them."""
+    from exporter.groups import find_groups
     from exporter.model_file import load
-    from runtime.work import macs_of
+    from exporter.pruner import totals
 
     graph = load(path)
-    shape: Callable[[str], tuple[int, ...] | None] = graph.shape
-    total = sum(
-        macs_of(node, [shape(n) if n else None for n in node.input], [shape(n) for n in node.output])
-        for node in graph.model.graph.node
-    )
-    return graph.source.size, total // max(graph.binding.batch, 1)
+    return graph.source.size, totals(graph, find_groups(graph)).macs or 0
 
 
 def table_text(rows: list[Row]) -> str:
@@ -126,7 +123,7 @@ def table_text(rows: list[Row]) -> str:
     for row in rows:
         line = [
             row.name or "-", Path(row.model).name, f"{quantity(row.size)}B", f"{row.size / max(first.size, 1):.3f}",
-            quantity(row.macs), f"{row.macs / max(first.macs, 1):.3f}",
+            quantity(row.macs), f"{row.macs / first.macs:.3f}" if first.macs else "",
         ]  # fmt: skip
         lines.append(line + (_speed(row, rows) if timed else []) + ([accuracy_text(row.accuracy)] if judged else []))
     return table(lines, right=range(2, len(heading)))

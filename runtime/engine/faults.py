@@ -114,6 +114,11 @@ _FIXES = (
         "FIXED.onnx --fix NAME:1x3x224x224, or name the axes in the node's second input in the file",
     ),
     (
+        r"Myelin",
+        "TensorRT's own compiler fails: report it to NVIDIA with the file, and try --level 0, another --precision, "
+        "axes that stay open (without --fix), or --backend ort-tensorrt, which leaves nodes to ONNX Runtime",
+    ),
+    (
         r"mismatch|broadcast|dimension|volume|shape|axis",
         "the shapes do not fit at these sizes: check them with --shape, and the file with: python -m onnx.checker FILE",
     ),

@@ -92,3 +92,25 @@ def test_an_interrupt_is_told_once():
         _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert said.count("interrupted") == 1
+
+
+def test_an_interrupt_of_the_process_alone_reaches_its_work():
+    """As supervisors send it, who know one process."""
+    with start("print('ready', flush=True)\ntime.sleep(300)", start_new_session=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.kill(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    assert said.count("interrupted") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [("backends",), ("backends", "--json", "-")])
+def test_a_full_disk_is_told(arguments):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "exporter", *arguments], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False, timeout=SECONDS,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "secateur: the result cannot be written to stdout: No space left on device.\n"

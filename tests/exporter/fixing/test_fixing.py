@@ -409,6 +409,27 @@ def test_what_optimisation_alone_changes_is_told(tmp_path, monkeypatch, original
     assert all(note.startswith("optimised by ONNX Runtime, output 'y' differs by") for note in found.notes)
 
 
+def asking_for(least):
+    """Takes the largest ``k`` of an axis that is left open, and the last ``least`` of it."""
+    nodes = [
+        node("Unsqueeze", "k zero", "k1"), node("TopK", "x k1", "v i", axis=1), node("Slice", "x start end one", "s"),
+        node("ReduceSum", "s one", "t", keepdims=1), node("Reshape", "s whole", "r"), node("Add", "v t", "y"),
+    ]  # fmt: skip
+    constants = {"zero": ints(0), "start": ints(-least), "end": ints(2**40), "one": ints(1), "whole": ints(-1, least)}
+    return build(nodes, {"x": [1, "T"], "k": []}, ["y", "r"], constants, kinds={"k": "i"})
+
+
+def test_open_axes_get_sizes_that_suit_the_values(tmp_path):
+    """Three of sixteen are there; of twenty the usual sizes have too few, and of two thousand all of them."""
+    fixed(tmp_path, asking_for(3), "k=3")
+    found, _, _ = fixed(tmp_path, asking_for(20), "k=20")
+    assert found.runs == 2
+    with pytest.raises(ModelError, match=r"made up \(x 1x16; others: --shape NAME:1x3x224x224\)"):
+        fixed(tmp_path, asking_for(30_000), "k=3")
+    path = write(asking_for(30_000), tmp_path)
+    assert fix_inputs(path, tmp_path / "out.onnx", parse_fixes(["k=3"]), shapes={"x": (1, 30_000)}).runs == 2
+
+
 def test_sizes_that_do_not_run_are_refused(tmp_path):
     nodes = [node("Conv", "x w", "h"), node("Reshape", "h flat", "y")]
     model = build(nodes, {"x": [1, 3, "H", "W"]}, ["y"], weights(w=(4, 3, 3, 3)) | {"flat": ints(1, 64)})
@@ -604,7 +625,9 @@ def test_inputs_without_a_shape(tmp_path):
     found, written, _ = fixed(tmp_path, model, "x:2x3", "k=2")
     assert found.inputs == ("x[2, 3]",)
     assert shape_of(written.graph.output[0]) == [2, 3]
-    with pytest.raises(UsageError, match=r"declares no shape, so none can be made up; give one with --fix x:\.\.\."):
+    with pytest.raises(
+        UsageError, match=r"declares no shape, so none can be made up; give one with --fix or --shape x:\.\.\."
+    ):
         fixed(tmp_path, model, "k=2")
 
 
@@ -640,6 +663,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     ("more", "said"),
     [
         (["--precision", "fp16"], "--precision and --fix are two steps"),
+        (["--shape", "x:5"], "--shape x: 1 axis given"),
         (["--keep-io"], "--keep-io and --fix are two steps"),
         (["--fix", "rate"], "--fix rate: expected"),
         (["--fix", "rat=1"], "did you mean rate?"),

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 
 from exporter.cli import main
 from exporter.recipes.schedules import SCHEDULES, budget_of_round
 from tests.exporter.trained import files
+from tests.onnx_builder import build, ints, node, weights
 
 RECIPE = """\
 model: model.onnx
@@ -65,6 +67,32 @@ def test_steps_run_once(place, capsys):
     assert main(["run", "recipe.yaml", "-q"]) == 0
     assert place[0] == "prune"
     capsys.readouterr()
+
+
+def test_a_table_that_cannot_be_filled_names_what_failed(place, capsys, monkeypatch):
+    def command(line, quiet):
+        return 3 if line[0] == "eval" else main(list(line))
+
+    monkeypatch.setattr("exporter.commands.run._command", command)
+    write(RECIPE)
+    assert main(["run", "recipe.yaml", "-q"]) == 3
+    assert "recipe.yaml: eval for the table ended with exit code 3" in capsys.readouterr().err
+
+
+def test_macs_are_those_that_inspect_counts(place, capsys):
+    """Recurrent layers whose weights are put together by nodes, and layers in branches, count too."""
+    constants = weights(a=(1, 16, 4), b=(1, 16, 4), r=(1, 32, 8), v=(8, 3))
+    nodes = [
+        node("Concat", "a b", "w", axis=1), node("LSTM", "x w r", "h", hidden_size=8), node("Squeeze", "h one", "s"),
+        node("MatMul", "s v", "y"),
+    ]  # fmt: skip
+    model = build(nodes, {"x": [5, 1, 4]}, ["y"], constants | {"one": ints(1)})
+    onnx.save(model, "lstm.onnx")
+    write("model: lstm.onnx\nsteps:\n  - quantize: {precision: int8-weight, seconds: 0}\n")
+    assert main(["run", "recipe.yaml", "-q", "--json", "table.json"]) == 0
+    assert main(["inspect", "lstm.onnx", "--json", "found.json", "-q"]) == 0
+    rows, found = (json.loads(Path(name).read_text()) for name in ("table.json", "found.json"))
+    assert rows["rows"][0]["macs"] == found["totals"]["macs"] > 5 * 32 * 12
 
 
 def test_a_failed_step_is_run_again(place, capsys):

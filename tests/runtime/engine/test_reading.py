@@ -58,6 +58,7 @@ FAULTS = [
     ("TensorRT cannot infer the shape of scan output x:0 since no trip limit was set. For better compatibility, it's recommended to export loops with only a trip limit", "", "", "--backend ort-tensorrt, which leaves it"),
     ("Error Code 2: OutOfMemory (Requested size was 268582912 bytes.)", "", "", "--workspace"),
     ("Error Code 1: Myelin (CHECK(status == CUDA_SUCCESS) failed.)", "", "", "driver"),
+    ("Error Code 1: Myelin (CHECK(expt_rank == out_opnd->dimensions().size()) failed.)", "", "", "report it to NVIDIA"),
 ]  # fmt: skip
 
 
