@@ -15,6 +15,7 @@ from runtime.nouns import out_of
 
 if TYPE_CHECKING:
     from exporter import Plan
+    from exporter.graph import Graph
 
 
 def add(commands: Any) -> None:
@@ -103,6 +104,7 @@ def _proof(options: argparse.Namespace) -> int:
     except BadRequest as error:
         wanted = shapes_text(pruned_shapes(plan, shapes))
         raise GoalError(f"{options.pruned} does not take the inputs of the original ({wanted}).") from error
+    _check_sizes(options, graph, pruned)
     inputs = read_recorded(options.inputs, input_specs(graph.model)) if options.inputs else ()
     progress = Progress(options)
     try:
@@ -116,6 +118,24 @@ def _proof(options: argparse.Namespace) -> int:
     lines = [*(f"note: {warning}" for warning in proof.warnings), f"{options.pruned}: {report.proof_text(proof)}"]
     document = {"version": report_json.JSON_VERSION, "proof": report_json.proof_json(proof)}
     return deliver(options, lambda: document, lambda: "\n".join(lines))
+
+
+def _check_sizes(options: argparse.Namespace, graph: Graph, pruned: Graph) -> None:
+    """Refuse a model whose inputs have sizes fixed that the original leaves open."""
+    from exporter import GoalError
+    from exporter.normalise import input_specs
+    from runtime.feeds import show
+
+    own = {spec.name: spec for spec in input_specs(pruned.model)}
+    for spec in input_specs(graph.model):
+        other = own.get(spec.name)
+        if other is None or len(other.shape) != len(spec.shape):
+            continue
+        if any(isinstance(o, int) and not isinstance(d, int) for o, d in zip(other.shape, spec.shape, strict=True)):
+            raise GoalError(
+                f"{options.pruned} takes {show(other)}, {options.original} takes {show(spec)}: sizes were fixed before "
+                "or after the cut. Verify a model against the very file it was cut from."
+            )
 
 
 def _fitted_text(

@@ -685,3 +685,16 @@ def test_as_a_step_of_a_recipe(tmp_path, monkeypatch):
     assert main(["run", "r.yaml", "-q"]) == 0
     (last,) = (tmp_path / "r").glob("*prune*.onnx")
     assert [v.name for v in onnx.load(last).graph.input] == ["x"]
+
+
+def test_a_cut_of_the_fixed_file_is_none_of_the_original(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    nodes = [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("MatMul", "r v", "y")]
+    onnx.save(build(nodes, {"x": ["N", 4]}, ["y"], weights(w=(4, 8), v=(8, 3))), "model.onnx")
+    assert main(["convert", "model.onnx", "-o", "fixed.onnx", "--fix", "N=1", "-q"]) == 0
+    line = ["--ratio", "0.5", "--align", "1", "--save-plan", "p.json", "-q"]
+    assert main(["prune", "fixed.onnx", "-o", "cut.onnx", *line]) == 0
+    assert main(["verify", "fixed.onnx", "cut.onnx", "--plan", "p.json", "-q"]) == 0
+    capsys.readouterr()
+    assert main(["verify", "model.onnx", "cut.onnx", "--plan", "p.json", "-q"]) == 1
+    assert "cut.onnx takes x[1, 4], model.onnx takes x[N, 4]: sizes were fixed" in capsys.readouterr().err

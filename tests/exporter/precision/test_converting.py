@@ -46,6 +46,19 @@ def test_models_stay_what_they_are(tmp_path, name, keep_io):
     open_session(target)
 
 
+def test_the_largest_difference_is_no_less_than_the_mean(tmp_path):
+    """One number comes out of each run, and their deviation is that over all of them."""
+    nodes = [node("MatMul", "x w", "h"), node("Add", "h b", "y")]
+    constants = weights(w=(16, 1)) | {"b": np.array([3.0], np.float32)}
+    model = build(nodes, {"x": [1, 16]}, ["y"], constants)
+    x = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
+    found, _ = written(tmp_path, model, data={"x": x})
+    outputs = x @ constants["w"] + 3
+    rounded = (x.astype(np.float16) @ constants["w"].astype(np.float16)).astype(np.float32) + 3
+    assert 0 < found.output_error**0.5 <= found.error
+    assert found.error == pytest.approx(np.abs(rounded - outputs).max() / outputs.std(), rel=0.5)
+
+
 def test_bf16_is_compared_though_nothing_here_computes_it(tmp_path):
     model = build([node("MatMul", "x w", "y")], {"x": [2, 64]}, ["y"], weights(w=(64, 8)))
     found, half = written(tmp_path, model, "bf16")
