@@ -108,6 +108,10 @@ class Node:
         return f"{self.op} '{self.proto.name or self.key}'"
 
 
+IR_WITH_FREE_INITIALIZERS = 4
+"""The first IR version in which constants need not be declared as inputs."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a graph came from.
@@ -296,7 +300,7 @@ def bare_model(graph: Graph, nodes: Sequence[NodeProto], outputs: Sequence[str])
         nodes: of it, in order.
         outputs: tensors to return; those that the nodes do not make belong to what is missing.
     """
-    model = ModelProto(ir_version=graph.model.ir_version)
+    model = ModelProto(ir_version=max(graph.model.ir_version, IR_WITH_FREE_INITIALIZERS))
     model.opset_import.extend(graph.model.opset_import)
     model.functions.extend(graph.model.functions)
     model.graph.name = "piece"

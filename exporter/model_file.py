@@ -14,7 +14,7 @@ from onnx import ModelProto
 from exporter import external_data, freed_memory, functions, tensors
 from exporter.atomic import replacing
 from exporter.errors import ModelError, UsageError
-from exporter.graph import Graph, Source, opsets_of
+from exporter.graph import IR_WITH_FREE_INITIALIZERS, Graph, Source, opsets_of
 from exporter.normalise import normalise
 from exporter.ordering import sort_nodes
 from exporter.pauses import no_collection
@@ -25,7 +25,6 @@ OLDEST_OPSET = 7
 OLDEST_IR = 3
 EXTERNAL_BYTES = 1_500_000_000
 """A model whose weights exceed this is written with external data: protobuf stops at 2 GB."""
-IR_WITH_FREE_INITIALIZERS = 4
 
 
 def load(

@@ -14,24 +14,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
 from exporter import tensors
+from exporter.as_in_file import check_nodes_read, nodes_of_file, read_later
 from exporter.deciding import chooses
 from exporter.errors import GoalError, ModelError
 from exporter.excerpts import FLOATS, Excerpt, excerpt, in_32_bits, run_excerpt
 from exporter.fed_weights import NARROW, Room
 from exporter.forced_branches import first_rounds, ways
-from exporter.graph import Graph, Node, opsets_of
+from exporter.graph import Graph, Node
 from exporter.masked import masked_original
 from exporter.noise import NOISE_FACTOR, jittered
 from exporter.plan import Plan
-from exporter.protos import drop_left_out, reads
+from exporter.protos import reads
 from exporter.relative_difference import Array, difference, fits, is_float, signal, take_axes
 from exporter.removal import stand_ins
 from exporter.rounding import is_quantized
-from exporter.unread import leave_out_unread
 from exporter.widened import widened_types
 from runtime import feeds
 from runtime.steps import Count
@@ -92,13 +91,15 @@ def prove_pieces(
     cuts = pieces(graph, piece_bytes)
     wide, small = (replace(g, inferred=widened_types(g.inferred, NARROW)) for g in (graph, pruned))
     walk = _Walk(wide, small, plan, [{n: in_32_bits(v) for n, v in s.items()} for s in sets])
-    file = _nodes_of_file(graph)
+    file = nodes_of_file(graph)
+    of_file = read_later(wide, cuts, file)
     outputs: dict[str, float] = {}
     worst, inner = 0.0, 0
     for number, nodes in enumerate(cuts, 1):
         progress(Count("comparing pieces with the masked original", number - 1, len(cuts)))
-        later = {n for rest in cuts[number:] for node in rest for n in reads(node.proto)} | set(graph.outputs)
-        _check_read(wide, walk.values, nodes, file, tolerance, walk.room)
+        later = {n for rest in cuts[number:] for node in rest for n in reads(node.proto)}
+        later = later.union(graph.outputs, *of_file[number : number + 1])
+        check_nodes_read(wide, walk.values, nodes, file, tolerance, walk.room)
         made = walk.masked(nodes, later)
         got = walk.pruned(made[0])
         excused = False
@@ -318,77 +319,3 @@ def _needed(graph: Graph, names: Sequence[str], known: Mapping[str, Array]) -> l
         found[node.index] = node
         wanted.extend(reads(node.proto))
     return [found[i] for i in sorted(found)]
-
-
-# -- the model as analysed, and as it is in its file ------------------------------------------------------------------
-
-
-def _nodes_of_file(graph: Graph) -> dict[str, NodeProto] | None:
-    """The nodes of the file, by what they make; None where there is no file."""
-    path = graph.source.path
-    if path is None or not path.is_file():
-        return None
-    model = onnx.load_model(path, load_external_data=False)
-    if model.functions:
-        return None
-    drop_left_out(model.graph)
-    leave_out_unread(model, opsets_of(model))
-    return {name: node for node in model.graph.node for name in node.output if name}
-
-
-def _check_read(
-    graph: Graph,
-    values: Sequence[Mapping[str, Array]],
-    nodes: Sequence[Node],
-    file: Mapping[str, NodeProto] | None,
-    tolerance: float,
-    room: Room,
-) -> None:
-    """The graph as analysed must do what the file does: the nodes are the same, or give the same.
-
-    Raises:
-        GoalError: they do not.
-    """
-    if file is None or all(_same(n.proto, file.get(n.key)) for n in nodes):
-        return
-    names = [o for n in nodes for o in n.outputs if o in file and graph.inferred.dtype.get(o) in FLOATS]
-    if not names:
-        return
-    ours = excerpt(graph, [n.proto for n in nodes], names, values[0])
-    model = onnx.load_model(str(graph.source.path), load_external_data=False)
-    theirs = excerpt(_as_read(graph, model), _back(file, names, values[0]), names, values[0])
-    want = run_excerpt(theirs.model, theirs, names, values[:1], str(graph.source.path), room)[0]
-    have = run_excerpt(ours.model, ours, names, values[:1], "the model as read", room)[0]
-    for name in names:
-        error = difference(have[name], want[name], signal(want[name]))
-        if error > tolerance:
-            raise GoalError(
-                f"tensor '{name}' of the model changed while it was being read (relative error {error:.2g}); "
-                "this is a defect of Secateur, please report it with the model. Nothing was written."
-            )
-
-
-def _same(node: NodeProto, other: NodeProto | None) -> bool:
-    return other is not None and (
-        node.SerializeToString(deterministic=True) == other.SerializeToString(deterministic=True)
-    )
-
-
-def _back(file: Mapping[str, NodeProto], names: Sequence[str], known: Mapping[str, Array]) -> list[NodeProto]:
-    """Nodes of the file that lead from known tensors to some others, in order."""
-    found: dict[str, NodeProto] = {}
-    wanted = list(names)
-    while wanted:
-        name = wanted.pop()
-        node = file.get(name)
-        if node is None or node.output[0] in found or (name in known and name not in names):
-            continue
-        found[node.output[0]] = node
-        wanted.extend(reads(node))
-    places = {id(node): i for i, node in enumerate(file.values())}
-    return sorted(found.values(), key=lambda n: places.get(id(n), 0))
-
-
-def _as_read(graph: Graph, model: ModelProto) -> Graph:
-    constants = {t.name: t for t in model.graph.initializer}
-    return replace(graph, model=model, nodes=[], constants=constants)

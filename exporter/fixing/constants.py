@@ -11,8 +11,8 @@ from onnx import ModelProto, NodeProto, TensorProto
 from exporter import tensors
 from exporter.computed_weights import evaluate
 from exporter.errors import ModelError
+from exporter.graph import IR_WITH_FREE_INITIALIZERS
 from exporter.inferred import Inferred, are_numbers
-from exporter.model_file import IR_WITH_FREE_INITIALIZERS
 from exporter.protos import constant_tensors, drop_unread, reads, set_nodes, subgraphs
 from exporter.values import UNPREDICTABLE, is_standard
 from runtime.errors import RunError

@@ -13,8 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from exporter.atomic import scratch
 from exporter.computed_weights import fold_weights
 from exporter.errors import ModelError
-from exporter.graph import Graph, op_of
-from exporter.model_file import IR_WITH_FREE_INITIALIZERS
+from exporter.graph import IR_WITH_FREE_INITIALIZERS, Graph, op_of
 from exporter.normalise import serialize_with_data
 from exporter.protos import (
     all_nodes,

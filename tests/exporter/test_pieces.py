@@ -1,0 +1,62 @@
+"""Proofs in pieces: nodes of the file are there for comparison though those of the analysis read something else."""
+
+from __future__ import annotations
+
+import pytest
+from onnx import helper
+
+from exporter import find_groups, load, make_plan, rewrite, score, verify
+from tests.exporter.files import write
+from tests.onnx_builder import build, ints, node, weights
+
+
+def late():
+    """Behind two layers, a shape is read of the input and of what a normalisation gave."""
+    nodes = [
+        node("LayerNormalization", "x g b", "n"),
+        node("MatMul", "n w1", "h"), node("Relu", "h", "r"), node("MatMul", "r w2", "k"),
+        node("Shape", "x", "xs"), node("Slice", "xs zero two", "lead"),
+        node("Concat", "lead heads", "target", axis=0), node("Reshape", "k target", "q"),
+        node("Shape", "n", "ns"), node("Slice", "ns zero two", "back"), node("Concat", "back all", "flat", axis=0),
+        node("Relu", "q", "p"), node("Reshape", "p flat", "o"), node("MatMul", "o w3", "y"),
+    ]  # fmt: skip
+    constants = weights(w1=(6, 16), w2=(16, 8), w3=(8, 3), g=(6,), b=(6,))
+    constants |= {"zero": ints(0), "two": ints(2), "heads": ints(2, 4), "all": ints(8)}
+    return nodes, {"x": ["N", "T", 6]}, constants
+
+
+@pytest.mark.parametrize("ir", [3, 10])
+@pytest.mark.parametrize("piece_bytes", [1, 300, 1 << 30])
+def test_shape_arithmetic_far_from_what_it_reads(tmp_path, ir, piece_bytes):
+    nodes, inputs, constants = late()
+    opset = 17
+    graph = load(write(build(nodes, inputs, ["y"], constants, ir=ir, opset=opset), tmp_path))
+    groups = find_groups(graph)
+    plan = make_plan(groups, score(groups), ratio=0.5, align=1)
+    assert any(len(g.keep) < g.width for g in plan.groups)
+    proof = verify(rewrite(graph, plan), graph, plan, piece_bytes=piece_bytes)
+    assert proof.error < 1e-5
+    assert proof.pieces == (1 if piece_bytes > 300 else proof.pieces)
+
+
+@pytest.mark.parametrize("ir", [3, 10])
+def test_gates_inside_of_branches(tmp_path, ir):
+    """The masked original of a piece has constants of its own, which no old file could hold undeclared."""
+    from tests.exporter.files import branch, choose
+
+    inner = [node("MatMul", "h w2", "p")]
+    nodes = [
+        node("MatMul", "x w1", "h"), node("ReduceMax", "x", "m", keepdims=0), node("Greater", "m none", "c"),
+        choose("c", "k", branch("a", inner, "p"), branch("b", [node("MatMul", "h w3", "q")], "q")),
+        node("MatMul", "k w4", "y"),
+    ]  # fmt: skip
+    constants = weights(w1=(5, 8), w2=(8, 6), w3=(8, 6), w4=(6, 3)) | {"none": weights(z=())["z"]}
+    model = build(nodes, {"x": ["N", 5]}, ["y"], constants, opset=13)
+    if ir == 3:
+        model.ir_version = ir
+        declared = (helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer)
+        model.graph.input.extend(declared)
+    graph = load(write(model, tmp_path))
+    groups = find_groups(graph)
+    plan = make_plan(groups, score(groups), ratio=0.5, align=1)
+    assert verify(rewrite(graph, plan), graph, plan, piece_bytes=1).error < 1e-5
