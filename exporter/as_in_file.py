@@ -47,9 +47,9 @@ def check_nodes_read(
     names = _changed(graph, nodes, file) if file is not None else []
     if file is None or not names:
         return
-    ours = excerpt(graph, [n.proto for n in nodes], names, values[0], sized=True)
+    ours = excerpt(graph, [n.proto for n in nodes], names, values[0])
     model = onnx.load_model(str(graph.source.path), load_external_data=False)
-    theirs = excerpt(_as_read(graph, model), _back(file, names, values[0]), names, values[0], sized=True)
+    theirs = excerpt(_as_read(graph, model), _back(file, names, values[0]), names, values[0])
     want = run_excerpt(theirs.model, theirs, names, values[:1], str(graph.source.path), room)[0]
     have = run_excerpt(ours.model, ours, names, values[:1], "the model as read", room)[0]
     for name in names:

@@ -49,9 +49,7 @@ class Excerpt:
     graph: Graph
 
 
-def excerpt(
-    graph: Graph, nodes: Sequence[NodeProto], outputs: Sequence[str], known: Mapping[str, Array], sized: bool = False
-) -> Excerpt:
+def excerpt(graph: Graph, nodes: Sequence[NodeProto], outputs: Sequence[str], known: Mapping[str, Array]) -> Excerpt:
     """Make a model of some nodes, 16-bit numbers in 32 bits.
 
     Args:
@@ -59,7 +57,6 @@ def excerpt(
         nodes: in order.
         outputs: tensors to return.
         known: values of the tensors before them.
-        sized: it runs on these alone, so that their sizes may be declared.
 
     Raises:
         ModelError: a node reads what is not known.
@@ -72,7 +69,7 @@ def excerpt(
             if name not in known:
                 raise ModelError(f"'{name}' is read before it is made; the model cannot be proved piece by piece.")
             inputs.append(name)
-            _declare(model, name, graph, known[name], sized)
+            _declare(model, name, graph, known[name])
         elif tensor.dims and tensors.nbytes(tensor) >= _FED_BYTES and tensor.data_type in FLOATS:
             weights.append(name)
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
@@ -85,7 +82,7 @@ def excerpt(
     return Excerpt(model, tuple(inputs), tuple(weights), graph)
 
 
-def _declare(model: ModelProto, name: str, graph: Graph, values: Array, sized: bool) -> None:
+def _declare(model: ModelProto, name: str, graph: Graph, values: Array) -> None:
     value, kind = model.graph.input.add(name=name), graph.inferred.type_of(name)
     if kind is not None:
         value.type.CopyFrom(kind)
@@ -93,8 +90,8 @@ def _declare(model: ModelProto, name: str, graph: Graph, values: Array, sized: b
         value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.asarray(values).dtype)
     if value.type.HasField("tensor_type"):
         value.type.tensor_type.ClearField("shape")
-        for size in np.shape(values):
-            value.type.tensor_type.shape.dim.add(dim_value=size if sized else graph.fixed_length(name))
+        for _ in range(np.ndim(values)):
+            value.type.tensor_type.shape.dim.add(dim_value=graph.fixed_length(name))
 
 
 def run_excerpt(

@@ -208,8 +208,7 @@ def input_specs(model: ModelProto) -> list[TensorSpec]:
 
 
 def declared(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> list[TensorSpec]:
-    """The inputs; those that declare no shape at all are given, in place, as many axes as were asked for, of any
-    size."""
+    """The inputs; those without a shape are given, in place, as many axes as were asked for, of any size."""
     for value in model.graph.input:
         kind = value.type.tensor_type
         if value.name in shapes and value.type.HasField("tensor_type") and not kind.HasField("shape"):
