@@ -26,7 +26,9 @@ from runtime import bounds
 from runtime.backends import SessionOptions, open_session
 from runtime.errors import RunError
 
-_WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
+_WEIGHTS = {
+    "Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "GRU": (1, 2), "LSTM": (1, 2), "RNN": (1, 2),
+}  # fmt: skip
 """Operators whose weights are made constants, and the inputs that may be one."""
 
 _COMPUTES = frozenset({

@@ -8,9 +8,10 @@ import pytest
 
 from exporter.cli import main
 from exporter.quantization.processor import saturates
+from exporter.quantization.quantizer import quantize
 from runtime.backends import open_session
-from tests.exporter.files import write
-from tests.onnx_builder import build, node, weights
+from tests.exporter.files import run, write
+from tests.onnx_builder import build, ints, node, weights
 
 INPUTS, UNITS = 12, 16
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -95,3 +96,25 @@ def test_tensorrt_keeps_them_in_float(tmp_path):
     path = write(network("LSTM"), tmp_path)
     out = quantized(path, tmp_path, "--precision", "int8-weight", "--profile", "tensorrt")
     assert set(kinds(out).values()) == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("precision", ["int8-weight", "int8-dynamic"])
+def test_gates_that_the_file_puts_in_order(tmp_path, precision):
+    """torch has them in another order than ONNX; exporters that keep the parameter reorder it in nodes."""
+    made = weights(w=(32, 6), r=(32, 8), v=(8, 3))
+    nodes = []
+    for name in "wr":
+        nodes += [
+            node("Slice", f"{name} zero eight zero", f"{name}1"), node("Slice", f"{name} eight all zero", f"{name}2"),
+            node("Concat", f"{name}2 {name}1", f"{name}3", axis=0), node("Unsqueeze", f"{name}3 zero", f"{name}4"),
+        ]  # fmt: skip
+    nodes += [node("LSTM", "x w4 r4", "h", hidden_size=8), node("Squeeze", "h one", "s"), node("MatMul", "s v", "y")]
+    constants = made | {"zero": ints(0), "eight": ints(8), "all": ints(32), "one": ints(1)}
+    onnx.save(build(nodes, {"x": [5, 2, 6]}, ["y"], constants), tmp_path / "m.onnx")
+    found = quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", precision=precision)
+    assert found.quantized == ("node_h", "node_y")
+    model = onnx.load(tmp_path / "q.onnx")
+    assert {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8} >= {"w_quantized"}
+    x = np.random.default_rng(0).standard_normal((5, 2, 6)).astype(np.float32)
+    want, got = (run(tmp_path / name, {"x": x})["y"] for name in ("m.onnx", "q.onnx"))
+    assert np.abs(want - got).max() < 0.1 * want.std()
