@@ -72,7 +72,18 @@ FORBIDDEN = {
     "runtime": ("exporter",),
     "exporter.rules": tuple(
         f"exporter.{n}"
-        for n in ("planner", "widths", "rewriter", "masked", "verifier", "pruner", "report", "cli", "commands")
+        for n in (
+            "planner",
+            "widths",
+            "rewriter",
+            "masked",
+            "prover",
+            "verifier",
+            "pruner",
+            "report",
+            "cli",
+            "commands",
+        )
     ),
     "exporter.slots": ("exporter.rules", "exporter.graph", "exporter.analysis", "exporter.groups", "onnx", "runtime"),
     "exporter.solve": ("exporter.rules", "exporter.graph", "exporter.analysis", "exporter.groups", "onnx", "runtime"),
@@ -86,7 +97,7 @@ FORBIDDEN = {
     ),
     "exporter.gates": ("exporter.rules", "exporter.rewriter", "exporter.analysis", "exporter.groups"),
     "exporter.masked": ("exporter.rules", "exporter.rewriter", "exporter.analysis", "exporter.groups"),
-    "exporter.rewriter": ("exporter.rules", "exporter.masked", "exporter.verifier"),
+    "exporter.rewriter": ("exporter.rules", "exporter.masked", "exporter.prover", "exporter.verifier"),
     "exporter.plan": ("exporter.graph", "exporter.groups", "numpy", "onnx"),
     "exporter.errors": ("exporter.graph", "numpy", "onnx", "runtime"),
     "exporter.sparsity.check": tuple(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from onnx import helper
 
-from exporter import find_groups, load, make_plan, rewrite, score, verify
+from exporter import find_groups, load, make_plan, rewrite, score, verifier, verify
+from exporter.errors import CannotRun, ModelError
+from runtime.errors import NoMemory
 from tests.exporter.files import write
 from tests.onnx_builder import build, ints, node, weights
 
@@ -60,3 +62,38 @@ def test_gates_inside_of_branches(tmp_path, ir):
     groups = find_groups(graph)
     plan = make_plan(groups, score(groups), ratio=0.5, align=1)
     assert verify(rewrite(graph, plan), graph, plan, piece_bytes=1).error < 1e-5
+
+
+@pytest.mark.parametrize("short", [MemoryError("std::bad_alloc"), NoMemory("no memory is left to run the model")])
+def test_where_memory_is_short_the_proof_goes_in_pieces(tmp_path, monkeypatch, short):
+    def whole(*_):
+        if isinstance(short, MemoryError):
+            raise short
+        raise CannotRun("the model cannot be proved: no memory is left") from short
+
+    nodes, inputs, constants = late()
+    graph = load(write(build(nodes, inputs, ["y"], constants), tmp_path))
+    groups = find_groups(graph)
+    plan = make_plan(groups, score(groups), ratio=0.5, align=1)
+    monkeypatch.setattr(verifier, "_as_a_whole", whole)
+    monkeypatch.setattr(verifier, "_SMALL_PIECE_BYTES", 1)
+    said = []
+    proof = verify(rewrite(graph, plan), graph, plan, progress=lambda line: said.append(str(line)))
+    assert proof.pieces > 1
+    assert "proving in pieces, for want of memory" in said
+    monkeypatch.setattr(verifier, "_in_pieces", whole)
+    with pytest.raises(CannotRun, match="no memory is left"):
+        verify(rewrite(graph, plan), graph, plan)
+
+
+def test_other_errors_are_told_as_they_are(tmp_path, monkeypatch):
+    def whole(*_):
+        raise ModelError("something else")
+
+    nodes, inputs, constants = late()
+    graph = load(write(build(nodes, inputs, ["y"], constants), tmp_path))
+    groups = find_groups(graph)
+    plan = make_plan(groups, score(groups), ratio=0.5, align=1)
+    monkeypatch.setattr(verifier, "_as_a_whole", whole)
+    with pytest.raises(ModelError, match="something else"):
+        verify(rewrite(graph, plan), graph, plan)

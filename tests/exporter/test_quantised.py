@@ -242,7 +242,7 @@ def test_codes_that_there_is_no_room_for_are_told(tmp_path, monkeypatch):
     assert (len(whole[0]), whole[1]) == (12, 0)
     some = code_tensors(graph, pruned, 64 * 16 * 3)
     assert some == (whole[0][:3], 9)
-    monkeypatch.setattr("exporter.verifier.code_tensors", lambda *_: some)
+    monkeypatch.setattr("exporter.prover.code_tensors", lambda *_: some)
     moved(pruned, 1e-4)
     with pytest.raises(GoalError, match="no room to hand over 9 tensors of codes"):
         verify(pruned, graph, plan)

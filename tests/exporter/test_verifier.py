@@ -12,9 +12,8 @@ import pytest
 from exporter import GoalError, ModelError, UsageError, find_groups, load, make_plan, rewrite, score, verify
 from exporter.graph import Graph
 from exporter.model_file import from_model
-from exporter.relative_difference import signal
+from exporter.relative_difference import difference, signal
 from exporter.sessions import run_own
-from exporter.verifier import difference
 from runtime.errors import NoMemory
 from tests.exporter.files import halved, off, write
 from tests.onnx_builder import build, node, weights
