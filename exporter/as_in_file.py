@@ -82,7 +82,8 @@ def read_later(graph: Graph, cuts: Sequence[Sequence[Node]], file: Mapping[str, 
 
 def _changed(graph: Graph, nodes: Sequence[Node], file: Mapping[str, NodeProto]) -> list[str]:
     """What is compared of a piece; nothing where its nodes are those of the file."""
-    if all(_same(n.proto, file.get(n.key)) for n in nodes):
+    folded = {n for n in graph.constants if n in file and file[n].op_type != "Constant"}
+    if all(_same(n.proto, file.get(n.key)) and folded.isdisjoint(reads(n.proto)) for n in nodes):
         return []
     return [o for n in nodes for o in n.outputs if o in file and graph.inferred.dtype.get(o) in FLOATS]
 

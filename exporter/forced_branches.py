@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from exporter.graph import Graph, Node, op_of, opsets_of
 from exporter.protos import all_nodes, graphs_of, key_of, set_nodes, subgraphs
@@ -19,7 +19,7 @@ LIMIT = 32
 """Most ways that are tried."""
 
 _ITERATIONS = 2
-_COUNT = "secateur.way.count"
+_COUNT, _SHIFT = "secateur.way.count", "secateur.way.shift"
 _WITH_WHERE = 9
 """The first operator set in which a number of rounds can be compared and chosen."""
 
@@ -88,18 +88,39 @@ def force(model: ModelProto, way: Way, short: bool = False) -> bytes:
     return bytes(copy.SerializeToString())
 
 
-def first_rounds(model: ModelProto) -> ModelProto | None:
+def first_rounds(model: ModelProto, shift: float = 0.0) -> ModelProto | None:
     """The model with Loops that end after two rounds; None where it has none that can be made so.
 
     A decoder that reads what it chose makes, in the end, a difference of everything out of one in the last place; two
     models whose first rounds agree, from the same states, are the same.
+
+    Args:
+        model: it stays as it is.
+        shift: added to all states that are 32-bit numbers: weights that only states read show nothing where these begin
+            with zero.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
     if not _end_early(copy, lambda _: True):
         return None
-    _add_constants(copy, {_COUNT: np.array(_ITERATIONS, np.int64)})
+    if shift:
+        for graph in graphs_of(copy.graph):
+            set_nodes(graph, [new for node in graph.node for new in _shifted(node)])
+    _add_constants(copy, {_COUNT: np.array(_ITERATIONS, np.int64), _SHIFT: np.array(shift, np.float32)})
     return copy
+
+
+def _shifted(node: NodeProto) -> list[NodeProto]:
+    """A node, and before it, where it is a Loop, what is added to its states."""
+    if op_of(node) != "Loop":
+        return [node]
+    made: list[NodeProto] = []
+    for place, state in enumerate(next(iter(subgraphs(node))).input[2:], 2):
+        if state.type.tensor_type.elem_type == TensorProto.FLOAT and node.input[place]:
+            name = f"secateur.way.{key_of(node)}.state{place}"
+            made.append(helper.make_node("Add", [node.input[place], _SHIFT], [name]))
+            node.input[place] = name
+    return [*made, node]
 
 
 def _end_early(model: ModelProto, chosen: Callable[[NodeProto], bool]) -> bool:

@@ -22,7 +22,7 @@ from exporter.deciding import chooses
 from exporter.errors import GoalError, ModelError
 from exporter.excerpts import FLOATS, Excerpt, excerpt, in_32_bits, run_excerpt
 from exporter.fed_weights import NARROW, Room
-from exporter.first_steps import first_steps
+from exporter.few_steps import STATE_SHIFT, few_steps, starts_of
 from exporter.forced_branches import first_rounds, ways
 from exporter.graph import Graph, Node
 from exporter.masked import masked_original
@@ -96,28 +96,12 @@ def prove_pieces(
     walk = _Walk(wide, small, plan, [{n: in_32_bits(v) for n, v in s.items()} for s in sets])
     file = nodes_of_file(graph)
     of_file = read_later(wide, cuts, file)
-    outputs: dict[str, float] = {}
-    worst, inner = 0.0, 0
     for number, nodes in enumerate(cuts, 1):
         progress(Count("comparing pieces with the masked original", number - 1, len(cuts)))
         later = {n for rest in cuts[number:] for node in rest for n in reads(node.proto)}
         later = later.union(graph.outputs, *of_file[number : number + 1])
         check_nodes_read(wide, walk.values, nodes, file, tolerance, walk.room)
-        made = walk.masked(nodes, later)
-        got = walk.pruned(made[0])
-        excused: dict[str, float] = {}
-        for name, error, counts in walk.errors(made, got, tolerance, failure):
-            if name in graph.outputs:
-                outputs[name] = max(outputs.get(name, 0.0), error)
-            if counts and error > tolerance:
-                excused[name] = max(error, excused.get(name, 0.0))
-            elif counts:
-                worst = max(worst, error)
-        if excused and not walk.compare_first_rounds(tolerance, failure):
-            name = max(excused, key=excused.__getitem__)
-            if excused[name] > _MOST_EXCUSED:
-                raise GoalError(failure(name, excused[name]))
-        inner += sum(name not in graph.outputs for name in got[0])
+        walk.compare(nodes, later, tolerance, failure)
         walk.forget(later)
     missing = [n for n in graph.outputs if n in graph.producer and n in pruned.producer and n not in walk.compared]
     if missing:
@@ -125,7 +109,7 @@ def prove_pieces(
     warnings = ["proved in pieces, so not run with ONNX Runtime's default optimisation"]
     if ways(graph):
         warnings.append("not proved: branches and loops that these inputs do not lead into")
-    return Found(outputs, worst, inner, len(cuts), tuple(warnings))
+    return Found(walk.errors_of, walk.worst, len(walk.compared - set(graph.outputs)), len(cuts), tuple(warnings))
 
 
 def pieces(graph: Graph, limit: int) -> list[list[Node]]:
@@ -162,6 +146,8 @@ class _Walk:
         own_last: the same of the pruned model.
         done: keys of the nodes of the pruned graph that have run.
         compared: names of the tensors that were compared.
+        errors_of: largest difference of each output.
+        worst: the largest that noise does not have to excuse.
         room: where weights are while a piece runs.
     """
 
@@ -173,6 +159,8 @@ class _Walk:
     own_last: _Run = field(init=False)
     done: set[str] = field(default_factory=set)
     compared: set[str] = field(default_factory=set)
+    errors_of: dict[str, float] = field(default_factory=dict)
+    worst: float = 0.0
     room: Room = field(default_factory=Room)
 
     def __post_init__(self) -> None:
@@ -186,6 +174,32 @@ class _Walk:
 
     def _fits(self, name: str, values: Array) -> bool:
         return fits(values, self.plan.hide.get(name, {}))
+
+    def compare(
+        self, nodes: Sequence[Node], later: set[str], tolerance: float, failure: Callable[[str, float], str]
+    ) -> None:
+        """Compare a piece; node by node, each given what the masked original has, where noise excuses more.
+
+        Raises:
+            GoalError: a tensor differs.
+        """
+        made = self.masked(nodes, later)
+        got = self.pruned(made[0])
+        found = self.errors(made, got, tolerance, failure)
+        excused = {name: error for name, error, counts in found if counts and error > tolerance}
+        if excused and len(nodes) > 1:
+            for place, node in enumerate(nodes, 1):
+                self.compare([node], later.union(*(reads(n.proto) for n in nodes[place:])), tolerance, failure)
+            return
+        for name, error, counts in found:
+            if name in self.graph.outputs:
+                self.errors_of[name] = max(self.errors_of.get(name, 0.0), error)
+            if counts and name not in excused:
+                self.worst = max(self.worst, error)
+        if excused and not self.compare_shortened(nodes, tolerance, failure):
+            name = max(excused, key=excused.__getitem__)
+            if excused[name] > _MOST_EXCUSED:
+                raise GoalError(failure(name, excused[name]))
 
     def masked(self, nodes: Sequence[Node], later: set[str]) -> list[dict[str, Array]]:
         """Run a piece of the masked original; what it makes, for each run."""
@@ -270,7 +284,7 @@ class _Walk:
                 found.append((name, error, counts))
                 if counts and error > tolerance:
                     noise = self.noise(made, model) if noise is None else noise
-                    if error > NOISE_FACTOR * noise[run][name]:
+                    if not error <= NOISE_FACTOR * noise[run][name] < math.inf:
                         raise GoalError(failure(name, error))
         return found
 
@@ -293,8 +307,8 @@ class _Walk:
             for have, want in zip(other, made, strict=True)
         ]
 
-    def compare_first_rounds(self, tolerance: float, failure: Callable[[str, float], str]) -> bool:
-        """Compare the last piece where what goes round in it ends after two rounds, and noise excuses more of them.
+    def compare_shortened(self, nodes: Sequence[Node], tolerance: float, failure: Callable[[str, float], str]) -> bool:
+        """Compare the last piece where what goes round in it ends soon, and noise excuses more of them.
 
         Returns:
             Whether there was something that goes round.
@@ -303,19 +317,28 @@ class _Walk:
             GoalError: a tensor differs.
         """
         there = False
-        for dense, pruned in zip(self._short(self.last), self._short(self.own_last), strict=True):
+        starts = starts_of([n.proto for n in nodes], self.graph.opsets.get("", 0), self._known)
+        for dense, pruned in zip(self._short(self.last, starts), self._short(self.own_last, starts), strict=True):
             names = [n for n in dense[1] if n in pruned[1]] if dense and pruned else []
-            if dense and pruned and names:
+            if not (dense and pruned and names):
+                continue
+            try:
                 made = run_excerpt(dense[0], self.last[1], names, self.last[3], "the masked original", self.room)
-                got = run_excerpt(pruned[0], self.own_last[1], names, self.own_last[3], "the pruned model", self.room)
-                self.errors(made, got, tolerance, failure, dense[0])
-                there = True
+            except ModelError:  # what lies behind it in a branch is for sequences of one length
+                continue
+            got = run_excerpt(pruned[0], self.own_last[1], names, self.own_last[3], "the pruned model", self.room)
+            self.errors(made, got, tolerance, failure, dense[0])
+            there = True
         return there
 
-    def _short(self, run: _Run) -> list[tuple[ModelProto, list[str]] | None]:
-        """A piece with Loops of two rounds, and with sequences of two steps, and what each gives."""
-        loops = first_rounds(run[0])
-        return [(loops, run[2]) if loops is not None else None, first_steps(run[0])]
+    def _known(self, name: str) -> Array | None:
+        found = self.last[3][0].get(name)
+        return self.graph.array(name) if found is None and name in self.graph.constants else found
+
+    def _short(self, run: _Run, starts: Mapping[str, int]) -> list[tuple[ModelProto, list[str]] | None]:
+        """A piece with Loops of few rounds, and with sequences of few steps, and what each gives."""
+        loops = first_rounds(run[0], STATE_SHIFT)
+        return [(loops, run[2]) if loops is not None else None, few_steps(run[0], starts)]
 
     def forget(self, later: set[str]) -> None:
         """Drop what nobody reads any more."""

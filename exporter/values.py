@@ -191,7 +191,8 @@ def _small_result(op: str, inputs: Sequence[Known | None]) -> bool:
 def _exact_power(base: Known, exponent: Known) -> bool:
     """Whether a power is one number in integers and in floating point; what does not fit every runtime makes its own
     way."""
-    return bool(np.all(np.abs(np.power(base.astype(np.float64), exponent.astype(np.float64))) <= _EXACT))
+    most = min(_EXACT, float(np.iinfo(base.dtype.name).max))
+    return bool(np.all(np.abs(np.power(base.astype(np.float64), exponent.astype(np.float64))) <= most))
 
 
 def _reference(node: onnx.NodeProto, inputs: Sequence[Known | None]) -> list[Known] | None:

@@ -117,9 +117,9 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
     allowed, demands = _of_graph(path, session.inputs)
     failure: RunError | None = None
     candidates = _candidates(path, session.inputs, shapes, demands, asked.batch)
-    if not same.keys() <= shapes.keys() and asked.batch is None:
+    if not same.keys() <= shapes.keys():
         with contextlib.suppress(BadRequest):  # one name for two sizes
-            candidates = [*_candidates(path, session.inputs, {**same, **shapes}, demands, None)[:1], *candidates]
+            candidates = [*_candidates(path, session.inputs, {**same, **shapes}, demands, asked.batch)[:1], *candidates]
     for sizes, batch in candidates:
         values = feeds.seeded(session.inputs, sizes, asked.seed, allowed)
         try:
@@ -149,7 +149,7 @@ def prepare_alike(
         progress(f"loading {model[0].name}")
         runners.append(prepare(*model, runners[0] if runners else None))
     first = runners[0]
-    if asked.inputs is not None or asked.batch is not None:
+    if asked.inputs is not None:
         return runners
     given = asked.shapes or {}
     for runner in runners[1:]:

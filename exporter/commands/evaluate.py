@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
             raise BadRequest(f"{model}: no such file.{near(model)}")
     session = open_session(options.model)
     original = open_session(options.reference) if options.reference is not None else None
-    inputs = {spec.name: spec for spec in (*(original.inputs if original else ()), *session.inputs)}
+    specs = [*(original.inputs if original else ()), *session.inputs]
+    inputs = {spec.name: spec for spec in sorted(specs, key=lambda spec: sum(isinstance(d, int) for d in spec.shape))}
     names = options.labels or (() if needs == "reference" else USUAL_LABELS)
     samples = load_samples(options.data, [*inputs.values()], preprocess=preprocess, limit=options.limit, labels=names)
     result = evaluate(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from onnx import helper
 
-from exporter import find_groups, load, make_plan, rewrite, score, verifier, verify
-from exporter.errors import CannotRun, ModelError
+from exporter import find_groups, load, make_plan, rewrite, score, values, verifier, verify
+from exporter.errors import CannotRun, GoalError, ModelError
 from runtime.errors import NoMemory
-from tests.exporter.files import write
+from tests.exporter.files import halved, write
 from tests.onnx_builder import build, ints, node, weights
 
 
@@ -62,6 +62,26 @@ def test_gates_inside_of_branches(tmp_path, ir):
     groups = find_groups(graph)
     plan = make_plan(groups, score(groups), ratio=0.5, align=1)
     assert verify(rewrite(graph, plan), graph, plan, piece_bytes=1).error < 1e-5
+
+
+@pytest.mark.parametrize("piece_bytes", [None, 1])
+def test_constants_that_reading_made_are_those_of_the_file(tmp_path, monkeypatch, piece_bytes):
+    nodes = [
+        node("Add", "ten ten", "e"), node("Cast", "e", "ef", to=1), node("MatMul", "x w1", "h"), node("Relu", "h", "a"),
+        node("MatMul", "a w2", "o"), node("Mul", "o ef", "y"),
+    ]  # fmt: skip
+    constants = weights(w1=(5, 8), w2=(8, 3)) | {"ten": ints(10)}
+    path = write(build(nodes, {"x": ["N", 5]}, ["y"], constants), tmp_path)
+    for wrong in (False, True):
+        if wrong:
+            monkeypatch.setitem(values._ELEMENTWISE, "Add", lambda a, b: a + b + 1)
+        graph = load(path)
+        plan, pruned = halved(graph)
+        if not wrong:
+            assert verify(pruned, graph, plan, piece_bytes=piece_bytes).error < 1e-5
+            continue
+        with pytest.raises(GoalError, match="changed while it was being read"):
+            verify(pruned, graph, plan, piece_bytes=piece_bytes)
 
 
 @pytest.mark.parametrize("short", [MemoryError("std::bad_alloc"), NoMemory("no memory is left to run the model")])

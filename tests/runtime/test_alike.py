@@ -86,6 +86,13 @@ def test_a_batch_that_the_file_fixes_may_be_asked_for(tmp_path, batch):
             prepare(path, asked)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_with_a_batch_the_other_axes_have_the_same_sizes(tmp_path, order):
+    paths = written(tmp_path, a=product(["N", 7, 8]), b=product(["N", "T", 8]))[::order]
+    asked = Asked("ort-cpu", SessionOptions(threads=1), batch=3)
+    assert [r.shapes["x"] for r in prepare_alike([(path, asked) for path in paths])] == [(3, 7, 8)] * 2
+
+
 def test_outputs_in_half_precision_are_compared_on_the_same_numbers(tmp_path):
     paths = written(tmp_path, a=product(["N", 8]), b=product(["N", 8], "h"))
     found = compare_models(*paths, ONE, seconds=0.05)

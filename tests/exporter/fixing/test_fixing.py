@@ -549,6 +549,11 @@ ARITHMETIC = {
     "negative": ([node("Div", "n d", "r")], {"d": 3}, -7),
     "negative, exact": ([node("Div", "n d", "r")], {"d": -3}, 6),
     "power": ([node("Pow", "n d", "q"), node("Mod", "q k", "r")], {"d": 40, "k": 1000}, 3),
+    "power of 32 bits": (
+        [node("Cast", "n", "m", to=6), node("Pow", "m d", "q"), node("Cast", "q", "r", to=7)],
+        {"d": np.int32(10)},
+        10,
+    ),
     "small power": ([node("Pow", "n d", "r")], {"d": 5}, 3),
 }
 
@@ -556,7 +561,7 @@ ARITHMETIC = {
 @pytest.mark.parametrize("case", ARITHMETIC)
 def test_whole_numbers_are_what_the_runtime_makes_them(case, tmp_path):
     nodes, constants, value = ARITHMETIC[case]
-    model = switched(nodes, {name: np.int64(number) for name, number in constants.items()})
+    model = switched(nodes, {n: v if isinstance(v, np.int32) else np.int64(v) for n, v in constants.items()})
     found, _, path = fixed(tmp_path, model, f"n={value}")
     for taken in (True, False):
         feed = {"x": np.ones((1, 3), np.float32), "c": np.array(taken)}

@@ -102,6 +102,17 @@ def test_what_is_added_and_no_bias(tmp_path, outputs, added, stays):
     assert np.abs(want - got).max() < 0.1 * want.std() + 1e-6
 
 
+@pytest.mark.parametrize(("between", "constant"), [
+    ([node("Identity", "h", "k")], "g"), ([node("Dropout", "h", "k")], "g"),
+    ([node("Identity", "h", "k"), node("Reshape", "g whole", "g2")], "g2"),
+])  # fmt: skip
+def test_what_is_added_behind_what_does_nothing(tmp_path, between, constant):
+    nodes = [node("MatMul", "x w", "h"), *between, node("Add", f"k {constant}", "s"), node("MatMul", "x v", "t")]
+    constants = weights(w=(16, 1), v=(16, 4)) | {"g": np.ones(7, "f"), "whole": np.array([1, 1, 7])}
+    found = quantized(tmp_path, build(nodes, {"x": ["N", 16]}, ["s", "t"], constants), "int8-dynamic")
+    assert found.quantized == ("node_t",)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("precision", ["int8-weight", "int8-dynamic", "int4-weight"])
 def test_weights_that_are_no_numbers_stay(tmp_path, precision, bad):
