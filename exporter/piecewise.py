@@ -39,7 +39,7 @@ from runtime.steps import Count
 PIECE_BYTES = 400_000_000
 """Weights of a piece; a node that reads more is a piece of its own."""
 _MOST_EXCUSED = 0.1
-"""The largest difference, relative to the signal, that noise alone excuses where nothing in a piece goes round."""
+"""The largest difference, relative to the signal, that noise excuses of what goes round and cannot be shortened."""
 
 _INNER_ELEMENTS = 1 << 25
 
@@ -196,7 +196,7 @@ class _Walk:
                 self.errors_of[name] = max(self.errors_of.get(name, 0.0), error)
             if counts and name not in excused:
                 self.worst = max(self.worst, error)
-        if excused and not self.compare_shortened(nodes, tolerance, failure):
+        if excused and self.compare_shortened(nodes, tolerance, failure) is False:
             name = max(excused, key=excused.__getitem__)
             if excused[name] > _MOST_EXCUSED:
                 raise GoalError(failure(name, excused[name]))
@@ -316,20 +316,21 @@ class _Walk:
         Raises:
             GoalError: a tensor differs.
         """
-        there = False
+        done: bool | None = None
         starts = starts_of([n.proto for n in nodes], self.graph.opsets.get("", 0), self._known)
         for dense, pruned in zip(self._short(self.last, starts), self._short(self.own_last, starts), strict=True):
             names = [n for n in dense[1] if n in pruned[1]] if dense and pruned else []
             if not (dense and pruned and names):
                 continue
+            done = done or False
             try:
                 made = run_excerpt(dense[0], self.last[1], names, self.last[3], "the masked original", self.room)
             except ModelError:  # what lies behind it in a branch is for sequences of one length
                 continue
             got = run_excerpt(pruned[0], self.own_last[1], names, self.own_last[3], "the pruned model", self.room)
             self.errors(made, got, tolerance, failure, dense[0])
-            there = True
-        return there
+            done = True
+        return done
 
     def _known(self, name: str) -> Array | None:
         found = self.last[3][0].get(name)
