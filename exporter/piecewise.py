@@ -307,7 +307,9 @@ class _Walk:
             for have, want in zip(other, made, strict=True)
         ]
 
-    def compare_shortened(self, nodes: Sequence[Node], tolerance: float, failure: Callable[[str, float], str]) -> bool:
+    def compare_shortened(
+        self, nodes: Sequence[Node], tolerance: float, failure: Callable[[str, float], str]
+    ) -> bool | None:
         """Compare the last piece where what goes round in it ends soon, and noise excuses more of them.
 
         Returns:
