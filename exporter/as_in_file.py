@@ -19,7 +19,7 @@ from exporter.unread import leave_out_unread
 
 
 def nodes_of_file(graph: Graph) -> dict[str, NodeProto] | None:
-    """The nodes of the file, by what they make; None where there is no file."""
+    """The nodes of the file, by what they make; None where there is no file, or one with functions."""
     path = graph.source.path
     if path is None or not path.is_file():
         return None
@@ -35,17 +35,26 @@ def check_nodes_read(
     graph: Graph,
     values: Sequence[Mapping[str, Array]],
     nodes: Sequence[Node],
-    file: Mapping[str, NodeProto] | None,
+    names: Sequence[str],
+    file: Mapping[str, NodeProto],
     tolerance: float,
     room: Room,
 ) -> None:
     """The graph as analysed must do what the file does: the nodes are the same, or give the same.
 
+    Args:
+        graph: the graph.
+        values: for each run, the tensors before them.
+        nodes: of a piece.
+        names: what is compared of it, as ``changed_of`` says.
+        file: nodes of the file, by what they make.
+        tolerance: largest accepted difference.
+        room: where weights are while they run.
+
     Raises:
         GoalError: they do not.
     """
-    names = _changed(graph, nodes, file) if file is not None else []
-    if file is None or not names:
+    if not names:
         return
     ours = excerpt(graph, [n.proto for n in nodes], names, values[0])
     model = onnx.load_model(str(graph.source.path), load_external_data=False)
@@ -61,18 +70,27 @@ def check_nodes_read(
             )
 
 
-def read_later(graph: Graph, cuts: Sequence[Sequence[Node]], file: Mapping[str, NodeProto] | None) -> list[set[str]]:
+def changed_of(graph: Graph, nodes: Sequence[Node], file: Mapping[str, NodeProto]) -> list[str]:
+    """What is compared of a piece; nothing where its nodes are those of the file."""
+    if all(_same(n.proto, file.get(n.key)) and not _reads_folded(graph, n.proto, file) for n in nodes):
+        return []
+    return [o for n in nodes for o in n.outputs if o in file and graph.inferred.dtype.get(o) in FLOATS]
+
+
+def read_later(
+    graph: Graph, cuts: Sequence[Sequence[Node]], changed: Sequence[Sequence[str]], file: Mapping[str, NodeProto]
+) -> list[set[str]]:
     """For each piece, what nodes of the file that stand for it and those after it read of what is there before them.
 
     Args:
         graph: the graph.
         cuts: its pieces.
-        file: nodes of the file, by what they make; None where there is none.
+        changed: what is compared of each.
+        file: nodes of the file, by what they make.
     """
     there, found = set(graph.inputs), []
-    for nodes in cuts:
-        names = _changed(graph, nodes, file) if file is not None else []
-        behind = _back(file, names, there) if file is not None else []
+    for nodes, names in zip(cuts, changed, strict=True):
+        behind = _back(file, names, there) if names else []
         found.append(there & set().union(*map(reads, behind)))
         there |= {o for node in nodes for o in node.outputs if o}
     for later in range(len(found) - 2, -1, -1):
@@ -80,12 +98,9 @@ def read_later(graph: Graph, cuts: Sequence[Sequence[Node]], file: Mapping[str, 
     return found
 
 
-def _changed(graph: Graph, nodes: Sequence[Node], file: Mapping[str, NodeProto]) -> list[str]:
-    """What is compared of a piece; nothing where its nodes are those of the file."""
-    folded = {n for n in graph.constants if n in file and file[n].op_type != "Constant"}
-    if all(_same(n.proto, file.get(n.key)) and folded.isdisjoint(reads(n.proto)) for n in nodes):
-        return []
-    return [o for n in nodes for o in n.outputs if o in file and graph.inferred.dtype.get(o) in FLOATS]
+def _reads_folded(graph: Graph, node: NodeProto, file: Mapping[str, NodeProto]) -> bool:
+    """Whether a node reads a constant that the file computes."""
+    return any(n in graph.constants and n in file and file[n].op_type != "Constant" for n in reads(node))
 
 
 def _same(node: NodeProto, other: NodeProto | None) -> bool:

@@ -6,7 +6,6 @@ Everything heavy is imported inside the commands, so that ``secateur --help`` an
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -36,7 +35,7 @@ from exporter.commands import (
     verify,
 )
 from exporter.commands.apart import run_apart
-from exporter.commands.console import complain, erase_bar, say
+from exporter.commands.console import complain, drop_stdout, erase_bar, say
 from exporter.commands.options import EXIT_CODES
 from exporter.commands.parsing import Parser
 
@@ -101,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_apart(lambda: _carry_out(options), options.apart)
         return _carry_out(options)
     except BrokenPipeError:  # the reader of our output went away; nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return 0
     except KeyboardInterrupt:
         complain("interrupted; nothing was written")

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from exporter.fold import live_nodes
 from exporter.graph import op_of, opsets_of
-from exporter.protos import all_nodes, attributes_of, fresh_names, graphs_of, reads, set_nodes, subgraphs
+from exporter.protos import all_nodes, attributes_of, fresh_names, graphs_of, set_nodes, subgraphs
 from exporter.relative_difference import Array, is_float
 
 _RECURRENT = {"RNN": (5,), "GRU": (5,), "LSTM": (5, 6)}
@@ -63,13 +64,8 @@ def few_steps(model: ModelProto, starts: Mapping[str, int]) -> tuple[ModelProto,
     names = [name for node in copy.graph.node if not found.isdisjoint(_inside(node)) for name in node.output if name]
     if not names:
         return None
-    wanted = set(names)
-    kept: list[NodeProto] = []
-    for node in reversed(copy.graph.node):
-        if not wanted.isdisjoint(node.output):
-            kept.append(node)
-            wanted |= reads(node)
-    set_nodes(copy.graph, reversed(kept))
+    live = live_nodes(copy.graph.node, [False] * len(copy.graph.node), set(names))
+    set_nodes(copy.graph, [node for node, keep in zip(copy.graph.node, live, strict=True) if keep])
     del copy.graph.output[:]
     copy.graph.output.extend(ValueInfoProto(name=name) for name in names)
     return copy, names

@@ -17,7 +17,7 @@ import numpy as np
 from onnx import ModelProto
 
 from exporter import tensors
-from exporter.as_in_file import check_nodes_read, nodes_of_file, read_later
+from exporter.as_in_file import changed_of, check_nodes_read, nodes_of_file, read_later
 from exporter.deciding import chooses
 from exporter.errors import GoalError, ModelError
 from exporter.excerpts import FLOATS, Excerpt, excerpt, in_32_bits, run_excerpt
@@ -95,12 +95,13 @@ def prove_pieces(
     wide, small = (replace(g, inferred=widened_types(g.inferred, NARROW)) for g in (graph, pruned))
     walk = _Walk(wide, small, plan, [{n: in_32_bits(v) for n, v in s.items()} for s in sets])
     file = nodes_of_file(graph)
-    of_file = read_later(wide, cuts, file)
+    changed = [changed_of(wide, nodes, file) if file is not None else [] for nodes in cuts]
+    of_file = read_later(wide, cuts, changed, file or {})
     for number, nodes in enumerate(cuts, 1):
         progress(Count("comparing pieces with the masked original", number - 1, len(cuts)))
         later = {n for rest in cuts[number:] for node in rest for n in reads(node.proto)}
         later = later.union(graph.outputs, *of_file[number : number + 1])
-        check_nodes_read(wide, walk.values, nodes, file, tolerance, walk.room)
+        check_nodes_read(wide, walk.values, nodes, changed[number - 1], file or {}, tolerance, walk.room)
         walk.compare(nodes, later, tolerance, failure)
         walk.forget(later)
     missing = [n for n in graph.outputs if n in graph.producer and n in pruned.producer and n not in walk.compared]

@@ -139,6 +139,11 @@ def say(text: str) -> None:
     _print(f"{text}\n")
 
 
+def drop_stdout() -> None:
+    """Let nothing more be printed, and nothing fail as what is left is flushed in the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _print(text: str) -> None:
     from exporter.errors import UsageError
 
@@ -148,7 +153,7 @@ def _print(text: str) -> None:
     except BrokenPipeError:  # the reader went away
         raise
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed once more in the end
+        drop_stdout()
         raise UsageError(f"the result cannot be written to stdout: {error.strerror}.") from error
 
 

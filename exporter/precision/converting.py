@@ -29,7 +29,7 @@ from exporter.precision.rewriting import rewrite_types
 from exporter.precision.rounded import rounded_model
 from exporter.precision.types import types_of
 from exporter.precision.values import Retyped, convert_values
-from exporter.relative_difference import difference, is_float
+from exporter.relative_difference import difference, is_float, signal
 from exporter.sessions import not_calibrated
 from exporter.sizes import at_sizes
 from exporter.synthetic import synthetic_samples
@@ -299,7 +299,7 @@ def _differences(wanted: Sequence[Outputs], got: Sequence[Outputs]) -> tuple[dic
     as a share of the variance."""
     errors: dict[str, float] = {}
     names = [n for n, values in wanted[0].items() if isinstance(values, np.ndarray) and is_float(values)]
-    scales = {name: _signal_of([want[name] for want in wanted]) for name in names}
+    scales = {name: signal([want[name] for want in wanted]) for name in names}  # of all runs: each may be one number
     deviation = Deviation(dict.fromkeys(names, 1.0))
     for want, have in zip(wanted, got, strict=True):
         for name, values in want.items():
@@ -309,17 +309,6 @@ def _differences(wanted: Sequence[Outputs], got: Sequence[Outputs]) -> tuple[dic
         alike = [name for name in names if np.shape(have[name]) == np.shape(want[name])]
         deviation.add({name: have[name] for name in alike}, {name: want[name] for name in alike})
     return errors, deviation.value
-
-
-def _signal_of(runs: Sequence[Array]) -> float:
-    """What ``signal`` is of a tensor in all runs together, of which each may hold a single number."""
-    finite = [values[np.isfinite(values)].astype(np.float64) for values in runs]
-    count, total = sum(map(np.size, finite)), sum(float(values.sum()) for values in finite)
-    if not count:
-        return 1.0
-    spread = (sum(float(np.square(values - total / count).sum()) for values in finite) / count) ** 0.5
-    largest = max(float(np.abs(values).max(initial=0)) for values in finite)
-    return spread if spread > 1e-9 * largest else largest or 1.0
 
 
 def _judge(errors: dict[str, float], most: float | None, precision: str) -> None:

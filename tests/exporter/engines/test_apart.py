@@ -85,20 +85,12 @@ def test_it_ends_with_the_process_that_started_it(how):
         assert gone(child)
 
 
-def test_an_interrupt_is_told_once():
+@pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["from a terminal", "to the process alone"])
+def test_an_interrupt_is_told_once(send):
+    """Supervisors know one process, and send it to that."""
     with start("print('ready', flush=True)\ntime.sleep(300)", start_new_session=True) as process:
         assert process.stdout.readline() == "ready\n"
-        os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=SECONDS)
-    assert process.returncode == 130
-    assert said.count("interrupted") == 1
-
-
-def test_an_interrupt_of_the_process_alone_reaches_its_work():
-    """As supervisors send it, who know one process."""
-    with start("print('ready', flush=True)\ntime.sleep(300)", start_new_session=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        os.kill(process.pid, signal.SIGINT)
+        send(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert said.count("interrupted") == 1
