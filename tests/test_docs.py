@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {str(p.relative_to(DOCS)): p.read_text(encoding="utf-8") for p in sorted(DOCS.rglob("*.md"))}
 SLOW = {"quickstart.md", "budget.md", "calibration.md", "tensorrt.md", "pays.md", "examples/cnn.md", "examples/vit.md"}
-SLOW |= {"examples/bert.md", "examples/audio.md"}
+SLOW |= {"examples/bert.md", "examples/audio.md", "convert.md", "sparsity.md", "quantization.md", "measuring.md"}
 
 
 def commands(text: str) -> list[str]:
