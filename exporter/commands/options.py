@@ -135,5 +135,6 @@ def add_half(group: Any) -> None:
         "--max-error",
         type=float,
         metavar="E",
-        help="most the outputs may differ, as a share of their standard deviation",
+        help="most the outputs may differ, as a share of their standard deviation; the nodes that do most to them stay "
+        "in fp32 until they do not",
     )

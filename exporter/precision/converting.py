@@ -5,36 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto
 
 from exporter.atomic import obstacle
 from exporter.calibration.data import batch_of
-from exporter.calibration.portioned import Portioned
-from exporter.calibration.sensitivity import Deviation
 from exporter.errors import GoalError, ModelError, UsageError
-from exporter.forced_branches import Way, force, ways
+from exporter.forced_branches import Way, ways
 from exporter.functions import Calls
 from exporter.graph import Graph
 from exporter.model_file import save
-from exporter.normalise import inline_data, input_specs, is_large, normalise, serialize_with_data
+from exporter.normalise import input_specs, is_large, serialize_with_data
+from exporter.precision.case import Case, Compared
 from exporter.precision.choosing import Stays, choose_nodes
+from exporter.precision.comparing import PLAIN
 from exporter.precision.lowering import LOW
 from exporter.precision.ranges import measure_extents, measure_pieces
-from exporter.precision.rewriting import rewrite_types
-from exporter.precision.rounded import rounded_model
+from exporter.precision.sparing import can_spare, spare
 from exporter.precision.types import types_of
-from exporter.precision.values import Retyped, convert_values
-from exporter.relative_difference import difference, is_float, signal
 from exporter.sessions import not_calibrated
 from exporter.sizes import at_sizes
 from exporter.synthetic import synthetic_samples
-from exporter.tensors import Array
-from runtime.backends import Session, SessionOptions, open_session
+from runtime.backends import Session, open_session
 from runtime.errors import Refused, RunError
 from runtime.feeds import Feeds
 from runtime.images import Preprocess
@@ -42,9 +36,6 @@ from runtime.samples import load_samples
 
 _MADE_UP = 4
 _SAMPLES = 64
-_PLAIN = SessionOptions(optimize=False)
-
-Outputs = Mapping[str, Array]
 
 
 def check_precision(precision: str) -> None:
@@ -78,7 +69,7 @@ class Converted:
     casts: int
     before: int
     after: int
-    errors: dict[str, float]
+    errors: Mapping[str, float]
     output_error: float
     samples: int
     source: str
@@ -118,7 +109,8 @@ def convert_precision(
         keep: globs of node names, outputs or operators that stay in fp32.
         refused: names of nodes, outputs or operators that TensorRT was found to refuse in this precision.
         keep_io: inputs and outputs stay in fp32.
-        max_error: largest difference of an output that is accepted, as a share of its standard deviation.
+        max_error: largest difference of an output that is accepted, as a share of its standard deviation. Nodes that
+            do most to the outputs stay in fp32 where that is needed; not in models too large for one message.
         shapes: sizes of dynamic axes.
         seed: of the samples.
         progress: called with a line before each step.
@@ -149,49 +141,38 @@ def convert_precision(
     if not lowered:
         reasons = "; ".join(f"{s.node}: {s.reason}" for s in stay[:3]) or f"{_without_fp32(kinds)}."
         raise ModelError(f"{path}: no node can compute in {precision}. {reasons}")
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    retyped = Retyped(graph, low, partial(convert_values, low=low))
-    casts = rewrite_types(model, low, lowered, kinds, graph.constants, retyped, keep_io)
-    errors: dict[str, float] = {}
-    shares: list[float] = []
+    case = Case(graph, low, kinds, keep_io, feeds, dense, want, around)
+    made = case.make(lowered)
+    found: list[Compared] = []
 
-    def compare(written: Path | None = None) -> None:
-        """Judge the model, or its file, of which ONNX Runtime maps the weights."""
+    def judge(written: Path | None = None) -> None:
         step("comparing with the original")
-        # ONNX Runtime computes fp16 on the CPU; for bf16 the original runs with every result rounded, which is what
-        # tensor cores do that add in fp32
-        if low == TensorProto.FLOAT16:
-            shown, outside = (model, retyped) if written is None else (onnx.load(written, load_external_data=False), {})
-        else:
-            shown, outside = rounded_model(graph, lowered, low)
-        if dense is None:
-            session = _portioned(shown, graph, outside, graph.folder if written is None else written.parent)
-            found, share = _differences(want, session.runs(_typed(feeds, session), graph.outputs))
-        else:
-            found, share = _compare(want, graph, shown, feeds, around)
-        errors.update(found)
-        shares.append(share)
-        _judge(errors, max_error, precision)
+        found.append(case.compare(made, written))
+        _judge(found[-1], max_error, precision)
 
     late = dense is None and low == TensorProto.FLOAT16 and output is not None  # nothing is converted twice
-    if not late:
-        compare()
+    if max_error is not None and can_spare(case):
+        made, compared, spared = spare(case, made, max_error, step)
+        found.append(compared)
+        stay += spared
+    elif not late:
+        judge()
     after = 0
     if output is not None:
         step("writing")
-        done, judge = replace(graph, model=model, calls=Calls()), compare if late else lambda _: None
-        after = save(done, output, values=retyped or None, progress=step, judge=judge)
+        done = replace(graph, model=made.model, calls=Calls())
+        last = judge if late else lambda _: None
+        after = save(done, output, values=made.retyped or None, progress=step, judge=last)
     return Converted(
         Path(output) if output is not None else None,
         precision,
-        len(lowered),
+        len(made.lowered),
         tuple(stay),
-        casts,
+        made.casts,
         graph.source.size,
         after,
-        errors,
-        shares[-1],
+        found[-1].errors,
+        found[-1].share,
         sum(_rows(f) for f in feeds),
         calib or "synthetic",
         keep_io,
@@ -222,7 +203,7 @@ def _prepared(
         if is_large(graph.model):
             return graph, feeds, None
         try:
-            dense = open_session(serialize_with_data(graph.model, graph.folder), options=_PLAIN)
+            dense = open_session(serialize_with_data(graph.model, graph.folder), options=PLAIN)
             dense.run(feeds[0])
         except RunError as error:
             refused = refused or error
@@ -250,69 +231,8 @@ def _rows(feed: Feeds) -> int:
     return next((len(v) for v in feed.values() if v.ndim), 1)
 
 
-def _portioned(model: onnx.ModelProto, graph: Graph, outside: Mapping[str, Array], folder: Path) -> Portioned:
-    """What runs a large converted model piece by piece, at the sizes of the original.
-
-    Args:
-        model: the model.
-        graph: the original.
-        outside: values of constants that the model does not hold.
-        folder: where its external data lies.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return Portioned(normalise(copy, folder, graph.source, graph.binding.shapes), outside)
-
-
-def _compare(
-    want: Sequence[Outputs], graph: Graph, model: onnx.ModelProto, feeds: Sequence[Feeds], around: Sequence[Way]
-) -> tuple[dict[str, float], float]:
-    """Differences of the outputs from those of the original, whichever way the inputs take through branches; as
-    ``_differences``."""
-    whole = inline_data(model, graph.folder)
-    try:
-        session = open_session(force(whole, {}), options=_PLAIN)
-    except RunError as error:
-        raise ModelError(
-            f"the converted model does not load: {error}\nNothing was written; please report it."
-        ) from error
-    errors, share = _differences(want, [session.run(feed) for feed in _typed(feeds, session)])
-    for way in around:
-        forced = force(inline_data(graph.model, graph.folder), way)
-        try:
-            pair = [open_session(data, options=_PLAIN) for data in (forced, force(whole, way))]
-            found, _ = _differences(*([s.run(feed) for feed in _typed(feeds[:1], s)] for s in pair))
-        except RunError:  # made-up inputs do not run everywhere
-            continue
-        errors = {name: max(error, found.get(name, 0.0)) for name, error in errors.items()}
-    return errors, share
-
-
-def _typed(feeds: Sequence[Feeds], session: Session | Portioned) -> list[Feeds]:
-    """Feeds in the types that a session takes."""
-    types = {spec.name: spec.dtype for spec in session.inputs}
-    return [{n: np.asarray(v, types[n]) for n, v in feed.items() if n in types} for feed in feeds]
-
-
-def _differences(wanted: Sequence[Outputs], got: Sequence[Outputs]) -> tuple[dict[str, float], float]:
-    """Largest difference of each output, as a share of its standard deviation, and the mean square of all differences
-    as a share of the variance."""
-    errors: dict[str, float] = {}
-    names = [n for n, values in wanted[0].items() if isinstance(values, np.ndarray) and is_float(values)]
-    scales = {name: signal([want[name] for want in wanted]) for name in names}  # of all runs: each may be one number
-    deviation = Deviation(dict.fromkeys(names, 1.0))
-    for want, have in zip(wanted, got, strict=True):
-        for name, values in want.items():
-            if isinstance(values, np.ndarray):
-                found = difference(np.asarray(have[name]).astype(values.dtype), values, scales.get(name, 1.0))
-                errors[name] = max(errors.get(name, 0.0), found)
-        alike = [name for name in names if np.shape(have[name]) == np.shape(want[name])]
-        deviation.add({name: have[name] for name in alike}, {name: want[name] for name in alike})
-    return errors, deviation.value
-
-
-def _judge(errors: dict[str, float], most: float | None, precision: str) -> None:
-    for name, error in errors.items():
+def _judge(compared: Compared, most: float | None, precision: str) -> None:
+    for name, error in compared.errors.items():
         if np.isinf(error):
             raise GoalError(
                 f"output '{name}' holds infinities or NaN in {precision} where the original has numbers. Nothing was "

@@ -14,6 +14,9 @@ from exporter.precision.lowering import Operands
 from exporter.precision.values import Retyped, convert_values
 from exporter.protos import fresh_names, key_of, set_nodes, subgraphs
 
+SWITCHED_SINCE = 9
+"""The operator set from which nodes can be rounded by choice: that of Where."""
+
 
 def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> tuple[onnx.ModelProto, Retyped]:
     """A model of fp32 tensors whose lowered nodes read and give rounded numbers, and the constants left outside it.
@@ -23,16 +26,46 @@ def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> tu
         lowered: operands that are half precision, by the node's first output.
         low: FLOAT16 or BFLOAT16.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    retyped = Retyped(graph, TensorProto.FLOAT, lambda values: convert_values(values, low).astype(np.float32))
+    model, retyped = _copied(graph, low)
     _round(model.graph, _Rounding(graph, model, lowered, low, fresh_names(model), retyped))
     return model, retyped
 
 
+def switched_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> tuple[onnx.ModelProto, str]:
+    """The same, but that each run chooses which nodes round.
+
+    Args:
+        graph: a graph that fits into one message, of operator set ``SWITCHED_SINCE`` or later; it stays as it is.
+        lowered, low: as for ``rounded_model``.
+
+    Returns:
+        The model, and the name of its input more: booleans in the order of ``lowered``.
+    """
+    model, retyped = _copied(graph, low)
+    fresh = fresh_names(model)
+    switch = fresh("secateur.switch")
+    flags = {key: fresh(f"{switch}.{number}") for number, key in enumerate(lowered)}
+    _round(model.graph, _Rounding(graph, model, lowered, low, fresh, retyped, flags))
+    nodes: list[NodeProto] = []
+    for number, flag in enumerate(flags.values()):
+        position = fresh(f"{flag}.position")
+        model.graph.initializer.append(helper.make_tensor(position, TensorProto.INT64, [], [number]))
+        nodes.append(helper.make_node("Gather", [switch, position], [flag]))
+    set_nodes(model.graph, [*nodes, *model.graph.node])
+    model.graph.input.append(helper.make_tensor_value_info(switch, TensorProto.BOOL, [len(flags)]))
+    return model, switch
+
+
+def _copied(graph: Graph, low: int) -> tuple[onnx.ModelProto, Retyped]:
+    """A copy of the model, and its constants rounded."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    return model, Retyped(graph, TensorProto.FLOAT, lambda values: convert_values(values, low).astype(np.float32))
+
+
 @dataclass(frozen=True)
 class _Rounding:
-    """What is rounded, and the rounded constants there are."""
+    """What is rounded, the booleans that say whether it is (none: always), and the rounded constants there are."""
 
     source: Graph
     model: onnx.ModelProto
@@ -40,6 +73,7 @@ class _Rounding:
     low: int
     fresh: Callable[[str], str]
     retyped: Retyped
+    flags: Mapping[str, str] = field(default_factory=dict)
     constants: dict[str, str] = field(default_factory=dict)
 
     def constant(self, name: str) -> str:
@@ -53,31 +87,43 @@ class _Rounding:
 def _round(graph: GraphProto, work: _Rounding) -> None:
     """Round in a graph and what lies in it, in place."""
     nodes: list[NodeProto] = []
-    cut: dict[str, str] = {}
+    cut: dict[tuple[str, str | None], str] = {}
 
-    def cast(name: str, result: str) -> str:
-        inner = work.fresh(f"{result}.low")
-        nodes.append(helper.make_node("Cast", [name], [inner], to=work.low))
-        nodes.append(helper.make_node("Cast", [inner], [result], to=TensorProto.FLOAT))
-        return result
+    def choose(flag: str, rounded: str, exact: str, result: str) -> None:
+        nodes.append(helper.make_node("Where", [flag, rounded, exact], [result]))
+
+    def cast(flag: str | None, name: str, result: str) -> None:
+        low = work.fresh(f"{result}.low")
+        wide = result if flag is None else work.fresh(f"{result}.wide")
+        nodes.append(helper.make_node("Cast", [name], [low], to=work.low))
+        nodes.append(helper.make_node("Cast", [low], [wide], to=TensorProto.FLOAT))
+        if flag is not None:
+            choose(flag, wide, name, result)
+
+    def read(flag: str | None, name: str) -> str:
+        """What stands for an operand that a node reads; as many nodes as have the same flag share it."""
+        constant = name in work.source.constants
+        if constant and flag is None:
+            return work.constant(name)
+        if (name, flag) not in cut:
+            result = cut[name, flag] = work.fresh(f"{name}.read")
+            if constant and flag is not None:
+                choose(flag, work.constant(name), name, result)
+            else:
+                cast(flag, name, result)
+        return cut[name, flag]
 
     for node in graph.node:
-        operands = work.lowered.get(key_of(node))
+        operands, flag = work.lowered.get(key_of(node)), work.flags.get(key_of(node))
         made = NodeProto()
         made.CopyFrom(node)
         for body in subgraphs(made):
             _round(body, work)
         for k in operands.inputs if operands is not None else ():
-            name = made.input[k]
-            if name in work.source.constants:
-                made.input[k] = work.constant(name)
-                continue
-            if name not in cut:
-                cut[name] = cast(name, work.fresh(f"{name}.rounded"))
-            made.input[k] = cut[name]
+            made.input[k] = read(flag, made.input[k])
         nodes.append(made)
         for k in operands.outputs if operands is not None else ():
             name = made.output[k]
             made.output[k] = work.fresh(f"{name}.exact")
-            cast(made.output[k], name)
+            cast(flag, made.output[k], name)
     set_nodes(graph, nodes)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from exporter.calibration.accuracy import Accuracy, compare_sessions
 from exporter.calibration.portioned import Runs
 from exporter.errors import GoalError
+from exporter.least import bisected, least
 from exporter.quantization.damage import Reference, opened
 from exporter.quantization.making import Made
 from exporter.quantization.precisions import Precision
@@ -78,7 +80,7 @@ def least_in_float(
     order = list(layers)
     damage: dict[str, float] = {}
 
-    def judged(count: int, make: Make) -> bool:
+    def judged(make: Make, count: int) -> bool:
         step(f"{count} of {counted(len(layers), 'layer')} in float")
         made = make([n for n in layers if n not in set(order[:count])])
         found = compare_sessions(opened(made.model, precision), original, judges, batch, metric)
@@ -87,36 +89,19 @@ def least_in_float(
             models[count] = made, found
         return found.drop <= limit.for_accuracy(found.dense, found.rate)
 
-    def bisected(make: Make, low: int, count: int) -> int:
-        """The least number that will do, between one that does not and one that does."""
-        while count - low > 1:
-            middle = (low + count) // 2
-            low, count = (low, middle) if judged(middle, make) else (middle, count)
-        return count
-
-    def least(make: Make) -> int | None:
-        """The least number that will do, the first found by doubling."""
-        low, count = 0, 1
-        while count < len(layers) and not judged(count, make):
-            low, count = count, 2 * count
-        if count >= len(layers):
-            count = len(layers) - 1
-            if low >= count or not judged(count, make):
-                return None
-        return bisected(make, low, count)
-
     count: int | None = 0
-    if not judged(0, fitted or make):
+    if not judged(fitted or make, 0):
         for number, name in enumerate(layers):
             step(Count("measuring the damage of each layer", number, len(layers)))
             damage[name] = reference.error(make([name]).model, precision, few, batch) if reference is not None else 0.0
         order.sort(key=lambda n: -damage[n])
-        count = least(make)
+        most = len(layers) - 1
+        count = least(partial(judged, make), most)
         if fitted is not None:
             if count is None:
-                count = least(fitted)
-            elif judged(count, fitted):
-                count = bisected(fitted, 0, count)
+                count = least(partial(judged, fitted), most)
+            elif judged(fitted, count):
+                count = bisected(partial(judged, fitted), 0, count)
     if count is None:
         best = min(models.values(), key=lambda m: m[1].drop)[1]
         raise GoalError(

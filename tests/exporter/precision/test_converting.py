@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter.errors import GoalError, ModelError, UsageError
+from exporter.errors import ModelError, UsageError
 from exporter.precision.converting import convert_precision
 from exporter.protos import graphs_of
 from runtime.backends import open_session
@@ -258,8 +258,6 @@ def test_the_user_decides(tmp_path):
     assert [(s.node, s.reason) for s in found.stay] == [("Softmax 'node_y'", "--keep-fp32 Soft*")]
     with pytest.raises(ModelError, match="no node can compute in fp16.*--keep-fp32"):
         written(tmp_path, model, keep=["*"])
-    with pytest.raises(GoalError, match=r"more than --max-error 1e-07[\s\S]*--keep-fp32"):
-        written(tmp_path, model, max_error=1e-7)
     with pytest.raises(UsageError, match="choose from fp16, bf16"):
         written(tmp_path, model, "fp8")
 
