@@ -89,7 +89,7 @@ def _bus() -> str | None:
     except RunError:
         return None
     text = found.decode() if isinstance(found, bytes) else str(found)
-    return text.rstrip("\0") or None
+    return text.partition("\0")[0].strip() or None
 
 
 def _by_nvml(bus: str | None) -> GpuState | str:
@@ -139,7 +139,7 @@ def _by_smi(bus: str | None) -> GpuState | str:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
     except FileNotFoundError:
         return "there is no nvidia-smi"
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = str(getattr(error, "stdout", "") or error).strip()
         return f"nvidia-smi fails: {said.splitlines()[0] if said else error}"
     values = [v.strip() for v in done.stdout.strip().partition("\n")[0].split(",")]

@@ -115,9 +115,27 @@ def _check(options: argparse.Namespace) -> None:
 
     check_flavour(options.backend)
     check_precision(options.precision)
+    if options.precision not in ("fp16", "bf16"):
+        _refuse_conversion(options)
     if options.log and options.log not in LEVELS:
         raise UsageError(f"--log {options.log}: choose from {', '.join(LEVELS)}.")
     _asked(options)
+
+
+def _refuse_conversion(options: argparse.Namespace) -> None:
+    """Refuse what says how a file is converted, where none is."""
+    from exporter.errors import UsageError
+
+    given = {
+        "--calib": options.calib is not None,
+        "--preprocess": options.preprocess is not None,
+        "--keep-fp32": bool(options.keep_fp32),
+        "--max-error": options.max_error is not None,
+        "--half-io": options.half_io,
+    }
+    for flag, is_given in given.items():
+        if is_given:
+            raise UsageError(f"{flag} goes with --precision fp16 or bf16, which converts.")
 
 
 def _asked(options: argparse.Namespace) -> BuildOptions:
@@ -147,14 +165,20 @@ def size(text: str) -> int:
     return int(float(found.group(1)) * _UNITS[found.group(2)])
 
 
+def _from_anywhere(data: str) -> str:
+    """The name of data with its full path, ``:PART`` and what is made up left as they are."""
+    file, colon, part = data.rpartition(":") if not Path(data).exists() else (data, "", "")
+    return f"{Path(file).absolute()}{colon}{part}" if Path(file or data).exists() else data
+
+
 def again(options: argparse.Namespace) -> list[str]:
     """The arguments that build the same engine, with full paths."""
     line = ["build", str(options.model.absolute()), "-o", str(options.output.absolute()), "--backend", options.backend]
     for name in ("precision", "calib", "preprocess", "max_error", "workspace", "timing_cache", "level", "hardware"):
         value = getattr(options, name)
         if value is not None and (name, value) not in (("precision", "fp32"), ("hardware", "none")):
-            path = Path(str(value)).absolute() if name == "timing_cache" else value
-            line += [f"--{name.replace('_', '-')}", str(path)]
+            text = str(Path(value).absolute()) if name == "timing_cache" else str(value)
+            line += [f"--{name.replace('_', '-')}", _from_anywhere(text) if name == "calib" else text]
     for name, values in (
         ("shape", options.ranges),
         ("keep-fp32", options.keep_fp32),

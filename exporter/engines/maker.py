@@ -23,6 +23,7 @@ from runtime.engine.loading import look_into
 from runtime.engine.metadata import describe, values_of, write_engine
 from runtime.engine.options import BuildOptions
 from runtime.engine.quantized import quantized_types
+from runtime.errors import RunError
 from runtime.images import Preprocess
 from runtime.model_files import near
 
@@ -41,10 +42,11 @@ class Engine:
         precision: as asked for.
         built: how it was built.
         converted: how the file was brought to half precision; None where it was built as it is.
-        layers: what the engine holds after fusion; None without the GPU, which TensorRT needs to look into an engine.
-        memory: bytes of device memory it needs besides its weights; None without the GPU.
+        layers: what the engine holds after fusion; None where it cannot be loaded here.
+        memory: bytes of device memory it needs besides its weights; None where layers are.
         device: the GPU of this machine.
         nodes: nodes of the file.
+        unseen: why layers and memory are not known; empty where they are.
     """
 
     source: Path
@@ -56,6 +58,7 @@ class Engine:
     memory: int | None
     device: cuda.Gpu | None
     nodes: int
+    unseen: str = ""
 
 
 def make_engine(
@@ -180,7 +183,6 @@ def _written(
     source: Path, target: Path, precision: str, built: Built, converted: Converted | None, arguments: Sequence[str]
 ) -> Engine:
     device = cuda.gpu()
-    layers, memory = look_into(built) if device is not None else (None, None)
     command = shlex.join(["secateur", *arguments])
     model = onnx.load(source, load_external_data=False)
     description = describe(built, source, command, device, precision=precision, values=values_of(source))
@@ -188,7 +190,14 @@ def _written(
         write_engine(target, built, description)
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror or error}.") from error
-    return Engine(source, target, precision, built, converted, layers, memory, device, len(model.graph.node))
+    layers, memory, unseen = None, None, "TensorRT tells them only with a GPU and its driver at hand"
+    if device is not None:
+        try:
+            (layers, memory), unseen = look_into(built), ""
+        except RunError as error:  # built for another GPU, or a later version
+            unseen = str(error)
+    nodes = len(model.graph.node)
+    return Engine(source, target, precision, built, converted, layers, memory, device, nodes, unseen)
 
 
 __all__ = ["PRECISIONS", "Engine", "make_engine"]

@@ -70,7 +70,7 @@ def _facts(engine: Engine) -> list[str]:
         kinds = ", ".join(f"{n} {kind}" for kind, n in precisions(engine.layers).items())
         lines.append(f"{counted(len(engine.layers), 'layer')} after fusion: {kinds}")
     else:
-        lines.append("fused layers, kernels and memory: TensorRT tells them only with a GPU and its driver at hand")
+        lines.append(f"fused layers, kernels and memory are not known: {engine.unseen.splitlines()[0]}")
     if engine.memory is not None:
         lines.append(f"memory: {quantity(engine.memory)}B besides weights, at the largest sizes")
     lines += [f"{m.level}: {m.text}" for m in built.messages]

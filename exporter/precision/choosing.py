@@ -16,9 +16,8 @@ from exporter.normalise import is_large
 from exporter.precision.lowering import Operands, lowered_operands
 from exporter.precision.ranges import Extent
 from exporter.precision.types import types_of
-from exporter.precision.values import largest
+from exporter.precision.values import LARGEST, largest
 
-LARGEST: dict[int, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.3e38}
 HEADROOM = 2.0
 """Numbers seen on calibration inputs may be so much larger on others."""
 
@@ -28,6 +27,8 @@ _VANISHING = 2.0**-25
 """Half of the smallest fp16 number: less is rounded to 0."""
 _SQUARING = frozenset({"ReduceL2", "ReduceSumSquare", "LpNormalization", "ReduceLogSumExp", "LpPool", "GlobalLpPool"})
 """Operators that square inside, where nobody sees how large the numbers get."""
+_ADDING = frozenset({"Sum", "Mean"})
+"""Operators that add up their inputs one after another."""
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _WEIGHTY = 16
 """Constants of more elements are weights: some of them may become zero."""
@@ -125,6 +126,8 @@ def _too_large(node: Node, operands: Operands, low: int, sizes: Mapping[str, flo
             return f"'{name}' reaches {size:.3g}, half precision ends at {LARGEST[low]:.3g}"
         if node.op in _SQUARING and size * size > most:
             return f"'{name}' reaches {size:.3g}, its square does not fit"
+    if node.op in _ADDING and sum(sizes.get(name, math.nan) for name in node.inputs) > most:
+        return f"the sum of its inputs may reach {sum(sizes[name] for name in node.inputs):.3g}"
     return ""
 
 

@@ -237,7 +237,7 @@ def _judge(compared: Compared, most: float | None, precision: str) -> None:
             raise GoalError(
                 f"output '{name}' holds infinities or NaN in {precision} where the original has numbers. Nothing was "
                 "written.\nGive real inputs with --calib, so that nodes that overflow are seen, or keep nodes with "
-                "--keep-fp32 GLOB; --precision bf16 does not overflow."
+                f"--keep-fp32 GLOB{'; --precision bf16 does not overflow' if precision == 'fp16' else ''}."
             )
         if most is not None and error > most:
             raise GoalError(

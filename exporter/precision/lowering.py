@@ -8,10 +8,15 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto
 
-from exporter.protos import domain_of, subgraphs
+from exporter.protos import attributes_of, domain_of, subgraphs
 
 LOW: dict[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _TYPES: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
+_BY_NATURE = {
+    "BitCast": "its result are the bits of what it reads",
+    "MeanVarianceNormalization": "it is defined by a formula with fp32 constants",
+}
+_SCATTERING = frozenset({"ScatterND", "ScatterElements"})
 _RESULT_TYPE_IN_ATTRIBUTE = frozenset({"Cast", "ConstantOfShape"})
 """Operators whose result has the type an attribute names, and for which that attribute is changed."""
 
@@ -44,6 +49,9 @@ def lowered_operands(node: NodeProto, opsets: Mapping[str, int], kinds: Mapping[
     """
     if subgraphs(node):
         return "it runs a subgraph, which takes and gives fp32"
+    why = _by_nature(node, low)
+    if why:
+        return why
     domain = domain_of(node)
     if domain:
         return f"what the domain {domain} allows is not known"
@@ -52,6 +60,8 @@ def lowered_operands(node: NodeProto, opsets: Mapping[str, int], kinds: Mapping[
     except onnx.defs.SchemaError:
         return "onnx does not know this operator"
     allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
+    if any(kinds_of and all("seq(" in kind for kind in kinds_of) for kinds_of in allowed.values()):
+        return "the tensors of a sequence stay in fp32"
     wanted: dict[str, tuple[set[int], set[int]]] = {}
     for names, formals, side in ((node.input, schema.inputs, 0), (node.output, schema.outputs, 1)):
         for k, name in enumerate(names):
@@ -75,6 +85,15 @@ def lowered_operands(node: NodeProto, opsets: Mapping[str, int], kinds: Mapping[
         inputs |= ins
         outputs |= outs
     return Operands(frozenset(inputs), frozenset(outputs))
+
+
+def _by_nature(node: NodeProto, low: int) -> str:
+    """Why an operator stays in fp32 although its schema allows another type; empty where nothing speaks against it."""
+    if node.op_type in _SCATTERING and attributes_of(node).get("reduction", "none") != "none":
+        return "ONNX Runtime adds up what is scattered in fp32 only"
+    if node.op_type == "LogSoftmax" and low == TensorProto.FLOAT16:
+        return "TensorRT takes the logarithm of a rounded Softmax, which is 0 where a class is unlikely"
+    return _BY_NATURE.get(node.op_type, "")
 
 
 def _since(operator: str, variable: str, opset: int, low: int) -> str:

@@ -10,7 +10,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from exporter.precision.lowering import Operands
-from exporter.precision.values import Retyped, convert_values
+from exporter.precision.values import LARGEST, Retyped, convert_values
 from exporter.protos import all_nodes, fresh_names, key_of, reads, set_nodes, subgraphs
 
 _NOTHING = Operands(frozenset(), frozenset())
@@ -69,11 +69,26 @@ def rewrite_types(
     if not keep_io:
         _change_inputs(work, lowered)
     before = _casts(model)
+    limit_fills(model, low)
     _rewrite(work, model.graph, lowered, named, work.top)
     if not keep_io:
         _declare(work)
     _drop_unused(model)
     return _casts(model) - before
+
+
+def limit_fills(model: ModelProto, low: int) -> None:
+    """Fills of the lowest fp32 number are the lowest there is in bf16, in place: cast they would be infinite, and
+    ConstantOfShape makes bf16 itself only from operator set 20 on."""
+    if low != TensorProto.BFLOAT16:
+        return
+    for node in all_nodes(model.graph):
+        for attribute in node.attribute if node.op_type == "ConstantOfShape" else ():
+            if attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
+                number = onnx.numpy_helper.to_array(attribute.t)
+                fitting = convert_values(number, low).astype(np.float32)
+                if np.all(np.isfinite(number) & (np.abs(number) > LARGEST[low])):
+                    attribute.t.CopyFrom(onnx.numpy_helper.from_array(fitting))
 
 
 def _casts(model: ModelProto) -> int:

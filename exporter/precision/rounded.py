@@ -11,6 +11,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from exporter.graph import Graph
 from exporter.precision.lowering import Operands
+from exporter.precision.rewriting import limit_fills
 from exporter.precision.values import Retyped, convert_values
 from exporter.protos import fresh_names, key_of, set_nodes, subgraphs
 
@@ -60,6 +61,7 @@ def _copied(graph: Graph, low: int) -> tuple[onnx.ModelProto, Retyped]:
     """A copy of the model, and its constants rounded."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
+    limit_fills(model, low)
     return model, Retyped(graph, TensorProto.FLOAT, lambda values: convert_values(values, low).astype(np.float32))
 
 

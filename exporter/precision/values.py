@@ -20,6 +20,8 @@ _DTYPES: dict[int, Any] = {
     TensorProto.FLOAT16: np.dtype(np.float16),
     TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
 }
+LARGEST: dict[int, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 255 * 2.0**120}
+"""The largest number of each type."""
 ENDLESS = 1e30
 """Numbers beyond this stand for infinity (masks hold the lowest fp32 number); half precision has one too."""
 
@@ -40,12 +42,15 @@ def convert_values(values: Array, low: int) -> Array:
         wide = np.asarray(flat[start : start + _AT_ONCE], np.float32)
         into = result[start : start + _AT_ONCE]
         if low == TensorProto.BFLOAT16:
-            into[:] = wide.astype(_DTYPES[low])
-            continue
-        to_half(wide, into)
-        if is_endless(into):
+            with np.errstate(over="ignore"):
+                into[:] = wide.astype(_DTYPES[low])
+            endless = np.isfinite(wide) & np.isinf(into)
+        else:
+            to_half(wide, into)
+            if not is_endless(into):
+                continue
             endless = np.isfinite(wide) & (np.abs(wide) >= ENDLESS)
-            into[endless] = np.copysign(np.finfo(np.float16).max, into[endless])
+        into[endless] = np.copysign(_DTYPES[low].type(LARGEST[low]), into[endless])
     return result.reshape(np.shape(values))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from runtime.backends.protocol import Array, Availability, Session, SessionOptio
 from runtime.cache import cache_folder
 from runtime.device import Buffer, Event, Recording, Stream
 from runtime.engine.building import build_engine
-from runtime.engine.flavour import PACKAGES, installed, load_flavour
+from runtime.engine.flavour import PACKAGES, capabilities, installed, load_flavour
 from runtime.engine.loading import Loaded, deserialize, profile_recorder
-from runtime.engine.metadata import check_engine, describe, write_engine
+from runtime.engine.log import captured, telling
+from runtime.engine.metadata import StaleEngine, check_engine, describe, read_description, write_engine
 from runtime.errors import BackendMissing, BadRequest, RunError
 from runtime.model_files import digest_of, near
 
@@ -27,11 +30,31 @@ SUFFIXES = frozenset({".engine", ".plan", ".trt"})
 """Of files that are engines; others are ONNX files."""
 
 
+@contextmanager
+def _explained(loaded: Loaded) -> Iterator[None]:
+    """Make one RunError of what fails, with the reason that TensorRT logs; what it raises itself is a RuntimeError."""
+    with captured() as log:
+        try:
+            yield
+        except RunError as error:
+            said = telling(log, "error")
+            if type(error) is not RunError or not said:
+                raise
+            raise RunError(f"{error}\n{loaded.flavour.title} says: {said[0].text}") from error
+        except RuntimeError as error:
+            said = telling(log, "error")
+            raise RunError(f"{loaded.flavour.title}: {said[0].text if said else error}") from error
+
+
 class _Bound:
     """An execution context whose tensors lie at fixed addresses."""
 
     def __init__(self, session: EngineSession, feeds: Mapping[str, Array]) -> None:
         self.loaded, self.stream = session.loaded, session.stream
+        with _explained(self.loaded):
+            self._set_up(session, feeds)
+
+    def _set_up(self, session: EngineSession, feeds: Mapping[str, Array]) -> None:
         engine = self.loaded.engine
         self.context = engine.create_execution_context()
         if self.context is None:
@@ -62,6 +85,11 @@ class _Bound:
         self.upload()
         self.stream.wait()
 
+    def fill(self, arrays: Mapping[str, Array]) -> None:
+        """Take other inputs of the same shapes."""
+        self.arrays = dict(arrays)
+        self.upload()
+
     def _place(self, name: str, size: int) -> None:
         self.buffers[name] = Buffer(size)
         if not self.context.set_tensor_address(name, self.buffers[name].pointer):
@@ -91,11 +119,12 @@ class _Bound:
 
     def ready(self, capture: bool) -> Callable[[], None]:
         """What queues one run: the run itself, or a recording of it."""
-        self.enqueue()  # the first run sets things up that must not be recorded
-        self.stream.wait()
-        if not capture:
-            return self.enqueue
-        recording = Recording(self.enqueue, self.stream)
+        with _explained(self.loaded):
+            self.enqueue()  # the first run sets things up that must not be recorded
+            self.stream.wait()
+            if not capture:
+                return self.enqueue
+            recording = Recording(self.enqueue, self.stream)
         return lambda: recording.launch(self.stream)
 
 
@@ -114,18 +143,28 @@ class EngineSession:
         known = (description or {}).get("inputs", {})
         self.inputs = tuple(_named(spec, known.get(spec.name)) for spec in loaded.inputs)
         self.outputs = loaded.outputs
+        self._kept: tuple[dict[str, tuple[int, ...]], _Bound] | None = None
+        """The context of the last ``run``, for the shapes it had."""
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; outputs by name."""
         names = list(outputs) if outputs is not None else [o.name for o in self.outputs]
-        bound = _Bound(self, feeds)
-        bound.enqueue()
-        found = bound.download(names)
+        arrays = self.arrays(feeds)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if self._kept is None or self._kept[0] != shapes:
+            self._kept = None  # its memory goes before more is taken
+            self._kept = shapes, _Bound(self, feeds)
+        else:
+            self._kept[1].fill(arrays)
+        bound = self._kept[1]
+        with _explained(self.loaded):
+            bound.enqueue()
+            found = bound.download(names)
         return {name: found[name] for name in names}
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], None]:
         """Fix the inputs; the returned call queues a run and waits for it."""
-        bound = _Bound(self, feeds)
+        bound = self._bound(feeds)
         queue = bound.ready(self.options.capture)
         copies, names = not self.options.binding, [o.name for o in self.outputs]
 
@@ -142,7 +181,7 @@ class EngineSession:
 
     def bind_timed(self, feeds: Mapping[str, Array]) -> Callable[[], float]:
         """As ``bind``; the call returns the seconds between CUDA events around the run."""
-        bound = _Bound(self, feeds)
+        bound = self._bound(feeds)
         queue = bound.ready(self.options.capture)
         before, after = Event(), Event()
         copies, names = not self.options.binding, [o.name for o in self.outputs]
@@ -163,7 +202,7 @@ class EngineSession:
 
     def queue(self, feeds: Mapping[str, Array]) -> tuple[Callable[[], None], Stream]:
         """What queues a run without waiting, and the stream to wait for: for throughput."""
-        return _Bound(self, feeds).ready(self.options.capture), self.stream
+        return self._bound(feeds).ready(self.options.capture), self.stream
 
     def layer_times(self, feeds: Mapping[str, Array], runs: int) -> dict[str, list[float]]:
         """Seconds of every layer in each of several runs, by TensorRT's own profiler, which adds to them.
@@ -172,7 +211,7 @@ class EngineSession:
             feeds: the inputs.
             runs: how many.
         """
-        bound = _Bound(self, feeds)
+        bound = self._bound(feeds)
         bound.enqueue()
         bound.stream.wait()
         times: dict[str, list[float]] = {}
@@ -184,6 +223,10 @@ class EngineSession:
             bound.stream.wait()
         return times
 
+    def _bound(self, feeds: Mapping[str, Array]) -> _Bound:
+        self._kept = None
+        return _Bound(self, feeds)
+
     def arrays(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs as the engine takes them.
 
@@ -193,7 +236,7 @@ class EngineSession:
         missing = [s.name for s in self.inputs if s.name not in feeds]
         if missing:
             raise BadRequest(f"the inputs lack {', '.join(missing)}.")
-        return {s.name: np.ascontiguousarray(feeds[s.name], dtype=s.dtype) for s in self.inputs}
+        return {s.name: np.asarray(feeds[s.name], dtype=s.dtype, order="C") for s in self.inputs}
 
     def profile_for(self, arrays: Mapping[str, Array]) -> int:
         """The first profile whose ranges hold all inputs.
@@ -204,10 +247,7 @@ class EngineSession:
         engine = self.loaded.engine
         for k in range(engine.num_optimization_profiles):
             ranges = {n: engine.get_tensor_profile_shape(n, k) for n in arrays}
-            if all(
-                all(low <= size <= high for low, size, high in zip(ranges[n][0], a.shape, ranges[n][2], strict=True))
-                for n, a in arrays.items()
-            ):
+            if all(_holds(ranges[n], a.shape) for n, a in arrays.items()):
                 return k
         shapes = "; ".join(f"{n} {list(a.shape)}" for n, a in arrays.items())
         raise RunError(f"no profile of the engine holds {shapes}; it allows {self.allowed(next(iter(arrays)))}.")
@@ -220,6 +260,12 @@ class EngineSession:
             low, _, high = engine.get_tensor_profile_shape(name, k)
             found.append(f"{'x'.join(map(str, low))}..{'x'.join(map(str, high))}")
         return " or ".join(found)
+
+
+def _holds(sizes: Sequence[Sequence[int]], shape: Sequence[int]) -> bool:
+    """Whether a shape lies within the least and largest sizes of a profile."""
+    low, _, high = sizes
+    return len(shape) == len(low) and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
 
 
 def _named(spec: TensorSpec, known: Any) -> TensorSpec:
@@ -246,14 +292,25 @@ def _open(name: str, model: Path | bytes, options: SessionOptions) -> Session:
         return EngineSession(deserialize(flavour, _built(name, model), "the engine"), options)
     if not model.is_file():
         raise BadRequest(f"{model}: no such file.{near(model)}")
-    file = model if model.suffix.lower() in SUFFIXES else _engine_of(name, model, flavour.version, device)
-    data = file.read_bytes()
-    description = check_engine(file, data, name, flavour.version, device)
-    stripped = bool(description and description["flags"]["strip"])
-    weights = Path(description["source"]["path"]) if stripped and description is not None else None
-    if weights is not None and description is not None and description.get("precision") in ("fp16", "bf16"):
-        raise BadRequest(f"{file} lacks its weights, and they were converted; build it again without --strip.")
-    return EngineSession(deserialize(flavour, data, str(file), weights), options, description)
+    if model.suffix.lower() not in SUFFIXES:
+        file = _engine_of(name, model, flavour.version, device)
+        return EngineSession(deserialize(flavour, file.read_bytes(), str(file)), options, read_description(file))
+    data = model.read_bytes()
+    description = check_engine(model, data, name, flavour.version, device)
+    flags = description["flags"] if description is not None else {}
+    weights = _weights(model, description) if description is not None and flags["strip"] else None
+    loaded = deserialize(flavour, data, str(model), weights, bool(flags.get("version_compatible")))
+    return EngineSession(loaded, options, description)
+
+
+def _weights(engine: Path, description: Mapping[str, Any]) -> Path:
+    """The ONNX file that an engine without weights gets them back from."""
+    source = Path(description["source"]["path"])
+    if description.get("precision") in ("fp16", "bf16"):
+        raise BadRequest(f"{engine} lacks its weights, and they were converted; build it again without --strip.")
+    if not source.is_file():
+        raise BadRequest(f"{engine} lacks its weights, and {source}, which holds them, is not there.")
+    return source
 
 
 def _built(name: str, model: bytes) -> bytes:
@@ -269,10 +326,10 @@ def _engine_of(name: str, model: Path, version: str, device: cuda.Gpu) -> Path:
     digest = digest_of(model)
     key = hashlib.sha256("|".join((name, version, device.name, device.capability, digest)).encode()).hexdigest()[:24]
     target = cache_folder() / "engines" / f"{model.stem}-{key}.engine"
-    if target.is_file():
+    if target.is_file() and _is_whole(target):
         return target
     built = build_engine(model, name)
-    command = f"secateur build {model} -o {target} --backend {name}"
+    command = shlex.join(["secateur", "build", str(model), "-o", str(target), "--backend", name])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_engine(target, built, describe(built, model, command, device))
@@ -282,6 +339,15 @@ def _engine_of(name: str, model: Path, version: str, device: cuda.Gpu) -> Path:
             "Name another folder with SECATEUR_CACHE, or build it yourself with: secateur build"
         ) from error
     return target
+
+
+def _is_whole(engine: Path) -> bool:
+    """Whether a kept engine is the file its description was written for; its name says the rest."""
+    try:
+        known = read_description(engine)
+        return known is not None and hashlib.sha256(engine.read_bytes()).hexdigest() == known["engine"]["sha256"]
+    except (StaleEngine, KeyError, TypeError):
+        return False
 
 
 def _about(name: str) -> Availability:
@@ -294,7 +360,12 @@ def _about(name: str) -> Availability:
     except BackendMissing as error:
         builds = "; secateur build works without" if name == "tensorrt-rtx" else ""
         return Availability(device, version, f"{str(error).splitlines()[0]}{builds}")
-    return Availability(f"{gpu.name}, compute capability {gpu.capability}", version, "")
+    text = f"{gpu.name}, compute capability {gpu.capability}"
+    known = capabilities(load_flavour(name))
+    if known and gpu.capability not in known:
+        why = f"its engines run on compute capability {', '.join(known)}, this is {text}; secateur build works"
+        return Availability(text, version, why)
+    return Availability(text, version, "")
 
 
 for _name in ENGINES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,13 @@ def load_flavour(name: str) -> Flavour:
             f"version {package.oldest}: {package.install} --upgrade"
         )
     return Flavour(name, module, version)
+
+
+def capabilities(flavour: Flavour) -> tuple[str, ...]:
+    """Compute capabilities, such as ``8.6``, that engines of a flavour run on; empty where it does not say."""
+    kinds = flavour.find("ComputeCapability")
+    found = (re.fullmatch(r"SM(\d+)(\d)", name) for name in dir(kinds)) if kinds is not None else ()
+    return tuple(sorted((f"{m[1]}.{m[2]}" for m in found if m), key=lambda text: [int(p) for p in text.split(".")]))
 
 
 def installed(name: str) -> tuple[str, str]:

@@ -57,7 +57,9 @@ class Loaded:
         return None
 
 
-def deserialize(flavour: Flavour, data: bytes, what: str, weights: Path | None = None) -> Loaded:
+def deserialize(
+    flavour: Flavour, data: bytes, what: str, weights: Path | None = None, host_code: bool = False
+) -> Loaded:
     """Load an engine onto the GPU.
 
     Args:
@@ -65,6 +67,7 @@ def deserialize(flavour: Flavour, data: bytes, what: str, weights: Path | None =
         data: the engine.
         what: how messages call it.
         weights: the ONNX file an engine without weights gets them back from.
+        host_code: let the engine bring code for the host: the runtime that version-compatible engines carry.
 
     Raises:
         RunError: it is no engine, or of another version, flavour or GPU.
@@ -72,6 +75,8 @@ def deserialize(flavour: Flavour, data: bytes, what: str, weights: Path | None =
     trt = flavour.module
     with captured() as log:
         runtime = trt.Runtime(logger_of(flavour))
+        if host_code:
+            runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             said = [m.text for m in telling(log, "error")]
@@ -119,7 +124,7 @@ def look_into(built: Built) -> tuple[tuple[EngineLayer, ...], int | None]:
         RunError: it does not load here.
     """
     flavour = load_flavour(built.flavour)
-    loaded = deserialize(flavour, built.engine, "the engine")
+    loaded = deserialize(flavour, built.engine, "the engine", host_code=built.options.version_compatible)
     return tuple(inspect_engine(loaded)), loaded.memory
 
 

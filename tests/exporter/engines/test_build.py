@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from exporter.cli import main
+from runtime.engine import loading
+from runtime.errors import RunError
 from tests.exporter.files import wide, write_outside
 from tests.onnx_builder import build, ints, node, weights
+from tests.runtime.engine.fakes import install
 
 MODELS = Path(__file__).parents[3] / "models"
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed")
@@ -110,6 +114,34 @@ def test_the_command_builds_the_same_again(place):
 
 
 @rtx
+def test_the_command_finds_its_data_from_anywhere(place, monkeypatch):
+    data = MODELS / "digits.npz"
+    Path("d.npz").write_bytes(data.read_bytes())
+    report(MODELS / "digits_cnn.onnx", "--precision", "fp16", "--calib", "d.npz:train")
+    command = shlex.split(json.loads(Path("m.engine.json").read_text())["command"])
+    assert f"{place / 'd.npz'}:train" in command
+    Path("m.engine").unlink()
+    Path("other").mkdir()
+    monkeypatch.chdir("other")
+    assert main(command[1:]) == 0
+
+
+@rtx
+def test_an_engine_for_another_gpu_is_written(place, monkeypatch, capsys):
+    """It does not load here, and so cannot be looked into."""
+    install(monkeypatch)
+    onnx.save(build([node("Relu", "x", "y")], {"x": [4]}, ["y"]), "m.onnx")
+
+    def deserialize(*_, **__):
+        raise RunError("the engine: TensorRT does not load it: incompatible compute capability")
+
+    monkeypatch.setattr(loading, "deserialize", deserialize)
+    assert report("m.onnx", "--capability", "120")["layers"] is None
+    assert run("build", "m.onnx", "-o", "m.engine", "--backend", "tensorrt-rtx", "--capability", "120") == 0
+    assert "are not known: the engine: TensorRT does not load it" in capsys.readouterr().out
+
+
+@rtx
 def test_what_it_refuses_in_half_precision_stays(place):
     """An LSTM with lengths is read with fp32 constants inside; ONNX allows it in fp16."""
     nodes = [node("LSTM", "x w r - n", "s", hidden_size=8), node("MatMul", "s v", "y")]
@@ -143,6 +175,7 @@ REFUSED = {
     "precision": (build([node("Relu", "x", "y")], {"x": [4]}, ["y"]), ["--precision", "int3"], 2, "choose from fp32"),
     "hardware": (build([node("Relu", "x", "y")], {"x": [4]}, ["y"]), ["--hardware", "ampere+"], 2, "--capability"),
     "capability": (build([node("Relu", "x", "y")], {"x": [4]}, ["y"]), ["--capability", "90"], 2, "builds for 75, 80"),
+    "no conversion": (build([node("Relu", "x", "y")], {"x": [4]}, ["y"]), ["--max-error", "0"], 2, "--max-error goes with --precision fp16"),
     "profile": (build([node("Relu", "x", "y")], {"x": ["N", 4]}, ["y"]), ["--shape", "x:1x5"], 2, "axis 1 is fixed to 4"),
     "strip": (build([node("Relu", "x", "y")], {"x": [4]}, ["y"]), ["--precision", "fp16", "--strip"], 2, "secateur convert"),
 }  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 
 from exporter.errors import ModelError, UsageError
 from exporter.precision.converting import convert_precision
+from exporter.precision.values import convert_values
 from exporter.protos import graphs_of
 from runtime.backends import open_session
 from tests.onnx_builder import build, ints, node, weights
@@ -296,3 +297,43 @@ def test_options_that_do_not_fit(tmp_path, monkeypatch, capsys, arguments, text)
     onnx.save(build([node("Reshape", "x s", "y")], {"x": [2, 4]}, ["y"], {"s": ints(8)}), "m.onnx")
     assert main(["convert", *arguments]) == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+def test_what_stands_for_infinity_stays_finite(tmp_path, opset):
+    """The lowest fp32 number is no bf16 number; 0 * -inf would be NaN where nothing is masked."""
+    lowest = np.finfo(np.float32).min
+    nodes = [
+        node("Sub", "one x", "off"), node("Mul", "off lowest", "m"), node("ConstantOfShape", "s", "c", value=onnx.numpy_helper.from_array(np.array([lowest]))),
+        node("Trilu", "c", "t", upper=1), node("Mul", "t zero", "k"), node("Add", "m k", "n"), node("Softmax", "n", "y"),
+    ]  # fmt: skip
+    constants = {"one": np.float32(1), "zero": np.float32(0), "lowest": lowest, "s": np.array([4, 4], np.int64)}
+    model = build(nodes, {"x": [4, 4]}, ["y"], constants, opset=opset)
+    found, _ = written(tmp_path, model, "bf16", data={"x": np.ones((4, 4), np.float32)})
+    assert found.error < 0.01
+    assert np.isfinite(convert_values(np.array([lowest, -lowest]), onnx.TensorProto.BFLOAT16).astype(np.float32)).all()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "reason"),
+    [
+        ([node("MeanVarianceNormalization", "a", "y", axes=[1])], {}, "fp32 constants"),
+        ([node("ScatterND", "d i a", "y", reduction="add")], {"d": np.zeros((5, 4), np.float32), "i": np.array([[0], [2]])}, "adds up"),
+        ([node("SplitToSequence", "a", "q", axis=0), node("ConcatFromSequence", "q", "y", axis=1)], {}, "sequence"),
+        ([node("LogSoftmax", "a", "y")], {}, "rounded Softmax"),
+        ([node("Sum", "a a a", "b"), node("Sub", "b c", "y")], {"c": np.float32(1)}, ""),
+    ],
+)  # fmt: skip
+def test_operators_that_stay_in_fp32(tmp_path, nodes, constants, reason):
+    model = build([node("Relu", "x", "a"), *nodes], {"x": [2, 4]}, ["y"], constants, opset=18)
+    found, half = written(tmp_path, model)
+    assert found.nodes >= 1
+    assert any(reason in s.reason for s in found.stay) is bool(reason)
+    onnx.checker.check_model(half, full_check=True)
+
+
+def test_sums_that_do_not_fit_stay_in_fp32(tmp_path):
+    """Each number fits, and so does the mean of them, but not what it is the mean of."""
+    model = build([node("Mean", "x x x", "h"), node("Relu", "h", "y")], {"x": [2, 4]}, ["y"])
+    found, _ = written(tmp_path, model, data={"x": np.full((2, 4), 3e4, np.float32)})
+    assert [s.node for s in found.stay] == ["Mean 'node_h'"]

@@ -24,7 +24,7 @@ class Cuda:
     def __init__(self, devices=1, fail=None):
         self.memory, self.live, self.called, self.clock = {}, set(), [], 0.0
         self.devices, self.fail, self.handles, self.marks, self.capturing = devices, fail or {}, 100, {}, None
-        self.graphs = {}
+        self.graphs, self.refuses_to_run = {}, ""
         self.layer_takes, self.run_takes = (lambda node, model: 5e-4), (lambda model: 0.002)  # seconds
         self.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
         self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
@@ -63,7 +63,7 @@ class Cuda:
         return SimpleNamespace(name=b"Fake RTX", major=8, minor=6, totalGlobalMem=1 << 30)
 
     def _cudaDeviceGetPCIBusId(self, length, device):
-        return b"0000:0B:00.0\0"
+        return b"0000:0B:00.0\0".ljust(length)
 
     def _cudaDriverGetVersion(self):
         return 13000
@@ -250,7 +250,10 @@ def fake_tensorrt(version="10.9.0", cuda=None, said=()):
                 return None
             file = io.BytesIO()
             profiles = np.array([[n, *map(str, s)] for p in config.profiles for n, s in p.items()], dtype="U64")
-            np.savez(file, model=np.frombuffer(network.model.SerializeToString(), np.uint8), profiles=profiles)
+            own = [number for number, p in enumerate(config.profiles) for _ in p]
+            lean = "VERSION_COMPATIBLE" in config.flags
+            model = np.frombuffer(network.model.SerializeToString(), np.uint8)
+            np.savez(file, model=model, profiles=profiles, own=own, lean=lean)
             return file.getvalue()
 
     class OnnxParser:
@@ -273,12 +276,18 @@ def fake_tensorrt(version="10.9.0", cuda=None, said=()):
             return not self.errors
 
     class Runtime:
+        engine_host_code_allowed = False
+
         def __init__(self, logger):
             self.logger = logger
 
         def deserialize_cuda_engine(self, data):
             try:
-                return Engine(np.load(io.BytesIO(data)), trt, cuda)
+                archive = np.load(io.BytesIO(data))
+                if archive["lean"] and not self.engine_host_code_allowed:
+                    self.logger.log(Severity.ERROR, "Host executable code is not allowed")
+                    return None
+                return Engine(archive, trt, cuda, self.logger)
             except Exception:
                 self.logger.log(Severity.ERROR, "Serialization assertion magicTagRead failed")
                 return None
@@ -290,13 +299,15 @@ def fake_tensorrt(version="10.9.0", cuda=None, said=()):
 class Engine:
     device_memory_size_v2 = 4096
 
-    def __init__(self, archive, trt, cuda):
-        self.trt, self.cuda = trt, cuda
+    def __init__(self, archive, trt, cuda, logger):
+        self.trt, self.cuda, self.logger, self.contexts = trt, cuda, logger, 0
         self.model = model = onnx.load_from_string(archive["model"].tobytes())
         self.session = onnxruntime.InferenceSession(archive["model"].tobytes(), providers=["CPUExecutionProvider"])
         self.tensors = {v.name: _tensor(v) for v in (*model.graph.input, *model.graph.output)}
         self.given, self.nodes = {v.name for v in model.graph.input}, [n.name for n in model.graph.node]
-        self.profiles = [{r[0]: tuple(_ints(t) for t in r[1:])} for r in archive["profiles"]]
+        self.profiles = [{} for _ in range(int(archive["own"].max()) + 1)] if len(archive["own"]) else []
+        for number, row in zip(archive["own"], archive["profiles"], strict=True):
+            self.profiles[int(number)][row[0]] = tuple(_ints(t) for t in row[1:])
         self.num_io_tensors, self.num_optimization_profiles = len(self.tensors), max(len(self.profiles), 1)
 
     def get_tensor_name(self, k):
@@ -312,9 +323,11 @@ class Engine:
         return tuple(self.tensors[name].shape)
 
     def get_tensor_profile_shape(self, name, k):
-        return self.profiles[k][name] if self.profiles else (tuple(self.tensors[name].shape),) * 3
+        own = (tuple(self.tensors[name].shape),) * 3
+        return self.profiles[k].get(name, own) if self.profiles else own
 
     def create_execution_context(self):
+        self.contexts += 1
         return Context(self)
 
     def create_engine_inspector(self):
@@ -333,6 +346,8 @@ class Context:
         self.engine, self.profile, self.shapes, self.places = engine, 0, {}, {}
 
     def set_optimization_profile_async(self, k, stream):
+        if not 0 <= k < self.engine.num_optimization_profiles:
+            raise RuntimeError("Error in set optimization profile async.")
         self.profile = k
         return True
 
@@ -347,13 +362,22 @@ class Context:
         return True
 
     def infer_shapes(self):
-        return [n for n in self.engine.given if n not in self.shapes]
+        lacking = [n for n in self.engine.given if n not in self.shapes]
+        try:
+            lacking or self._run()
+        except Exception as error:
+            self.engine.logger.log(Severity.ERROR, "dimensions not compatible")
+            raise RuntimeError("infer_shapes error code: -1") from error
+        return lacking
 
     def get_tensor_shape(self, name):
         return self._run()[name].shape
 
     def execute_async_v3(self, stream):
         cuda = self.engine.cuda
+        if cuda.refuses_to_run:
+            self.engine.logger.log(Severity.ERROR, cuda.refuses_to_run)
+            return False
         if cuda.capturing is not None:
             cuda.capturing.append(self._write)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -122,3 +123,92 @@ def test_what_is_no_engine(engine):
     other.write_bytes(b"nothing")
     with pytest.raises(RunError, match=r"does not load it: Serialization assertion[\s\S]*secateur build"):
         open_session(other, "tensorrt")
+
+
+def test_a_scalar_is_an_input(tmp_path, monkeypatch):
+    proto = build([node("Mul", "x s", "y")], {"x": ["N", 4], "s": []}, ["y"])
+    onnx.save(proto, tmp_path / "m.onnx")
+    install(monkeypatch)
+    for sizes in (SIZES[:1], SIZES):
+        built = build_engine(tmp_path / "m.onnx", "tensorrt", BuildOptions(shapes=parse_ranges(sizes)))
+        (tmp_path / "m.engine").write_bytes(built.engine)
+        session = open_session(tmp_path / "m.engine", "tensorrt")
+        got = session.run({**feed(2), "s": np.float32(3)})["y"]
+        np.testing.assert_allclose(got, 3 * feed(2)["x"], rtol=1e-6)
+
+
+def test_runs_of_one_shape_share_a_context(engine):
+    session = open_session(engine[0], "tensorrt")
+    first = session.run(feed(2))["y"]
+    other = {"x": 2 * feed(2)["x"]}
+    np.testing.assert_allclose(session.run(other)["y"], 2 * first, rtol=1e-5)
+    assert session.loaded.engine.contexts == 1
+    session.run(feed(4))
+    assert session.loaded.engine.contexts == 2
+
+
+def test_tensorrt_says_why(engine):
+    session = open_session(engine[0], "tensorrt")
+    engine[2].refuses_to_run = "no kernel image for sm_90"
+    for run in (session.run, session.bind):
+        with pytest.raises(RunError, match=r"failed to run the engine\.\nTensorRT 10\.9\.0 says: no kernel image"):
+            run(feed(2))
+
+
+def test_sizes_that_contradict_each_other(tmp_path, monkeypatch):
+    onnx.save(build([node("Add", "x z", "y")], {"x": ["N", 4], "z": ["M", 4]}, ["y"]), tmp_path / "m.onnx")
+    install(monkeypatch)
+    sizes = parse_ranges(["x:1x4..2x4..8x4", "z:1x4..2x4..8x4"])
+    (tmp_path / "m.engine").write_bytes(
+        build_engine(tmp_path / "m.onnx", "tensorrt", BuildOptions(shapes=sizes)).engine
+    )
+    with pytest.raises(RunError, match=r"TensorRT 10\.9\.0: dimensions not compatible"):
+        open_session(tmp_path / "m.engine", "tensorrt").run({**feed(2), "z": feed(3)["x"]})
+
+
+def test_kept_engines_are_those_of_the_content(tmp_path, monkeypatch):
+    """One made for a copy serves although that was changed since, and a damaged one is built again."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    install(monkeypatch)
+    for name, factor in (("a", 2), ("b", 2), ("a", 5)):
+        onnx.save(
+            build([node("Mul", "x k", "y")], {"x": [2, 4]}, ["y"], {"k": np.float32(factor)}), tmp_path / f"{name}.onnx"
+        )
+        assert open_session(tmp_path / f"{name}.onnx", "tensorrt").run(feed(2))["y"] == pytest.approx(
+            factor * feed(2)["x"]
+        )
+    kept = list((tmp_path / "cache").rglob("*.engine"))
+    assert open_session(tmp_path / "b.onnx", "tensorrt").run(feed(2))["y"] == pytest.approx(2 * feed(2)["x"])
+    for file in kept:
+        file.write_bytes(b"broken")
+    assert open_session(tmp_path / "b.onnx", "tensorrt").run(feed(2))["y"] == pytest.approx(2 * feed(2)["x"])
+
+
+def test_later_versions_bring_their_runtime(model, monkeypatch):
+    install(monkeypatch)
+    built = build_engine(model, "tensorrt", BuildOptions(shapes=parse_ranges(SIZES[:1]), version_compatible=True))
+    target = model.with_suffix(".engine")
+    write_engine(target, built, describe(built, model, "secateur build m.onnx", None))
+    assert open_session(target, "tensorrt").run(feed(2))
+    target.with_suffix(".engine.json").unlink()
+    with pytest.raises(RunError, match="Host executable code is not allowed"):
+        open_session(target, "tensorrt")
+
+
+def test_weights_that_are_gone(engine, model):
+    target = engine[0]
+    built = build_engine(model, "tensorrt", BuildOptions(shapes=parse_ranges(SIZES), strip=True))
+    write_engine(target, built, describe(built, model, "secateur build m.onnx", None))
+    model.unlink()
+    with pytest.raises(BadRequest, match="lacks its weights, and .*m.onnx, which holds them, is not there"):
+        open_session(target, "tensorrt")
+
+
+def test_rtx_engines_need_one_of_their_gpus(monkeypatch):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
+    _, cuda = install(monkeypatch)
+    assert not available()["tensorrt-rtx"].missing
+    monkeypatch.setattr(
+        cuda, "_cudaGetDeviceProperties", lambda _: SimpleNamespace(name=b"H200", major=9, minor=0, totalGlobalMem=1)
+    )
+    assert "8.6, 8.9, 12.0" in available()["tensorrt-rtx"].missing
