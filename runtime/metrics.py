@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,17 +201,28 @@ def _pair(batch: Batch) -> tuple[Numbers, Numbers]:
 def class_axis(shape: Sequence[int], samples: int) -> int | None:
     """The axis along which the classes of an output lie; None where it holds none.
 
-    It is the last one; in outputs of four axes the second where that is the shorter (images, channels first). An axis
-    that counts the samples of a run holds no classes: one number for each sample is a score.
+    It is the only one with several places, if there is one; else the last. Of images and volumes it is the second
+    (channels first) or the last: the others are nearer to each other in size. An axis that counts the samples of a run
+    holds no classes: one number for each sample is a score.
 
     Args:
         shape: of the output.
         samples: in the run it comes from.
     """
-    axis = 1 if len(shape) == 4 and shape[1] < shape[3] else len(shape) - 1
-    if not shape or shape[axis] < 2 or tuple(shape) == (samples,):
+    if not shape or tuple(shape) == (samples,):
         return None
-    return axis
+    several = [axis for axis in range(1, len(shape)) if shape[axis] > 1]
+    axis = several[0] if len(several) == 1 else len(shape) - 1
+    if len(several) > 1 and len(shape) > 3:
+        first, last = _spread(shape[2:]), _spread(shape[1:-1])
+        if first < last or (first == last and (len(shape) > 4 or shape[1] < shape[-1])):
+            axis = 1
+    return axis if shape[axis] > 1 else None
+
+
+def _spread(sizes: Sequence[int]) -> float:
+    """How far sizes are apart: the largest over the smallest."""
+    return max(sizes) / max(min(sizes), 1)
 
 
 @metric("mse", "lower", "reference")
@@ -306,10 +318,11 @@ def _by_class(batch: Batch) -> tuple[Array, NDArray[np.int64]]:
         candidates.append(labels[0])  # a run of several samples, labelled together
     if labels.ndim > 1 and labels.shape[-1] == 1:
         candidates.append(labels[..., 0])
-    for found in candidates:
-        for axis in (logits.ndim - 1, 1):
-            if found.shape == (*logits.shape[:axis], *logits.shape[axis + 1 :]):
-                return np.moveaxis(logits, axis, -1), whole_numbers(found)
+    narrow = [axis for axis in range(1, logits.ndim) if logits.shape[axis] == 1]
+    for values, found in product((logits, logits.squeeze(tuple(narrow))), candidates):
+        for axis in (values.ndim - 1, 1):
+            if values.ndim > axis and found.shape == (*values.shape[:axis], *values.shape[axis + 1 :]):
+                return np.moveaxis(values, axis, -1), whole_numbers(found)
     raise BadRequest(f"labels of shape {list(labels.shape)} do not fit the output {list(logits.shape)}.")
 
 

@@ -57,6 +57,12 @@ class _Wanted:
         return [f"{name}{self.suffix}" for name in names]
 
 
+def split_part(source: Path) -> tuple[Path, str]:
+    """The file or folder of ``FILE:PART``, and the part; "" where none is named."""
+    base, _, part = str(source).rpartition(":")
+    return (Path(base), part) if base and not source.exists() and Path(base).exists() else (source, "")
+
+
 def find(
     source: Path, inputs: Sequence[TensorSpec], preprocess: images.Preprocess | None, labels: str | Sequence[str]
 ) -> Found:
@@ -68,10 +74,10 @@ def find(
     """
     if not inputs:
         raise BadRequest(f"the model has no inputs, so {source} cannot be fed to it.")
-    base, colon, name = str(source).rpartition(":")
+    source, part = split_part(source)
     wanted = _Wanted(inputs, preprocess, (labels,) if isinstance(labels, str) else labels)
-    if colon and not source.exists() and Path(base).exists():
-        source, wanted = Path(base), replace(wanted, suffix=f"_{name}")
+    if part:
+        wanted = replace(wanted, suffix=f"_{part}")
     if source.is_dir():
         found = _folder(source, wanted)
     elif not source.is_file():

@@ -166,9 +166,11 @@ def size(text: str) -> int:
 
 
 def _from_anywhere(data: str) -> str:
-    """The name of data with its full path, ``:PART`` and what is made up left as they are."""
-    file, colon, part = data.rpartition(":") if not Path(data).exists() else (data, "", "")
-    return f"{Path(file).absolute()}{colon}{part}" if Path(file or data).exists() else data
+    """Data by their full path; made-up ones are called as before."""
+    from runtime.sources import split_part
+
+    file, part = split_part(Path(data))
+    return f"{file.absolute()}{f':{part}' if part else ''}" if file.exists() else data
 
 
 def again(options: argparse.Namespace) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _KEPT = ("timing_cache",)
@@ -34,14 +34,27 @@ def check_targets(options: argparse.Namespace) -> None:
             why = "" if streamed else obstacle(Path(path))
             if why:
                 raise UsageError(f"{option} {path} cannot be written: {why}.")
-            if option == "-o" and Path(path).resolve() in read:
-                told = read[Path(path).resolve()]
-                raise UsageError(f"-o {path} is {told}, which the result is judged by; give the result another name.")
+            over = _over(Path(path), read)
+            if over:
+                raise UsageError(f"{option} {path} is {over}, which is read; give what is written another name.")
             if option == "--report" and not streamed and Path(path).suffix.lower() not in _PAGES:
                 raise UsageError(f"--report {path}: a report is HTML; call it {Path(path).with_suffix('.html')}.")
         if place in seen:
             raise UsageError(f"{seen[place]} and {option} both write to {told}; give one of them another file.")
         seen[place] = option
+
+
+def _over(path: Path, read: Mapping[Path, str]) -> str:
+    """What a file to write is already: something the command reads, or the weights of a model among that."""
+    from runtime.model_files import weight_files
+
+    place = path.resolve()
+    if place in read:
+        return read[place]
+    if not place.is_file():
+        return ""
+    models = (file for file in read if file.suffix == ".onnx" and file.is_file() and place.is_relative_to(file.parent))
+    return next((f"the data file of {file.name}" for file in models if place in weight_files(file)), "")
 
 
 def targets(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
@@ -57,6 +70,7 @@ def targets(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
 def _sources(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
     """Each file that a command reads, and what the message calls it."""
     from exporter.recipes.keys import READS, keys_of
+    from runtime.sources import split_part
 
     for key in keys_of(options.parser).values():
         if key.dest not in READS:
@@ -64,4 +78,5 @@ def _sources(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
         given = getattr(options, key.dest)
         for value in given if isinstance(given, list) else [given]:
             if value is not None:
-                yield Path(value).resolve(), f"the file of {key.option}" if key.option else "the model itself"
+                what = f"the file of {key.option}" if key.option else "the model itself"
+                yield split_part(Path(value))[0].resolve(), what

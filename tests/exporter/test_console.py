@@ -14,6 +14,8 @@ import types
 from pathlib import Path
 
 import jsonschema
+import numpy as np
+import onnx
 import pytest
 
 from exporter.cli import main, parser
@@ -24,6 +26,7 @@ from exporter.schema_files import RESULTS, stored_schema
 from runtime import latency, staircase
 from runtime.steps import Count
 from tests.exporter.command_lines import ABLE, LINES, SAYS_A_DOCUMENT, files
+from tests.onnx_builder import build, node, weights
 from tests.schemas import conform
 
 PARSERS = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -175,6 +178,32 @@ def test_one_file_for_two(line, text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(line.split()) == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("prune m.onnx --dry-run --ratio 0.5 --save-plan m.onnx", "--save-plan m.onnx is the model itself"),
+        ("inspect m.onnx --json ./m.onnx", "--json ./m.onnx is the model itself"),
+        ("sensitivity m.onnx --calib d.npz --plot m.onnx", "--plot m.onnx is the model itself"),
+        ("prune m.onnx -o d.npz --macs 0.5 --calib d.npz:train", "-o d.npz is the file of --calib"),
+        ("eval m.onnx --metric top1 --data d.npz:test --json d.npz", "--json d.npz is the file of --data"),
+        ("build m.onnx -o m.engine --backend tensorrt-rtx --timing-cache m.onnx", "--timing-cache m.onnx is the model"),
+        ("quantize m.onnx -o w.bin --precision int8-weight", "-o w.bin is the data file of m.onnx"),
+        ("verify n.onnx m.onnx --plan p.json --json p.json", "--json p.json is the file of --plan"),
+    ],
+)
+def test_what_is_read_is_not_written_over(line, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = build([node("MatMul", "x w", "y")], {"x": [2, 64]}, ["y"], weights(w=(64, 64)))
+    onnx.save(model, "n.onnx")
+    onnx.save(model, "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    np.savez("d.npz", x_train=np.zeros((16, 64), np.float32), x_test=np.zeros((16, 64), np.float32))
+    Path("p.json").write_text("{}")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert main(line.split()) == 2
+    assert text in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")

@@ -11,7 +11,7 @@ import pytest
 from runtime.backends import TensorSpec, open_session
 from runtime.errors import BadRequest, RunError
 from runtime.evaluation import evaluate
-from runtime.metrics import IGNORED, METRICS, Metric, Scores, Tally, metric
+from runtime.metrics import IGNORED, METRICS, Metric, Scores, Tally, class_axis, metric
 from runtime.samples import load_samples, samples_of
 from tests.onnx_builder import build, node, weights
 
@@ -135,6 +135,9 @@ LABELLED = {
     "floats": (lambda y: y.astype(np.float64), LOGITS),
     "one hot": (lambda y: np.eye(CLASSES)[y], LOGITS),
     "positions, classes last": (lambda y: np.stack([y, y], 1), np.stack([LOGITS, LOGITS], 1)),
+    "classes of an image of one pixel": (lambda y: y, LOGITS[:, :, None, None]),
+    "classes of an image of one pixel, last": (lambda y: y, LOGITS[:, None, None, :]),
+    "one position": (lambda y: y, LOGITS[:, None]),
     "pixels, classes first": (lambda y: np.stack([y, y], 1), np.stack([LOGITS, LOGITS], 2)),
 }
 
@@ -156,14 +159,26 @@ def test_positions_that_do_not_count():
         evaluate(constant(LOGITS), numbered(COUNT, np.full(COUNT, IGNORED)), "top1")
 
 
-def test_agreement_of_pixels():
-    """Channels first: the second of four axes, where it is the shorter one."""
-    maps = RNG.standard_normal((4, 3, 8, 8))
-    other = np.where(RNG.random((4, 3, 8, 8)) < 0.7, maps, 0)
-    expected = (maps.argmax(1) == other.argmax(1)).mean()
-    assert evaluate(constant(maps), numbered(4), "agreement", reference=constant(other)).value == pytest.approx(
-        expected
-    )
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((4, 3, 8, 8), 1), ((4, 21, 9, 16), 1), ((4, 150, 16, 16), 1), ((4, 150, 9, 16), 1), ((4, 7, 1, 1), 1),
+        ((4, 9, 16, 150), 3), ((4, 16, 16, 150), 3), ((4, 16, 16, 2), 3), ((4, 8, 8, 8), 3), ((4, 1, 1, 7), 3),
+        ((4, 2, 6, 6, 6), 1), ((4, 2, 8, 8, 6), 1), ((4, 8, 8, 8, 8), 1), ((4, 6, 6, 6, 2), 4),
+        ((4, 7), 1), ((4, 5, 7), 2), ((4, 1, 7), 2), ((7,), 0),
+        ((4, 1, 8, 8), None), ((4, 1), None), ((4,), None), ((), None),
+    ],
+)  # fmt: skip
+def test_the_axis_of_the_classes(shape, axis):
+    """Images and volumes have it first or last, whichever leaves sizes that are near each other."""
+    assert class_axis(shape, 4) == axis
+    if axis is None or len(shape) < 2:
+        return
+    maps = RNG.standard_normal(shape)
+    other = np.where(RNG.random(shape) < 0.7, maps, 0)
+    expected = (maps.argmax(axis) == other.argmax(axis)).mean()
+    found = evaluate(constant(maps), numbered(4), "agreement", reference=constant(other)).value
+    assert found == pytest.approx(expected)
 
 
 # -- perplexity -------------------------------------------------------------------------------------------------
