@@ -50,6 +50,7 @@ class Provider:
         install: the line that adds it.
         memory: where I/O binding keeps tensors, as ONNX Runtime calls it.
         capture: its option that records and replays the run; empty where it has none.
+        rest: the provider that takes what this one leaves, where it is there, before the CPU does.
     """
 
     provider: str
@@ -57,6 +58,7 @@ class Provider:
     install: str
     memory: str = "cpu"
     capture: str = ""
+    rest: str = ""
 
 
 _INSTALL_CUDA = 'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda,cudnn]"'
@@ -71,6 +73,7 @@ PROVIDERS = {
         f"{_INSTALL_CUDA} tensorrt",
         "cuda",
         "trt_cuda_graph_enable",
+        "CUDAExecutionProvider",
     ),
     "ort-nv-tensorrt-rtx": Provider(
         "NvTensorRTRTXExecutionProvider",
@@ -78,6 +81,7 @@ PROVIDERS = {
         "pip install onnxruntime-trt-rtx (where there is one), or an ONNX Runtime built with --use_nv_tensorrt_rtx",
         "cuda",
         "enable_cuda_graph",
+        "CUDAExecutionProvider",
     ),
     "ort-openvino": Provider("OpenVINOExecutionProvider", "Intel CPU, GPU or NPU", "pip install onnxruntime-openvino"),
     "ort-directml": Provider("DmlExecutionProvider", "GPU (Windows)", "pip install onnxruntime-directml", "dml"),
@@ -114,7 +118,8 @@ class OrtSession:
                 raise BadRequest(f"--capture: {name} cannot record its runs; {able} can.")
             provider = (provider, {self._about.capture: "1"})
         said = _load_cuda(ort) if self._about.memory == "cuda" else ""
-        providers = [provider] if name == "ort-cpu" else [provider, "CPUExecutionProvider"]
+        others = (self._about.rest, "CPUExecutionProvider") if name != "ort-cpu" else ()
+        providers = [provider, *(other for other in others if other in ort.get_available_providers())]
         settings = _settings(ort, options)
         register_custom_ops(settings)
         try:

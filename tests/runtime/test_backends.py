@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 from runtime import backends, bounds
-from runtime.backends import BACKENDS, SessionOptions, TensorSpec, backend, open_session, protocol
+from runtime.backends import BACKENDS, SessionOptions, TensorSpec, backend, open_session, ort, protocol
 from runtime.backends.maps import as_array
 from runtime.errors import BackendMissing, BadRequest, NoMemory, Refused, RunError
 from tests.onnx_builder import build, node, weights
@@ -229,6 +229,23 @@ def test_an_output_that_is_not_as_declared_is_bound_too(declared):
 
 
 @pytest.mark.usefixtures("all_threads")
+@pytest.mark.parametrize("there", [True, False])
+def test_what_tensorrt_leaves_goes_to_cuda(monkeypatch, there):
+    """Where ONNX Runtime has that; the CPU takes the rest."""
+    asked: list[object] = []
+
+    def refuse(*_, providers, **__):
+        asked.extend(providers)
+        raise RuntimeError("no GPU")
+
+    own = ["TensorrtExecutionProvider", *(["CUDAExecutionProvider"] if there else []), "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: own)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(Refused, match="no GPU"):
+        ort.OrtSession(model().SerializeToString(), SessionOptions(), "ort-tensorrt")
+    assert asked == own
+
+
 def test_options_reach_onnx_runtime():
     data = model().SerializeToString()
     plain = open_session(data, options=SessionOptions(threads=3, optimize=False))._session.get_session_options()
