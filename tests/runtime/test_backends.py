@@ -228,11 +228,11 @@ def test_an_output_that_is_not_as_declared_is_bound_too(declared):
         call()
 
 
-@pytest.mark.usefixtures("all_threads")
 @pytest.mark.parametrize("there", [True, False])
 def test_what_tensorrt_leaves_goes_to_cuda(monkeypatch, there):
     """Where ONNX Runtime has that; the CPU takes the rest."""
     asked: list[object] = []
+    data = model().SerializeToString()
 
     def refuse(*_, providers, **__):
         asked.extend(providers)
@@ -242,10 +242,11 @@ def test_what_tensorrt_leaves_goes_to_cuda(monkeypatch, there):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: own)
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     with pytest.raises(Refused, match="no GPU"):
-        ort.OrtSession(model().SerializeToString(), SessionOptions(), "ort-tensorrt")
+        ort.OrtSession(data, SessionOptions(), "ort-tensorrt")
     assert asked == own
 
 
+@pytest.mark.usefixtures("all_threads")
 def test_options_reach_onnx_runtime():
     data = model().SerializeToString()
     plain = open_session(data, options=SessionOptions(threads=3, optimize=False))._session.get_session_options()
