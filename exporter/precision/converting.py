@@ -110,7 +110,7 @@ def convert_precision(
         refused: names of nodes, outputs or operators that TensorRT was found to refuse in this precision.
         keep_io: inputs and outputs stay in fp32.
         max_error: largest difference of an output that is accepted, as a share of its standard deviation. Nodes that
-            do most to the outputs stay in fp32 where that is needed; not in models too large for one message.
+            do most to the outputs stay in fp32 where that is needed; not in models of 1 GB and more.
         shapes: sizes of dynamic axes.
         seed: of the samples.
         progress: called with a line before each step.

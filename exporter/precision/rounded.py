@@ -1,4 +1,4 @@
-"""The fp32 model with every half-precision result rounded: what bf16 gives, on machines that cannot compute it."""
+"""The fp32 model with every half-precision result rounded: what GPUs give, on machines that do not compute so."""
 
 from __future__ import annotations
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from exporter.errors import GoalError
 from exporter.least import least
-from exporter.normalise import serialize_with_data
+from exporter.normalise import LARGEST, serialize_with_data
 from exporter.precision.case import Case, Compared, Made
 from exporter.precision.choosing import Stays
 from exporter.precision.comparing import PLAIN, differences
 from exporter.precision.rounded import SWITCHED_SINCE, switched_model
+from exporter.tensors import nbytes
 from runtime.backends import open_session
 from runtime.nouns import counted
 from runtime.steps import Count
@@ -28,8 +29,9 @@ _BLOCK = 8
 
 
 def can_spare(case: Case) -> bool:
-    """Whether nodes of the model can be judged one by one."""
-    return case.dense is not None and case.graph.opsets.get("", 0) >= SWITCHED_SINCE
+    """Whether nodes of the model can be judged one by one: with its weights there twice it has to fit one message."""
+    fits = 2 * sum(map(nbytes, case.graph.constants.values())) <= LARGEST
+    return case.dense is not None and fits and case.graph.opsets.get("", 0) >= SWITCHED_SINCE
 
 
 def spare(case: Case, made: Made, most: float, step: Callable[[str], None]) -> tuple[Made, Compared, list[Stays]]:
