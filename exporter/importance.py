@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from exporter.ahead import MANY, made_ahead
 from exporter.codes import is_plain, numbers_of
-from exporter.errors import UsageError
+from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph
 from exporter.groups import Group, Groups
 from exporter.halves import numbers
@@ -21,6 +21,7 @@ from exporter.score_names import CALIBRATED, LEARNED
 from exporter.spans import Span
 from exporter.tensors import Array, row_ranges
 from runtime.feeds import Feeds
+from runtime.nouns import out_of
 from runtime.registry import enter
 from runtime.steps import Count
 
@@ -49,6 +50,30 @@ class ScoreOptions:
 
 class Comparable(dict[str, NDArray[np.float64]]):
     """Scores whose values mean the same in every group, so that no global ranking normalises them again."""
+
+
+def refuse_mute(scores: Iterable[NDArray[np.float64]], option: str) -> None:
+    """Refuse scores that rank nothing.
+
+    Args:
+        scores: of each group or weight.
+        option: that asked for them, for the message.
+
+    Raises:
+        ModelError: one is no finite number, or all are zero.
+    """
+    held = list(scores)
+    wrong, count = sum(int((~np.isfinite(s)).sum()) for s in held), sum(s.size for s in held)
+    if wrong:
+        raise ModelError(
+            f"{option}: {out_of(wrong, count, 'score', 'is no finite number', 'are no finite numbers')}, so they "
+            "rank nothing. Choose another one, or check the data."
+        )
+    if count and not any(s.any() for s in held):
+        raise ModelError(
+            f"{option}: every score is zero, so they rank nothing: the outputs say nothing of what is scored. Choose "
+            "another one, or give --labels."
+        )
 
 
 Scorer = Callable[[Groups, ScoreOptions], Scores]

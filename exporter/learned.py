@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from exporter.cost import CostModel
 from exporter.errors import UsageError
 from exporter.groups import Groups
-from exporter.importance import Scores
+from exporter.importance import Scores, refuse_mute
 from exporter.latency.cost import LatencyCost
 from exporter.score_names import FLOW, GRADIENTS, LEARNED, MASKS
 from exporter.torch_source import need_torch
@@ -45,23 +45,27 @@ def learned_scores(
     Raises:
         MissingPackage: torch is not installed.
         Unsupported: an operator of the model is not implemented in torch.
-        UsageError: there is no such score.
+        UsageError: there is no such score, or labels do not fit the output.
+        ModelError: the scores say nothing: they are zero, or no numbers.
     """
     need_torch()
     if by in GRADIENTS:
         from exporter.training.scores import gradient_scores
 
-        return gradient_scores(groups, calibration.fit, calibration.batch, by, step, seed)
-    if by == FLOW:
+        found = gradient_scores(groups, calibration.fit, calibration.batch, by, step, seed)
+    elif by == FLOW:
         from exporter.training.flow import flow_scores
 
-        return flow_scores(groups, calibration.fit, calibration.batch, step, seed)
-    if by not in MASKS:
-        raise UsageError(f"there is no learned score '{by}'. Choose from: {', '.join(LEARNED)}.")
-    from exporter.training.masks import MaskOptions, mask_scores
+        found = flow_scores(groups, calibration.fit, calibration.batch, step, seed)
+    elif by in MASKS:
+        from exporter.training.masks import MaskOptions, mask_scores
 
-    kind, value = next(iter(budget.items()), ("ratio", 0.5))
-    if isinstance(cost, LatencyCost):
-        kind = "latency"
-    options = MaskOptions(kind, 1 - value if kind == "ratio" else value, seed=seed)
-    return mask_scores(groups, numbers, calibration.fit, by, options, step, cost)
+        kind, value = next(iter(budget.items()), ("ratio", 0.5))
+        if isinstance(cost, LatencyCost):
+            kind = "latency"
+        options = MaskOptions(kind, 1 - value if kind == "ratio" else value, seed=seed)
+        found = mask_scores(groups, numbers, calibration.fit, by, options, step, cost)
+    else:
+        raise UsageError(f"there is no learned score '{by}'. Choose from: {', '.join(LEARNED)}.")
+    refuse_mute((found[groups.groups[n].name] for n in numbers), f"--score {by}")
+    return found

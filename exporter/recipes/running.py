@@ -1,7 +1,7 @@
 """Run the steps of a recipe: each once, unless what it reads, its options or Secateur itself have changed.
 
-The key of a step is the SHA-256 of all that. A record is written when a step has ended, so a run that was killed goes
-on with the step it was in.
+The key of a step is the SHA-256 of all that. A record holds it from the start of a step, and what was made when it has
+ended; so a run that was killed goes on with the step it was in, and within it where the key is the same.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from exporter.atomic import write_text
 from exporter.calibration.cache import program
@@ -68,7 +69,9 @@ def run_step(step: Step, recipe: Recipe, run: Run, fresh: bool = False, quiet: b
     if known is not None:
         return Done(step, known, True)
     record = _path(step, recipe)
-    record.unlink(missing_ok=True)
+    if fresh or _read(record).get("key") != key:
+        _drop_scratch(step)  # of another start
+    write_text(record, json.dumps({"version": 1, "key": key}) + "\n")
     started = time.perf_counter()
     code = run([step.command, *step.arguments], quiet)
     seconds = time.perf_counter() - started
@@ -82,9 +85,7 @@ def run_step(step: Step, recipe: Recipe, run: Run, fresh: bool = False, quiet: b
     made = {path: content(path) for path in step.writes if Path(path).exists() and not _scratch(path)}
     document = {"version": 1, "key": key, "made": made, "seconds": seconds, "command": command_line(step)}
     write_text(record, json.dumps(document, indent=1) + "\n")
-    for path in step.writes:
-        if _scratch(path):
-            Path(path).unlink(missing_ok=True)  # it served to go on after a kill
+    _drop_scratch(step)
     return Done(step, seconds, False)
 
 
@@ -102,6 +103,13 @@ def _scratch(path: str) -> bool:
     return path.endswith(".checkpoint.pt")
 
 
+def _drop_scratch(step: Step) -> None:
+    """Delete what serves to go on with a step after a kill."""
+    for path in step.writes:
+        if _scratch(path):
+            Path(path).unlink(missing_ok=True)
+
+
 def _path(step: Step, recipe: Recipe) -> Path:
     return Path(recipe.folder, RECORDS, f"{step.number:02d}-{step.name}.json")
 
@@ -109,11 +117,20 @@ def _path(step: Step, recipe: Recipe) -> Path:
 def _record(step: Step, recipe: Recipe, key: str) -> float | None:
     """Seconds that a step took, where it has been done with this key and what it made is as it was; else None."""
     try:
-        known = json.loads(_path(step, recipe).read_text(encoding="utf-8"))
+        known = _read(_path(step, recipe))
         same = known["key"] == key and all(content(path) == digest for path, digest in known["made"].items())
         return float(known["seconds"]) if same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _read(record: Path) -> dict[str, Any]:
+    """What a record tells; nothing where there is none, or it is damaged."""
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def key_of(*steps: Step) -> str:

@@ -19,7 +19,7 @@ class Checkpoint:
     """A run after an epoch.
 
     Attributes:
-        identity: what a run must have in common with it.
+        identity: what a run must have in common with it, by what that is.
         step: steps done.
         best, best_step: lowest loss on the samples held out, and when.
         history: (steps, loss, loss held out) after each epoch.
@@ -28,7 +28,7 @@ class Checkpoint:
         best_weights: those of the best step.
     """
 
-    identity: str
+    identity: dict[str, str]
     step: int
     best: float
     best_step: int
@@ -60,6 +60,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         found = torch.load(path, weights_only=True)
         checkpoint = Checkpoint(**found)
+        if not isinstance(checkpoint.identity, dict):
+            raise TypeError("an earlier version made it")
         return Checkpoint(**{**vars(checkpoint), "history": [tuple(row) for row in checkpoint.history]})
     except (OSError, RuntimeError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__

@@ -19,8 +19,9 @@ from exporter.groups import Groups
 from exporter.importance import Comparable, Scores
 from exporter.score_names import FLOW
 from exporter.training.devices import default_device, placed
-from exporter.training.losses import asked, probe
-from exporter.training.scores import Step, batches, owned, sum_over
+from exporter.training.losses import probe
+from exporter.training.outputs import asked
+from exporter.training.scores import Step, batches, owned, rows_in, sum_over
 from runtime.nouns import counted
 from runtime.samples import Samples
 
@@ -47,7 +48,7 @@ def flow_scores(groups: Groups, samples: Samples, batch: int, step: Step, seed: 
         UsageError: an operator has no second derivative in torch.
     """
     module = placed(to_torch(groups.graph), default_device())
-    loss, names = probe(groups.graph), asked(groups.graph)
+    loss, names = probe(groups.graph, labels=samples.labels), asked(groups.graph)
     weights = list(module.weights.values())
 
     def mean(of: str, held: list[Tensor]) -> list[Tensor]:
@@ -55,7 +56,7 @@ def flow_scores(groups: Groups, samples: Samples, batch: int, step: Step, seed: 
         draw = torch.Generator().manual_seed(seed)  # both passes draw the same
         found, seen = [torch.zeros_like(w) for w in weights], 0
         for number, (inputs, labels) in enumerate(batches(samples, batch, module.device), 1):
-            size = len(next(iter(inputs.values())))
+            size = rows_in(samples, inputs)
             lost = loss(module.run(inputs, names), {}, labels, draw)
             first = _gradients(lost, weights, bool(held))
             if held:

@@ -24,7 +24,9 @@ from exporter.training.budget import Share, share_of
 from exporter.training.choosing import choosers, choosing
 from exporter.training.devices import default_device, placed
 from exporter.training.gates import Gates
-from exporter.training.losses import asked, make_loss
+from exporter.training.labels import knowing
+from exporter.training.losses import make_loss
+from exporter.training.outputs import asked
 from exporter.training.scores import Step, steps_of
 from runtime.samples import Samples
 from runtime.steps import Count
@@ -96,7 +98,7 @@ def mask_scores(
     if not free.any():
         raise ModelError("no group that may be cut can be gated; choose another --score.")
     labelled = samples.answers is not None
-    loss = make_loss(groups.graph, "auto", labelled)
+    loss = knowing(make_loss(groups.graph, "auto", labelled), samples.labels)
     share = share_of(cost or CostModel(groups), options.kind)
     torch.manual_seed(options.seed)
     learner = _LEARNERS[by](free, share, module.device)

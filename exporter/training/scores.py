@@ -9,7 +9,7 @@ A group that cannot be gated is scored by its weights, with the same powers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -24,7 +24,8 @@ from exporter.importance import Comparable, Scores
 from exporter.spans import Span
 from exporter.training.devices import default_device, placed
 from exporter.training.gates import Gates
-from exporter.training.losses import asked, probe
+from exporter.training.losses import probe
+from exporter.training.outputs import asked
 from runtime.samples import Samples
 from runtime.steps import Count
 
@@ -48,6 +49,11 @@ def steps_of(
     runs = batches(samples, size, device)
     while group := list(islice(runs, runs_in(samples, size))):
         yield group
+
+
+def rows_in(samples: Samples, inputs: Mapping[str, Tensor]) -> int:
+    """How many samples these inputs of a run hold."""
+    return 1 if samples.store.single else len(next(iter(inputs.values())))
 
 
 def runs_in(samples: Samples, size: int) -> int:
@@ -77,7 +83,7 @@ def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step:
     """
     module = placed(to_torch(groups.graph), default_device())
     gates = Gates(groups, module)
-    loss, names = probe(groups.graph), asked(groups.graph)
+    loss, names = probe(groups.graph, labels=samples.labels), asked(groups.graph)
     draw = torch.Generator().manual_seed(seed)
     power = 2 if by == "fisher" else 1
     samples = samples.first(FISHER_SAMPLES) if by == "fisher" else samples
@@ -89,12 +95,14 @@ def gradient_scores(groups: Groups, samples: Samples, batch: int, by: str, step:
         gates.values = torch.ones(gates.count, device=module.device, requires_grad=True)
         for parameter in module.weights.values():
             parameter.grad = None
-        loss(module.run(inputs, names), {}, labels, draw).backward()  # type: ignore[no-untyped-call]
+        lost = loss(module.run(inputs, names), {}, labels, draw)
+        if lost.requires_grad:
+            lost.backward()  # type: ignore[no-untyped-call]
         if gates.values.grad is not None:
             worth += gates.values.grad.double().cpu().abs() ** power
         _add_weights(weights, mine, module, power)
         done += 1
-        seen += 1 if samples.store.single else len(next(iter(inputs.values())))
+        seen += rows_in(samples, inputs)
         step(Count("gradients of samples", seen, len(samples)))
     found = Comparable(gates.of_groups(worth / max(done, 1)))
     for n, group in enumerate(groups):

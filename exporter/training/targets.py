@@ -12,14 +12,16 @@ from torch import Tensor
 
 from exporter.autograd import OnnxModule, to_torch, torch_outputs
 from exporter.autograd.dtypes import to_array, to_tensor
+from exporter.calibration.cache import content
 from exporter.errors import UsageError
 from exporter.graph import Graph, Node
 from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
 from exporter.protos import add_outputs
 from exporter.training.choosing import choosers, choosing
-from exporter.training.losses import Loss, Output, Outputs, judged, make_loss, relative_error
+from exporter.training.losses import Loss, make_loss, relative_error
 from exporter.training.options import AGREEMENT, check_target
+from exporter.training.outputs import Output, Outputs, judged
 from runtime.backends import open_session
 
 Teacher = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -194,6 +196,6 @@ def make_target(
     names = tuple(dict.fromkeys([*torch_outputs(graph), *(o.name for o in told), *(m.name for m in found)]))
     chosen = choosers(teacher, graph, own is not None) if teacher is not None else {}
     run = teacher_of(teacher, [*dict.fromkeys((*names, *chosen))], device) if teacher is not None else None
-    source = teacher.source.sha256 if teacher is not None else ""
+    source = content(teacher) if teacher is not None else ""
     about = f"{loss} {labelled} {output} {share} {temperature} {source} {[m.name for m in found]} {[*chosen]}"
     return Target(names, own, distil, run, share, tuple(found), chosen, about)

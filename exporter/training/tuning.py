@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from exporter.autograd import OnnxModule, to_torch, write_back
 from exporter.autograd.dtypes import to_array, to_tensor
+from exporter.calibration.cache import content
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.graph import Graph
 from exporter.model_file import finished
@@ -21,8 +23,9 @@ from exporter.normalise import serialize_with_data
 from exporter.training.augment import augmented
 from exporter.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from exporter.training.devices import placed
+from exporter.training.labels import knowing
 from exporter.training.options import TuneOptions, check_blends
-from exporter.training.scores import Step, batches, runs_in, steps_of
+from exporter.training.scores import Step, batches, rows_in, runs_in, steps_of
 from exporter.training.targets import Target
 from exporter.training.team import ALONE, Team
 from runtime.backends import open_session
@@ -38,6 +41,14 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 _SPARSE = 0.1
 """Share of zeros from which on a weight of two axes or more is taken for pruned."""
+
+_OTHERS = {
+    "model": "another model",
+    "data": "other data or labels",
+    "target": "another target (loss, teacher, matches)",
+    "options": "other options",
+}
+"""What a checkpoint is of that does not fit, by the part of its identity."""
 
 _WARM_UP = 0.05
 _LONGEST_GRADIENT = 5.0
@@ -85,6 +96,7 @@ class _Run:
     optimizer: torch.optim.Optimizer
     total: int
     team: Team = ALONE
+    identity: dict[str, str] = field(default_factory=dict)
     done: int = 0
     best: float = math.inf
     best_step: int = 0
@@ -137,7 +149,9 @@ def tune(
     module = placed(to_torch(graph), where)
     if not module.weights:
         raise ModelError("the model has no weights that can be trained.")
-    run = _begin(module, target, options, train, team)
+    run = _begin(module, replace(target, loss=knowing(target.loss, samples.labels)), options, train, team)
+    if options.checkpoint is not None:
+        run.identity = _identity(graph, samples, run)
     resumed = _resume(run)
     team.agreed(resumed)
     before = _judge(run, held) if not resumed else run.history[0][2]
@@ -244,7 +258,7 @@ def _judge(run: _Run, held: Samples) -> float:
     with torch.no_grad():
         for number, (inputs, labels) in enumerate(batches(held, run.options.batch, run.module.device)):
             if number % team.count == team.rank:
-                size = len(next(iter(inputs.values())))
+                size = rows_in(held, inputs)
                 total += float(run.target(run.module, inputs, labels)[0]) * size
                 count += size
     if team.count > 1:
@@ -267,17 +281,21 @@ def _stale(run: _Run) -> bool:
     return bool(patience) and len(since) >= patience
 
 
-def _identity(run: _Run) -> str:
+def _identity(graph: Graph, samples: Samples, run: _Run) -> dict[str, str]:
     """What a checkpoint must have in common with a run to be continued by it."""
-    shapes = ";".join(f"{n}:{list(w.shape)}" for n, w in sorted(run.module.weights.items()))
-    o = run.options
-    settings = f"{o.optimizer} {o.lr} {o.decay} {o.batch} {o.augment} {o.hold} {o.seed} {o.amp} {run.total}"
-    return f"{settings} {run.target.about} {shapes}"
+    o, labels = run.options, samples.labels
+    told = hashlib.sha256(b"" if labels is None else f"{labels.dtype.str}{labels.shape}".encode() + labels.tobytes())
+    return {
+        "model": content(graph),
+        "data": f"{samples.digest} {told.hexdigest()}",
+        "target": run.target.about,
+        "options": f"{o.optimizer} {o.lr} {o.decay} {o.batch} {o.augment} {o.hold} {o.seed} {o.amp} {run.total}",
+    }
 
 
 def _checkpoint(run: _Run) -> Checkpoint:
     return Checkpoint(
-        _identity(run), run.done, run.best, run.best_step, list(run.history), run.optimizer.state_dict(),
+        run.identity, run.done, run.best, run.best_step, list(run.history), run.optimizer.state_dict(),
         {n: m.detach() for n, m in run.masters.items()}, run.best_weights,
     )  # fmt: skip
 
@@ -288,10 +306,11 @@ def _resume(run: _Run) -> int:
     if path is None or not path.is_file():
         return 0
     found = read_checkpoint(path)
-    if found.identity != _identity(run):
+    differ = [words for key, words in _OTHERS.items() if found.identity.get(key) != run.identity[key]]
+    if differ:
         raise UsageError(
-            f"the checkpoint {path} is of another model, or of other options. Give the options it was made with, "
-            "another --checkpoint, or delete it."
+            f"the checkpoint {path} is of {' and '.join(differ)}. Give what it was made with, another --checkpoint, or "
+            "delete it."
         )
     run.done, run.best, run.best_step, run.history = found.step, found.best, found.best_step, found.history
     run.best_weights = found.best_weights
@@ -299,6 +318,8 @@ def _resume(run: _Run) -> int:
     with torch.no_grad():
         for name, master in run.masters.items():
             master.copy_(found.weights[name])
+            if name in run.masks:
+                master.mul_(run.masks[name])
             run.module.weights[name].copy_(master)
     return run.done
 

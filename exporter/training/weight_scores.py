@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from exporter.autograd import to_torch
 from exporter.errors import UsageError
 from exporter.graph import Graph
+from exporter.importance import refuse_mute
 from exporter.training.devices import default_device, placed
-from exporter.training.losses import asked, probe
-from exporter.training.scores import FISHER_SAMPLES, Step, batches
+from exporter.training.losses import probe
+from exporter.training.outputs import asked
+from exporter.training.scores import FISHER_SAMPLES, Step, batches, rows_in
 from runtime.samples import Samples
 from runtime.steps import Count
 
@@ -48,11 +50,12 @@ def weight_scores(
     Raises:
         Unsupported: an operator is not implemented in torch.
         UsageError: a constant holds no floating-point numbers, or no gradient reaches it.
+        ModelError: the scores say nothing: they are zero, or no numbers.
     """
     chosen = {n for n in names if graph.array(n).dtype.name in _FLOATS}
     _refuse(set(names) - chosen, by)
     module = placed(to_torch(graph, train=chosen.__contains__), default_device())
-    loss, read = probe(graph), asked(graph)
+    loss, read = probe(graph, labels=samples.labels), asked(graph)
     draw = torch.Generator().manual_seed(seed)
     samples = samples.first(FISHER_SAMPLES) if by == "fisher" else samples
     found: dict[str, torch.Tensor] = {}
@@ -69,10 +72,12 @@ def weight_scores(
                 change = change.abs() if by == "gradient" else change.square()
                 found[name] = found[name] + change if name in found else change
         done += 1
-        seen += 1 if samples.store.single else len(next(iter(inputs.values())))
+        seen += rows_in(samples, inputs)
         step(Count("gradients of samples", seen, len(samples)))
     _refuse(chosen - found.keys(), by)
-    return {n: (s / max(done, 1)).reshape(-1).cpu().numpy().astype(np.float32) for n, s in found.items()}
+    means = {n: (s / max(done, 1)).reshape(-1).cpu().numpy() for n, s in found.items()}
+    refuse_mute(means.values(), f"--method {by}")
+    return {n: s.astype(np.float32) for n, s in means.items()}
 
 
 def _refuse(missing: Collection[str], by: str) -> None:

@@ -127,7 +127,7 @@ def test_labels_that_are_no_class_are_told(files, tmp_path, capsys):
 
 def test_what_dictionaries_hold_is_probabilities(files):
     pytest.importorskip("torch")
-    from exporter.training.losses import float_outputs
+    from exporter.training.outputs import float_outputs
 
     assert [(o.name, o.form) for o in float_outputs(load(files[0]))] == [("chances", "probabilities")]
     model = zipped(*files[2][:2])  # of two classes, one is what the other leaves

@@ -20,6 +20,13 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.int64) if x.dtype in UNSIGNED else x
 
 
+def root(x: Tensor, power: int = 2) -> Tensor:
+    """The root of numbers. At zero, where its derivative is infinite, that is taken for zero: so is that of a norm."""
+    zero = x == 0
+    safe = torch.where(zero, torch.ones_like(x), x)
+    return torch.where(zero, torch.zeros_like(x), safe.sqrt() if power == 2 else safe.pow(1 / power))
+
+
 def _unary(name: str, function: Unary) -> None:
     def run(x: Tensor) -> Tensor:
         result = function(widened(x))
@@ -69,7 +76,7 @@ _UNARY: dict[str, Unary] = {
     "Floor": torch.floor,
     "Round": torch.round,
     "Sign": torch.sign,
-    "Sqrt": torch.sqrt,
+    "Sqrt": root,
     "Exp": torch.exp,
     "Log": torch.log,
     "Reciprocal": torch.reciprocal,

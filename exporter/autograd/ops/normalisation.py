@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from exporter.autograd.dtypes import torch_type
+from exporter.autograd.ops.elementwise import root
 from exporter.autograd.registry import Site, op
 
 _AFFINE_PER_CHANNEL_OPSET = 21
@@ -113,11 +114,11 @@ def _group_norm(
 def _mean_variance(x: Tensor, *, axes: list[int] | None = None) -> Tensor:
     over = axes if axes is not None else [0, 2, 3]
     value = x - x.mean(over, keepdim=True)
-    return value / (value.square().mean(over, keepdim=True).sqrt() + 1e-9)
+    return value / (root(value.square().mean(over, keepdim=True)) + 1e-9)
 
 
 @op("LpNormalization")
 def _lp_norm(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
     """X divided by its norm; zero where the norm is."""
-    norm = x.abs().sum(axis, keepdim=True) if p == 1 else x.square().sum(axis, keepdim=True).sqrt()
+    norm = x.abs().sum(axis, keepdim=True) if p == 1 else root(x.square().sum(axis, keepdim=True))
     return torch.where(norm == 0, torch.zeros_like(x), x / torch.where(norm == 0, torch.ones_like(norm), norm))

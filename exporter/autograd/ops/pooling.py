@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from exporter.autograd.ops.contraction import padded, spatial_pads
+from exporter.autograd.ops.elementwise import root
 from exporter.autograd.registry import Ints, Site, op
 from runtime.nouns import counted
 
@@ -118,7 +119,7 @@ def _lp_pool(
     strides: list[int] | None = None,
 ) -> Tensor:
     at = _windows(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
-    return _sums(x.abs().pow(p), at).pow(1 / p)
+    return root(_sums(x.abs().pow(p), at), p)
 
 
 @op("MaxPool")
@@ -189,7 +190,7 @@ def _global_max(x: Tensor) -> Tensor:
 
 @op("GlobalLpPool")
 def _global_lp(x: Tensor, *, p: int = 2) -> Tensor:
-    return x.abs().pow(p).sum(list(range(2, x.ndim)), keepdim=True).pow(1 / p)
+    return root(x.abs().pow(p).sum(list(range(2, x.ndim)), keepdim=True), p)
 
 
 @op("LRN")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from exporter.autograd.ops.elementwise import widened
+from exporter.autograd.ops.elementwise import root, widened
 from exporter.autograd.registry import Ints, Site, op
 
 Reducer = Callable[[Tensor, list[int], bool], Tensor]
@@ -39,7 +39,7 @@ _REDUCERS: dict[str, Reducer] = {
     "ReduceSum": lambda x, axes, keep: x.sum(axes, keep),
     "ReduceMean": lambda x, axes, keep: x.mean(axes, keep) if x.is_floating_point() else x.double().mean(axes, keep),
     "ReduceL1": lambda x, axes, keep: x.abs().sum(axes, keep),
-    "ReduceL2": lambda x, axes, keep: x.square().sum(axes, keep).sqrt(),
+    "ReduceL2": lambda x, axes, keep: root(x.square().sum(axes, keep)),
     "ReduceSumSquare": lambda x, axes, keep: x.square().sum(axes, keep),
     "ReduceLogSum": lambda x, axes, keep: x.sum(axes, keep).log(),
     "ReduceLogSumExp": lambda x, axes, keep: torch.logsumexp(x if x.is_floating_point() else x.double(), axes, keep),

@@ -33,6 +33,7 @@ def network():
     for k in range(1, 5):
         nodes += [node("Relu", f"h{k}", f"r{k}"), node("MatMul", f"r{k} w{k}", f"h{k + 1}")]
     constants = weights(a=(32, 64), w1=(64, 96), w2=(96, 64), w3=(64, 128), w4=(128, 16))
+    constants = {name: w / len(w) ** 0.5 for name, w in constants.items()}
     return build(nodes, {"x": [8, 32]}, ["h5"], constants)
 
 

@@ -108,3 +108,15 @@ def test_a_killed_recipe_goes_on_from_its_checkpoint(ran, capsys):
     assert main(["run", "recipe.yaml", "-q"]) == 0
     assert json.loads(Path("tuned.json").read_text())["resumed_from"] == 0
     assert all(np.array_equal(w, resumed[n]) for n, w in weights("made/02-tune.onnx").items())
+
+
+def test_a_step_begins_anew_where_what_it_reads_has_changed(ran):
+    """What a kill left of it is of other weights."""
+    assert main(["run", "recipe.yaml", "-q"]) == 0
+    left = Path("made/02-tune.checkpoint.pt")
+    left.write_bytes(b"of the last run")
+    Path("recipe.yaml").write_text(PRUNE.replace("0.6", "0.5") + TUNE)
+    assert main(["run", "recipe.yaml", "-q"]) == 0
+    assert json.loads(Path("tuned.json").read_text())["resumed_from"] == 0
+    left.write_bytes(b"of the last run")
+    assert main(["run", "recipe.yaml", "-q", "--fresh"]) == 0

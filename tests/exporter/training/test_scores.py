@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from exporter import find_groups, load, prune  # noqa: E402
 from exporter.cost import CostModel  # noqa: E402
-from exporter.errors import UsageError  # noqa: E402
+from exporter.errors import ModelError, UsageError  # noqa: E402
 from exporter.importance import score  # noqa: E402
 from exporter.latency.cost import LatencyCost  # noqa: E402
 from exporter.learned import LEARNED, MASKS, learned_scores  # noqa: E402
@@ -22,11 +23,14 @@ from exporter.protos import add_outputs  # noqa: E402
 from exporter.training import masks  # noqa: E402
 from exporter.training.budget import share_of  # noqa: E402
 from exporter.training.flow import flow_scores  # noqa: E402
-from exporter.training.losses import cross_entropy, divergence, float_outputs, make_loss  # noqa: E402
+from exporter.training.labels import loss_of  # noqa: E402
+from exporter.training.losses import divergence, make_loss  # noqa: E402
 from exporter.training.masks import MaskOptions, mask_scores  # noqa: E402
+from exporter.training.outputs import Output, float_outputs  # noqa: E402
 from exporter.training.scores import gradient_scores  # noqa: E402
 from runtime.backends import open_session  # noqa: E402
 from runtime.errors import BadRequest  # noqa: E402
+from runtime.metrics import IGNORED  # noqa: E402
 from runtime.profiling import NodeTime, Profile  # noqa: E402
 from runtime.samples import samples_of  # noqa: E402
 from runtime.staircase import KINDS, WIDTHS, Staircase  # noqa: E402
@@ -35,6 +39,7 @@ from tests.exporter.calibration.test_choices import inputs  # noqa: E402
 from tests.onnx_builder import build, node, weights  # noqa: E402
 
 MODELS = Path(__file__).parents[3] / "models"
+LOGITS = Output("y", "logits")
 
 
 def network(softmax=False):
@@ -79,6 +84,80 @@ def test_fisher_is_of_single_samples():
         gradient_scores(groups, data.part(k, k + 1), 1, "taylor", none)[groups.groups[0].name] for k in range(32)
     ]
     assert np.allclose(fisher, np.square(singles).mean(0), rtol=1e-4)
+
+
+def layers(*last, single=False, width=3):
+    """Eight hidden units; every run may have a number beside it, and so be a sample of its own."""
+    nodes = [node("Mul", "x scale", "k")] if single else []
+    nodes += [node("MatMul", f"{'k' if single else 'x'} w1", "h"), node("Relu", "h", "r"),
+              node("MatMul", "r w2", "z" if last else "y"), *last]  # fmt: skip
+    inputs = {"scale": [], "x": ["T", 4]} if single else {"x": ["N", 4]}
+    return find_groups(from_model(build(nodes, inputs, ["y"], weights(w1=(4, 8), w2=(8, width)))))
+
+
+def learned(groups, feed, by, labels=None, batch=8):
+    samples = samples_of([feed], input_specs(groups.graph.model), labels=labels)
+    return learned_scores(groups, [0], by, Calibration(samples, batch), {"ratio": 0.5}, 0, none)
+
+
+Calibration = namedtuple("Calibration", "fit batch")
+ONE_BY_ONE = ["taylor", "fisher", "gradient", "grasp"]
+
+
+@pytest.mark.parametrize("by", ONE_BY_ONE)
+@pytest.mark.parametrize("reduced", [False, True])
+def test_one_number_has_scores(by, reduced):
+    """One for each sample, the last batch being one of these, and one for a whole run."""
+    last = [node("ReduceMean", "z", "y", keepdims=0)] if reduced else []
+    x = np.random.default_rng(0).standard_normal((17, 4)).astype(np.float32)
+    for found in learned(layers(*last, width=1), {"x": x}, by).values():
+        assert np.isfinite(found).all()
+        assert found.any()
+
+
+@pytest.mark.parametrize("by", ONE_BY_ONE)
+@pytest.mark.parametrize("labels", [None, "label"])
+def test_a_sample_may_be_a_run_of_its_own(by, labels):
+    rng = np.random.default_rng(0)
+    groups = layers(single=True)
+    feeds = [{"scale": np.float32(1), "x": rng.standard_normal((5, 4)).astype(np.float32),
+              "label": rng.integers(0, 3, 5)} for _ in range(4)]  # fmt: skip
+    samples = samples_of(feeds, input_specs(groups.graph.model), labels=labels)
+    assert samples.store.single
+    for found in learned_scores(groups, [0], by, Calibration(samples, 8), {"ratio": 0.5}, 0, none).values():
+        assert np.isfinite(found).all()
+        assert found.any()
+
+
+NORMS = {
+    "ReduceL2": [node("ReduceL2", "z one", "n", keepdims=1), node("Clip", "n least", "c"), node("Div", "z c", "y")],
+    "LpNormalization": [node("LpNormalization", "z", "y", axis=1, p=2)],
+    "LpPool": [node("Unsqueeze", "z one", "u"), node("GlobalLpPool", "u", "y")],
+    "Sqrt": [node("Mul", "z z", "s"), node("ReduceSum", "s", "t", keepdims=1), node("Sqrt", "t", "y")],
+}
+
+
+@pytest.mark.parametrize("by", ONE_BY_ONE)
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_of_nothing_have_scores(by, norm):
+    """A sample of zeros, whose norm has no derivative."""
+    constants = weights(w1=(4, 8), w2=(8, 3)) | {"one": np.array([1], np.int64), "least": np.float32(1e-12)}
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "r"), node("MatMul", "r w2", "z"), *NORMS[norm]]
+    x = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
+    x[3] = 0
+    for found in learned(
+        find_groups(from_model(build(nodes, {"x": ["N", 4]}, ["y"], constants))), {"x": x}, by
+    ).values():
+        assert np.isfinite(found).all()
+        assert found.any()
+
+
+@pytest.mark.parametrize(("value", "message"), [(0, "every score is zero"), (np.nan, "8 of 8 scores are no finite")])
+@pytest.mark.parametrize("by", ["taylor", "grasp"])
+def test_scores_that_say_nothing_are_refused(by, value, message):
+    x = np.full((16, 4), value, np.float32)
+    with pytest.raises(ModelError, match=f"--score {by}: {message}"):
+        learned(layers(), {"x": x}, by)
 
 
 @pytest.mark.parametrize("by", MASKS)
@@ -208,14 +287,14 @@ def test_the_flow_of_gradients():
 def test_losses_know_logits_probabilities_and_values():
     assert [o.form for o in float_outputs(network())] == ["logits"]
     assert [o.form for o in float_outputs(network(softmax=True))] == ["probabilities"]
-    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, -1])
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, IGNORED])
     want = torch.nn.functional.cross_entropy(logits[:4], labels[:4])
-    assert torch.allclose(cross_entropy(logits, "logits", labels), want)
-    assert torch.allclose(cross_entropy(torch.softmax(logits, 1), "probabilities", labels), want)
-    assert divergence(logits, logits, "logits") == pytest.approx(0, abs=1e-6)
-    assert divergence(logits, torch.softmax(logits, 1).log() + 3, "logits") == pytest.approx(0, abs=1e-6)
+    assert torch.allclose(loss_of(logits, LOGITS, labels), want)
+    assert torch.allclose(loss_of(torch.softmax(logits, 1), Output("y", "probabilities"), labels), want)
+    assert divergence(logits, logits, LOGITS) == pytest.approx(0, abs=1e-6)
+    assert divergence(logits, torch.softmax(logits, 1).log() + 3, LOGITS) == pytest.approx(0, abs=1e-6)
     images = torch.randn(2, 3, 4, 4)
-    assert torch.allclose(cross_entropy(images, "logits", torch.zeros(2, 4, 4).long()),
+    assert torch.allclose(loss_of(images, LOGITS, torch.zeros(2, 4, 4).long()),
                           torch.nn.functional.cross_entropy(images, torch.zeros(2, 4, 4).long()))  # fmt: skip
 
 
@@ -236,7 +315,7 @@ def test_losses_that_cannot_be(what):
 
 def test_labels_that_do_not_fit():
     with pytest.raises(UsageError, match=r"labels of shape \[5, 2\] do not fit an output of shape \[5, 3\]"):
-        cross_entropy(torch.zeros(5, 3), "logits", torch.zeros(5, 2).long())
+        loss_of(torch.zeros(5, 3), LOGITS, torch.zeros(5, 2).long())
 
 
 @pytest.mark.parametrize("by", ["taylor", "grasp"])
