@@ -81,7 +81,13 @@ def footer(about: dict[str, Any]) -> str:
 
 
 def publish(name: str, text: str, data: dict[str, Any], about: dict[str, Any], folder: Path) -> None:
-    """Print a result and write it as ``folder/name.md`` and ``folder/name.json``.
+    """Print a result and ``write`` it."""
+    print(write(name, text, data, about, folder))
+    print(f"written: {folder / name}.md, .json", file=sys.stderr)
+
+
+def write(name: str, text: str, data: dict[str, Any], about: dict[str, Any], folder: Path) -> str:
+    """Write a result as ``folder/name.md`` and ``folder/name.json``; nobody sees half of a file.
 
     Args:
         name: of the benchmark.
@@ -89,14 +95,18 @@ def publish(name: str, text: str, data: dict[str, Any], about: dict[str, Any], f
         data: every figure behind it.
         about: ``environment()`` as it was when the run began.
         folder: where to write; made if missing.
+
+    Returns:
+        The page with its footer.
     """
     page = f"{text}\n\n{footer(about)}\n"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(page, encoding="utf-8")
-    document = {"about": about, **data}
-    (folder / f"{name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(page)
-    print(f"written: {folder / name}.md, .json", file=sys.stderr)
+    document = json.dumps({"about": about, **data}, indent=1, ensure_ascii=False)
+    for suffix, content in (("json", f"{document}\n"), ("md", page)):
+        half = folder / f".{name}.{suffix}.part"
+        half.write_text(content, encoding="utf-8")
+        half.replace(folder / f"{name}.{suffix}")
+    return page
 
 
 def told(rows: Iterable[dict[str, Any]], cells: Callable[[dict[str, Any]], list[str]]) -> list[dict[str, Any]]:
