@@ -321,7 +321,7 @@ def _drop(blocks: Blocks, request: Request, means: Means) -> tuple[Graph, list[s
     runs: Sequence[feeds.Feeds] = ()
     if calibration is not None and request.layer_score == "similarity":
         # as few in a run as the graph was analysed with, because the stream at every block is held
-        runs = list(calibration.fit.first(_RANKING).batches(max(graph.binding.batch, 1)))
+        runs = list(calibration.fit.first(_RANKING).batches(graph.batch))
     elif means.inputs is not None:
         runs = read_recorded(means.inputs, input_specs(graph.model))
     scores = score_blocks(blocks, request.layer_score, inputs=runs, seed=request.seed)

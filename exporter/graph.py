@@ -20,6 +20,8 @@ from exporter.node_shapes import Schemas
 from exporter.plan import Drop
 from exporter.protos import domain_of, reads
 from exporter.tensors import Array
+from runtime.backends import TensorSpec
+from runtime.batches import samples_in, stepped
 from runtime.feeds import Binding
 
 _CACHED_BYTES = 1 << 16
@@ -250,6 +252,13 @@ class Graph:
                 return False
             name = producer.inputs[0]
         return False
+
+    @cached_property
+    def batch(self) -> int:
+        """Samples in a run at the sizes of the binding."""
+        inputs = [TensorSpec(n, None, self.static.dims[n]) for n in self.binding.shapes if n in self.static.dims]
+        outputs = [self.static.dims.get(name, ()) for name in self.outputs]
+        return samples_in(inputs, self.binding.shapes, outputs, stepped(self.model.graph, inputs))
 
     @property
     def parameters(self) -> int:

@@ -309,14 +309,14 @@ def load_for(plan: Plan, model: str | os.PathLike[str]) -> Graph:
 def totals(graph: Graph, groups: Groups) -> Totals:
     """Parameters, multiply-accumulates and file size of a graph as it is."""
     cost = CostModel(groups)
-    return Totals(graph.parameters, round(cost.macs(cost.widths) / graph.binding.batch), graph.source.size or None)
+    return Totals(graph.parameters, round(cost.macs(cost.widths) / graph.batch), graph.source.size or None)
 
 
 def _predicted(groups: Groups, plan: Plan) -> Totals:
     cost = CostModel(groups)
     kept = {g.name: len(g.keep) for g in plan.groups}
     counts = [kept.get(g.name, g.width) for g in groups]
-    return Totals(round(cost.parameters(counts)), round(cost.macs(counts) / groups.graph.binding.batch), None)
+    return Totals(round(cost.parameters(counts)), round(cost.macs(counts) / groups.graph.batch), None)
 
 
 def _finished(cache: Cache | None) -> tuple[str, ...]:

@@ -125,11 +125,13 @@ def inspect_text(graph: Graph, groups: Groups, before: Totals) -> str:
     name = graph.source.path.name if graph.source.path is not None else "model"
     size = f", {quantity(before.file_bytes)}B" if before.file_bytes else ""
     binding = ", ".join(f"{k}={v}" for k, v in graph.binding.symbols.items())
-    per_sample = "; MACs are counted for one sample" if graph.binding.batch > 1 else ""
+    sizes = [f"dynamic axes, sizes taken: {binding}"] if binding else []
+    if graph.batch > 1:
+        sizes = ["; ".join([*(sizes or [f"a batch of {graph.batch}"]), "MACs are counted for one sample"])]
     lines = [
         f"{name}: {quantity(before.parameters)} parameters, {quantity(before.macs)} MACs{size}, "
         f"{counted(len(graph.nodes), 'node')}",
-        *([f"dynamic axes, sizes taken: {binding}{per_sample}"] if binding else []),
+        *sizes,
         "",
         groups_table(groups, blocks=blocks) if len(groups) or len(blocks) else "no group of units can be removed",
         "",

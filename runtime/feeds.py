@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from runtime.backends.protocol import TensorSpec
+from runtime.batches import is_batch, symbol_of
 from runtime.demands.following import demands_of
 from runtime.demands.settling import Demand, asking, holds, settle
 from runtime.demands.terms import parts_of
@@ -23,7 +24,6 @@ from runtime.words import Words, words_of
 Array = NDArray[np.generic]
 Feeds = dict[str, Array]
 
-_BATCH = re.compile(r"batch|^n$|^bs$|^b$", re.IGNORECASE)
 _IMAGE_AXES, _STATE_AXES = 2, 3
 _MOST_NUMBERS = 1 << 30
 _MOST_TRIED = 1 << 26
@@ -58,13 +58,11 @@ class Binding:
     Attributes:
         shapes: by input name.
         symbols: size taken for every dynamic axis, by its symbol.
-        batch: size taken for the batch axis, where the model has a dynamic one; else 1.
         demands: what the graph asks of the symbols.
     """
 
     shapes: dict[str, tuple[int, ...]]
     symbols: dict[str, int]
-    batch: int = 1
     demands: tuple[Demand, ...] = ()
 
 
@@ -232,7 +230,7 @@ def _bound(
                 symbols[symbol] = _sum(symbol, symbols, profile) or sized
             sizes.append(symbols[symbol])
         shapes[spec.name] = tuple(sizes) if spec.shape else tuple(requested.get(spec.name, ()))
-    return Binding(shapes, symbols, symbols[batches.pop()] if len(batches) == 1 else 1)
+    return Binding(shapes, symbols)
 
 
 FED = "fiubO"
@@ -249,22 +247,11 @@ def is_text(spec: TensorSpec) -> bool:
     return spec.dtype is not None and spec.dtype.kind == "O"
 
 
-def is_batch(spec: TensorSpec, axis: int) -> bool:
-    """Say whether an axis counts samples: by its name, or the first of several."""
-    return bool(_BATCH.search(symbol_of(spec, axis))) or (axis == 0 and len(spec.shape) > 1)
-
-
 def _is_state(spec: TensorSpec, axis: int) -> bool:
     """Say whether an unnamed axis is the batch of a recurrent state, [layers, batch, hidden] of several layers."""
     fixed = len(spec.shape) == _STATE_AXES and all(isinstance(d, int) for d in (spec.shape[0], spec.shape[2]))
     floating = spec.dtype is not None and spec.dtype.kind == "f"
     return fixed and floating and spec.shape[0] != 1 and axis == 1 and symbol_of(spec, 1) == f"{spec.name}:1"
-
-
-def symbol_of(spec: TensorSpec, axis: int) -> str:
-    """The name of an axis: that in the file, or ``INPUT:AXIS`` where it has none."""
-    declared = spec.shape[axis]
-    return declared if isinstance(declared, str) and declared else f"{spec.name}:{axis}"
 
 
 def show(spec: TensorSpec) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import onnx
 
 from runtime import clocks, feeds
 from runtime.backends import Session, SessionOptions, TensorSpec, TimedSession, open_session
+from runtime.batches import is_batch, samples_in, stepped
 from runtime.demands.settling import Demand
 from runtime.engine.metadata import read_description
 from runtime.errors import BadRequest, RunError
@@ -111,19 +112,19 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
     known = [spec.name for spec in session.inputs]
     if unknown := [name for name in shapes if name not in known]:
         raise BadRequest(f"--shape {unknown[0]}: {path} has no such input; {instead(unknown[0], known)}")
+    allowed, demands, steps = _of_graph(path, session.inputs)
     if asked.inputs is not None:
         runs = read_recorded(asked.inputs, session.inputs, _RECORDED)
-        return _first(path, asked, session, runs, load, 1)
-    allowed, demands = _of_graph(path, session.inputs)
+        return _first(path, asked, session, runs, load, steps)
     failure: RunError | None = None
     candidates = _candidates(path, session.inputs, shapes, demands, asked.batch)
     if not same.keys() <= shapes.keys():
         with contextlib.suppress(BadRequest):  # one name for two sizes
             candidates = [*_candidates(path, session.inputs, {**same, **shapes}, demands, asked.batch)[:1], *candidates]
-    for sizes, batch in candidates:
+    for sizes in candidates:
         values = feeds.seeded(session.inputs, sizes, asked.seed, allowed)
         try:
-            return _first(path, asked, session, [values], load, batch)
+            return _first(path, asked, session, [values], load, steps)
         except RunError as error:
             failure = failure or error
     raise RunError(f"{path} does not run: {failure}\nGive the sizes it expects with --shape NAME:1x3x224x224.")
@@ -165,33 +166,35 @@ def prepare_alike(
     return runners
 
 
-def _of_graph(path: Path, inputs: Sequence[TensorSpec]) -> tuple[dict[str, feeds.Constraint], Sequence[Demand]]:
-    """Values integer inputs may take and what dynamic axes must be, as the file's graph says.
+def _of_graph(
+    path: Path, inputs: Sequence[TensorSpec]
+) -> tuple[dict[str, feeds.Constraint], Sequence[Demand], Collection[str]]:
+    """Values integer inputs may take, what dynamic axes must be, and which inputs begin with steps, as the graph says.
 
     An engine's description has the values; its sizes have ranges.
     """
     try:
         description = read_description(path)
     except RunError:
-        return {}, ()
+        return {}, (), ()
     if description is not None:
-        return {n: feeds.Constraint(v[0], tuple(v[1])) for n, v in description.get("values", {}).items()}, ()
+        return {n: feeds.Constraint(v[0], tuple(v[1])) for n, v in description.get("values", {}).items()}, (), ()
     try:
         graph = onnx.load(path, load_external_data=False).graph
-        return feeds.constraints(graph), feeds.demands(graph, inputs)
+        return feeds.constraints(graph), feeds.demands(graph, inputs), stepped(graph, inputs)
     except Exception:  # an engine that somebody else built
-        return {}, ()
+        return {}, (), ()
 
 
 def again(runner: Runner) -> Runner:
     """The same model loaded anew, on the same inputs: it comes to lie elsewhere in memory."""
     session, load = _loaded(runner.path, runner.asked)
-    return _first(runner.path, runner.asked, session, runner.feeds, load, runner.batch)
+    return replace(_first(runner.path, runner.asked, session, runner.feeds, load), batch=runner.batch)
 
 
 def input_shapes(inputs: Sequence[TensorSpec], shapes: Shapes) -> list[dict[str, tuple[int, ...]]]:
     """Candidate shapes for a model's inputs, the likeliest first."""
-    return [shapes for shapes, _ in _bindings(inputs, shapes, (), None)]
+    return _bindings(inputs, shapes, (), None)
 
 
 def _loaded(path: Path, asked: Asked) -> tuple[Session, float]:
@@ -200,12 +203,16 @@ def _loaded(path: Path, asked: Asked) -> tuple[Session, float]:
     return session, clocks.wall() - started
 
 
-def _first(path: Path, asked: Asked, session: Session, runs: Sequence[feeds.Feeds], load: float, batch: int) -> Runner:
+def _first(
+    path: Path, asked: Asked, session: Session, runs: Sequence[feeds.Feeds], load: float, steps: Collection[str] = ()
+) -> Runner:
     call = bound(session, runs[0])
     started = clocks.wall()
     call()
     first = clocks.wall() - started
-    return Runner(path, asked, session, tuple(runs), {n: v.shape for n, v in runs[0].items()}, batch, load, first)
+    shapes = {name: values.shape for name, values in runs[0].items()}
+    batch = samples_in(session.inputs, shapes, [spec.shape for spec in session.outputs], steps)
+    return Runner(path, asked, session, tuple(runs), shapes, batch, load, first)
 
 
 def bound(session: Session, feed: feeds.Feeds) -> Callable[[], float | None]:
@@ -221,13 +228,11 @@ def check_batch(batch: int | None) -> None:
 
 def _candidates(
     path: Path, inputs: Sequence[TensorSpec], shapes: Shapes, asked: Sequence[Demand], batch: int | None
-) -> list[tuple[dict[str, tuple[int, ...]], int]]:
+) -> list[dict[str, tuple[int, ...]]]:
     if batch is None:
         return _bindings(inputs, shapes, asked, None)
     check_batch(batch)
-    axes = {
-        (s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and feeds.is_batch(s, k)
-    }
+    axes = {(s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and is_batch(s, k)}
     fixed = [s.shape[0] for s in inputs if len(s.shape) > 1]
     if not axes and fixed[:1] == [batch]:
         return _bindings(inputs, shapes, asked, None)
@@ -252,10 +257,10 @@ def sizes_of(inputs: Sequence[TensorSpec], shapes: Shapes) -> dict[str, tuple[in
 
 def _bindings(
     inputs: Sequence[TensorSpec], shapes: Shapes, asked: Sequence[Demand], batch: int | None
-) -> list[tuple[dict[str, tuple[int, ...]], int]]:
+) -> list[dict[str, tuple[int, ...]]]:
     known = {spec.name for spec in inputs}
     own = {name: shape for name, shape in shapes.items() if name in known}
-    return [(found.shapes, found.batch) for found in feeds.bindings(inputs, own, asked, batch=batch)]
+    return [found.shapes for found in feeds.bindings(inputs, own, asked, batch=batch)]
 
 
 def _fitted(shapes: Shapes, first: Sequence[TensorSpec], mine: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:

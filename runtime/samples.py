@@ -13,8 +13,9 @@ import numpy as np
 
 from runtime import sources
 from runtime.backends import TensorSpec
+from runtime.batches import is_batch
 from runtime.errors import BadRequest
-from runtime.feeds import Array, Feeds, is_batch, show
+from runtime.feeds import Array, Feeds, show
 from runtime.images import Preprocess, Recipe
 from runtime.nouns import counted, out_of
 from runtime.store import Part, Rows, Store, check_part, given, part_of

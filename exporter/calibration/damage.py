@@ -117,7 +117,7 @@ def predict(
 def macs_per_sample(groups: Groups) -> float:
     """Multiply-accumulates of the dense graph for one sample."""
     cost = CostModel(groups)
-    return cost.macs(cost.widths) / max(groups.graph.binding.batch, 1)
+    return cost.macs(cost.widths) / groups.graph.batch
 
 
 def affordable(work: float, each: float, most: int, least: int = _LEAST) -> int:

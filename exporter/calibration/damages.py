@@ -104,7 +104,7 @@ def _row(
         name=group.name,
         kind=group.kind,
         width=group.width,
-        macs=(_macs(cost, number, group.width) - _macs(cost, number, 0)) / groups.graph.binding.batch,
+        macs=(_macs(cost, number, group.width) - _macs(cost, number, 0)) / groups.graph.batch,
         units=units,
         damage=tuple(float(curve[k - 1]) for k in units) if curve is not None else None,
         rate=rate,

@@ -121,7 +121,7 @@ def calibration_of(
     cut = count - spare - _runs((count - spare) // HELD_OUT, run, 1)
     kept = count - spare + also_held
     fit, held, judges = samples.part(0, cut), samples.part(cut, kept), samples.part(kept, count)
-    given = samples.store.fixed or samples.store.single or graph.binding.batch > 1
+    given = samples.store.fixed or samples.store.single or graph.batch > 1
     batch, of_all = 1, 1
     if given or _takes_two(graph, fit.first(2)):
         times = _times_larger(graph, fit)
@@ -210,7 +210,7 @@ def _most(room: int, each: float) -> int:
 def _bytes_of_samples(graph: Graph) -> list[int]:
     """What each tensor takes for one sample, as a rule."""
     shapes = [graph.shape(name) for name in graph.producer if name not in graph.constants]
-    return [4 * math.prod(shape) // max(graph.binding.batch, 1) for shape in shapes if shape is not None]
+    return [4 * math.prod(shape) // graph.batch for shape in shapes if shape is not None]
 
 
 def _times_larger(graph: Graph, samples: Samples) -> float:
@@ -218,5 +218,5 @@ def _times_larger(graph: Graph, samples: Samples) -> float:
     feed = next(samples.first(1).batches(1))
     ran = max(samples.run, 1)
     sizes = graph.binding.shapes
-    each = [(np.size(feed[n]) / ran, math.prod(sizes[n]) / max(graph.binding.batch, 1)) for n in feed if n in sizes]
+    each = [(np.size(feed[n]) / ran, math.prod(sizes[n]) / graph.batch) for n in feed if n in sizes]
     return max((given / bound for given, bound in each if bound), default=1.0)

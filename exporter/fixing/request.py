@@ -14,6 +14,7 @@ from exporter.errors import UsageError
 from exporter.tensors import Array
 from runtime import feeds
 from runtime.backends import TensorSpec
+from runtime.batches import symbol_of
 from runtime.demands.terms import parts_of
 from runtime.meant import instead
 
@@ -105,9 +106,7 @@ def settle(fixes: Fixes, inputs: Sequence[TensorSpec]) -> Settled:
     """
     known = {spec.name: spec for spec in inputs}
     by_place = {f"{spec.name}:{axis}": (spec, axis) for spec in inputs for axis in range(len(spec.shape))}
-    axes = {
-        feeds.symbol_of(*place): place for place in by_place.values() if not isinstance(place[0].shape[place[1]], int)
-    }
+    axes = {symbol_of(*place): place for place in by_place.values() if not isinstance(place[0].shape[place[1]], int)}
     for name in (*fixes.shapes, *fixes.values):
         if name not in (known.keys() if name in fixes.shapes else known.keys() | axes.keys() | by_place.keys()):
             there = [*known, *(a for a in axes if a not in by_place and name not in fixes.shapes)]
@@ -120,7 +119,7 @@ def settle(fixes: Fixes, inputs: Sequence[TensorSpec]) -> Settled:
         elif value.ndim == len(known[name].shape):  # an array tells sizes; what else it must be is checked below
             for axis, size in enumerate(value.shape):
                 if not isinstance(known[name].shape[axis], int):
-                    sizes.setdefault(feeds.symbol_of(known[name], axis), size)
+                    sizes.setdefault(symbol_of(known[name], axis), size)
     sizes = _with_sums(sizes, axes)
     return Settled(sizes, {n: _fitting(known[n], value, sizes) for n, value in fixes.values.items() if n in known})
 
@@ -131,8 +130,8 @@ def _settle_axis(sizes: dict[str, int], name: str, spec: TensorSpec, axis: int, 
     declared = spec.shape[axis]
     if isinstance(declared, int):
         raise UsageError(f"{_OPTION} {name}={value}: that axis is {declared} in {feeds.show(spec)} already.")
-    if sizes.setdefault(feeds.symbol_of(spec, axis), int(value)) != value:
-        raise UsageError(f"{_OPTION} {name}={value}: {sizes[feeds.symbol_of(spec, axis)]} elsewhere.")
+    if sizes.setdefault(symbol_of(spec, axis), int(value)) != value:
+        raise UsageError(f"{_OPTION} {name}={value}: {sizes[symbol_of(spec, axis)]} elsewhere.")
 
 
 def _with_sums(sizes: Mapping[str, int], symbols: Mapping[str, object]) -> dict[str, int]:
@@ -161,7 +160,7 @@ def _fitting(spec: TensorSpec, value: Array, sizes: Mapping[str, int]) -> Array:
         raise UsageError(f"{told}: the input takes {spec.dtype}.")
     if not np.isfinite(typed.astype(np.float64)).all():
         raise UsageError(f"{told}: not a finite number in {spec.dtype}, which the input takes.")
-    declared = [d if isinstance(d, int) else sizes.get(feeds.symbol_of(spec, k)) for k, d in enumerate(spec.shape)]
+    declared = [d if isinstance(d, int) else sizes.get(symbol_of(spec, k)) for k, d in enumerate(spec.shape)]
     if typed.ndim and list(typed.shape) != declared:
         raise UsageError(f"{told}: the input is {feeds.show(spec)}.")
     shape = [size for size in declared if size is not None]

@@ -223,7 +223,7 @@ def _feeds(graph: Graph, calib: str | None, preprocess: Preprocess | None, limit
     else:
         samples = load_samples(Path(calib), input_specs(graph.model), preprocess=preprocess, limit=limit, seed=seed)
     # weights are read again for each batch, which takes all the time where they are many
-    batch = batch_of(graph) if is_large(graph.model) else max(graph.binding.batch, 1)
+    batch = batch_of(graph) if is_large(graph.model) else graph.batch
     return list(samples.batches(batch))
 
 

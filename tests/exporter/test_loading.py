@@ -9,6 +9,7 @@ from onnx import helper, numpy_helper
 
 from exporter import UsageError, find_groups, load, prune, save
 from exporter.autograd.module import to_torch
+from exporter.pruner import totals
 from runtime.backends import open_session
 from runtime.errors import RunError
 from tests.exporter.files import Case, check, cut, declared_as_inputs, ints, mlp, reordered, versioned, write
@@ -254,9 +255,26 @@ def test_requested_shapes_are_used(tmp_path):
     graph = load(path, {"x": (3, 4, 5), "past": (3, 7, 6)})
     assert graph.binding.shapes == {"x": (3, 4, 5), "past": (3, 7, 6), "mask": (3, 11)}
     assert graph.binding.symbols == {"batch": 3, "seq": 4, "past": 7, "past + seq": 11}
-    assert graph.binding.batch == 3
+    assert graph.batch == 3
     with pytest.raises(RunError, match="--shape x: axis 2 is fixed to 5"):
         load(path, {"x": (3, 4, 6)})
+
+
+@pytest.mark.parametrize(("axes", "batch"), [(["N", 6], 2), ([None, 6], 2), ([8, 6], 8)])
+def test_work_is_that_of_a_sample(tmp_path, axes, batch):
+    """Two inputs with axes of their own, and a file that fixes how many samples it takes."""
+    nodes = [node("Add", "x z", "s"), node("MatMul", "s w", "y")]
+    graph = load(write(build(nodes, {"x": axes, "z": axes}, ["y"], weights(w=(6, 4))), tmp_path))
+    assert graph.batch == batch
+    found = totals(graph, find_groups(graph))
+    assert (found.parameters, found.macs) == (24, 24)
+
+
+def test_rows_of_an_image_and_steps_of_a_layer_are_no_samples(tmp_path):
+    nodes = [node("Flatten", "x", "f", axis=0), node("MatMul", "f w", "y")]
+    assert load(write(build(nodes, {"x": [3, 6]}, ["y"], weights(w=(18, 4))), tmp_path)).batch == 1
+    nodes = [node("GRU", "x w r", "y", hidden_size=2)]
+    assert load(write(build(nodes, {"x": [5, 1, 6]}, ["y"], weights(w=(1, 6, 6), r=(1, 6, 2))), tmp_path)).batch == 1
 
 
 def test_an_input_that_declares_no_axes_gets_those_asked_for(tmp_path):

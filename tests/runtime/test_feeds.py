@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from runtime.backends import TensorSpec
+from runtime.batches import samples_in
 from runtime.errors import BadRequest
 from runtime.feeds import PROFILES, Constraint, Profile, bind, constraints, parse_shapes, seeded
 from runtime.recorded import read_recorded
@@ -80,7 +81,7 @@ def test_bad_shape_options(text):
 # -- sizes ------------------------------------------------------------------------------------------------------
 
 BINDINGS = {
-    "fixed": ([spec("x", 4, 5)], {}, {"x": (4, 5)}, 1),
+    "fixed": ([spec("x", 4, 5)], {}, {"x": (4, 5)}, 4),
     "scalar": ([spec("x")], {}, {"x": ()}, 1),
     "an image": ([spec("x", "N", 3, "H", "W")], {}, {"x": (2, 3, 224, 224)}, 2),
     "an image, channels last": ([spec("x", "N", "H", "W", 3)], {}, {"x": (2, 224, 224, 3)}, 2),
@@ -96,7 +97,7 @@ BINDINGS = {
     ),
     "a state before the others": ([spec("h", 2, None, 8), spec("x", "N", "T")], {}, {"h": (2, 2, 8), "x": (2, 16)}, 2),
     "features are no state": ([spec("x", 1, None, 80)], {}, {"x": (1, 16, 80)}, 1),
-    "two batches": ([spec("x", "N", 4), spec("z", "M", 4)], {}, {"x": (2, 4), "z": (2, 4)}, 1),
+    "two batches": ([spec("x", "N", 4), spec("z", "M", 4)], {}, {"x": (2, 4), "z": (2, 4)}, 2),
     "one symbol, one size": (
         [spec("x", "N", "T", 4), spec("z", "N", "T")], {"x": (5, 9, 4)}, {"x": (5, 9, 4), "z": (5, 9)}, 5,
     ),
@@ -127,7 +128,7 @@ def test_sizes_of_dynamic_axes(name):
     inputs, requested, shapes, batch = BINDINGS[name]
     binding = bind(inputs, requested, TRIED)
     assert binding.shapes == shapes
-    assert binding.batch == batch
+    assert samples_in(inputs, binding.shapes) == batch
 
 
 def test_symbols_are_reported():

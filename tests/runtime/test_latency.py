@@ -6,6 +6,7 @@ import dataclasses
 import time
 
 import numpy as np
+import onnx
 import pytest
 
 from runtime.backends import TensorSpec
@@ -13,6 +14,7 @@ from runtime.errors import BackendMissing, BadRequest, RunError
 from runtime.feeds import PROFILES
 from runtime.latency import Latency, bench, compare
 from runtime.runners import input_shapes
+from tests.onnx_builder import build, node, weights
 
 # -- sampling, on a backend and a clock of our own --------------------------------------------------------------
 
@@ -287,6 +289,16 @@ def test_batches(batch, machine, paths):
     assert result.throughput == pytest.approx(batch / 0.01)
 
 
+def test_a_second_takes_as_many_samples_as_a_file_fixes(tmp_path):
+    nodes = [node("Add", "x z", "s"), node("MatMul", "s w", "y")]
+    onnx.save(build(nodes, {"x": [8, 6], "z": [8, 6]}, ["y"], weights(w=(6, 4))), tmp_path / "m.onnx")
+    np.savez(tmp_path / "in.npz", x=np.ones((3, 8, 6), np.float32), z=np.ones((3, 8, 6), np.float32))
+    for inputs in (None, tmp_path / "in.npz"):
+        (result,) = bench([tmp_path / "m.onnx"], threads=1, seconds=0.05, inputs=inputs)
+        assert result.batch == 8
+        assert result.throughput == pytest.approx(8 / result.samples.mean())
+
+
 def test_recorded_inputs_take_turns(machine, paths, tmp_path):
     np.savez(tmp_path / "in.npz", ids=np.arange(12).reshape(4, 3))
     (result,) = bench(paths[:1], "fake", seconds=0.1, inputs=tmp_path / "in.npz")
@@ -314,15 +326,11 @@ def test_signs_of_contention_are_reported(machine, paths):
 
 @pytest.mark.timing
 def test_streams_run_side_by_side(tmp_path):
-    import onnx
-
-    from tests.onnx_builder import build, node, weights
-
     onnx.save(build([node("MatMul", "x w", "y")], {"x": [8, 8]}, ["y"], weights(w=(8, 8))), tmp_path / "m.onnx")
     (result,) = bench([tmp_path / "m.onnx"], threads=1, seconds=0.1, streams=3)
     assert result.streams.streams == 3
     assert result.streams.samples.size >= 3
-    assert result.throughput == result.streams.rate > 0
+    assert result.throughput == 8 * result.streams.rate > 0
 
 
 def test_a_failure_in_a_stream_is_raised():
