@@ -16,6 +16,7 @@ _MATRICES = {
     "MatMulInteger": 1,
     "FusedMatMul": 1,
     "FusedMatMulActivation": 1,
+    "TransposeMatMul": 1,
     "QLinearMatMul": 3,
     "Gemm": 1,
     "FusedGemm": 1,
@@ -25,7 +26,10 @@ _MATRICES = {
 }
 """Operators whose every output sums over the last axis of the first input (the first, where it is transposed)."""
 _RECURRENT = ("LSTM", "GRU", "RNN")
-_ATTENTION = ("Attention", "MultiHeadAttention", "GroupQueryAttention")
+_ATTENTION = {"Attention": 4, "MultiHeadAttention": 6, "GroupQueryAttention": 3}
+"""Operators, and which input holds the keys of past positions, [..., positions, head size]."""
+_PROJECTING = {"Attention": 4, "QAttention": 8}
+"""The same of those that make queries, keys and values with a second input, (in, queries + keys + values)."""
 
 
 def macs_of(node: NodeProto, inputs: Sequence[Shape | None], outputs: Sequence[Shape | None]) -> int:
@@ -42,6 +46,8 @@ def macs_of(node: NodeProto, inputs: Sequence[Shape | None], outputs: Sequence[S
     op = node.op_type
     out = outputs[0] if outputs else None
     first = inputs[0] if inputs else None
+    if first is not None and op in _RECURRENT:  # its first output may be left out
+        return _recurrent(first, inputs)
     if first is None or out is None:
         return 0
     if op in _CONVOLUTIONS:
@@ -52,11 +58,13 @@ def macs_of(node: NodeProto, inputs: Sequence[Shape | None], outputs: Sequence[S
         return math.prod(first) * math.prod(kernel[1:]) if kernel else 0
     if op in _MATRICES or op == "MatMulNBits":
         return math.prod(out) * _summed(node, first)
-    if op in _RECURRENT:
-        return _recurrent(first, inputs)
     if op == "Einsum":
         return _einsum(node, inputs)
-    return _attention(node, inputs) if op in _ATTENTION else 0
+    if op == "MoE":
+        return _experts(node, first, inputs)
+    if node.domain == "com.microsoft" and op in _PROJECTING:
+        return _projecting(node, inputs, out)
+    return _attention(node, inputs, out) if op in _ATTENTION else 0
 
 
 def _at(shapes: Sequence[Shape | None], place: int) -> Shape | None:
@@ -64,8 +72,10 @@ def _at(shapes: Sequence[Shape | None], place: int) -> Shape | None:
 
 
 def _summed(node: NodeProto, first: Shape) -> int:
-    transposed = any(a.name == "transA" and a.i for a in node.attribute)
-    return first[-2] if transposed and len(first) > 1 else first[-1] if first else 1
+    given = {a.name for a in node.attribute if a.name in ("transA", "transBatchA") and a.i}
+    if "transA" in given and len(first) > 1:
+        return first[0] if "transBatchA" in given else first[-2]
+    return first[-1] if first else 1
 
 
 def _recurrent(first: Shape, inputs: Sequence[Shape | None]) -> int:
@@ -73,27 +83,54 @@ def _recurrent(first: Shape, inputs: Sequence[Shape | None]) -> int:
     return math.prod(first[:2]) * sum(math.prod(s) for s in matrices)
 
 
+def _experts(node: NodeProto, first: Shape, inputs: Sequence[Shape | None]) -> int:
+    """Every row goes through the matrices [experts, out, in] of ``k`` experts."""
+    chosen = next((a.i for a in node.attribute if a.name == "k"), 1)
+    matrices = [s for s in (_at(inputs, place) for place in (2, 4, 6)) if s]
+    return chosen * math.prod(first[:-1]) * sum(math.prod(s[1:]) for s in matrices)
+
+
 def _einsum(node: NodeProto, inputs: Sequence[Shape | None]) -> int:
+    """One for each combination of the letters' values; the axes of an ellipsis are counted from behind."""
     equation = next((a.s.decode() for a in node.attribute if a.name == "equation"), "")
     terms = equation.replace(" ", "").partition("->")[0].split(",")
-    if "." in equation or len(terms) < 2 or len(terms) != len(inputs):
+    if len(terms) < 2 or len(terms) != len(inputs):
         return 0
-    sizes: dict[str, int] = {}
+    sizes: dict[str | int, int] = {}
     for term, shape in zip(terms, inputs, strict=True):
-        sizes.update(zip(term, shape or (), strict=False))
+        if shape is None:
+            return 0
+        front, dots, back = term.partition("...")
+        between = range(len(front) + len(back) - len(shape), 0) if dots else ()
+        for letter, size in zip((*front, *between, *back), shape, strict=False):
+            sizes[letter] = max(sizes.get(letter, 1), size)
     return math.prod(sizes.values())
 
 
-def _attention(node: NodeProto, inputs: Sequence[Shape | None]) -> int:
-    """Scores and their use: two products of (queries x keys) x width. Fused projections are counted where they are."""
-    query, key, value = (_at(inputs, k) for k in range(3))
+def _attention(node: NodeProto, inputs: Sequence[Shape | None], out: Shape) -> int:
+    """Scores and their use: every element of queries and results meets every position. Projections are nodes of their
+    own; queries may hold keys and values too.
+    """
+    query, key, past = (_at(inputs, k) for k in (0, 1, _ATTENTION[node.op_type]))
     if not query or len(query) not in (3, 4):
         return 0
-    if node.domain == "com.microsoft" and node.op_type == "Attention":  # input, weights (in, q + k + v), bias
-        batch, length, _ = query
-        width = key[1] // 3 if key else 0
-        return batch * length * math.prod(key or (0,)) + 2 * batch * length * length * width
-    keys = (key or query)[-2] if len(query) == 4 else (key or query)[1]
-    queries = math.prod(query)  # batch x queries x width, heads wherever they are
-    widths = (value or key or query)[-1] / max((key or query)[-1], 1)
-    return round(queries * keys * (1 + widths))
+    keys = (key or query)[-2]
+    if past:
+        shared = node.op_type == "MultiHeadAttention" and _at(inputs, 8) is not None  # room for all positions
+        keys = past[-2] if shared else past[-2] + keys
+    return keys * ((math.prod(query) if key else math.prod(out)) + math.prod(out))
+
+
+def _projecting(node: NodeProto, inputs: Sequence[Shape | None], out: Shape) -> int:
+    """Attention of what it projects itself."""
+    query, weight, past = (_at(inputs, k) for k in (0, 1, _PROJECTING[node.op_type]))
+    if not query or not weight:
+        return 0
+    given = {a.name: a for a in node.attribute}
+    sizes = given["qkv_hidden_sizes"].ints if "qkv_hidden_sizes" in given else ()
+    keys = query[1]
+    if past:
+        shared = "past_present_share_buffer" in given and given["past_present_share_buffer"].i
+        keys = past[-2] if shared else past[-2] + keys
+    rows = math.prod(query[:2])
+    return rows * (math.prod(weight) + keys * ((sizes[0] if sizes else weight[1] // 3) + out[-1]))

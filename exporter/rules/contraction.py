@@ -211,7 +211,8 @@ def einsum(site: Site) -> None:
             everywhere = letter in result and all(letter in t for t in terms)
             site.role("batch" if everywhere else "inner", axis)
     site.give(0, [letters[c] for c in result])
-    site.work(1, *letters.values())
+    if len(terms) > 1:
+        site.work(1, *letters.values())
 
 
 def _inputs(site: Site) -> range:

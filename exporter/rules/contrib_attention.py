@@ -40,8 +40,11 @@ def _apart(site: Site, axes: Sequence[Axis], width: Axis, heads: int) -> _Operan
     return _Operand(axes[0], outer, axes[1], inner)
 
 
-def _attend(site: Site, q: _Operand, k: _Operand, v: _Operand, bias: int) -> None:
-    """Y = softmax(scale Q K^T + bias) V: heads are matched, Q's dimensions are tied to K's, key positions stay."""
+def _attend(site: Site, q: _Operand, k: _Operand, v: _Operand, bias: int, past: int, shared: bool = False) -> None:
+    """Y = softmax(scale Q K^T + bias) V: heads are matched, Q's dimensions are tied to K's, key positions stay.
+
+    Input ``past`` holds keys of positions before them, [..., positions, size]; where ``shared``, it has room for all.
+    """
     for a, b in ((q.batch, k.batch), (q.batch, v.batch), (k.heads, v.heads), (q.size, k.size)):
         site.tie(a, b)
     site.freeze(k.rows, _POSITIONS)
@@ -57,8 +60,9 @@ def _attend(site: Site, q: _Operand, k: _Operand, v: _Operand, bias: int) -> Non
         site.role("batch", axis)
     for axis in (q.size, v.size):
         site.role("inner", axis)
-    site.work(k.rows.size, q.batch, q.heads, q.rows, q.size)
-    site.work(k.rows.size, q.batch, q.heads, q.rows, v.size)
+    keys = (site.shape(past)[-2] if site.has(past) else 0) + (0 if shared else k.rows.size)
+    site.work(keys, q.batch, q.heads, q.rows, q.size)
+    site.work(keys, q.batch, q.heads, q.rows, v.size)
 
 
 def _cache(site: Site, i: int | None, o: int, own: _Operand) -> None:
@@ -110,7 +114,8 @@ def attention(site: Site) -> None:
     if site.attribute("do_rotary", 0):
         site.freeze(q.size, "rotated by tables that depend on the head size")
     _stay(site, (5,) if quantized else (3,), "mask of attention")
-    _attend(site, q, k, v, len(site.node.inputs) if quantized else 5)
+    shared = site.has(past) and bool(site.attribute("past_present_share_buffer", 0))
+    _attend(site, q, k, v, len(site.node.inputs) if quantized else 5, past, shared)
     site.work(1, x[0], x[1], w[0], w[1])
     if site.has(past):
         cache = site.axes(past)
@@ -147,7 +152,7 @@ def multi_head(site: Site) -> None:
     _stay(site, (4, 9), "mask of attention")
     if site.attribute("unidirectional", 0):
         site.freeze(q.rows, _POSITIONS)
-    _attend(site, q, k, v, 5)
+    _attend(site, q, k, v, 5, 6, site.has(6) and site.has(8))
     _cache(site, 6, 1, k)
     _cache(site, 7, 2, v)
     if site.has_output(3):
@@ -198,7 +203,7 @@ def grouped_query(site: Site) -> None:
         site.tie(site.axes(11)[0], q.heads)
     _stay(site, (5, 9), "positions")
     _stay(site, (12, 13), "scales of a quantized cache")
-    _attend(site, q, k, v, 10)
+    _attend(site, q, k, v, 10, 3)
     _cache(site, 3, 1, k)
     _cache(site, 4, 2, v)
     if site.has_output(3):

@@ -7,8 +7,11 @@ import onnx
 import pytest
 
 from exporter import find_groups, load, rewrite, save, verify
+from exporter.cost import CostModel
 from exporter.edits import complete
 from exporter.rules import FROZEN, RULES
+from runtime.model_files import nodes_in
+from runtime.work import macs_of
 from tests.processor import exact_products
 from tests.rows import Row
 from tests.rows.all import ROWS
@@ -44,6 +47,23 @@ def test_row(row: Row, tmp_path):
         assert pruned.parameters < graph.parameters
         assert proof.change > 1e-2 or (row.inner and proof.inner)
         save(pruned, tmp_path / "pruned.onnx")
+
+
+LOOPS = {"Loop", "Scan"}
+"""A profile adds up what every iteration does."""
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not LOOPS & set(row.covers)], ids=lambda row: row.name)
+def test_profiles_count_the_same_work(row: Row):
+    if row.name == "RNN-no-hidden-size":
+        pytest.skip("ONNX Runtime does not run it")
+    graph = load(row.model)
+    cost = CostModel(find_groups(graph))
+    counted = [
+        macs_of(n, [graph.shape(i) if i else None for i in n.input], [graph.shape(o) if o else None for o in n.output])
+        for n in nodes_in(graph.model.graph.node)
+    ]
+    assert sum(counted) == round(cost.macs(cost.widths))
 
 
 NEWER_THAN_ONNX_RUNTIME = {"CausalConvWithState", "LinearAttention", "SwiGLU"}
