@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,15 @@ from runtime.robust import Times
 from runtime.runners import Asked, prepare
 from runtime.work import Shape, macs_of
 
+Shapes = tuple[Sequence[Shape], Sequence[Shape]]
+"""Of what a node reads, and of what it makes, without those that are left out."""
+
 _SUFFIX = "_kernel_time"
 _ROUNDS = 20
 _RECORDING = 1e-5
 """Most seconds that recording adds to an event; it is about half."""
+_AROUND = 2
+"""What recording an event takes after its end, where the node around it is at work, in parts of what it adds to it."""
 _CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 
 
@@ -47,6 +52,7 @@ class NodeTime:
         inputs: shapes of what it reads, weights included, in the kernel's own layout.
         types: element types of the same, as ONNX Runtime calls them (``float``, ``int64``).
         provider: the execution provider that ran it.
+        starts: how often it starts in one run: once for each iteration of a loop around it.
     """
 
     name: str
@@ -60,6 +66,7 @@ class NodeTime:
     inputs: tuple[Shape, ...]
     types: tuple[str, ...] = ()
     provider: str = ""
+    starts: float = 1.0
 
     @property
     def rate(self) -> float:
@@ -153,8 +160,10 @@ def profile(
     )
 
 
-def node_shapes(data: bytes, home: Path, folder: Path, feed: Feeds) -> dict[str, tuple[list[Shape], list[Shape]]]:
+def node_shapes(data: bytes, home: Path, folder: Path, feed: Feeds) -> dict[str, list[Shapes]]:
     """Shapes of what each node of a file reads and makes, by its name, from one run as the file stands.
+
+    A node in a loop has those of every iteration.
 
     Args:
         data: the file, after ``name_nodes``.
@@ -162,36 +171,39 @@ def node_shapes(data: bytes, home: Path, folder: Path, feed: Feeds) -> dict[str,
         folder: for scratch files.
         feed: the inputs; none are found where the file does not run on them.
     """
-    options = SessionOptions(optimize=False, profile=folder / "shapes", folder=home.absolute())
+    # weights that were packed would be missing from the shapes
+    options = SessionOptions(optimize=False, packing=False, profile=folder / "shapes", folder=home.absolute())
     try:
         session = OrtSession(data, options)
         session.run(feed)
     except RunError:
         return {}  # runs only when it is optimised; then work is not known
-    found = {}
+    found: dict[str, list[Shapes]] = {}
     for event in json.loads(session.end_profiling().read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
             read, made = (
                 [tuple(s) for entry in event["args"].get(key, []) for s in entry.values()]
                 for key in ("input_type_shape", "output_type_shape")
             )
-            found[event["name"].removesuffix(_SUFFIX)] = (read, made)
+            found.setdefault(_event_name(event), []).append((read, made))
     return found
 
 
-def node_work(model: ModelProto, shapes: Mapping[str, tuple[Sequence[Shape], Sequence[Shape]]]) -> dict[str, int]:
-    """Multiply-accumulates of every node of a file, by its name.
+def node_work(model: ModelProto, shapes: Mapping[str, Sequence[Shapes]]) -> dict[str, int]:
+    """Multiply-accumulates of every node of a file in one run, by its name.
 
     Args:
         model: the file, after ``name_nodes``.
         shapes: as ``node_shapes`` finds them.
     """
-    work = {}
+    work: dict[str, int] = {}
     for node in all_nodes(model.graph):
-        if node.name in shapes:
-            read, made = (iter(s) for s in shapes[node.name])
-            inputs = [next(read, None) if name else None for name in node.input]
-            work[node.name] = macs_of(node, inputs, [next(made, None) for name in node.output if name])
+        for read, made in shapes.get(node.name, ()):
+            inputs, outputs = (
+                [next(known, None) if name else None for name in names]
+                for names, known in ((node.input, iter(read)), (node.output, iter(made)))
+            )
+            work[node.name] = work.get(node.name, 0) + macs_of(node, inputs, outputs)
     return work
 
 
@@ -200,7 +212,7 @@ def _by_run(events: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]
     starts = sorted(e["ts"] for e in events if e.get("name") == "model_run")
     nodes = sorted(
         (e for e in events if e.get("cat") == "Node" and str(e.get("name", "")).endswith(_SUFFIX)),
-        key=lambda e: e["ts"],
+        key=lambda e: (e["ts"], -e["dur"]),
     )
     runs: list[list[Mapping[str, Any]]] = [[] for _ in starts]
     places = np.searchsorted(starts, [e["ts"] for e in nodes], side="right") - 1
@@ -218,43 +230,74 @@ def _times(
     latency: float,
 ) -> dict[str, NodeTime]:
     """What each kernel took, by the name of its events, in the order in which they ran."""
-    seconds: dict[str, list[float]] = {}
-    counts: dict[str, int] = {}
-    seen: dict[str, Mapping[str, Any]] = {}
-    for number, run in enumerate(runs):
-        for event, own in zip(run, _own_times(run), strict=True):
-            name = _event_name(event)
-            mine = seconds.setdefault(name, [0.0] * len(runs))
-            mine[number] += own
-            counts[name] = counts.get(name, 0) + 1
-            seen[name] = event
+    seen = _seen(runs)
     times = without_overhead(
-        np.array([_middle(np.array(v)) for v in seconds.values()]),
-        np.array([counts[name] / len(runs) for name in seconds]),
+        np.array([_middle(np.array(each.own)) for each in seen.values()]),
+        np.array([each.recorded / len(runs) for each in seen.values()]),
         latency,
     )
     by_name = {node.name: node for node in all_nodes(model.graph)}
     stored = {t.name: _bytes(t) for t in model.graph.initializer}
     found = {}
-    for name, taken in zip(seconds, times, strict=True):
-        args = seen[name]["args"]
+    for (name, each), taken in zip(seen.items(), times, strict=True):
+        args = each.args
         kernel = kernels.get(name, Kernel(name, args.get("op_name", ""), "", (), False))
         covered = [by_name[n] for n in kernel.covers]
-        working = [n.op_type for n in covered if work.get(n.name)] or [n.op_type for n in covered[-1:]]
+        main = main_node(kernel, work)
+        working = [n.op_type for n in covered if work.get(n.name) or n.name == main]
         after = [n.op_type for n in covered[-2:] if n.op_type not in working and n.op_type != "Constant"]
         found[name] = NodeTime(
-            main_node(kernel, work) or name,
+            main or name,
             "+".join([*working, *after]) if covered else kernel.op,
             f"{kernel.domain}::{kernel.op}" if kernel.domain not in ("", "ai.onnx") else kernel.op,
             tuple(next((o for o in n.output if o), "") for n in covered),
             kernel.reorder,
             float(taken),
             sum(work.get(n, 0) for n in kernel.covers),
-            _moved(args, covered, stored),
+            _moved(each, covered, stored, len(runs)),
             tuple(tuple(s) for entry in args.get("input_type_shape", []) for s in entry.values()),
             tuple(kind for entry in args.get("input_type_shape", []) for kind in entry),
             args.get("provider", ""),
+            each.events / len(runs),
         )
+    return found
+
+
+@dataclass
+class _Seen:
+    """What the events of one kernel say: seconds in each run, and the sums over all of them.
+
+    Attributes:
+        own: seconds without those of what is inside, of each run.
+        args: of the last event.
+        events: how many there are.
+        recorded: parts of recording that the seconds hold.
+        activations, parameters: bytes.
+    """
+
+    own: list[float]
+    args: Mapping[str, Any] = field(default_factory=dict)
+    events: int = 0
+    recorded: int = 0
+    activations: int = 0
+    parameters: int = 0
+
+
+def _seen(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, _Seen]:
+    """What is recorded of each kernel, by the name of its events, in the order in which they began."""
+    found: dict[str, _Seen] = {}
+    for number, run in enumerate(runs):
+        around = _around(run)
+        for event, own, outer in zip(run, _own_times(run, around), around, strict=True):
+            mine = found.setdefault(_event_name(event), _Seen([0.0] * len(runs)))
+            mine.own[number] += own
+            mine.args = event["args"]
+            mine.events += 1
+            mine.recorded += 1
+            mine.activations += sum(int(mine.args.get(k) or 0) for k in ("activation_size", "output_size"))
+            mine.parameters += int(mine.args.get("parameter_size") or 0)
+            if outer is not None:
+                found[_event_name(run[outer])].recorded += _AROUND
     return found
 
 
@@ -269,12 +312,10 @@ def _called(event: Mapping[str, Any], node: NodeTime) -> dict[str, Any]:
     return {**event, "name": node.name, "cat": node.kernel, "args": args}
 
 
-def _moved(args: Mapping[str, Any], covered: Sequence[NodeProto], stored: Mapping[str, int]) -> int:
-    """Bytes a kernel reads and writes. The profile leaves out weights that were packed for it: they are the file's."""
+def _moved(seen: _Seen, covered: Sequence[NodeProto], stored: Mapping[str, int], runs: int) -> int:
+    """Bytes a kernel reads and writes in a run. The profile leaves packed weights out: they are the file's."""
     weights = sum(stored.get(name, 0) for name in {i for node in covered for i in node.input})
-    return sum(int(args.get(k) or 0) for k in ("activation_size", "output_size")) + (
-        weights or int(args.get("parameter_size") or 0)
-    )
+    return round((seen.activations + (weights * seen.events or seen.parameters)) / runs)
 
 
 def _bytes(tensor: TensorProto) -> int:
@@ -285,29 +326,38 @@ def _bytes(tensor: TensorProto) -> int:
     return int(math.prod(tensor.dims)) * dtype.itemsize
 
 
-def _own_times(run: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Seconds of each event without those inside it: a node that runs a subgraph contains that subgraph's nodes."""
-    own = [event["dur"] * 1e-6 for event in run]
+def _around(run: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    """Place of the node that each event lies inside of: a node that runs a subgraph contains that subgraph's nodes."""
+    found: list[int | None] = []
     around: list[int] = []
     for place, event in enumerate(run):
         while around and run[around[-1]]["ts"] + run[around[-1]]["dur"] < event["ts"] + event["dur"]:
             around.pop()
-        if around and run[around[-1]]["tid"] == event["tid"]:
-            own[around[-1]] -= event["dur"] * 1e-6
+        found.append(around[-1] if around and run[around[-1]]["tid"] == event["tid"] else None)
         if event["args"].get("op_name") in _CONTROL:
             around.append(place)
+    return found
+
+
+def _own_times(run: Sequence[Mapping[str, Any]], around: Sequence[int | None]) -> list[float]:
+    """Seconds of each event without those inside it; ``around`` says what each lies in."""
+    own = [event["dur"] * 1e-6 for event in run]
+    for event, outer in zip(run, around, strict=True):
+        if outer is not None:
+            own[outer] -= event["dur"] * 1e-6
     return [max(t, 0.0) for t in own]
 
 
 def without_overhead(times: Times, counts: Times, latency: float) -> Times:
     """Take out of kernels what a run that is not recorded does not take.
 
-    Recording adds some microseconds to each event, so the excess is shared by the events. What is beyond is waiting
-    for the processor on a loaded machine, longer for longer kernels: it is shared in proportion.
+    Recording adds some microseconds to each event, and to a node that runs a subgraph some for each event inside, so
+    the excess is shared by them. What is beyond is waiting for the processor on a loaded machine, longer for longer
+    kernels: it is shared in proportion.
 
     Args:
         times: seconds of each kernel, shape (kernels,).
-        counts: events of each in a run, of the same shape.
+        counts: events of each in a run, with what others add to it in parts of one, of the same shape.
         latency: seconds of a run that is not recorded.
     """
     left = times.copy()

@@ -88,7 +88,7 @@ def bottleneck(node: NodeTime, machine: Peaks) -> str:
     if node.reorder:
         return "layout"
     best = bound(node, machine)
-    if node.seconds < _OVERHEAD_SECONDS and best < _OVERHEAD_SHARE * node.seconds:
+    if node.seconds < _OVERHEAD_SECONDS * node.starts and best < _OVERHEAD_SHARE * node.seconds:
         return "overhead"
     if unblocked(node):
         return "alignment"

@@ -14,24 +14,25 @@ from onnx import ModelProto, NodeProto
 
 from runtime.engine.inspection import EngineLayer
 from runtime.fusions import Kernel, all_nodes, main_node
-from runtime.profiling import NodeTime, node_work
+from runtime.profiling import NodeTime, Shapes, node_work
 from runtime.work import Shape
-
-Shapes = Mapping[str, tuple[Sequence[Shape], Sequence[Shape]]]
 
 _RANGE = re.compile(r"\{ForeignNode\[(.+?)\.\.\.(.+?)\]\}")
 _BYTES = {"fp32": 4, "int32": 4, "fp16": 2, "bf16": 2, "int64": 8, "int8": 1, "fp8": 1, "bool": 1}
 
 
 def kernels_of(
-    layers: Sequence[tuple[EngineLayer, float]], model: ModelProto | None, shapes: Shapes, backend: str
+    layers: Sequence[tuple[EngineLayer, float]],
+    model: ModelProto | None,
+    shapes: Mapping[str, Sequence[Shapes]],
+    backend: str,
 ) -> list[NodeTime]:
     """Describe every layer by the nodes it stands for.
 
     Args:
         layers: of the engine, in order, with the seconds of each.
         model: the file, after ``runtime.fusions.name_nodes``; None where it is not known.
-        shapes: of what each node of it reads and makes, by its name.
+        shapes: of what each node of it reads and makes, every time it runs, by its name.
         backend: what runs the engine.
 
     Returns:
@@ -60,7 +61,7 @@ def kernels_of(
                 seconds,
                 sum(work.get(n, 0) for n in names),
                 _BYTES.get(layer.precision, 4) * _elements(mine, dims, readers),
-                tuple(tuple(s) for s in shapes.get(name, ((), ()))[0]),
+                tuple(tuple(s) for s in shapes[name][-1][0]) if name in shapes else (),
                 (),
                 backend,
             )
@@ -97,11 +98,11 @@ def _covered(layers: Sequence[EngineLayer], nodes: Sequence[NodeProto]) -> list[
     return covers
 
 
-def _dims(nodes: Sequence[NodeProto], shapes: Shapes) -> dict[str, Shape]:
+def _dims(nodes: Sequence[NodeProto], shapes: Mapping[str, Sequence[Shapes]]) -> dict[str, Shape]:
     found: dict[str, Shape] = {}
     for node in nodes:
         if node.name in shapes:
-            for names, sizes in zip((node.input, node.output), shapes[node.name], strict=True):
+            for names, sizes in zip((node.input, node.output), shapes[node.name][-1], strict=True):
                 found.update(zip((n for n in names if n), map(tuple, sizes), strict=False))
     return found
 

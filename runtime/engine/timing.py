@@ -15,13 +15,13 @@ from runtime import clocks
 from runtime.backends import Session
 from runtime.backends.tensorrt import ENGINES, SUFFIXES, EngineSession
 from runtime.engine.inspection import EngineLayer
-from runtime.engine.kernels import Shapes, kernels_of
+from runtime.engine.kernels import kernels_of
 from runtime.engine.loading import inspect_engine
 from runtime.engine.metadata import read_description
 from runtime.errors import BadRequest
 from runtime.feeds import Feeds
 from runtime.fusions import name_nodes
-from runtime.profiling import NodeTime, Profile, node_shapes, without_overhead
+from runtime.profiling import NodeTime, Profile, Shapes, node_shapes, without_overhead
 from runtime.robust import Times
 from runtime.runners import Asked, Runner, prepare
 
@@ -165,7 +165,7 @@ def _timed(path: Path, asked: Asked, runs: int, seconds: float) -> tuple[list[La
     return timed, float(np.median(plain.device)), runner
 
 
-def _source(path: Path, feed: Feeds) -> tuple[onnx.ModelProto | None, Shapes]:
+def _source(path: Path, feed: Feeds) -> tuple[onnx.ModelProto | None, dict[str, list[Shapes]]]:
     """The ONNX file of an engine, its nodes named, and the shapes of its tensors; none where it is not at hand."""
     description = read_description(path)
     source = path if description is None else Path(str(description.get("source", {}).get("path", "")))

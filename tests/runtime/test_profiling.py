@@ -18,7 +18,7 @@ from runtime.backends.ort import PROVIDERS
 from runtime.errors import BadRequest, RunError
 from runtime.fusions import all_nodes, main_node, name_nodes, trace
 from runtime.layers import REORDERS, layer_differences
-from runtime.profiling import _own_times, profile, without_overhead
+from runtime.profiling import _around, _own_times, _seen, profile, without_overhead
 from runtime.runners import Asked
 from tests.onnx_builder import build, ints, node, weights
 
@@ -119,6 +119,86 @@ def test_a_node_that_runs_a_subgraph_takes_its_own_time_only(tmp_path):
     assert found.kernels <= found.busy * 1.0001
 
 
+def loop(turns, product="MatMul"):
+    """As many products in a Loop."""
+    body = helper.make_graph(
+        [node("Identity", "c", "c2"), node(product, "s w", "m"), node("Relu", "m", "s2")],
+        "body",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []),
+         helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("s", TensorProto.FLOAT, [64, 64])],
+        [helper.make_tensor_value_info("c2", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("s2", TensorProto.FLOAT, [64, 64])],
+    )  # fmt: skip
+    nodes = [node("Loop", "n - x", "y", body=body)]
+    constants = {**weights(w=(64, 64)), "n": np.array(turns, np.int64)}
+    return build(nodes, {"x": [64, 64]}, ["y"], constants)
+
+
+def test_nodes_in_a_loop_take_the_time_and_do_the_work_of_all_iterations(tmp_path):
+    onnx.save(loop(9), tmp_path / "m.onnx")
+    found = {n.name: n for n in profile(tmp_path / "m.onnx", ONE, seconds=0.3).nodes}
+    product, around = found["node_m"], found["node_y"]
+    assert (product.starts, around.starts) == (9, 1)
+    assert product.macs == 9 * 64**3
+    assert product.bytes == 9 * 3 * 4 * 64**2
+    assert product.seconds > around.seconds
+
+
+def test_branches_may_use_the_same_names(tmp_path):
+    """Two branches that make tensors of one name, the one of the If, too: each kernel stands for its branch's node."""
+
+    def branch(name, width):
+        out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [30, 30])
+        nodes = [node("MatMul", f"x {width}", "m"), node("Relu", "m", "r"), node("MatMul", f"r {width}r", "y")]
+        for each in nodes:
+            each.name = f"{name}_{each.output[0]}"
+        return helper.make_graph(nodes, name, [], [out])
+
+    nodes = [
+        node("ReduceSum", "x axes", "sum", keepdims=0), node("Greater", "sum zero", "more"),
+        node("If", "more", "y", then_branch=branch("t", "w"), else_branch=branch("e", "v")),
+    ]  # fmt: skip
+    constants = {**weights(w=(30, 40), wr=(40, 30), v=(30, 50), vr=(50, 30)), "axes": ints(0, 1)}
+    model = build(nodes, {"x": [30, 30]}, ["y"], {**constants, "zero": np.zeros((), np.float32)})
+    onnx.save(model, tmp_path / "m.onnx")
+    for sign, name, width in ((1, "t", 40), (-1, "e", 50)):
+        np.savez(tmp_path / "in.npz", x=np.full((1, 30, 30), sign, np.float32))
+        asked = replace(ONE, inputs=tmp_path / "in.npz")
+        found = {n.name: n.macs for n in profile(tmp_path / "m.onnx", asked, seconds=0.05).nodes if n.macs}
+        assert found == {f"{name}_m": 30 * 30 * width, f"{name}_y": 30 * 30 * width}
+        assert "node_y" in {n.name for n in profile(tmp_path / "m.onnx", asked, seconds=0.05).nodes}
+
+
+def test_weights_that_are_packed_are_counted(tmp_path):
+    nodes = [
+        node("ConvTranspose", "x k", "c", strides=[2, 2]), node("Reshape", "c to", "t"),
+        node("GRU", "t w r b", "g", hidden_size=8), node("Squeeze", "g one", "s"),
+        node("LSTM", "s wl rl bl", "- last", hidden_size=8),
+    ]  # fmt: skip
+    constants = weights(k=(4, 6, 2, 2), w=(1, 24, 6), r=(1, 24, 8), b=(1, 48), wl=(1, 32, 8), rl=(1, 32, 8), bl=(1, 64))
+    model = build(nodes, {"x": [1, 4, 5, 5]}, ["last"], {**constants, "to": ints(50, 2, 6), "one": ints(1)})
+    onnx.save(model, tmp_path / "m.onnx")
+    found = {key: n.macs for n in profile(tmp_path / "m.onnx", ONE, seconds=0.05).nodes for key in n.keys}
+    assert found["c"] == 4 * 25 * 6 * 4
+    assert found["g"] == 100 * 24 * (6 + 8)
+    assert found["last"] == 100 * 32 * (8 + 8)
+
+
+def test_convolutions_with_channels_last_keep_their_names(tmp_path):
+    """ONNX Runtime runs quantized ones so, and calls them and what they make anew."""
+    from exporter.quantization.quantizer import quantize
+
+    data = f"{MODELS / 'digits.npz'}:train"
+    quantize(MODELS / "digits_cnn.onnx", tmp_path / "m.onnx", calib=data, calib_samples=32, fit=False)
+    found = profile(tmp_path / "m.onnx", ONE, seconds=0.1)
+    convolutions = [n for n in found.nodes if n.kernel.endswith("QLinearConv")]
+    nodes = {n.name: n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node}
+    assert len(convolutions) == 10
+    assert all(nodes[n.name] == "Conv" and n.macs for n in convolutions)
+    assert all(n.macs == 0 for n in found.nodes if "Add" in n.kernel)
+
+
 def events(*times):
     return [
         {"ts": start, "dur": end - start, "tid": 0, "args": {"op_name": op}, "name": f"{op}{start}"}
@@ -135,7 +215,14 @@ def events(*times):
     ],
 )
 def test_time_of_their_own(times, own):
-    np.testing.assert_allclose(np.array(_own_times(events(*times))) * 1e6, own)
+    run = events(*times)
+    np.testing.assert_allclose(np.array(_own_times(run, _around(run))) * 1e6, own)
+
+
+def test_recording_inside_of_a_node_takes_its_time():
+    """An event adds one part to its own time, and two to that of the node around it."""
+    run = events(("Loop", 0, 50), ("If", 5, 30), ("Conv", 6, 26), ("Add", 31, 41))
+    assert [each.recorded for each in _seen([run, run]).values()] == [2 * (1 + 4), 2 * (1 + 2), 2, 2]
 
 
 def test_what_recording_takes_is_taken_out():
@@ -196,7 +283,8 @@ def test_kernels_of_an_optimised_graph_are_traced():
         ("added", (), False),
     ]
     assert main_node(kernels["r2_nchwc"], {"node_c2": 5}) == "node_c2"
-    assert main_node(kernels["r2_nchwc"], {}) == "node_r2"
+    assert main_node(kernels["r2_nchwc"], {}) == "node_c2"
+    assert main_node(kernels["node_f/Flattened/"], {}) == "node_f"
     assert main_node(kernels["added"], {}) == ""
 
 
