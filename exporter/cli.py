@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that ``secateur --help`` an
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -89,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: names may have letters it cannot show
     options, rest = parser().parse_known_args(arguments)
     if rest:  # its own parser knows which options the command has
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")

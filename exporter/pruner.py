@@ -183,7 +183,7 @@ def prune(
 
             calibration = calibration_of(
                 calib, graph, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric,
-                judged=max_drop is not None,
+                judged=max_drop is not None, strict=max_drop is not None,
             )  # fmt: skip
             means = replace(means, calibration=calibration)
         try:

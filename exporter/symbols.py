@@ -48,6 +48,11 @@ def quotient(whole: Iterable[Dim], part: Iterable[Dim]) -> Dim | None:
     return _written(above // below, symbols)
 
 
+def factors(symbol: str) -> list[str]:
+    """The symbols in a symbol that is a product."""
+    return _parts([symbol])[1]
+
+
 def _parts(elements: Iterable[Dim]) -> tuple[int, list[str]]:
     number, factors = 1, []
     for element in elements:

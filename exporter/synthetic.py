@@ -14,7 +14,7 @@ from exporter.graph import Graph, Node
 from exporter.normalise import input_specs
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
-from runtime.feeds import FED, Array, Constraint, constraints, is_text
+from runtime.feeds import FED, Array, Constraint, constraints, is_text, show
 from runtime.samples import Samples, make_samples, share_batch
 from runtime.store import Part
 from runtime.words import Words
@@ -102,7 +102,8 @@ def synthetic_samples(graph: Graph, count: int, seed: int = 0) -> Samples:
     for spec in specs:
         if spec.name not in graph.binding.shapes:
             raise BadRequest(
-                f"input '{spec.name}' declares no shape, so none can be made up; give one with --shape {spec.name}:..."
+                f"input '{spec.name}' declares no shape, so none can be made up; give that of a tensor with --shape "
+                f"{spec.name}:...; a sequence or an optional value cannot be fed."
             )
         if spec.dtype is None or spec.dtype.kind not in FED:
             raise BadRequest(f"input '{spec.name}' is no tensor of real numbers or text, which is all that can be fed.")
@@ -111,7 +112,15 @@ def synthetic_samples(graph: Graph, count: int, seed: int = 0) -> Samples:
         fitted += [spec.name] * fit
         draws[spec.name] = draw, shape[1:] if together else shape
     fixed = specs[0].shape[0] if together and specs and isinstance(specs[0].shape[0], int) else 1
+<<<<<<< HEAD
     total = math.ceil(count / fixed) * fixed if together else math.ceil(count / graph.batch)
+=======
+    if fixed == 0:
+        raise BadRequest(
+            f"input {show(specs[0])} takes no samples, so nothing can be fed: its leading axis is fixed to 0."
+        )
+    total = math.ceil(count / fixed) * fixed if together else math.ceil(count / max(graph.binding.batch, 1))
+>>>>>>> Recorded inputs go the way of all samples; outputs of other sizes are compared; JSON is as its schemas say
     ranks = {s.name: len(s.shape) + (not together) for s in specs}
     key = repr((seed, {n: (d.keywords if isinstance(d, partial) else None, s) for n, (d, s) in draws.items()}))
     parts = [Part(1, None, partial(_sample, draws, seed, i), ranks, partial(f"{key}:{i}".encode)) for i in range(total)]

@@ -10,7 +10,8 @@ _LONGEST_NAME = 44
 
 
 def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
-    """Align columns; the first row is the heading. Columns in ``right`` are flushed right."""
+    """Align columns; the first row is the heading. Columns in ``right`` are flushed right; a cell is one line."""
+    rows = [[" ".join(cell.split("\n")) for cell in row] for row in rows]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     flushed = set(right)
     lines = []

@@ -26,6 +26,15 @@ LARGEST = 8 << 30
 
 _TAKEN = "fiubU"
 """Kinds of arrays that are read: numbers and text, which is no object in need of unpickling."""
+_AS_NUMBERS = "save numbers, e.g. array.astype(np.float32)."
+_OTHERS = {
+    "O": (
+        "Python objects",
+        "save numbers as np.asarray(values, np.float32) or of another type, text as np.asarray(texts, dtype=str).",
+    ),
+    "c": ("complex numbers", "save real and imaginary parts as the model takes them, e.g. np.stack([a.real, a.imag])."),
+    "S": ("bytes", "save text as array.astype(str)."),
+}
 FAULTS = (
     OSError,
     ValueError,  # UnicodeDecodeError too
@@ -59,7 +68,9 @@ class Header:
 
 
 def headers(path: Path) -> dict[str, Header]:
-    """Shapes and types of the arrays of numbers and text in an ``.npz``, by name, without reading their values.
+    """Shapes and types of the arrays in an ``.npz``, by name, without reading their values.
+
+    Arrays of other types than numbers and text are named as well: ``read_npz`` says what to do about them.
 
     Raises:
         BadRequest: not such a file.
@@ -74,7 +85,7 @@ def headers(path: Path) -> dict[str, Header]:
                         size = info.file_size - file.tell()
                     if header.dtype.kind in _TAKEN:
                         _check_size(path, info.filename, header, size)
-                        found[info.filename.removesuffix(".npy")] = header
+                    found[info.filename.removesuffix(".npy")] = header
     except FAULTS as error:
         raise BadRequest(f"{path} is not a readable .npz of arrays: {error}") from error
     return found
@@ -84,14 +95,15 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
     """Read arrays of an ``.npz`` by name; others in it are left alone.
 
     Raises:
-        BadRequest: not such a file, one is missing, or they hold more than ``LARGEST`` bytes.
+        BadRequest: not such a file, one is missing or of another type than numbers and text, or they hold more than
+            ``LARGEST`` bytes.
     """
     known = headers(path)
     missing = [n for n in names if n not in known]
     if missing:
-        raise BadRequest(
-            f"{path} lacks {', '.join(missing)}; it holds {', '.join(known) or 'no arrays of numbers or text'}."
-        )
+        raise BadRequest(f"{path} lacks {', '.join(missing)}; it holds {', '.join(known) or 'no arrays'}.")
+    for name in names:
+        refuse_type(name, known[name].dtype, str(path))
     if sum(known[n].nbytes for n in names) > LARGEST:
         raise BadRequest(
             f"{path} holds more than {LARGEST >> 30} GiB of inputs. Give a folder of NAME.npy files instead: they are "
@@ -102,6 +114,14 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
             return {n: _values(archive, f"{n}.npy", known[n]) for n in names}
     except FAULTS as error:
         raise BadRequest(f"{path} is not a readable .npz of arrays: {error}") from error
+
+
+def refuse_type(name: str, dtype: np.dtype[np.generic], where: str) -> None:
+    """Refuse an array of another type than numbers and text with a BadRequest that says how to save it."""
+    if dtype.kind in _TAKEN:
+        return
+    found, instead = _OTHERS.get(dtype.kind, (f"values of type {dtype}", _AS_NUMBERS))
+    raise BadRequest(f"{where}: '{name}' holds {found}, which are not read: {instead}")
 
 
 def map_npy(path: Path) -> Array:

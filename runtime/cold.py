@@ -39,7 +39,8 @@ def start_cold(runner: Runner) -> Cold | None:
         "path": str(runner.path.absolute()),
         "backend": runner.asked.backend,
         "options": options,
-        "shapes": runner.shapes,
+        "shapes": runner.shapes if runner.asked.inputs is None else {},
+        "batch": runner.asked.batch if runner.asked.inputs is not None else None,
         "seed": runner.asked.seed,
         "inputs": str(runner.asked.inputs.absolute()) if runner.asked.inputs is not None else None,
     }
@@ -63,7 +64,7 @@ def child(request: str, result: str) -> None:
     before = _memory("VmRSS")
     shapes = {name: tuple(shape) for name, shape in asked["shapes"].items()}
     inputs = Path(asked["inputs"]) if asked["inputs"] is not None else None
-    runner = prepare(path, Asked(asked["backend"], options, shapes, None, asked["seed"], inputs))
+    runner = prepare(path, Asked(asked["backend"], options, shapes, asked["batch"], asked["seed"], inputs))
     peak = _memory("VmHWM")
     memory = max(peak - before, 0) if before is not None and peak is not None else None
     Path(result).write_text(json.dumps(asdict(Cold(runner.load, runner.first, memory))), encoding="utf-8")

@@ -347,7 +347,8 @@ def seeded(
     for spec in inputs:
         if spec.name not in shapes:
             raise BadRequest(
-                f"input '{spec.name}' declares no shape, so none can be made up; give one with --shape {spec.name}:..."
+                f"input '{spec.name}' declares no shape, so none can be made up; give that of a tensor with --shape "
+                f"{spec.name}:...; a sequence or an optional value cannot be fed."
             )
         shape = shapes[spec.name]
         if spec.dtype is None or spec.dtype.kind not in FED:

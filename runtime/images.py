@@ -30,6 +30,7 @@ _SIZE = 224
 _MARGIN = 256 / 224
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _LARGEST = 1 << 27
+_WHITE_16 = 65535
 _LAYOUTS = {"NCHW": (1, 2, 3), "NHWC": (3, 1, 2)}
 
 
@@ -289,7 +290,7 @@ def open_image(how: Recipe, path: Path) -> NDArray[np.uint8]:
         with module.open(path) as image:
             if math.prod(image.size) > _LARGEST:
                 raise BadRequest(f"{path} has {image.size[0]} x {image.size[1]} pixels, too many to be an input.")
-            converted = image.convert(_MODES[how.channels])
+            converted = _eight_bits(image, path).convert(_MODES[how.channels])
     except BadRequest:
         raise
     except Exception as error:  # the decoders raise a dozen unrelated classes
@@ -300,6 +301,25 @@ def open_image(how: Recipe, path: Path) -> NDArray[np.uint8]:
         return fitted(how, converted)
     except BadRequest as error:
         raise BadRequest(f"{path}: {error}") from error
+
+
+def _eight_bits(image: Image, path: Path) -> Image:
+    """An image of 16 bits a pixel with 8, white staying white; Pillow cuts off what lies above 255.
+
+    Raises:
+        BadRequest: of numbers whose range is not known: whole ones of 32 bits, or fractions.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # as older Pillows open them
+        pixels = np.asarray(image).astype(np.float64)
+        scaled: Image = pillow().fromarray(np.rint(pixels / _WHITE_16 * 255).astype(np.uint8))
+        return scaled
+    if image.mode in ("I", "F"):
+        kind = "whole numbers of 32 bits" if image.mode == "I" else "fractions"
+        raise BadRequest(
+            f"{path}: its pixels are {kind}, and nothing says which of them is white. Save it with 8 or 16 bits a "
+            "pixel, or give arrays: an .npz by input name."
+        )
+    return image
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from runtime.cold import Cold, start_cold
 from runtime.contention import Flag, find_contention
 from runtime.errors import BadRequest
 from runtime.gpu_state import GpuRecord, watched
+from runtime.model_files import told_apart
 from runtime.nouns import counted
 from runtime.robust import Ratio, Times, median_interval, needed, ratio_of, undisturbed
 from runtime.runners import Asked, prepare_alike
@@ -30,7 +31,7 @@ class Latency:
     """Time of one run, in seconds.
 
     Attributes:
-        model: file name.
+        model: file name, with as many of its folders as tell it from the others.
         backend, threads: how it was run; threads 0 is the backend's choice.
         shapes: input shapes.
         load: time to load the model.
@@ -158,7 +159,7 @@ def bench(
     if streams > 1:
         step(f"running {streams} at a time")
         side_by_side = [*run_streams(runners, streams, seconds)]
-    results = []
+    results, names = [], told_apart(models)
     for i, r in enumerate(runners):
         if cold:
             step(f"starting {r.path.name} in a fresh process")
@@ -166,7 +167,7 @@ def bench(
         flags = find_contention(taken.wall[i], taken.thread[i], switched, taken.others[i], threads, clocks.processors())
         results.append(
             Latency(
-                r.path.name,
+                names[i],
                 backend,
                 threads,
                 r.shapes,

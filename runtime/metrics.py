@@ -134,7 +134,7 @@ class Tally:
 
     @property
     def error(self) -> float | None:
-        """Standard error of the value over samples; None where one number says nothing of it.
+        """Standard error of the value over samples; None where one number says nothing of it, or there is no value.
 
         For a ratio of sums m = sum(t) / sum(w): the root of sum((t - m w)^2) over sum(w), which is the binomial error
         for rates; times n / (n - 1) under the root for other means.
@@ -143,6 +143,8 @@ class Tally:
         if not weight or (self.count < 2 and not self.metric.rate):
             return None
         mean = total / weight
+        if not math.isfinite(mean):
+            return None
         variance = max(0.0, squares - 2 * mean * products + mean * mean * weights) / weight**2
         if not self.metric.rate:
             variance *= self.count / (self.count - 1)
@@ -176,7 +178,7 @@ def _ones(totals: Array) -> Scores:
 
 
 def _both(batch: Batch) -> tuple[Array, Array]:
-    """Output and reference, which have one shape."""
+    """Output and reference, which have one shape, and are not empty."""
     mine, theirs = batch.output, batch.reference
     if theirs is None:
         raise BadRequest("there is no reference output to compare with.")
@@ -185,6 +187,8 @@ def _both(batch: Batch) -> tuple[Array, Array]:
             f"the outputs differ in shape: {list(mine.shape)}, and {list(theirs.shape)} in the reference. Where that "
             "depends on what the model finds, judge with a function of yours: --metric plugin:file.py:function."
         )
+    if not mine.size:
+        raise BadRequest(f"the output has no elements: {list(mine.shape)}.")
     return mine, theirs
 
 
@@ -193,8 +197,6 @@ def _pair(batch: Batch) -> tuple[Numbers, Numbers]:
     mine, theirs = _both(batch)
     rows = len(mine) if mine.ndim and len(mine) == batch.samples else 1
     one, other = (np.asarray(a, np.float64).reshape(rows, -1) for a in (mine, theirs))
-    if not one.size:
-        raise BadRequest(f"the output has no elements: {list(mine.shape)}.")
     return one, other
 
 

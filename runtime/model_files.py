@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 
 import onnx
@@ -113,6 +115,18 @@ def digest_of(path: Path) -> str:
             while block := stream.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """Names of files, with as many of the folders they lie in as tell them from the others."""
+    parts = [path.absolute().parts for path in paths]
+
+    def named(own: tuple[str, ...]) -> str:
+        others = [other for other in parts if other != own]
+        shared = max((sum(1 for _ in takewhile(bool, map(eq, own[::-1], other[::-1]))) for other in others), default=0)
+        return "/".join(own[-shared - 1 :])
+
+    return [named(own) for own in parts]
 
 
 def near(path: Path) -> str:

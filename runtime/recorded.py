@@ -1,96 +1,50 @@
-"""Inputs that were recorded: an archive of arrays, and which of them an input can hold."""
+"""Inputs that were recorded, as a model runs on them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
-from runtime.archives import FAULTS
+from runtime.archives import headers, read_npz
 from runtime.backends.protocol import TensorSpec
 from runtime.errors import BadRequest
-from runtime.feeds import Array, Feeds, is_text, show
+from runtime.feeds import Feeds, is_text
 from runtime.nouns import counted
-
-SAVE_TEXT = "Text is read where it is saved as numpy's str: np.asarray(texts, dtype=str)."
-
-
-def holds(spec: TensorSpec, dtype: np.dtype[np.generic]) -> bool:
-    """Say whether values of a type can be given to an input: text (numpy's ``str``) to text, numbers to others."""
-    return dtype.kind == "U" if is_text(spec) else dtype.kind in "fiub"
+from runtime.samples import make_samples
+from runtime.store import SAVE_TEXT, check_part, for_all, part_of, repeated
 
 
-def held_by(spec: TensorSpec) -> str:
-    """What messages call values that an input holds."""
-    return "text" if is_text(spec) else "numbers"
-
-
-def for_all(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Inputs of which one array was given for all samples, and the number of these.
-
-    A flag or a number has no axis of samples (``use_cache_branch[1]`` of a merged decoder): an array of its declared
-    shape, where others hold another number of samples, is meant for every run.
-
-    Args:
-        inputs: the signature.
-        shapes: of the arrays, by input name.
-    """
-    single = [s.name for s in inputs if len(s.shape) < 2 and shapes[s.name] == s.shape]
-    counts = {shapes[s.name][0] for s in inputs if s.name not in single and shapes[s.name]}
-    if len(counts) != 1:
-        return {}
-    (count,) = counts
-    return {name: count for name in single if shapes[name] != (count,)}
-
-
-def repeated(arrays: Mapping[str, Array], times: Mapping[str, int]) -> dict[str, Array]:
-    """Arrays with those of ``for_all`` once for every sample; nothing is copied."""
-    return {n: np.broadcast_to(a, (times[n], *a.shape)) if n in times else a for n, a in arrays.items()}
-
-
-def read_recorded(path: Path, inputs: Sequence[TensorSpec], limit: int = 64) -> list[Feeds]:
+def read_recorded(path: Path, inputs: Sequence[TensorSpec], limit: int = 64, batch: int | None = None) -> list[Feeds]:
     """Read recorded inputs: an ``.npz`` keyed by input name, samples along the leading axis.
 
     Args:
         path: the file.
         inputs: the model's signature; a fixed leading axis decides how many samples go into one run.
         limit: most runs to return.
+        batch: samples in every run, where the signature leaves that open; 1 by default. Samples that do not fill a run
+            are left out.
 
     Raises:
-        BadRequest: not such a file, an input is missing, or the sample counts differ.
+        BadRequest: not such a file, an input is missing or does not fit, the sample counts differ, or there are fewer
+            samples than in one run.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FAULTS as error:
-        hint = f" {SAVE_TEXT}" if any(map(is_text, inputs)) else ""
-        raise BadRequest(f"{path} is not a readable .npz of arrays: {error}.{hint}") from error
-    missing = [spec.name for spec in inputs if spec.name not in arrays]
+    known = headers(path)
+    missing = [spec.name for spec in inputs if spec.name not in known]
     if missing:
-        raise BadRequest(f"{path} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}.")
+        hint = f" {SAVE_TEXT}" if any(map(is_text, inputs)) else ""
+        raise BadRequest(f"{path} lacks {', '.join(missing)}; it holds {', '.join(known) or 'nothing'}.{hint}")
+    arrays = read_npz(path, [spec.name for spec in inputs])
     arrays = repeated(arrays, for_all(inputs, {name: array.shape for name, array in arrays.items()}))
-    for spec in inputs:
-        array = arrays[spec.name]
-        if not holds(spec, array.dtype) or array.ndim not in (len(spec.shape), len(spec.shape) + 1):
-            raise BadRequest(
-                f"{path}: '{spec.name}' is {array.dtype} with {counted(array.ndim, 'axis')}; expected "
-                f"{held_by(spec)} with {counted(len(spec.shape), 'axis')}, or one more for whole batches; the model "
-                f"declares {show(spec)}."
-            )
-    counts = {spec.name: len(arrays[spec.name]) if arrays[spec.name].ndim else 0 for spec in inputs}
-    if len(set(counts.values())) > 1:
-        raise BadRequest(f"{path}: the numbers of samples differ: {counts}.")
-    if not all(counts.values()):
-        raise BadRequest(f"{path} holds no samples.")
-    runs = []
-    for i in range(min(limit, min(counts.values(), default=0))):
-        feeds: Feeds = {}
-        for spec in inputs:
-            sample = np.asarray(arrays[spec.name][i])
-            if sample.ndim == len(spec.shape) - 1:
-                sample = sample[None]
-            dtype = spec.dtype if spec.dtype is not None else sample.dtype
-            feeds[spec.name] = np.asarray(sample, dtype=dtype, order="C")
-        runs.append(feeds)
-    return runs
+    count = check_part(inputs, {name: (array.shape, array.dtype) for name, array in arrays.items()}, str(path), {})
+    samples = make_samples(inputs, [part_of(arrays, count)], str(path))
+    if batch is not None and batch > 1 and samples.store.single:
+        raise BadRequest(
+            f"--batch {batch}: {path} holds whole runs: an input has one more axis there than in the model, or no "
+            "axis of samples."
+        )
+    size = batch or 1
+    if samples.store.fixed is None and len(samples) < size:
+        raise BadRequest(f"--batch {batch}: {path} holds {counted(len(samples), 'sample')}.")
+    full = len(samples) - len(samples) % size if samples.store.fixed is None else len(samples)
+    return list(islice(samples.part(0, full).batches(size), limit))

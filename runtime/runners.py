@@ -114,8 +114,17 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
         raise BadRequest(f"--shape {unknown[0]}: {path} has no such input; {instead(unknown[0], known)}")
     allowed, demands, steps = _of_graph(path, session.inputs)
     if asked.inputs is not None:
+<<<<<<< HEAD
         runs = read_recorded(asked.inputs, session.inputs, _RECORDED)
         return _first(path, asked, session, runs, load, steps)
+=======
+        check_inputs(asked)
+        if asked.batch is not None:
+            _check_batch_axis(path, session.inputs, asked.batch)
+        runs = read_recorded(asked.inputs, session.inputs, _RECORDED, asked.batch)
+        return _first(path, asked, session, runs, load, _batch_of(session.inputs, runs[0]))
+    allowed, demands = _of_graph(path, session.inputs)
+>>>>>>> Recorded inputs go the way of all samples; outputs of other sizes are compared; JSON is as its schemas say
     failure: RunError | None = None
     candidates = _candidates(path, session.inputs, shapes, demands, asked.batch)
     if not same.keys() <= shapes.keys():
@@ -151,7 +160,7 @@ def prepare_alike(
         runners.append(prepare(*model, runners[0] if runners else None))
     first = runners[0]
     if asked.inputs is not None:
-        return runners
+        return _filled_alike(models, runners)
     given = asked.shapes or {}
     for runner in runners[1:]:
         theirs = sizes_of(first.session.inputs, runner.shapes).items()
@@ -166,10 +175,30 @@ def prepare_alike(
     return runners
 
 
+<<<<<<< HEAD
 def _of_graph(
     path: Path, inputs: Sequence[TensorSpec]
 ) -> tuple[dict[str, feeds.Constraint], Sequence[Demand], Collection[str]]:
     """Values integer inputs may take, what dynamic axes must be, and which inputs begin with steps, as the graph says.
+=======
+def _filled_alike(models: Sequence[tuple[Path, Asked]], runners: Sequence[Runner]) -> list[Runner]:
+    """Models on recorded inputs, with as many samples in a run as one of them fixes, where another takes any number."""
+    closed = [r for r in runners if not _batch_axes(r.session.inputs)]
+    fixed = {shape[0] for r in closed for shape in r.shapes.values() if len(shape) > 1}
+    if models[0][1].batch is not None or len(fixed) != 1:
+        return list(runners)
+    (batch,) = fixed
+    return [
+        runner
+        if not _batch_axes(runner.session.inputs) or runner.batch == batch
+        else prepare(path, replace(asked, batch=batch))
+        for (path, asked), runner in zip(models, runners, strict=True)
+    ]
+
+
+def _of_graph(path: Path, inputs: Sequence[TensorSpec]) -> tuple[dict[str, feeds.Constraint], Sequence[Demand]]:
+    """Values integer inputs may take and what dynamic axes must be, as the file's graph says.
+>>>>>>> Recorded inputs go the way of all samples; outputs of other sizes are compared; JSON is as its schemas say
 
     An engine's description has the values; its sizes have ranges.
     """
@@ -226,18 +255,50 @@ def check_batch(batch: int | None) -> None:
         raise BadRequest(f"--batch {batch}: must be at least 1.")
 
 
+def check_inputs(asked: Asked) -> None:
+    """Refuse sizes beside recorded inputs, which have their own, with a BadRequest."""
+    if asked.inputs is not None and asked.shapes:
+        raise BadRequest("--shape and --inputs: recorded inputs have sizes of their own; give one of the two.")
+
+
+def _batch_axes(inputs: Sequence[TensorSpec]) -> set[tuple[str, int]]:
+    """Axes that count samples and are left open: input name and axis."""
+    return {
+        (s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and feeds.is_batch(s, k)
+    }
+
+
+def _check_batch_axis(path: Path, inputs: Sequence[TensorSpec], batch: int) -> None:
+    """Refuse a batch that a file's fixed sizes do not have, with a BadRequest."""
+    check_batch(batch)
+    fixed = [s.shape[0] for s in inputs if len(s.shape) > 1]
+    if not _batch_axes(inputs) and fixed[:1] != [batch]:
+        raise BadRequest(f"--batch {batch}: {path} has no dynamic batch axis; its inputs have fixed sizes.")
+
+
+def _batch_of(inputs: Sequence[TensorSpec], feed: feeds.Feeds) -> int:
+    """Samples in a run, as the open batch axes tell; else 1."""
+    sizes = {feed[name].shape[axis] for name, axis in _batch_axes(inputs)}
+    return sizes.pop() if len(sizes) == 1 else 1
+
+
 def _candidates(
     path: Path, inputs: Sequence[TensorSpec], shapes: Shapes, asked: Sequence[Demand], batch: int | None
 ) -> list[dict[str, tuple[int, ...]]]:
     if batch is None:
         return _bindings(inputs, shapes, asked, None)
+<<<<<<< HEAD
     check_batch(batch)
     axes = {(s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and is_batch(s, k)}
     fixed = [s.shape[0] for s in inputs if len(s.shape) > 1]
     if not axes and fixed[:1] == [batch]:
         return _bindings(inputs, shapes, asked, None)
+=======
+    _check_batch_axis(path, inputs, batch)
+    axes = _batch_axes(inputs)
+>>>>>>> Recorded inputs go the way of all samples; outputs of other sizes are compared; JSON is as its schemas say
     if not axes:
-        raise BadRequest(f"--batch {batch}: {path} has no dynamic batch axis; its inputs have fixed sizes.")
+        return _bindings(inputs, shapes, asked, None)
     sized = {
         name: tuple(batch if (name, k) in axes else size for k, size in enumerate(shape))
         for name, shape in shapes.items()

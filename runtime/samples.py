@@ -18,7 +18,7 @@ from runtime.errors import BadRequest
 from runtime.feeds import Array, Feeds, show
 from runtime.images import Preprocess, Recipe
 from runtime.nouns import counted, out_of
-from runtime.store import Part, Rows, Store, check_part, given, part_of
+from runtime.store import Part, Rows, Store, check_part, converted, given, part_of
 
 _CHUNK = 64
 _MOST_FEEDS = 4096
@@ -194,7 +194,8 @@ def make_samples(
         )
     spoilt = _not_finite(samples)
     if spoilt:
-        note = f"{out_of(spoilt, len(samples), 'sample', 'holds', 'hold')} NaN or infinity"
+        found = out_of(spoilt, len(samples), "sample", "holds", "hold")
+        note = f"{found} NaN, infinity or numbers beyond the input's type"
         samples = replace(samples, notes=(*samples.notes, note))
     return samples
 
@@ -206,15 +207,16 @@ def check_limit(count: int) -> None:
 
 
 def _not_finite(samples: Samples) -> int:
-    """Number of samples with NaN or infinity."""
+    """Number of samples with NaN, infinity, or numbers that become infinite in the type of their input."""
     if samples.store.parts[0].content is not None:  # image files
         return 0
     count = 0
     for rows in samples._groups(_CHUNK):
         wrong = np.zeros(len(rows), bool)
-        for array in samples.store.raw(rows).values():
-            if array.dtype.kind == "f":
-                wrong |= ~np.isfinite(array).reshape(len(rows), -1).all(1)
+        arrays = samples.store.raw(rows)
+        for spec in samples.inputs:
+            if spec.dtype is not None and spec.dtype.kind == "f" and arrays[spec.name].dtype.kind == "f":
+                wrong |= ~np.isfinite(converted(spec, arrays[spec.name])).reshape(len(rows), -1).all(1)
         count += int(wrong.sum())
     return count
 
@@ -232,7 +234,8 @@ def load_samples(
 
     - an ``.npz`` keyed by input name, samples along the leading axis; other keys are ignored;
     - a folder of ``NAME.npy``, keyed by input name (memory-mapped), or of ``.npz`` files of one or more samples each;
-    - a folder of images, searched recursively and sorted by path, for a model with one image input.
+    - a folder of images, searched recursively and sorted by path, for a model with one image input;
+      of 16 bits a pixel, 65535 is white.
 
     An array with one axis more than its input holds a whole run in each entry; a flag or a number that has no axis of
     samples may be given once for all. Text is an array of numpy's ``str``. For a model with one input the array may

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from runtime import images
-from runtime.archives import headers, map_npy, read_npz
+from runtime.archives import headers, map_npy, read_npz, refuse_type
 from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
 from runtime.feeds import Array, is_text, show
 from runtime.meant import instead
 from runtime.model_files import near
-from runtime.recorded import SAVE_TEXT, for_all, held_by, holds, repeated
-from runtime.store import Part, Shapes, check_part, part_of
+from runtime.store import SAVE_TEXT, Part, Shapes, check_part, for_all, held_by, holds, part_of, repeated
 
 USUAL_LABELS = ("y", "label", "labels")
 """Names under which labels are looked for where none is given."""
@@ -195,10 +194,14 @@ def _files(files: Sequence[Path], wanted: _Wanted) -> Found:
     labels = []
     for path in files:
         known = headers(path)
+        for own in known.keys() & set(wanted.keys(_names(wanted))):
+            refuse_type(own, known[own].dtype, str(path))
         names, notes = _match(wanted, [n for n in known if wanted.takes(known[n].dtype)], str(path))
         key = next((k for k in (*wanted.keys(wanted.labels), *wanted.labels) if k in known), None)
         if key is not None:
             labels.append(read_npz(path, [key])[key])
+            if not labels[-1].ndim:
+                raise BadRequest(f"{path}: the labels '{key}' are a single number; expected one for each sample.")
         if len(files) == 1:
             arrays = read_npz(path, sorted(set(names.values())))
             found = _checked(wanted, {name: arrays[key] for name, key in names.items()}, str(path))
@@ -217,7 +220,7 @@ def _files(files: Sequence[Path], wanted: _Wanted) -> Found:
         found.parts.append(Part(count, kind, _reader(path, names, stored, times), ranks))
         found.notes += [note for note in notes if note not in found.notes]
     if labels:
-        if len(labels) < len(files) or len({(a.ndim, a.shape[1:]) for a in labels}) > 1 or not labels[0].ndim:
+        if len(labels) < len(files) or len({a.shape[1:] for a in labels}) > 1:
             raise BadRequest(f"{files[0].parent}: labels are missing from some files, or differ in shape.")
         found.labels = np.concatenate(labels)
     return found

@@ -14,12 +14,46 @@ from runtime.backends import TensorSpec
 from runtime.errors import BadRequest
 from runtime.feeds import FED, Array, Feeds, is_text, show
 from runtime.nouns import counted
-from runtime.recorded import held_by, holds
 
 Rows = NDArray[np.int64]
 _KEPT = 1 << 28
 
 Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
+
+SAVE_TEXT = "Text is read where it is saved as numpy's str: np.asarray(texts, dtype=str)."
+
+
+def holds(spec: TensorSpec, dtype: np.dtype[np.generic]) -> bool:
+    """Say whether values of a type can be given to an input: text (numpy's ``str``) to text, numbers to others."""
+    return dtype.kind == "U" if is_text(spec) else dtype.kind in "fiub"
+
+
+def held_by(spec: TensorSpec) -> str:
+    """What messages call values that an input holds."""
+    return "text" if is_text(spec) else "numbers"
+
+
+def for_all(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Inputs of which one array was given for all samples, and the number of these.
+
+    A flag or a number has no axis of samples (``use_cache_branch[1]`` of a merged decoder): an array of its declared
+    shape, where others hold another number of samples, is meant for every run.
+
+    Args:
+        inputs: the signature.
+        shapes: of the arrays, by input name.
+    """
+    single = [s.name for s in inputs if len(s.shape) < 2 and shapes[s.name] == s.shape]
+    counts = {shapes[s.name][0] for s in inputs if s.name not in single and shapes[s.name]}
+    if len(counts) != 1:
+        return {}
+    (count,) = counts
+    return {name: count for name in single if shapes[name] != (count,)}
+
+
+def repeated(arrays: Mapping[str, Array], times: Mapping[str, int]) -> dict[str, Array]:
+    """Arrays with those of ``for_all`` once for every sample; nothing is copied."""
+    return {n: np.broadcast_to(a, (times[n], *a.shape)) if n in times else a for n, a in arrays.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +175,7 @@ def converted(spec: TensorSpec, array: Array) -> Array:
         low, high = int(array.min()), int(array.max())
         if low < bounds.min or high > bounds.max:
             raise BadRequest(f"'{spec.name}' holds values from {low} to {high}, which {dtype} cannot hold.")
-    with np.errstate(over="ignore"):  # float16 becomes infinite: that is what the model would see
+    with np.errstate(over="ignore"):  # what is beyond the type becomes infinite: that is what the model would see
         return np.asarray(array, dtype=dtype, order="C")
 
 

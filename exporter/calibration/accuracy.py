@@ -55,19 +55,34 @@ class Accuracy:
 def usual_metric(graph: Graph, samples: Samples) -> str | None:
     """``top1`` where labels fit the outputs, else ``agreement`` where an output is one of classes, else None."""
     session = _session(graph)
-    for name in ("top1", "agreement"):
-        if name == "top1" and samples.answers is None:
-            continue
-        judged = find_metric(name)
-        try:
-            chosen = default_output(session.outputs, None).name
-            feeds, labels = next(iter(samples.labelled(1)))
-            values = session.run(feeds, [chosen])
-            judged.observe(Batch(values[chosen], values, values[chosen], labels, feeds, _count(samples, feeds)))
-        except BadRequest:
-            continue
-        return name
-    return None
+    names = ["top1", "agreement"] if samples.answers is not None else ["agreement"]
+    return next((name for name in names if not _misfit(session, samples, name)), None)
+
+
+def why_no_labels(graph: Graph, samples: Samples) -> str:
+    """Why ``top1`` is no metric for labels that there are, though another will judge; empty where all is well."""
+    answers = samples.answers
+    if answers is None:
+        return ""
+    session = _session(graph)
+    if answers.dtype.kind == "f" and np.isnan(answers).any():
+        why = "they hold NaN."
+    else:
+        why = _misfit(session, samples, "top1")
+    return why if why and not _misfit(session, samples, "agreement") else ""
+
+
+def _misfit(session: Runs, samples: Samples, name: str) -> str:
+    """Why a metric does not fit the model's output, as the first sample shows; empty where it does."""
+    try:
+        chosen = default_output(session.outputs, None).name
+        feeds, labels = next(iter(samples.labelled(1)))
+        values = session.run(feeds, [chosen])
+        batch = Batch(values[chosen], values, values[chosen], labels, feeds, _count(samples, feeds))
+        find_metric(name).observe(batch)
+    except BadRequest as error:
+        return str(error)
+    return ""
 
 
 def compare_accuracy(pruned: Graph, graph: Graph, samples: Samples, batch: int, metric: str) -> Accuracy:

@@ -6,11 +6,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from exporter.calibration.accuracy import why_no_labels
 from exporter.calibration.evidence import HELD_OUT
 from exporter.calibration.outputs import classes_of
 from exporter.errors import UsageError
@@ -83,6 +84,7 @@ def calibration_of(
     labels: str | None = None,
     metric: str | None = None,
     judged: bool = False,
+    strict: bool = False,
 ) -> Calibration:
     """Load calibration inputs for a graph.
 
@@ -97,24 +99,32 @@ def calibration_of(
         judged: set samples apart to choose between tries with: what the data hold beyond ``limit``, up to ``JUDGES``
             and less a quarter that joins the held-out ones, or a quarter of them all if that is more. Of made-up ones
             as many as ``limit``: what they tell of a model is not worth the time to draw more.
+        strict: refuse labels that do not fit, where by default a note says why agreement judges instead: a limit would
+            mean something else.
 
     Raises:
-        UsageError: the graph has no inputs, or there are fewer than ``FEWEST`` samples.
+        UsageError: the graph has no inputs, there are fewer than ``FEWEST`` samples, or labels do not fit.
         BadRequest: the data cannot be read, or do not fit the model; there are no labels of that name.
     """
     if not input_specs(graph.model):
         raise UsageError("the model has no inputs, so there is nothing to calibrate it with: leave --calib out.")
     more = (min(JUDGES, limit) if _made_up(source) else JUDGES) if judged else 0
-    samples, text = _read(source, graph, preprocess, limit + more, seed, labels)
+    samples, text, misfit = _read(source, graph, preprocess, limit + more, seed, labels)
     run = samples.run
     fewest = max(FEWEST, (3 if judged else 2) * run)
     if len(samples) < fewest and _made_up(source):
-        samples, text = _read(source, graph, preprocess, fewest, seed, labels)
+        enough = max(fewest, math.ceil((limit + more) * fewest / len(samples)))  # a run may count as one sample
+        samples, text, misfit = _read(source, graph, preprocess, enough, seed, labels)
     if len(samples) < fewest:
         why = f", because the model takes {run} at a time" if run > 1 else "; a few hundred do well"
         raise UsageError(f"--calib {text} holds {counted(len(samples), 'sample')}; at least {fewest} are needed{why}.")
     samples = samples.shuffled(seed)  # what is sorted by class is no order to divide by
     _check_numbers(samples.part(0, fewest), text)
+    if metric is None and (why := misfit or _why_no_labels(graph, samples)):
+        if strict:
+            raise UsageError(f"--calib {text}: the labels do not fit: {why} To judge without: --metric agreement.")
+        notes = (*samples.notes, f"the labels do not fit and are left out: {why}")
+        samples = replace(samples, answers=None, notes=notes)
     count = len(samples)
     spare = min(_runs(max(count - limit, count // _JUDGING), run, 1), count - 2 * run) if judged else 0
     also_held = _runs(min(spare // _JUDGING, _MORE_HELD), run) if count > limit else 0
@@ -166,30 +176,40 @@ def _made_up(source: Source) -> bool:
 
 def _read(
     source: Source, graph: Graph, preprocess: Preprocess | None, limit: int, seed: int, labels: str | None
-) -> tuple[Samples, str]:
-    """Samples with labels where there are any, and what messages call them."""
+) -> tuple[Samples, str, str]:
+    """Samples with labels where there are any, what messages call them, and why labels were left out."""
     inputs = input_specs(graph.model)
     if _made_up(source):
         if labels is not None:
             raise UsageError("--labels: synthetic inputs have none.")
-        return synthetic_samples(graph, limit, seed), SYNTHETIC
+        return synthetic_samples(graph, limit, seed), SYNTHETIC, ""
     if isinstance(source, Samples):
         mixed = source.shuffled(seed) if limit < len(source) else source
-        return whole(mixed.part(0, limit), classes_of(graph)), "samples"
+        return whole(mixed.part(0, limit), classes_of(graph)), "samples", ""
     if not isinstance(source, (str, os.PathLike)):
-        return whole(samples_of(source, inputs, labels=labels, limit=limit, seed=seed), classes_of(graph)), "feeds"
+        samples = samples_of(source, inputs, labels=labels, limit=limit, seed=seed)
+        return whole(samples, classes_of(graph)), "feeds", ""
     path = Path(source)
     usual = tuple(name for name in USUAL_LABELS if name not in {spec.name for spec in inputs})
     names = usual if labels is None else labels
+    misfit = ""
     try:
         samples = load_samples(path, inputs, preprocess=preprocess, limit=limit, seed=seed, labels=names)
         samples = whole(samples, classes_of(graph))
-    except BadRequest:
+    except BadRequest as error:
         if labels is not None:
             raise
         # what is called y may be something else
-        samples = load_samples(path, inputs, preprocess=preprocess, limit=limit, seed=seed)
-    return samples, str(source)
+        samples, misfit = load_samples(path, inputs, preprocess=preprocess, limit=limit, seed=seed), str(error)
+    return samples, str(source), misfit
+
+
+def _why_no_labels(graph: Graph, samples: Samples) -> str:
+    """Why labels say nothing of the model's outputs; empty where they do, or where it does not run as it is."""
+    try:
+        return why_no_labels(graph, samples)
+    except RunError:
+        return ""
 
 
 def batch_of(graph: Graph, times: float = 1.0) -> int:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from exporter.calibration.choices import choices
 from exporter.calibration.evidence import Evidence
 from exporter.calibration.journal import Journal
-from exporter.calibration.outputs import compared, computed_outputs, float_outputs
+from exporter.calibration.outputs import common, compared, computed_outputs, float_outputs
 from exporter.calibration.runner import Runner, Stretches
 from exporter.graph import Graph
 from exporter.tensors import Array
@@ -19,19 +19,26 @@ from runtime.steps import Count
 
 
 class Deviation:
-    """Square error of tensors relative to their variance, weighted mean, batch by batch."""
+    """Square error of tensors relative to their variance, weighted mean, batch by batch.
+
+    Of tensors whose sizes differ the common part is compared; an entry that one of them lacks is an error of one
+    variance, as if the mean stood there.
+    """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = weights
         self._error: dict[str, float] = {}
         self._moments: dict[str, list[float]] = {}
+        self._lacking: dict[str, int] = {}
 
     def add(self, got: Mapping[str, Array], want: Mapping[str, Array]) -> None:
         """Add a batch."""
         for name, values in want.items():
             a, b = np.asarray(got[name], np.float64), np.asarray(values, np.float64)
             good = np.isfinite(b)
-            self._error[name] = self._error.get(name, 0.0) + float(np.square(a - b)[good].sum())
+            mine, theirs = common(a, b)
+            self._error[name] = self._error.get(name, 0.0) + float(np.square(mine - theirs)[np.isfinite(theirs)].sum())
+            self._lacking[name] = self._lacking.get(name, 0) + a.size + b.size - mine.size - theirs.size
             sums = self._moments.setdefault(name, [0.0, 0.0, 0.0])
             for k, part in enumerate((good.sum(), b[good].sum(), np.square(b[good]).sum())):
                 sums[k] += float(part)
@@ -43,7 +50,7 @@ class Deviation:
         for name, error in self._error.items():
             n, total, square = self._moments[name]
             variance = square / max(n, 1) - (total / max(n, 1)) ** 2
-            found.append(error / max(n, 1) / variance if variance > 0 else 0.0)
+            found.append((error / variance + self._lacking[name]) / max(n, 1) if variance > 0 else 0.0)
         mean = float(np.average(found, weights=[self._weights[n] for n in self._error])) if found else 0.0
         return mean if np.isfinite(mean) else float("inf")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -183,8 +184,22 @@ def deliver(
 
 
 def write_json(target: str, document: dict[str, Any]) -> None:
-    """Write a document to a file, or to stdout for ``-``."""
-    write_to(target, json.dumps(document, indent=1, ensure_ascii=False) + "\n", "the JSON report")
+    """Write a document to a file, or to stdout for ``-``; JSON has no NaN and no infinity: null stands for them."""
+    finite = _finite(document)
+    text = json.dumps(finite, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode((target == "-" and sys.stdout.encoding) or "utf-8")
+    except UnicodeEncodeError:  # a terminal of few letters, or a file's name that is no text
+        text = json.dumps(finite, indent=1, allow_nan=False)
+    write_to(target, text + "\n", "the JSON report")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_to(target: str, text: str, what: str) -> None:

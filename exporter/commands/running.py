@@ -80,9 +80,9 @@ def check_running(options: argparse.Namespace) -> None:
     """
     from runtime.backends import check_backend
     from runtime.latency import check_seconds
-    from runtime.runners import check_batch
+    from runtime.runners import check_batch, check_inputs
 
-    asked_of(options)
+    check_inputs(asked_of(options))
     check_backend(options.backend)
     check_seconds(options.seconds)
     batch = getattr(options, "batch", None)

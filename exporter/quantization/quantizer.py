@@ -159,7 +159,8 @@ def quantize(
     layers = layers_of(plain, in_float=profile == "cpu")
     chosen, reasons = _chosen(plain, layers, only, keep, kind, per_channel)
     calibration = None if calib is None else calibration_of(
-        calib, graph, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric, judged=True
+        calib, graph, preprocess=preprocess, limit=calib_samples, seed=seed, labels=labels, metric=metric, judged=True,
+        strict=max_drop is not None,
     )  # fmt: skip
     less, said = _less_range(kind, profile, reduce_range)
     make = partial(

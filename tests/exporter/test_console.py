@@ -9,6 +9,8 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 import threading
 import types
 from pathlib import Path
@@ -23,12 +25,14 @@ from exporter.commands import console
 from exporter.commands.console import Progress
 from exporter.commands.targets import targets
 from exporter.schema_files import RESULTS, stored_schema
+from exporter.tables import table
 from runtime import latency, staircase
 from runtime.steps import Count
 from tests.exporter.command_lines import ABLE, LINES, SAYS_A_DOCUMENT, files
 from tests.onnx_builder import build, node, weights
 from tests.schemas import conform
 
+ROOT = Path(__file__).parents[2]
 PARSERS = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
 
 
@@ -45,7 +49,9 @@ class Terminal(io.StringIO):
 def terminal(monkeypatch):
     """Stderr is a terminal, and every step takes long enough to be told."""
     made = Terminal()
-    monkeypatch.setattr(console, "sys", types.SimpleNamespace(stderr=made))  # pytest puts its own in the place of sys's
+    stdout = types.SimpleNamespace(encoding="utf-8")
+    both = types.SimpleNamespace(stderr=made, stdout=stdout)  # pytest puts its own in the place of sys's
+    monkeypatch.setattr(console, "sys", both)
     monkeypatch.setattr(console, "QUIET_SECONDS", -1.0)
     monkeypatch.setattr(console, "_REDRAW_SECONDS", -1.0)
     monkeypatch.setattr(Progress, "drawn", False)
@@ -120,6 +126,25 @@ def test_quiet(name, folder, monkeypatch, capsys, terminal):
     assert terminal.getvalue() + told.err == ""
     if documented:
         conform(json.loads(Path("r.json").read_text()), stored_schema(line[0]))
+
+
+@pytest.mark.parametrize("told", [[], ["--json", "-"]], ids=["text", "JSON"])
+def test_names_with_letters_that_stdout_has_not(told, folder):
+    """Another process: pytest has a stdout of its own."""
+    (folder / "gr\u00f6\u00dfe.onnx").write_bytes((folder / "m.onnx").read_bytes())
+    line = [sys.executable, "-m", "exporter", "inspect", "gr\u00f6\u00dfe.onnx", *told]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": path}
+    found = subprocess.run(line, capture_output=True, cwd=folder, env=environment, check=False)
+    assert (found.returncode, found.stderr) == (0, b"")
+    if told:
+        assert json.loads(found.stdout)["model"]["file"] == "gr\u00f6\u00dfe.onnx"
+    else:
+        assert found.stdout.startswith(b"gr\\xf6\\xdfe.onnx")
+
+
+def test_a_cell_of_a_table_is_one_line():
+    assert table([["model", "why"], ["a", "no room\nask for less"]]).splitlines()[2:] == ["a      no room ask for less"]
 
 
 def test_every_result_has_json_and_a_schema():

@@ -88,7 +88,7 @@ def test_a_value_that_is_no_number_is_null_in_json(place, told):
     code, out, _ = told("model.onnx --data nan.npz --metric mse --reference other.onnx --json -")
     found = json.loads(out, parse_constant=pytest.fail)
     assert (code, found["value"]) == (0, None)
-    assert found["notes"] == ["3 of 3 samples hold NaN or infinity"]
+    assert found["notes"] == ["3 of 3 samples hold NaN, infinity or numbers beyond the input's type"]
 
 
 WRONG = {

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from exporter import load
+from exporter.calibration.data import calibration_of
 from exporter.sessions import with_outputs
 from exporter.synthetic import first_layer, synthetic_samples
 from runtime.backends import open_session
@@ -48,6 +49,30 @@ def graph_without(tmp_path):
 
 
 # -- images -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sequence_is_told_from_a_tensor(tmp_path):
+    model = build([node("Relu", "x", "y")], {"x": (3,)}, ["y"], {"at": np.array(0)})
+    model.graph.node.insert(0, node("SequenceAt", "s at", "x"))
+    model.graph.input[0].CopyFrom(onnx.helper.make_tensor_sequence_value_info("s", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(BadRequest, match="a sequence or an optional value cannot be fed"):
+        synthetic_samples(load(tmp_path / "model.onnx"), 4)
+
+
+def test_a_model_that_takes_no_samples(tmp_path):
+    graph = graph_of([node("Relu", "x", "y")], {"x": (0, 16)}, {}, tmp_path)
+    with pytest.raises(BadRequest, match=r"input x\[0, 16\] takes no samples"):
+        synthetic_samples(graph, 16)
+
+
+def test_enough_are_made_up_where_each_is_a_run(tmp_path):
+    graph = graph_of(
+        [node("Add", "x flag", "y")], {"x": ("N", 16), "flag": (1,)}, {}, tmp_path
+    )  # an input without samples, as merged decoders have
+    assert graph.binding.batch == 2
+    found = calibration_of("synthetic", graph, limit=16)
+    assert found.used == 16
 
 
 def test_images_are_like_photographs(tmp_path):

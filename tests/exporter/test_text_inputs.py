@@ -51,8 +51,8 @@ def test_commands(data, capsys, line):
 @pytest.mark.parametrize(
     ("line", "text"),
     [
-        ("prune m.onnx -o o.onnx --ratio 0.5 --calib objects.npz", "saved as numpy's str"),
-        ("prune m.onnx -o o.onnx --ratio 0.5 --inputs objects.npz", "saved as numpy's str"),
+        ("prune m.onnx -o o.onnx --ratio 0.5 --calib objects.npz", "text as np.asarray(texts, dtype=str)"),
+        ("prune m.onnx -o o.onnx --ratio 0.5 --inputs objects.npz", "text as np.asarray(texts, dtype=str)"),
         ("prune m.onnx -o o.onnx --ratio 0.5 --inputs numbers.npz", "'c' is float64 with 2 axes; expected text with"),
         ("eval m.onnx --data numbers.npz --metric top1", "it holds no arrays of text"),
     ],

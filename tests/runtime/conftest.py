@@ -27,6 +27,7 @@ class Machine:
         self.opened: list = []
         self.durations: dict[str, float] = {}
         self.inputs = (TensorSpec("ids", np.dtype(np.int64), ("N", "S")),)
+        self.signatures: dict[str, list[TensorSpec]] = {}
         self.accepts = lambda _: True
         self.disturbs = lambda _: False
         self.noise = lambda: 1.0
@@ -43,7 +44,7 @@ class Loaded:
     """A model on the machine."""
 
     def __init__(self, machine, name):
-        self.machine, self.name, self.inputs = machine, name, machine.inputs
+        self.machine, self.name, self.inputs = machine, name, machine.signatures.get(name, machine.inputs)
         self.outputs = (TensorSpec("y", np.dtype(np.float32), ("N", "S")),)
         self.place = machine.placed()
 

@@ -351,6 +351,24 @@ def test_whole_batches_are_kept(tmp_path):
     assert [r["image"].shape for r in runs] == [(4, 3, 5, 5)] * 2
 
 
+def test_a_fixed_leading_axis_decides_how_many_samples_go_into_a_run(tmp_path):
+    values = np.arange(20, dtype=np.float32).reshape(10, 2)
+    runs = read_recorded(stored(tmp_path, x=values), [spec("x", 4, 2)])
+    np.testing.assert_array_equal(np.concatenate([run["x"] for run in runs]), values[:8])
+    assert [run["x"].shape for run in runs] == [(4, 2)] * 2
+    with pytest.raises(BadRequest, match="samples of shape"):
+        read_recorded(stored(tmp_path, x=values), [spec("x", 4, 3)])
+
+
+def test_a_batch_is_that_of_every_run(tmp_path):
+    path, inputs = stored(tmp_path, x=np.zeros((10, 2), np.float32)), [spec("x", "N", 2)]
+    assert [run["x"].shape for run in read_recorded(path, inputs, batch=4)] == [(4, 2)] * 2
+    with pytest.raises(BadRequest, match=r"--batch 11: .*data.npz holds 10 samples"):
+        read_recorded(path, inputs, batch=11)
+    with pytest.raises(BadRequest, match="holds whole runs"):
+        read_recorded(stored(tmp_path, x=np.zeros((3, 4, 2), np.float32)), inputs, batch=2)
+
+
 def test_values_get_the_type_of_the_input(tmp_path):
     runs = read_recorded(
         stored(tmp_path, image=np.ones((1, 3, 2, 2), np.uint8), ids=np.ones((1, 2), np.int32)), [IMAGE, LABEL]
@@ -413,12 +431,12 @@ def _header(text):
 UNREADABLE = {
     "more than any memory": (
         _header("{'descr': '<i8', 'fortran_order': False, 'shape': (17592186044416, 2)}"),
-        "is not a readable .npz",
+        "The file is damaged",
     ),
     "an open bracket": (_header("{'descr': '<i8', 'shape': (("), "is not a readable .npz"),
     "no file": (lambda path: None, "No such file"),
     "text": (lambda path: path.write_text("ids: 1, 2\n"), "is not a readable .npz"),
-    "objects": (_objects, "allow_pickle=False"),
+    "objects": (_objects, "'ids' holds Python objects, which are not read: save numbers as np.asarray("),
     "one array": (_plain_array, "is not a readable .npz"),
     "a folder": (lambda path: path.mkdir(), "is not a readable .npz"),
     "empty file": (lambda path: path.write_bytes(b""), "is not a readable .npz"),
@@ -431,6 +449,8 @@ UNREADABLE = {
     "too few axes": (lambda path: np.savez(path, ids=np.zeros(4, np.int64)), "ids"),
     "too many axes": (lambda path: np.savez(path, ids=np.zeros((4, 1, 2, 2), np.int64)), "ids"),
     "text in an array": (_not_numbers, "ids"),
+    "fractions": (lambda path: np.savez(path, ids=np.full((1, 2), 0.5)), "float64, but the model takes int64"),
+    "complex": (lambda path: np.savez(path, ids=np.zeros((1, 2), complex)), "'ids' holds complex numbers"),
 }  # fmt: skip
 
 
@@ -461,6 +481,6 @@ def test_bad_recordings_are_refused(name, tmp_path):
 
 
 def test_different_numbers_of_samples_are_refused(tmp_path):
-    path = stored(tmp_path, image=np.zeros((3, 3, 4, 4)), ids=np.zeros((4, 2)))
+    path = stored(tmp_path, image=np.zeros((3, 3, 4, 4)), ids=np.zeros((4, 2), np.int64))
     with pytest.raises(BadRequest, match=r"numbers of samples differ: \{'image': 3, 'ids': 4\}"):
         read_recorded(path, [IMAGE, LABEL])

@@ -306,6 +306,31 @@ def test_recorded_inputs_take_turns(machine, paths, tmp_path):
     assert {int(f["ids"][0, 0]) for f in machine.fed} == {0, 3, 6, 9}
 
 
+def test_recorded_inputs_come_in_batches(machine, paths, tmp_path):
+    np.savez(tmp_path / "in.npz", ids=np.arange(12).reshape(4, 3))
+    (result,) = bench(paths[:1], "fake", seconds=0.1, inputs=tmp_path / "in.npz", batch=2)
+    assert (result.shapes, result.batch) == ({"ids": (2, 3)}, 2)
+    assert {int(f["ids"][0, 0]) for f in machine.fed} == {0, 6}
+    with pytest.raises(BadRequest, match="--shape and --inputs"):
+        bench(paths[:1], "fake", seconds=0.1, inputs=tmp_path / "in.npz", shapes={"ids": (1, 3)})
+
+
+def test_recorded_inputs_come_as_one_of_the_models_takes_them(machine, paths, tmp_path):
+    np.savez(tmp_path / "in.npz", ids=np.arange(12).reshape(4, 3))
+    machine.signatures = {"b": [TensorSpec("ids", np.dtype(np.int64), (4, "s"))]}
+    results = bench(paths[:2], "fake", seconds=0.1, inputs=tmp_path / "in.npz")
+    assert [r.shapes for r in results] == [{"ids": (4, 3)}] * 2
+
+
+def test_files_of_one_name_are_told_apart(machine, tmp_path):
+    models = [tmp_path / folder / "m.onnx" for folder in ("one", "two")]
+    for model in models:
+        model.parent.mkdir()
+        model.write_bytes(b"")
+    results = bench([*models, models[0]], "fake", seconds=0.1)
+    assert [r.model for r in results] == ["one/m.onnx", "two/m.onnx", "one/m.onnx"]
+
+
 def test_sampling_ends_when_every_median_is_known(machine, paths):
     rng = np.random.default_rng(0)
     machine.noise = lambda: np.exp(rng.normal(0, 0.02))

@@ -124,8 +124,10 @@ def test_not_a_number_is_noted(tmp_path):
     rows = ROWS.copy()
     rows[2, 1], rows[5, 0] = np.nan, np.inf
     found = load_samples(npz(tmp_path, x=rows), [X])
-    assert found.notes == ("2 of 10 samples hold NaN or infinity",)
+    assert found.notes == ("2 of 10 samples hold NaN, infinity or numbers beyond the input's type",)
     assert np.isnan(together(found)[2, 1])
+    wide = np.where(np.isfinite(rows), rows.astype(np.float64), 1e300)
+    assert load_samples(npz(tmp_path, x=wide), [X]).notes == found.notes
 
 
 # -- files and folders ------------------------------------------------------------------------------------------
@@ -418,6 +420,20 @@ def test_a_folder_of_images(pictures):
     assert found.digest != load_samples(pictures, [spec("x", "N", 8, 8, 3)]).digest
     grey = together(load_samples(pictures, [spec("x", "N", 1, 8, 8)]))
     assert grey.shape == (5, 1, 8, 8)
+
+
+def test_images_of_16_bits(tmp_path):
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    levels = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    pillow.fromarray(levels).save(tmp_path / "a.png")
+    for channels in (1, 3):
+        found = load_samples(tmp_path, [spec("x", "N", channels, 16, 16)], preprocess=parse_preprocess("none"))
+        np.testing.assert_array_equal(together(found)[0, 0], levels // 257)
+    for kind, dtype in (("whole numbers of 32 bits", np.int32), ("fractions", np.float32)):
+        (tmp_path / dtype.__name__).mkdir()
+        pillow.fromarray(levels.astype(dtype)).save(tmp_path / dtype.__name__ / "a.png", format="TIFF")
+        with pytest.raises(BadRequest, match=rf"a\.png: its pixels are {kind}.*an \.npz by input name"):
+            together(load_samples(tmp_path / dtype.__name__, [spec("x", "N", 1, 16, 16)]))
 
 
 def test_images_of_their_own_size(pictures):

@@ -147,6 +147,16 @@ def choosing_net(values=False):
     return build(nodes, {"x": ["N", 60, 6]}, ["y"], constants)
 
 
+def finding_net():
+    """What is above zero, of ``x[N, 8]``: how much that is depends on the weights."""
+    nodes = [
+        node("MatMul", "x u", "h"), node("Relu", "h", "r"), node("MatMul", "r v", "s"), node("Reshape", "s flat", "f"),
+        node("Greater", "f zero", "above"), node("Compress", "f above", "found"), node("Exp", "found", "y"),
+    ]  # fmt: skip
+    constants = weights(u=(8, 32), v=(32, 6)) | {"flat": ints(-1), "zero": np.float32(0)}
+    return build(nodes, {"x": ["N", 8]}, ["y"], constants)
+
+
 def loaded(model):
     """The graph of a model."""
     return from_model(model)

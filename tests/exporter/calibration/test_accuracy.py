@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
-from exporter import load, prune
+from exporter import UsageError, load, prune
 from exporter.calibration.accuracy import compare_accuracy, compare_answers, paired, usual_metric, wilson
 from exporter.calibration.data import calibration_of
 from exporter.calibration.sensitivity import answers
@@ -122,6 +124,28 @@ def test_the_usual_metric(two, tmp_path):
     specs = input_specs(images.model)
     feeds = [{"x": np.zeros((2, 3, 12, 12), np.float32)}] * 8
     assert usual_metric(images, samples_of(feeds, specs)) == "agreement"
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (np.zeros(99, np.int64), r"100 samples, but labels of shape \[99\]"),
+        (np.r_[np.nan, np.zeros(99)], "they hold NaN"),
+        (np.zeros((100, 7), np.int64), r"labels of shape \[1, 7\] do not fit the output"),
+        (np.int64(3), "the labels 'y' are a single number"),
+        (np.zeros(100, object), "'y' holds Python objects"),
+    ],
+    ids=["too few", "NaN", "another shape", "a number", "objects"],
+)
+def test_labels_that_do_not_fit_are_told(labels, why, two, tmp_path):
+    graph = two[0]
+    np.savez(tmp_path / "d.npz", x=drawn(100, 0)[0], y=labels)
+    found = calibration_of(tmp_path / "d.npz", graph)
+    assert any(re.search(f"the labels do not fit and are left out: .*{why}", note) for note in found.fit.notes)
+    assert usual_metric(graph, found.held) == "agreement"
+    with pytest.raises(UsageError, match=f"the labels do not fit: .*{why}.*--metric agreement"):
+        calibration_of(tmp_path / "d.npz", graph, strict=True)
+    assert calibration_of(tmp_path / "d.npz", graph, metric="agreement", strict=True).metric == "agreement"
 
 
 def test_labels_are_needed(two):

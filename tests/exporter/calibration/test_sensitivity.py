@@ -8,7 +8,8 @@ import pytest
 
 from exporter import prune
 from exporter.calibration.outputs import compared, float_outputs
-from exporter.calibration.sensitivity import answers, deviation, deviation_between, predicted
+from exporter.calibration.sensitivity import Deviation, answers, deviation, deviation_between, predicted
+from exporter.cli import main
 from exporter.errors import ModelError
 from tests.exporter.calibration import networks
 from tests.onnx_builder import build, ints, node, weights
@@ -53,6 +54,36 @@ def test_an_output_that_is_a_constant_tells_nothing(beside):
     assert found > 0.1
     assert deviation_between(answers(changed, samples, 4), known) == found
     assert deviation_between(known, known) == 0
+
+
+def test_what_is_as_long_as_what_was_found_is_compared_by_what_that_was_chosen_from(tmp_path, monkeypatch, capsys):
+    graph = networks.loaded(networks.finding_net())
+    assert compared(graph) == {"s": 1.0}
+    monkeypatch.chdir(tmp_path)
+    onnx.save(networks.finding_net(), "m.onnx")
+    np.savez("d.npz", x=np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32))
+    for line in (
+        "prune m.onnx -o o.onnx --macs 0.7 --calib d.npz",
+        "sensitivity m.onnx --calib d.npz",
+        "sparsify m.onnx -o o.onnx --calib d.npz",
+    ):
+        assert main([*line.split(), "-q"]) == 0
+    assert "output error" in capsys.readouterr().out
+    line = "prune m.onnx -o o.onnx --max-drop 1 --metric mse --calib d.npz"
+    assert main([*line.split(), "-q"]) == 2
+    assert "the outputs differ in shape" in capsys.readouterr().err
+
+
+def test_of_different_sizes_the_common_part_is_compared():
+    want, found = np.arange(12.0).reshape(4, 3), Deviation({"y": 1.0})
+    found.add({"y": want[:2]}, {"y": want})
+    assert found.value == pytest.approx(0.5)  # half of the entries is not there
+    found = Deviation({"y": 1.0})
+    found.add({"y": want[:, :2] + want.std()}, {"y": want})
+    assert found.value == pytest.approx(1.0)
+    found = Deviation({"y": 1.0})
+    found.add({"y": want.ravel()[:6]}, {"y": want})
+    assert found.value == pytest.approx(0.5)
 
 
 def test_where_no_output_holds_floating_point_numbers_what_they_come_from_is_compared():

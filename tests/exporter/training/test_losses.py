@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from exporter.model_file import from_model
+from tests.exporter.calibration import networks
 from tests.onnx_builder import build, node, weights
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -75,6 +76,12 @@ def test_what_the_student_lacks_is_judged_as_a_whole():
     model.graph.node[-1].input[1] = "q"  # the parts are there, and are not those of this output
     model.graph.node.insert(0, node("Relu", "p", "q"))
     assert [o.name for o in judged(teacher, teacher=from_model(model))] == ["y"]
+
+
+def test_what_is_as_long_as_what_was_found_is_judged_by_what_that_was_chosen_from():
+    from exporter.training.losses import judged
+
+    assert [o.name for o in judged(from_model(networks.finding_net()))] == ["s"]
 
 
 def test_gradients_reach_the_scores_as_they_do_the_boxes():
