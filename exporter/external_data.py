@@ -18,15 +18,18 @@ from exporter import external_parts, tensors
 from exporter.ahead import made_ahead
 from exporter.atomic import beside, put_in_place
 from exporter.errors import ModelError
+from exporter.protos import constant_tensors
 from exporter.streams import HashedStream
 from exporter.tensors import Array
-from runtime.model_files import all_tensors
+from runtime.model_files import tensors_of
 from runtime.steps import Count
 
 _SMALLEST_OUTSIDE = 1024
 _ALIGNMENT = 64
 _TAKEN_AT_ONCE = 1 << 20
 """Elements of a weight that is cut: such memory is used again, larger pieces are new each time."""
+Named = tuple[str, TensorProto]
+"""A tensor and the name it has as a constant of the main graph; "" where it is none."""
 _NAME = re.compile(r"-[0-9a-f]{12}\.data")
 
 
@@ -36,7 +39,7 @@ def files(model: ModelProto, folder: Path) -> set[Path]:
     Raises:
         ModelError: one of them is missing, too short, or outside the folder.
     """
-    return _files(all_tensors(model.graph), folder)
+    return _files(tensors_of(model), folder)
 
 
 def files_read(model: ModelProto, folder: Path) -> set[Path]:
@@ -46,7 +49,7 @@ def files_read(model: ModelProto, folder: Path) -> set[Path]:
     Raises:
         ModelError: a tensor has one, or ``files`` raises it.
     """
-    kept = [t for t in all_tensors(model.graph) if t.external_data or tensors.is_external(t)]
+    kept = [t for t in tensors_of(model) if t.external_data or tensors.is_external(t)]
     for tensor in kept:
         for entry in tensor.external_data:
             if not (isinstance(entry.key, str) and isinstance(entry.value, str)):  # protobuf hands out bytes then
@@ -77,7 +80,8 @@ def write(
     step: Callable[[str], None] = lambda _: None,
     announce: Callable[[Path], None] = lambda _: None,
 ) -> Path:
-    """Move the large initializers of a model into one data file beside ``target``; the model is changed in place.
+    """Move the large initializers of a model, and what else lies outside of it, into one data file beside ``target``;
+    the model is changed in place.
 
     The file is named after its content, so that a new model never meets old data. A few tensors are in memory at a
     time: the next ones are made while one is written.
@@ -86,8 +90,8 @@ def write(
         model: points at the file afterwards.
         folder: where its present external data lies.
         target: the model file to be written.
-        values: new values of constants, of the old shape and type; each is asked for once, in another thread,
-            before its turn comes.
+        values: new values of constants, of the old shape and type; each is asked for once: those that stay in the
+            model at the beginning, others in another thread, before their turn comes.
         step: called with a line now and then.
         announce: called with the data file before it is put in place.
 
@@ -96,18 +100,22 @@ def write(
     """
     given: Mapping[str, Array] = {} if values is None else values
 
-    def payloads_of(tensor: TensorProto) -> Iterable[NDArray[np.uint8]]:
-        if tensor.name in given or not external_parts.part_of(tensor) or tensors.dtype_bits(tensor.data_type) < 8:
-            array = given[tensor.name] if tensor.name in given else tensors.read(tensor, folder)
+    def payloads_of(named: Named) -> Iterable[NDArray[np.uint8]]:
+        name, tensor = named
+        if name in given or not external_parts.part_of(tensor) or tensors.dtype_bits(tensor.data_type) < 8:
+            array = given[name] if name in given else tensors.read(tensor, folder)
             return [_payload(array, tensor.data_type)]
         rows, ranges = tensors.rows_of(tensor, folder), tensors.row_ranges(tensor.dims, _TAKEN_AT_ONCE)
         return (payload for _, payload in made_ahead(ranges, lambda r: _payload(rows(*r), tensor.data_type)))
 
-    moved = [t for t in model.graph.initializer if _goes_outside(t)]
-    total = sum(tensors.nbytes(t) for t in moved)
+    moved, stays = _apart(model)
+    for name, tensor in stays:
+        if name in given:
+            tensors.assign(tensor, given[name])
+    total = sum(tensors.nbytes(t) for _, t in moved)
     with beside(target) as temporary:
         with temporary.open("wb", buffering=0) as file, HashedStream(file) as stream:
-            for tensor, payloads in made_ahead(moved, payloads_of):
+            for (_, tensor), payloads in made_ahead(moved, payloads_of):
                 stream.pad(-stream.written % _ALIGNMENT)
                 start = stream.written
                 for payload in payloads:
@@ -116,7 +124,7 @@ def write(
                 _point_at(tensor, start, stream.written - start)
                 step(Count("writing the weights", stream.written, total, "B"))
         name = f"{target.stem}-{stream.hexdigest()[:12]}.data"
-        for tensor in model.graph.initializer:
+        for _, tensor in moved:
             for entry in tensor.external_data:
                 if entry.key == "location":
                     entry.value = name
@@ -124,6 +132,16 @@ def write(
         announce(final)
         put_in_place(temporary, final)
     return final.resolve()  # like those that are compared with it
+
+
+def _apart(model: ModelProto) -> tuple[list[Named], list[Named]]:
+    """Tensors that go into the data file, and constants that stay in the model."""
+    constants = constant_tensors(model)
+    names = {id(tensor): name for name, tensor in constants.items()}
+    moved = {id(t): t for t in model.graph.initializer if _goes_outside(t)}
+    moved |= {id(t): t for t in tensors_of(model) if tensors.is_external(t)}
+    stays = [(name, tensor) for name, tensor in constants.items() if id(tensor) not in moved]
+    return [(names.get(key, ""), tensor) for key, tensor in moved.items()], stays
 
 
 def _goes_outside(tensor: TensorProto) -> bool:
@@ -190,5 +208,5 @@ def written_for(target: Path) -> set[Path]:
         model = onnx.load_model(target, load_external_data=False)
     except Exception:  # whatever lies there is about to be replaced
         return set()
-    named = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+    named = {e.value for t in tensors_of(model) for e in t.external_data if e.key == "location"}
     return {candidates[name].resolve() for name in named & candidates.keys()}

@@ -19,7 +19,7 @@ from exporter.normalise import normalise
 from exporter.ordering import sort_nodes
 from exporter.pauses import no_collection
 from exporter.tensors import Array
-from runtime.model_files import in_folder, near
+from runtime.model_files import in_folder, near, tensors_of
 
 OLDEST_OPSET = 7
 OLDEST_IR = 3
@@ -189,7 +189,7 @@ def save(
     """
     target = Path(path)
     model = finished(graph)
-    weights = sum(tensors.nbytes(t) for t in model.graph.initializer)
+    weights = sum(tensors.nbytes(t) for t in tensors_of(model))
     external = weights > EXTERNAL_BYTES or graph.source.external or values is not None
     try:
         before = external_data.written_for(target)

@@ -46,6 +46,7 @@ from exporter.values import LIMIT, Known
 from runtime import bounds, feeds
 from runtime.backends import SessionOptions, TensorSpec, open_session
 from runtime.errors import RunError
+from runtime.model_files import tensors_of
 
 Constants = Mapping[str, tuple[int, Dims, Known | None]]
 
@@ -367,7 +368,7 @@ def _out_of_time() -> str:
 
 def is_large(model: ModelProto) -> bool:
     """Say whether a model's weights are too large for one protobuf message, and so for being run as a whole here."""
-    return sum(tensors.nbytes(t) for t in model.graph.initializer) > LARGEST
+    return sum(tensors.nbytes(t) for t in tensors_of(model)) > LARGEST
 
 
 def inline_data(model: ModelProto, folder: Path) -> ModelProto:
@@ -377,14 +378,14 @@ def inline_data(model: ModelProto, folder: Path) -> ModelProto:
         ModelError: beyond the 2 GB a protobuf message can hold.
     """
     if is_large(model):
-        size = sum(tensors.nbytes(t) for t in model.graph.initializer)
+        size = sum(tensors.nbytes(t) for t in tensors_of(model))
         raise ModelError(
             f"this needs a run of the whole model, and its weights take {size / 1e9:.1f} GB; models up to "
             f"{LARGEST / 1e9:.1f} GB are run."
         )
     inside = ModelProto()
     inside.CopyFrom(model)
-    for tensor in inside.graph.initializer:
+    for tensor in tensors_of(inside):
         tensors.take_in(tensor, folder)
     return inside
 
@@ -395,6 +396,6 @@ def serialize_with_data(model: ModelProto, folder: Path) -> bytes:
     Raises:
         ModelError: beyond the 2 GB a protobuf message can hold.
     """
-    if any(tensors.is_external(t) for t in model.graph.initializer):
+    if any(tensors.is_external(t) for t in tensors_of(model)):
         model = inline_data(model, folder)
     return bytes(model.SerializeToString(deterministic=True))

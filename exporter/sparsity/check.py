@@ -91,7 +91,8 @@ class _Scope:
         if node is None:
             return None
         if node.op_type == "Constant":
-            made = _evaluate(node, {})
+            held = next((a.t for a in node.attribute if a.name == "value"), None)
+            made = _evaluate(node, {}) if held is None else read(held, self.folder)
             return None if made is None else (overrides.get(name, made), frozenset({name}))
         if not node.input or any(a.HasField("g") or a.graphs for a in node.attribute):
             return None

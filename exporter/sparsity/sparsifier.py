@@ -14,7 +14,8 @@ import numpy as np
 from exporter.atomic import obstacle
 from exporter.errors import ModelError, UsageError
 from exporter.graph import Graph
-from exporter.model_file import load, save
+from exporter.model_file import finished, load, save
+from exporter.protos import constant_tensors
 from exporter.score_names import GRADIENTS
 from exporter.sparsity.check import Checker
 from exporter.sparsity.choice import LeftOut, choose_weights
@@ -193,7 +194,7 @@ def sparsify(
         taken = [w for w in taken if w.name not in fitted.dense]
         notes += _untold(taken, fitted)
     else:
-        streams = graph.source.external and not permute and storage == "dense"
+        streams = not permute and storage == "dense" and _outside(graph, taken)
         values = _stream(graph, plan, taken) if streams else _chosen(graph, plan, taken, step)
     where = None if dry_run else target
     if isinstance(values, Stream):
@@ -333,6 +334,11 @@ def _chosen(graph: Graph, plan: Plan, taken: Sequence[Weight], step: Progress) -
     return choose_elements(graph, taken, plan, share=plan.pattern.share).values
 
 
+def _outside(graph: Graph, taken: Sequence[Weight]) -> bool:
+    """Whether the file keeps weights outside of it, and names all of these: one inside a local function is not."""
+    return graph.source.external and {w.name for w in taken} <= constant_tensors(finished(graph)).keys()
+
+
 def _stream(graph: Graph, plan: Plan, taken: Sequence[Weight]) -> Stream[SparseLayer]:
     return Stream(
         taken,
@@ -347,8 +353,10 @@ def _streamed(
     graph: Graph, taken: Sequence[Weight], values: Stream[SparseLayer], target: Path | None, step: Progress
 ) -> tuple[tuple[SparseLayer, ...], Written]:
     """Write a model whose weights lie outside, one weight at a time; without ``target``, only look."""
-    size = None if target is None else save(graph, target, values=values, progress=step)
-    for weight in (w for w in taken if w.name not in values.rows):  # no file asked for them
+    size = None
+    if target is not None:
+        size = save(graph, target, values=values, progress=step, judge=lambda _: values.expect_all())
+    for weight in taken if target is None else ():
         step(Count("checking weights", len(values.rows), len(taken)))
         values[weight.name]
     return tuple(values.rows[w.name] for w in taken), Written(size, False, 0)

@@ -60,6 +60,10 @@ class Stream(Mapping[str, Array], Generic[Row]):
     def __len__(self) -> int:
         return len(self._weights)
 
+    def expect_all(self) -> None:
+        """Raise an AssertionError if a weight was not asked for: the file lacks its values then."""
+        assert self.rows.keys() == self._weights.keys(), sorted(self._weights.keys() - self.rows.keys())
+
     def chosen(self, name: str) -> Array:
         """New values alone, without check and report."""
         return self._choose(self._weights[name])
