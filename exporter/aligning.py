@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter.atomic import obstacle, scratch
+from exporter.calibration.outputs import floats_behind
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.graph import Graph
 from exporter.groups import Group, Groups, find_groups
 from exporter.model_file import load, save
-from exporter.normalise import serialize_with_data
+from exporter.normalise import inline_data, serialize_with_data
 from exporter.padding import may_pad, pad
+from exporter.protos import add_outputs
 from exporter.relative_difference import difference, is_float, signal
 from exporter.sessions import open_given
 from runtime import feeds
@@ -57,6 +59,10 @@ class Aligned:
     error: float
     comparison: Comparison
     output: Path
+
+
+Behind = Mapping[str, Sequence[str]]
+"""By name of an output, the floating-point tensors it comes from; none of one of floating point."""
 
 
 @dataclass
@@ -189,8 +195,9 @@ def _lossless(search: _Search, extra: dict[str, int]) -> tuple[Graph | None, dic
     All are tried at once. If outputs move, halves are tried, down to single groups, so that a few that cannot be padded
     cost few runs.
     """
-    sets = _inputs(search.groups.graph)
-    reference = _outputs(search.groups.graph, sets)
+    graph = search.groups.graph
+    sets, behind = _inputs(graph), {name: floats_behind(graph, name) for name in graph.outputs}
+    reference = _outputs(graph, sets, behind)
     assert reference is not None
     names = list(extra)
     good: list[str] = []
@@ -198,7 +205,7 @@ def _lossless(search: _Search, extra: dict[str, int]) -> tuple[Graph | None, dic
     while stack:
         part = stack.pop()
         trial = {name: extra[name] for name in [*good, *part]}
-        if _moved(search.groups, trial, sets, reference)[1] <= TOLERANCE:
+        if _moved(search.groups, trial, sets, reference, behind)[1] <= TOLERANCE:
             good += part
         elif len(part) == 1:
             search.refused[part[0]] = "zeros would change the outputs (a mean or a normalisation over its units)"
@@ -207,7 +214,7 @@ def _lossless(search: _Search, extra: dict[str, int]) -> tuple[Graph | None, dic
     if not good:
         return None, {}, float("inf")
     kept = {name: extra[name] for name in good}
-    padded, error = _moved(search.groups, kept, sets, reference)
+    padded, error = _moved(search.groups, kept, sets, reference, behind)
     return padded, kept, error
 
 
@@ -217,10 +224,12 @@ def _inputs(graph: Graph) -> list[feeds.Feeds]:
     return [feeds.seeded(session.inputs, dict(graph.binding.shapes), seed, allowed) for seed in range(_RUNS)]
 
 
-def _outputs(graph: Graph, sets: Sequence[feeds.Feeds]) -> list[dict[str, feeds.Array]] | None:
-    """Outputs of a graph as it stands; None where it does not run."""
+def _outputs(graph: Graph, sets: Sequence[feeds.Feeds], behind: Behind) -> list[dict[str, feeds.Array]] | None:
+    """Outputs of a graph as it stands, and what is behind them; None where it does not run."""
     try:
-        session = open_given(serialize_with_data(graph.model, graph.folder), "the model")
+        model = inline_data(graph.model, graph.folder)
+        add_outputs(model, {part: None for parts in behind.values() for part in parts})
+        session = open_given(model.SerializeToString(), "the model")
         return [session.run(feed) for feed in sets]
     except (RunError, ModelError):
         return None
@@ -231,20 +240,26 @@ def _moved(
     extra: Mapping[str, int],
     sets: Sequence[feeds.Feeds],
     reference: Sequence[Mapping[str, feeds.Array]],
+    behind: Behind,
 ) -> tuple[Graph | None, float]:
-    """The padded graph, and how far its outputs moved relative to their signal; infinite where it does not run."""
+    """The padded graph, and how far its outputs moved relative to their signal; infinite where it does not run.
+
+    Whole numbers and booleans are judged by the floating-point numbers they come from: two that are nearly equal may
+    change places in a TopK. Where they come from none, they have to be the same.
+    """
     try:
         padded = pad(groups, extra)
     except (ModelError, UsageError):
         return None, float("inf")
-    outputs = _outputs(padded, sets)
+    outputs = _outputs(padded, sets, behind)
     if outputs is None:
         return None, float("inf")
     worst = 0.0
     for got, want in zip(outputs, reference, strict=True):
         for name, value in want.items():
+            moved = difference(got[name], value, signal(value))
             if is_float(value):
-                worst = max(worst, difference(got[name], value, signal(value)))
-            elif got[name].shape != value.shape:
+                worst = max(worst, moved)
+            elif moved and not behind.get(name):
                 return None, float("inf")
     return padded, worst

@@ -1,5 +1,4 @@
-"""From a model as it stands in a file to a graph the analysis can read: functions inlined, shape arithmetic folded,
-dynamic axes bound, every shape inferred."""
+"""From a model as it stands in a file to a graph to analyse: inlined, folded, axes bound, every shape inferred."""
 
 from __future__ import annotations
 

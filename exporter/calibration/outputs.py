@@ -81,6 +81,12 @@ def common(one: Floats, other: Floats) -> tuple[Floats, Floats]:
     return one[there], other[there]
 
 
+def floats_behind(graph: Graph, output: str) -> list[str]:
+    """The floating-point tensors that an output of whole numbers or booleans comes from; none of any other."""
+    whole = output not in graph.constants and output not in float_outputs(graph)
+    return _sources(graph, output) if whole else []
+
+
 def classes_of(graph: Graph, output: str | None = None) -> Keys:
     """What the columns of an output stand for, the first of floating point by default; empty where nothing says so."""
     name = output if output is not None else next(iter(float_outputs(graph)), "")

@@ -134,6 +134,28 @@ def test_a_mean_over_the_units_is_found_out(tmp_path):
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [(node("ArgMax", "n", "y", axis=1), "i"), (node("Greater", "n zero", "y"), "b")],
+    ids=["whole numbers", "booleans"],
+)
+def test_answers_are_judged_by_the_numbers_behind_them(last, kind, tmp_path):
+    """Whatever comes out as whole numbers or booleans: a mean over the units changes what they come from."""
+    nodes = [node("MatMul", "x w", "h"), node("LayerNormalization", "h g b", "l"), node("MatMul", "l v", "n"), last]
+    constants = weights(w=(4, 7), g=(7,), b=(7,), v=(7, 3)) | {"zero": np.float32(0)}
+    model = build(nodes, {"x": [2, 4]}, ["y"], constants, kinds={"y": kind})
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(GoalError, match="zeros would change the outputs"):
+        align_file(tmp_path / "m.onnx", tmp_path / "out.onnx", Asked(), to=8)
+
+
+def test_whole_numbers_that_come_from_none_are_compared(tmp_path, device):
+    nodes = [node("Conv", "x a", "c"), node("Relu", "c", "r"), node("Conv", "r d", "e"), node("Shape", "e", "y")]
+    model = build(nodes, {"x": [1, 3, 6, 6]}, ["y"], weights(a=(7, 3, 1, 1), d=(4, 7, 1, 1)), kinds={"y": "i"})
+    onnx.save(model, tmp_path / "m.onnx")
+    assert align_file(tmp_path / "m.onnx", tmp_path / "out.onnx", Asked(), to=8).error == 0
+
+
 def test_quantized_weights_are_left_alone():
     nodes = [
         node("DequantizeLinear", "w s z", "d", axis=0), node("MatMul", "x d", "h"), node("Relu", "h", "r"),
