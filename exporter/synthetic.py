@@ -112,15 +112,11 @@ def synthetic_samples(graph: Graph, count: int, seed: int = 0) -> Samples:
         fitted += [spec.name] * fit
         draws[spec.name] = draw, shape[1:] if together else shape
     fixed = specs[0].shape[0] if together and specs and isinstance(specs[0].shape[0], int) else 1
-<<<<<<< HEAD
-    total = math.ceil(count / fixed) * fixed if together else math.ceil(count / graph.batch)
-=======
     if fixed == 0:
         raise BadRequest(
             f"input {show(specs[0])} takes no samples, so nothing can be fed: its leading axis is fixed to 0."
         )
-    total = math.ceil(count / fixed) * fixed if together else math.ceil(count / max(graph.binding.batch, 1))
->>>>>>> Recorded inputs go the way of all samples; outputs of other sizes are compared; JSON is as its schemas say
+    total = math.ceil(count / fixed) * fixed if together else math.ceil(count / graph.batch)
     ranks = {s.name: len(s.shape) + (not together) for s in specs}
     key = repr((seed, {n: (d.keywords if isinstance(d, partial) else None, s) for n, (d, s) in draws.items()}))
     parts = [Part(1, None, partial(_sample, draws, seed, i), ranks, partial(f"{key}:{i}".encode)) for i in range(total)]

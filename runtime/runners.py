@@ -114,17 +114,11 @@ def prepare(path: Path, asked: Asked, reference: Runner | None = None) -> Runner
         raise BadRequest(f"--shape {unknown[0]}: {path} has no such input; {instead(unknown[0], known)}")
     allowed, demands, steps = _of_graph(path, session.inputs)
     if asked.inputs is not None:
-<<<<<<< HEAD
-        runs = read_recorded(asked.inputs, session.inputs, _RECORDED)
-        return _first(path, asked, session, runs, load, steps)
-=======
         check_inputs(asked)
         if asked.batch is not None:
             _check_batch_axis(path, session.inputs, asked.batch)
         runs = read_recorded(asked.inputs, session.inputs, _RECORDED, asked.batch)
-        return _first(path, asked, session, runs, load, _batch_of(session.inputs, runs[0]))
-    allowed, demands = _of_graph(path, session.inputs)
->>>>>>> Recorded inputs go the way of all samples; outputs of other sizes are compared; JSON is as its schemas say
+        return _first(path, asked, session, runs, load, steps)
     failure: RunError | None = None
     candidates = _candidates(path, session.inputs, shapes, demands, asked.batch)
     if not same.keys() <= shapes.keys():
@@ -175,12 +169,6 @@ def prepare_alike(
     return runners
 
 
-<<<<<<< HEAD
-def _of_graph(
-    path: Path, inputs: Sequence[TensorSpec]
-) -> tuple[dict[str, feeds.Constraint], Sequence[Demand], Collection[str]]:
-    """Values integer inputs may take, what dynamic axes must be, and which inputs begin with steps, as the graph says.
-=======
 def _filled_alike(models: Sequence[tuple[Path, Asked]], runners: Sequence[Runner]) -> list[Runner]:
     """Models on recorded inputs, with as many samples in a run as one of them fixes, where another takes any number."""
     closed = [r for r in runners if not _batch_axes(r.session.inputs)]
@@ -196,9 +184,10 @@ def _filled_alike(models: Sequence[tuple[Path, Asked]], runners: Sequence[Runner
     ]
 
 
-def _of_graph(path: Path, inputs: Sequence[TensorSpec]) -> tuple[dict[str, feeds.Constraint], Sequence[Demand]]:
-    """Values integer inputs may take and what dynamic axes must be, as the file's graph says.
->>>>>>> Recorded inputs go the way of all samples; outputs of other sizes are compared; JSON is as its schemas say
+def _of_graph(
+    path: Path, inputs: Sequence[TensorSpec]
+) -> tuple[dict[str, feeds.Constraint], Sequence[Demand], Collection[str]]:
+    """Values integer inputs may take, what dynamic axes must be, and which inputs begin with steps, as the graph says.
 
     An engine's description has the values; its sizes have ranges.
     """
@@ -264,7 +253,7 @@ def check_inputs(asked: Asked) -> None:
 def _batch_axes(inputs: Sequence[TensorSpec]) -> set[tuple[str, int]]:
     """Axes that count samples and are left open: input name and axis."""
     return {
-        (s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and feeds.is_batch(s, k)
+        (s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and is_batch(s, k)
     }
 
 
@@ -276,27 +265,13 @@ def _check_batch_axis(path: Path, inputs: Sequence[TensorSpec], batch: int) -> N
         raise BadRequest(f"--batch {batch}: {path} has no dynamic batch axis; its inputs have fixed sizes.")
 
 
-def _batch_of(inputs: Sequence[TensorSpec], feed: feeds.Feeds) -> int:
-    """Samples in a run, as the open batch axes tell; else 1."""
-    sizes = {feed[name].shape[axis] for name, axis in _batch_axes(inputs)}
-    return sizes.pop() if len(sizes) == 1 else 1
-
-
 def _candidates(
     path: Path, inputs: Sequence[TensorSpec], shapes: Shapes, asked: Sequence[Demand], batch: int | None
 ) -> list[dict[str, tuple[int, ...]]]:
     if batch is None:
         return _bindings(inputs, shapes, asked, None)
-<<<<<<< HEAD
-    check_batch(batch)
-    axes = {(s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and is_batch(s, k)}
-    fixed = [s.shape[0] for s in inputs if len(s.shape) > 1]
-    if not axes and fixed[:1] == [batch]:
-        return _bindings(inputs, shapes, asked, None)
-=======
     _check_batch_axis(path, inputs, batch)
     axes = _batch_axes(inputs)
->>>>>>> Recorded inputs go the way of all samples; outputs of other sizes are compared; JSON is as its schemas say
     if not axes:
         return _bindings(inputs, shapes, asked, None)
     sized = {

@@ -18,6 +18,10 @@ from runtime.samples import Samples
 from runtime.steps import Count
 
 
+_VARIES = 1e-12
+"""Variance of a tensor that varies, as a share of its mean square: 32 bits tell equal numbers no better."""
+
+
 class Deviation:
     """Square error of tensors relative to their variance, weighted mean, batch by batch.
 
@@ -45,12 +49,16 @@ class Deviation:
 
     @property
     def value(self) -> float:
-        """The mean; infinite where an output is not a number any more."""
+        """The mean; infinite where an output is not a number any more.
+
+        Of a tensor that does not vary, the error is relative to its mean square, and as it is where all of it is zero.
+        """
         found = []
         for name, error in self._error.items():
             n, total, square = self._moments[name]
             variance = square / max(n, 1) - (total / max(n, 1)) ** 2
-            found.append((error / variance + self._lacking[name]) / max(n, 1) if variance > 0 else 0.0)
+            scale = variance if variance * n > _VARIES * square else square / max(n, 1) or 1.0
+            found.append((error / scale + self._lacking[name]) / max(n, 1))
         mean = float(np.average(found, weights=[self._weights[n] for n in self._error])) if found else 0.0
         return mean if np.isfinite(mean) else float("inf")
 

@@ -28,7 +28,7 @@ def product(name, values, x, y):
 
 
 def kept_by_nodes():
-    """Weights in Constant nodes of the main graph, of branches and of a local function; a small initializer, a large one."""
+    """Weights in Constant nodes of the main graph, of branches, of a local function; two initializers."""
     w = weights(main=(64, 64), then=(64, 64), other=(64, 64), inner=(64, 64), small=(64, 3), large=(64, 64))
     opset = helper.make_opsetid("", 21)
     layer = helper.make_function("own", "layer", ["p"], ["q"], product("inner", w["inner"], "p", "q"), [opset])
