@@ -8,9 +8,10 @@ fixed step apart: two readers agree on a pattern exactly when they agree on the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from onnx import TensorProto
 
 from exporter.graph import RETURNED, Graph, Node
@@ -148,11 +149,9 @@ def _weight(graph: Graph, name: str) -> Weight | None:
     for node, index, seen in _readers(graph, name, origin):
         what = operand(node, index, len(seen.layout.dims) if seen.layout is not None else 2)
         if what is not None:
-            coding = seen.coding or _own_coding(node, what)
-            unknown = coding is not None and {coding.scale, coding.zero} - {""} - graph.constants.keys()
-            fault = seen.fault or (f"the scale or zero point of {node.label} is computed" if unknown else "")
-            uses.append(Use(node, index, seen.layout, what, None if unknown else coding))
-            others += [fault] if fault else []
+            own, fault = (seen.coding, "") if seen.coding else _own_coding(graph, node, what, seen.layout, tensor.dims)
+            uses.append(Use(node, index, seen.layout, what, own))
+            others += [seen.fault or fault] if seen.fault or fault else []
         elif node.op in _SELECT and index == 0 and not seen.fault:
             tied.append(node)
         elif node.op not in _MEASURE:
@@ -162,6 +161,11 @@ def _weight(graph: Graph, name: str) -> Weight | None:
     if not uses:
         return None
     uses.sort(key=lambda u: u.node.index)
+    others += [
+        f"{uses[0].node.label} and {use.node.label} read it with different zero points"
+        for use in uses[1:]
+        if _zero(graph, use.coding) != _zero(graph, uses[0].coding)
+    ]
     return Weight(name, tuple(tensor.dims), tensor.data_type, tuple(uses), tuple(others), tuple(tied))
 
 
@@ -222,10 +226,45 @@ def _after(graph: Graph, node: Node, seen: _Seen) -> _Seen:
     return replace(seen, layout=layout.reshaped(shape) if shape is not None else None)
 
 
-def _own_coding(node: Node, what: Operand) -> Coding | None:
-    """The coding of an operator that takes codes as they are."""
+def _own_coding(
+    graph: Graph, node: Node, what: Operand, layout: Layout | None, dims: Sequence[int]
+) -> tuple[Coding | None, str]:
+    """The coding of an operator that takes codes as they are, and why none is known where it has one.
+
+    Args:
+        graph: the graph.
+        node: the operator.
+        what: how it reads the constant.
+        layout: how it sees it.
+        dims: shape of the constant as it is stored.
+    """
     scale, zero = (node.inputs[k] if k is not None and k < len(node.inputs) else "" for k in (what.scale, what.zero))
-    return Coding(scale, zero, what.coded) if scale or zero else None
+    factors = [name for name in (scale, zero) if name]
+    if not factors:
+        return None, ""
+    if not graph.constants.keys() >= set(factors):
+        return None, f"the scale or zero point of {node.label} is computed"
+    counts = {math.prod(graph.constants[name].dims) for name in factors} - {1}
+    if not counts:
+        return Coding(scale, zero, 0), ""
+    steps = stored(dims).strides
+    axes = [
+        k
+        for k, (size, step) in enumerate(zip(dims, steps, strict=True))
+        if layout is not None and (size, step) == (layout.dims[what.coded], layout.strides[what.coded])
+    ]
+    if not axes or counts != {dims[axes[0]]}:
+        return None, f"the scale or zero point of {node.label} varies along no axis of the constant"
+    return Coding(scale, zero, axes[0]), ""
+
+
+def _zero(graph: Graph, coding: Coding | None) -> tuple[object, ...]:
+    """What stands for zero: one number, or several and where each of them holds."""
+    if coding is None or not coding.zero:
+        return (0,)
+    values = graph.array(coding.zero).reshape(-1).astype(np.float32)
+    alike = values.size and (values == values[0]).all()
+    return (values[0].item(),) if alike else (values.tobytes(), coding.axis, coding.block)
 
 
 def refusal(weight: Weight, pattern: Pattern) -> str:

@@ -64,14 +64,19 @@ def _transposed(_node: Node, index: int, rank: int) -> Operand | None:
     return Operand(0, 1, doubt) if index == 1 and rank >= 3 else None
 
 
-def _product(right: int, scale: int | None = None, zero: int | None = None) -> Rule:
+Codes = tuple[int | None, int | None]
+"""Inputs that hold the scale and the zero point of an operand; None where the operator has none."""
+
+
+def _product(right: int, codes: Codes = (None, None), left: Codes = (None, None)) -> Rule:
     def rule(node: Node, index: int, rank: int) -> Operand | None:
         if index == right:
             turned = _flag(node, "transB")
             axes = (rank - 1, rank - 2) if turned else (rank - 2, rank - 1)
-            return Operand(*axes, "" if rank == 2 else _STACKED, scale, zero, axes[1])
+            return Operand(*axes, "" if rank == 2 else _STACKED, *codes, axes[1])
         if index == 0:
-            return Operand(*((rank - 2, rank - 1) if _flag(node, "transA") else (rank - 1, rank - 2)), _LEFT)
+            axes = (rank - 2, rank - 1) if _flag(node, "transA") else (rank - 1, rank - 2)
+            return Operand(*axes, _LEFT, *left, axes[1])
         return None
 
     return rule
@@ -105,15 +110,15 @@ _RULES: dict[str, Rule] = {
     "Gemm": _product(1),
     "LSTM": _RECURRENT,
     "MatMul": _product(1),
-    "MatMulInteger": _product(1, None, 3),
+    "MatMulInteger": _product(1, (None, 3), (None, 2)),
     "QLinearConv": _convolution(3, 4, 5),
-    "QLinearMatMul": _product(3, 4, 5),
+    "QLinearMatMul": _product(3, (4, 5), (1, 2)),
     "RNN": _RECURRENT,
     "com.microsoft::Attention": _at((1,), 0, 1, "a fused attention: no sparse kernels of TensorRT are known for it"),
     "com.microsoft::FusedConv": _convolution(1),
     "com.microsoft::FusedGemm": _product(1),
     "com.microsoft::FusedMatMul": _product(1),
     "com.microsoft::MatMulNBits": _packed(1, "packed codes of less than a byte"),
-    "com.microsoft::QGemm": _product(3, 4, 5),
+    "com.microsoft::QGemm": _product(3, (4, 5), (1, 2)),
     "com.microsoft::QLinearConv": _convolution(3, 4, 5),
 }
