@@ -76,7 +76,9 @@ class Use:
     def inputs(self) -> int:
         """Number of weights that are summed for one output at one kernel position; 0 where that cannot be told."""
         axis = self.operand.axis
-        return self.layout.dims[axis] if self.layout is not None and axis is not None else 0
+        if self.layout is None or axis is None:
+            return 0
+        return self.layout.dims[axis] // max(self.operand.groups, 1)
 
     @property
     def outputs(self) -> int:

@@ -23,6 +23,7 @@ class Operand:
         doubt: why the pattern brings nothing there as far as is known; "" where it does.
         scale, zero: inputs that hold the scale and the zero point of codes, where the operator has them.
         coded: axis of the weight along which these vary.
+        groups: number of equal parts of ``axis`` that are summed apart.
         packed: whether an element of the constant holds several codes, so that no weight can be made zero by itself.
     """
 
@@ -32,6 +33,7 @@ class Operand:
     scale: int | None = None
     zero: int | None = None
     coded: int = 0
+    groups: int = 1
     packed: bool = False
 
 
@@ -59,9 +61,10 @@ def _convolution(weight: int, scale: int | None = None, zero: int | None = None)
     return rule
 
 
-def _transposed(_node: Node, index: int, rank: int) -> Operand | None:
+def _transposed(node: Node, index: int, rank: int) -> Operand | None:
     doubt = "a transposed convolution: no sparse kernels of TensorRT are known for it"
-    return Operand(0, 1, doubt) if index == 1 and rank >= 3 else None
+    groups = int(node.attributes.get("group", 1))
+    return Operand(0, 1, doubt, groups=groups) if index == 1 and rank >= 3 else None
 
 
 Codes = tuple[int | None, int | None]
