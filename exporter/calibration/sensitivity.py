@@ -17,9 +17,8 @@ from exporter.tensors import Array
 from runtime.samples import Samples
 from runtime.steps import Count
 
-
 _VARIES = 1e-12
-"""Variance of a tensor that varies, as a share of its mean square: 32 bits tell equal numbers no better."""
+"""Variance of a tensor that varies, as a share of its mean square: rounding makes less of equal numbers."""
 
 
 class Deviation:

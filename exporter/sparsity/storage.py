@@ -13,6 +13,7 @@ import onnx
 from onnx import SparseTensorProto, TensorProto
 
 from exporter.graph import Graph
+from exporter.relative_difference import Output
 from exporter.tensors import Array, nbytes
 from runtime import feeds
 from runtime.backends import SessionOptions, open_session
@@ -74,7 +75,14 @@ def same_outputs(graph: Graph, dense: bytes, sparse: bytes) -> bool:
         first, second = (s.run(feed) for s in sessions)
     except RunError:
         return False
-    return all(np.array_equal(first[n], second[n], equal_nan=first[n].dtype.kind == "f") for n in first)
+    return all(_equal(first[n], second[n]) for n in first)
+
+
+def _equal(one: Output, other: Output) -> bool:
+    if isinstance(one, list) or isinstance(other, list):
+        both = isinstance(one, list) and isinstance(other, list) and len(one) == len(other)
+        return both and all(map(_equal, one, other))
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 def _sparse(tensor: TensorProto, values: Array) -> SparseTensorProto:

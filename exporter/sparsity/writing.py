@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter import tensors
-from exporter.atomic import replacing
 from exporter.errors import UsageError
 from exporter.graph import Graph
 from exporter.model_file import finished, save
@@ -59,16 +58,26 @@ def _write_sparse(graph: Graph, names: set[str], target: Path) -> Written:
     why = cannot_hold(graph)
     if why:
         return Written(save(graph, target), False, 0, (f"stored dense: {why}",))
-    size = save(graph, target)  # also where it is replaced at once: the checker judges this one
+    found = Written(None, False, 0)
+
+    def judge(dense: Path) -> None:
+        nonlocal found
+        found = _made_sparse(graph, names, dense)
+
+    size = save(graph, target, judge=judge)
+    return found if found.sparse else replace(found, size=size)
+
+
+def _made_sparse(graph: Graph, names: set[str], file: Path) -> Written:
+    """Put the sparse model in the place of the dense one, which has passed onnx's checker, if it does as well."""
     dense = finished(graph).SerializeToString()
     stored = store_sparse(graph, names)
     if not stored:
-        return Written(size, False, 0, ("stored dense: no weight has zeros enough for sparse storage to pay",))
+        return Written(None, False, 0, ("stored dense: no weight has zeros enough for sparse storage to pay",))
     sparse = finished(graph).SerializeToString(deterministic=True)
     if not same_outputs(graph, dense, sparse):
-        return Written(size, False, 0, ("stored dense: ONNX Runtime gives other outputs for the sparse file",))
-    with replacing(target) as temporary:
-        temporary.write_bytes(sparse)
+        return Written(None, False, 0, ("stored dense: ONNX Runtime gives other outputs for the sparse file",))
+    file.write_bytes(sparse)
     are = counted(len(stored), "weight is a sparse initializer", "weights are sparse initializers")
     note = f"{are}; ONNX Runtime gives the same outputs, other tools may not"
     return Written(len(sparse), False, len(stored), (note,))

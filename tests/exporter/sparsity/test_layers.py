@@ -108,7 +108,8 @@ def test_weights_of_subgraphs_are_found():
 
 REFUSED = {
     "two-inputs-in-each-group": (
-        linear(node("ConvTranspose", "x w", "y", group=4), x=("N", 8, 5, 5), w=(8, 4, 2, 2)), "2 inputs are no multiple",
+        linear(node("ConvTranspose", "x w", "y", group=4), x=("N", 8, 5, 5), w=(8, 4, 2, 2)),
+        "2 inputs are no multiple",
     ),
     "three-inputs": (linear(node("Conv", "x w", "y"), x=("N", 3, 5, 5), w=(6, 3, 3, 3)), "3 inputs are no multiple"),
     "conflict": (
@@ -177,7 +178,8 @@ RESERVED = {
         linear(node("ConvTranspose", "x w", "y"), x=("N", 8, 5, 5), w=(8, 6, 3, 3)), "a transposed convolution",
     ),
     "grouped-transposed-conv": (
-        linear(node("ConvTranspose", "x w", "y", group=2), x=("N", 8, 5, 5), w=(8, 6, 3, 3)), "a transposed convolution",
+        linear(node("ConvTranspose", "x w", "y", group=2), x=("N", 8, 5, 5), w=(8, 6, 3, 3)),
+        "a transposed convolution",
     ),
 }  # fmt: skip
 

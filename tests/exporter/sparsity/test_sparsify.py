@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from exporter import GoalError, load
+from exporter import GoalError, ModelError, load
 from exporter.cli import main
 from exporter.sparsity import selection
 from exporter.sparsity.patterns import SCHEDULES
@@ -270,6 +270,33 @@ def test_sparse_storage_is_smaller_and_gives_the_same(tmp_path, cli):
     assert (dense == sparse).all()
     one, other = (load(p) for p in paths.values())  # and every other command can read it
     assert all(np.array_equal(one.array(n), other.array(n)) for n in one.constants)
+
+
+def test_sparse_storage_of_a_model_that_returns_a_sequence(tmp_path):
+    nodes = [node("MatMul", "x w", "a"), node("SequenceConstruct", "a a", "y")]
+    graph = onnx.helper.make_graph(
+        nodes, "g", [onnx.helper.make_tensor_value_info("x", 1, [2, 64])],
+        [onnx.helper.make_tensor_sequence_value_info("y", 1, None)],
+        [numpy_helper.from_array(weights(w=(64, 64))["w"], "w")],
+    )  # fmt: skip
+    source = write(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), tmp_path
+    )
+    result = sparsify(source, tmp_path / "out.onnx", pattern="0.9", storage="sparse")
+    assert "1 weight is a sparse initializer" in result.notes[0]
+    assert result.after == (tmp_path / "out.onnx").stat().st_size < result.before
+
+
+def test_nothing_is_written_where_sparse_storage_cannot_be_judged(tmp_path, monkeypatch):
+    def fails(*_):
+        raise ModelError("out of memory")
+
+    monkeypatch.setattr("exporter.sparsity.writing.same_outputs", fails)
+    source = write(build([node("MatMul", "x w", "y")], {"x": ["N", 64]}, ["y"], weights(w=(64, 64))), tmp_path)
+    before = {f: f.read_bytes() for f in tmp_path.iterdir()}
+    with pytest.raises(ModelError, match="out of memory"):
+        sparsify(source, source, pattern="0.9", storage="sparse")
+    assert {f: f.read_bytes() for f in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(
