@@ -223,6 +223,14 @@ def matrix(reader: Reader, weight: Array) -> Matrix:
     return found if reader.norm is None else found * reader.norm.factor.reshape(g, 1, -1)
 
 
+def dead_outputs(reader: Reader) -> NDArray[np.bool_]:
+    """Outputs that a BatchNormalization lets nothing through of, shape [groups, outputs] where it has one."""
+    if reader.norm is None:
+        return np.zeros((reader.groups, 1), bool)
+    factor = np.abs(reader.norm.factor)
+    return np.asarray(factor <= _DEAD * factor.max()).reshape(reader.groups, -1)
+
+
 def weight_of(reader: Reader, matrices: Matrix, like: Array) -> Array:
     """The inverse of ``matrix``: the weight in its shape and type.
 
@@ -233,8 +241,7 @@ def weight_of(reader: Reader, matrices: Matrix, like: Array) -> Array:
     """
     g, _, outputs = matrices.shape
     if reader.norm is not None:
-        factor = np.abs(reader.norm.factor)
-        dead = (factor <= _DEAD * factor.max()).reshape(g, 1, -1)
+        dead = dead_outputs(reader)[:, None]
         divided = matrices / np.where(dead, 1.0, reader.norm.factor.reshape(g, 1, -1))
         matrices = np.where(dead, matrix(plain(reader), like), divided)
     if reader.spatial:

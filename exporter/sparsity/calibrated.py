@@ -18,7 +18,18 @@ from exporter.calibration.choices import choose_alike
 from exporter.calibration.data import Calibration
 from exporter.calibration.evidence import UNCERTAIN
 from exporter.calibration.moments import Moments, Vector, to_fit_and_judge
-from exporter.calibration.readers import Matrix, Reader, Rows, bias_of, constants_of, find_readers, matrix
+from exporter.calibration.readers import (
+    Matrix,
+    Reader,
+    Rows,
+    bias_of,
+    constants_of,
+    dead_outputs,
+    find_readers,
+    matrix,
+    plain,
+    weight_of,
+)
 from exporter.calibration.runner import Runner
 from exporter.calibration.targets import find_target, has_room, moments_towards
 from exporter.calibration.threads import threads_for
@@ -159,8 +170,26 @@ class _Layer:
                 bias = self.fit.bias(weights) if bias is not None else None
             else:
                 damping = None
-        fresh = constants_of(self.reader, self.graph, weights, bias if damping is not None else None, given)
+        like = given if weights is largest else self._without_effect(given, weights)
+        fresh = constants_of(self.reader, self.graph, weights, bias if damping is not None else None, like)
         return Fit(self.reader.weight, taken, plain, error, damping, self.reader.bias or ""), fresh
+
+    def _without_effect(self, given: Array, weights: Matrix) -> Array:
+        """What stays where a BatchNormalization lets nothing through: zero where ``weights`` need it for the count.
+
+        Args:
+            given: the weight as it was chosen one by one.
+            weights: what is taken instead, shape [groups, K, outputs].
+        """
+        dead = np.broadcast_to(dead_outputs(self.reader)[:, None], weights.shape)
+        if self.pattern.grouped or not dead.any():
+            return given
+        own = plain(self.reader)
+        whole = matrix(own, self.like)
+        left = self.count - int(np.count_nonzero(weights[~dead] == 0))
+        sizes = np.abs(whole[dead]).astype(np.float32)
+        whole[dead] = np.where(smallest(sizes, min(left, sizes.size)), 0.0, whole[dead])
+        return weight_of(own, whole, self.like)
 
     def _held_error(self, weights: Matrix) -> float:
         """Of fitted weights, with the bias that was fitted with them."""
@@ -200,7 +229,7 @@ class _Layer:
                 mask = solver.surgeon(inverse, best, self._runs(), self.pattern.keep)
                 result[g] = solver.refit(a, b, mask, best, solver.NEAR)
             else:
-                result[g] = solver.unstructured_start(a, b, best, inverse, self._gone(), self.schedule[0])
+                result[g] = solver.unstructured_start(a, b, best, inverse, self._gone(g), self.schedule[0])
         return result
 
     def _improved(self, damping: float, weights: Matrix) -> Matrix:
@@ -209,7 +238,7 @@ class _Layer:
         for g, (a, b) in enumerate(self._systems(damping)):
             w = weights[g]
             if self.method == "obs" and not self.pattern.grouped:
-                result[g] = solver.unstructured(a, b, w, self._gone(), self.schedule)
+                result[g] = solver.unstructured(a, b, w, self._gone(g), self.schedule)
                 continue
             if self.method == "obs":
                 w = solver.descend(a, b, w, self._runs(), self.pattern.keep, _SWEEPS)
@@ -227,8 +256,10 @@ class _Layer:
     def _runs(self) -> solver.Runs:
         return solver.runs_of(self.dense.shape[1], self.pattern.of, self.positions)
 
-    def _gone(self) -> int:
-        return round(self.count / self.reader.groups)
+    def _gone(self, group: int) -> int:
+        """How many weights of a group become zero: over all groups as many as are to go, and about as many in each."""
+        before, after = (self.count * k // self.reader.groups for k in (group, group + 1))
+        return after - before
 
     def _mask(self, method: str, weights: Matrix, damping: float) -> Array:
         """Mask by a score of single weights, shape [groups, K, outputs]."""
@@ -243,8 +274,7 @@ class _Layer:
             if self.pattern.grouped:
                 masks[g] = solver.mask_by_score(scores, self._runs(), self.pattern.keep)
             else:
-                gone = round(self.count / len(weights))
-                masks[g] = ~smallest(scores.astype(np.float32).reshape(-1), gone).reshape(w.shape)
+                masks[g] = ~smallest(scores.astype(np.float32).reshape(-1), self._gone(g)).reshape(w.shape)
         return masks
 
 
