@@ -70,11 +70,13 @@ class CostModel:
         self._members: list[tuple[int, ...]] = []
         self._owners: list[int] = []
         self.constant_axes: list[tuple[str, int, int]] = []
+        self._parting: list[Ids] = []  # terms of the uses of one constant
         work = [(w.factor, [self._axis(a) for a in w.axes]) for w in groups.analysis.work]
         parameters = self._parameters()
         self._work = Terms(work)
         self._weights = Terms(parameters)
         self._index()
+        self._dense_weights = self._weights.each(self.axis_sizes(self.widths))
 
     def _index(self) -> None:
         """Arrays over the segments of all axes that are known so far."""
@@ -91,11 +93,25 @@ class CostModel:
         return self._work.total(self.axis_sizes(keep))
 
     def parameters(self, keep: Sequence[int] | Keep) -> float:
-        """Number of parameters when group ``g`` keeps ``keep[g]`` units."""
+        """Number of parameters when group ``g`` keeps ``keep[g]`` units.
+
+        Uses of a constant that lose units of different groups each get one of their own; the whole ones share one.
+        """
+        values = self._weights.each(self.axis_sizes(keep))
+        shared = 0.0
+        for places in self._parting:
+            dense = self._dense_weights[places]
+            shared += max(np.count_nonzero(values[places] == dense) - 1, 0) * dense[0]
+        return float(values.sum() - shared)
+
+    def parameters_apart(self, keep: Sequence[int] | Keep) -> float:
+        """Number of parameters where all uses of a constant that may part have: never fewer than there are, and never
+        more with fewer units."""
         return self._weights.total(self.axis_sizes(keep))
 
     def terms(self, kind: str) -> Terms | None:
-        """The products of axis sizes that make up ``macs`` or ``params``; None where it is no such sum."""
+        """The products of axis sizes that make up ``macs``, or ``parameters_apart`` for ``params``; None where it is no
+        such sum."""
         return self._work if kind == "macs" else self._weights
 
     def arrays(self, kind: str) -> CostArrays:
@@ -132,25 +148,41 @@ class CostModel:
         return number
 
     def _parameters(self) -> list[tuple[int, list[int]]]:
-        terms = []
-        seen: set[str] = set()
-        graph = self.groups.graph
-        for key, axes in self.groups.analysis.axes.items():
-            name = key[0]
-            if name not in graph.trained or name in seen:
-                continue
-            seen.add(name)
-            factor = 1
-            live = []
-            for k, axis in enumerate(axes):
-                if isinstance(axis, Fixed):
-                    factor *= axis.size
-                else:
-                    live.append(self._axis(axis))
-                    self.constant_axes.append((name, k, live[-1]))
-            terms.append((factor, live))
-        terms.extend((math.prod(graph.constants[name].dims), []) for name in graph.trained - seen)
+        """A term for each constant that a cut leaves behind: several where uses of one may part."""
+        terms: list[tuple[int, list[int]]] = []
+        graph, analysis = self.groups.graph, self.groups.analysis
+        keys: dict[str, list[tuple[str, ...]]] = {}
+        for key in analysis.axes:
+            if key[0] in graph.trained:
+                keys.setdefault(key[0], []).append(key)
+        for name, found in keys.items():
+            uses = [analysis.axes[key] for key in self._apart(name, found)]
+            places = range(len(terms), len(terms) + len(uses))
+            for axes in uses:
+                live = [(k, self._axis(axis)) for k, axis in enumerate(axes) if not isinstance(axis, Fixed)]
+                terms.append((math.prod(a.size for a in axes if isinstance(a, Fixed)), [axis for _, axis in live]))
+                self.constant_axes += [(name, k, axis) for k, axis in live if axes is uses[0]]
+            if len(uses) > 1:
+                self._parting.append(np.array(places))
+        terms.extend((math.prod(graph.constants[name].dims), []) for name in graph.trained - keys.keys())
         return terms
+
+    def _apart(self, name: str, keys: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """Those of a constant's uses that may lose units that others keep; one of each that always lose the same."""
+        if len(keys) == 1:
+            return keys
+        read = {self.groups.analysis.use.get((user.key, i)) for user, i in self.groups.graph.users.get(name, ())}
+        found: dict[tuple[bytes | None, ...], tuple[str, ...]] = {}
+        for key in [k for k in keys if k in read] or keys[:1]:
+            found.setdefault(tuple(map(self._units, self.groups.analysis.axes[key])), key)
+        return list(found.values())
+
+    def _units(self, axis: Axis) -> bytes | None:
+        """Which units an axis depends on; None where it stays."""
+        if isinstance(axis, Fixed):
+            return None
+        group, unit = self.groups.units(axis)
+        return group.tobytes() + unit.tobytes() if (group >= 0).any() else None
 
 
 def _distinct(rows: Ids) -> tuple[Ids, Ids]:

@@ -223,19 +223,21 @@ def least_damage(
         GoalError: the budget cannot be reached.
     """
     groups = cost.groups
-    measure = cost.macs if budget.kind == "macs" else cost.parameters
+    measure = cost.macs if budget.kind == "macs" else cost.parameters_apart  # which falls wherever units go
+    whole = (cost.macs if budget.kind == "macs" else cost.parameters)(cost.widths)
+    start = cost.widths if dense is None else dense
     for relax in (1, 2, 4) if align in AUTOMATIC else (1,):
         widths = Widths(cost, chosen, {g.name: np.ones(g.width) for g in groups}, "local", align, min_width, relax)
         try:
             counts = allocate(
-                cost.widths if dense is None else dense,
+                start,
                 widths.allowed,
                 {n: damage[groups.groups[n].name][widths.allowed[n] - 1] for n in chosen},
                 lambda counts: measure(widths.repaired(counts.copy())),  # noqa: B023  (called within the round)
-                budget.value * measure(cost.widths),
+                budget.value * whole,
             )
         except OutOfReach as error:
-            failure = OutOfReach(f"--{budget.kind} {budget.value:g}", error.left)
+            failure = OutOfReach(f"--{budget.kind} {budget.value:g}", error.left * measure(start) / whole)
             continue
         relaxed = [_relaxed(relax)]
         return widths.repaired(counts), relaxed if relax > 1 else []

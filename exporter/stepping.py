@@ -43,14 +43,14 @@ class Stepping:
 
         Args:
             cost: counts the cost.
-            kind: ``macs`` or ``params``.
+            kind: ``macs``, or ``params`` for ``parameters_apart``.
             counts: units every group keeps at first.
             divisible: axes to watch, see ``broken``.
             divisor: of their sizes.
         """
         self.cost = cost
         self.counts = counts.copy()
-        self._measure = cost.macs if kind == "macs" else cost.parameters
+        self._measure = cost.macs if kind == "macs" else cost.parameters_apart
         self._terms = cost.terms(kind)
         self._divisor = divisor
         self._segments = cost.segments

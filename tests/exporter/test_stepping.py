@@ -21,7 +21,7 @@ NETWORKS = [row for row in ROWS if len(find_groups(from_model(row.model)).groups
 @pytest.mark.parametrize("row", NETWORKS, ids=lambda row: row.name)
 def test_steps_cost_what_the_model_says(row, kind):
     cost = CostModel(find_groups(from_model(row.model)))
-    measure = cost.macs if kind == "macs" else cost.parameters
+    measure = cost.macs if kind == "macs" else cost.parameters_apart
     watched = [axis for _, _, axis in cost.constant_axes]
     under_way = Stepping(cost, kind, cost.widths, watched, 4)
     draw = np.random.default_rng(0)
