@@ -34,7 +34,8 @@ def choose_blocks(
 ) -> list[Block]:
     """Choose the blocks to drop, the least important first.
 
-    A block goes with all blocks inside it. One that would leave a graph input unread is passed over.
+    A block goes with all blocks inside it. One that would leave a graph input unread is passed over. Of those that went
+    for a budget of ``macs`` or ``params``, the most important first, all stay that it has room for in the end.
 
     Args:
         blocks: as ``find_blocks`` returned them.
@@ -74,6 +75,10 @@ def choose_blocks(
         if trial is None or measure(left := blocks.left(trial)) < floor:
             continue
         now, chosen, gone = left, trial, gone | members
+    for block in sorted(chosen, key=lambda b: -scores[b.name]) if target is not None else ():
+        fewer = [b for b in chosen if b is not block]
+        if measure(left := blocks.left(fewer)) <= goal:
+            now, chosen = left, fewer
     if count is not None and len(gone) < count:
         raise GoalError(
             f"--layers {count}: only {counted(len(gone), 'residual block')} can go.\n"

@@ -208,9 +208,11 @@ def dropped_blocks(result: Result) -> frozenset[str]:
 
 
 def _achieved(result: Result) -> list[str]:
-    """How far the budget was missed, where alignment did not allow more than 2 % of it."""
+    """How far the budget was missed, where alignment, or the size of whole blocks, left more than 2 % of it."""
     if result.search is not None:  # nobody asked for this budget
         return []
+    blocks = result.plan.drop and all(len(g.keep) == g.width for g in result.plan.groups)
+    why = "no residual block that goes would fit" if blocks else "alignment leaves no width between"
     for kind, old, new in (
         ("macs", result.before.macs, result.after.macs),
         ("params", result.before.parameters, result.after.parameters),
@@ -219,10 +221,7 @@ def _achieved(result: Result) -> list[str]:
         if isinstance(target, float) and old:
             missed = target - new / old
             if missed > 0.02 * target:
-                return [
-                    f"--{kind} {target:g}: {new / old:.3f} is left, {missed:.3f} less than allowed: "
-                    "alignment leaves no width between"
-                ]
+                return [f"--{kind} {target:g}: {new / old:.3f} is left, {missed:.3f} less than allowed: {why}"]
     return []
 
 

@@ -273,6 +273,43 @@ def test_the_least_important_go_first():
         choose_blocks(blocks, scores, count=4)
 
 
+def unequal():
+    """Residual blocks of 1, 2 and 8 products."""
+    nodes, constants, stream = [node("MatMul", "x w0", "r0")], weights(w0=(5, 8), w1=(8, 3)), "r0"
+    for n, products in enumerate((1, 2, 8)):
+        inside = stream
+        for k in range(products):
+            constants |= weights(n, **{f"v{n}{k}": (8, 8)})
+            nodes += [node("MatMul", f"{inside} v{n}{k}", f"h{n}{k}"), node("Tanh", f"h{n}{k}", f"t{n}{k}")]
+            inside = f"t{n}{k}"
+        nodes.append(node("Add", f"{stream} {inside}", f"r{n + 1}"))
+        stream = f"r{n + 1}"
+    nodes.append(node("MatMul", f"{stream} w1", "y"))
+    return build(nodes, {"x": ["N", 5]}, ["y"], constants)
+
+
+@pytest.mark.parametrize("measure", ["macs", "params"])
+def test_what_there_is_room_for_in_the_end_stays(measure):
+    blocks = find_blocks(find_groups(from_model(unequal())))
+    one, two, eight = blocks.blocks
+    for scores, share, gone in (
+        ((0, 1, 2), 0.95, [one]),
+        ((0, 1, 2), 0.5, [eight]),  # with that the other two, which went first, can stay
+        ((0, 1, 2), 0.3, [one, eight]),  # the more important of them
+        ((1, 0, 2), 0.3, [two, eight]),
+        ((0, 1, 2), 0.1, [one, two, eight]),
+    ):
+        chosen = choose_blocks(blocks, dict(zip((b.name for b in blocks), scores, strict=True)), **{measure: share})
+        assert chosen == gone, (scores, share)
+
+
+def test_why_less_is_left_than_allowed(tmp_path, capsys):
+    onnx.save(unequal(), tmp_path / "m.onnx")
+    command = ["prune", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o.onnx"), "-q", "--granularity", "layers"]
+    assert main([*command, "--macs", "0.5"]) == 0
+    assert "less than allowed: no residual block that goes would fit" in capsys.readouterr().out
+
+
 def test_a_block_goes_with_those_inside():
     blocks = find_blocks(find_groups(from_model(next(r.model for r in ROWS if r.name == "nested"))))
     inner, outer = blocks.blocks
