@@ -252,9 +252,7 @@ def check_inputs(asked: Asked) -> None:
 
 def _batch_axes(inputs: Sequence[TensorSpec]) -> set[tuple[str, int]]:
     """Axes that count samples and are left open: input name and axis."""
-    return {
-        (s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and is_batch(s, k)
-    }
+    return {(s.name, k) for s in inputs for k, d in enumerate(s.shape) if not isinstance(d, int) and is_batch(s, k)}
 
 
 def _check_batch_axis(path: Path, inputs: Sequence[TensorSpec], batch: int) -> None:
