@@ -70,7 +70,8 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     yield Bench(tmp_path, monkeypatch)
-    gc.collect()  # errors hold memory of this GPU, which the next one does not know
+    monkeypatch.undo()
+    gc.collect()  # errors that functions put in place have raised hold memory of this GPU, which the next does not know
 
 
 def fails(error):
