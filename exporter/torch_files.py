@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import warnings
 import zipfile
@@ -19,6 +20,7 @@ from exporter.errors import ModelError, UsageError
 from exporter.folder_inputs import folder_inputs
 from exporter.torch_source import MissingPackage, load_module, need_torch, pickled_classes, said
 from runtime.model_files import near
+from runtime.nouns import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 _PROGRAM = ".pt2"
 _SCRIPTS = (".pt", ".pth", ".ts", ".torchscript", ".jit")
+_NAMED = 8
+"""Missing weights that a message names."""
 _CODE = ("custom_obj_", "opaque_obj_")
 
 
@@ -225,13 +229,14 @@ def program_call(program: Any) -> Any:
 
 
 def load_folder(folder: Path) -> Module:
-    """The model of a Hugging Face folder, with safetensors weights, without a key-value cache.
+    """The model of a Hugging Face folder in fp32, with safetensors weights, without a key-value cache.
 
     Raises:
         MissingPackage: transformers is not installed.
-        UsageError: it is no such folder, or transformers cannot read it. Code in the folder is never run.
+        UsageError: it is no such folder, transformers cannot read it, or weights are missing. Code in the folder is
+            never run.
     """
-    need_torch()
+    torch = need_torch()
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} is a folder without config.json; a Hugging Face model has one (save_pretrained).")
     try:
@@ -249,16 +254,36 @@ def load_folder(folder: Path) -> Module:
                 raise UsageError(f"{folder}: transformers {transformers.__version__} has no {names[0]}.")
             if hasattr(config, "use_cache"):
                 config.use_cache = False
-            module: Module = kind.from_pretrained(
-                folder, config=config, local_files_only=True, use_safetensors=True, attn_implementation="eager"
-            )
+            module: Module
+            module, found = kind.from_pretrained(
+                folder, config=config, local_files_only=True, use_safetensors=True, attn_implementation="eager",
+                torch_dtype=torch.float32, output_loading_info=True,
+            )  # fmt: skip
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(f"transformers {transformers.__version__} cannot read {folder}: {said(error)}") from error
+    others = [str(key[0] if isinstance(key, tuple) else key) for key in found.get("mismatched_keys", ())]
+    lost = sorted({*found.get("missing_keys", ()), *others})
+    if lost:
+        raise UsageError(
+            f"{folder} lacks {counted(len(lost), 'weight')} of {kind.__name__}, or has other sizes of them: "
+            f"{', '.join(lost[:_NAMED])}{' ...' if len(lost) > _NAMED else ''}. They would be random numbers. Name the "
+            'class that was trained in config.json ("architectures"), or save the model again.'
+        )
     with contextlib.suppress(AttributeError, ValueError, RuntimeError):  # grouped products are no operator of ONNX
         module.set_experts_implementation("batched_mm")  # type: ignore[operator]
     return module.eval()
+
+
+def folder_notes(folder: Path) -> tuple[str, ...]:
+    """What is to be said of the type that a Hugging Face folder was saved in, where it is not the file's."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    half = {"float16": "fp16", "bfloat16": "bf16"}.get(kind)
+    if half is None:
+        return ()
+    return (f"the folder was saved in {kind}, the file is in fp32; convert FILE --precision {half} makes it that",)
 
 
 def output_names_of(returned: Any) -> list[str] | None:

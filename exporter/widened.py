@@ -24,6 +24,12 @@ def is_narrow(graph: Graph, kinds: Sequence[int] = _BFLOAT16) -> bool:
     return not {*graph.inferred.dtype.values(), *(t.data_type for t in graph.constants.values())}.isdisjoint(kinds)
 
 
+def holds_narrow(model: ModelProto) -> bool:
+    """Say whether a model has a bfloat16 constant, input or output."""
+    values = {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+    return not values.union(t.data_type for t in model.graph.initializer).isdisjoint(_BFLOAT16)
+
+
 def widened(graph: Graph, kinds: Sequence[int] = _BFLOAT16) -> Graph:
     """The same graph with float32 wherever it has some element types: weights, inputs, outputs, casts.
 

@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from exporter.convert import convert
     from exporter.tables import quantity
-    from exporter.torch_files import load_source, signature
+    from exporter.torch_files import folder_notes, load_source, signature
     from exporter.torch_source import load_weights, parse_dynamic, parse_inputs
 
     if _onnx(options):
@@ -138,7 +138,8 @@ def run(options: argparse.Namespace) -> int:
     module = load_source(options.source)
     if options.weights:
         load_weights(module, options.weights)
-    asked = signature(module, inputs, dynamic, from_folder=Path(options.source).is_dir())
+    folder = Path(options.source)
+    asked = signature(module, inputs, dynamic, from_folder=folder.is_dir())
     progress("exporting and checking")
     result = convert(
         module,
@@ -150,13 +151,14 @@ def run(options: argparse.Namespace) -> int:
         by_name=asked.by_name,
         for_pruning=options.for_pruning,
     )
+    notes = [*(folder_notes(folder) if folder.is_dir() else ()), *result.notes]
     size, error = result.path.stat().st_size, result.max_relative_error
     document = {
         "version": 1, "source": options.source, "path": str(result.path), "opset": result.opset, "bytes": size,
-        "max_relative_error": error, "notes": list(result.notes),
+        "max_relative_error": error, "notes": notes,
     }  # fmt: skip
     line = f"{result.path}: {quantity(size)}B, opset {result.opset}, max relative error {error:.2g} against PyTorch"
-    return deliver(options, lambda: document, lambda: "\n".join([line, *(f"note: {note}" for note in result.notes)]))
+    return deliver(options, lambda: document, lambda: "\n".join([line, *(f"note: {note}" for note in notes)]))
 
 
 def _halve(options: argparse.Namespace) -> int:

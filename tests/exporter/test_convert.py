@@ -179,6 +179,18 @@ def test_matches_torch_at_any_batch(tmp_path):
 
 
 @needs_torch
+def test_bfloat16(tmp_path):
+    """Compared in 32 bits: ONNX Runtime does not compute in it on a CPU."""
+    import torch
+
+    module = load_module("modules.py:Small").to(torch.bfloat16)
+    x = torch.randn(2, 6).to(torch.bfloat16)
+    assert convert(module, {"x": x}, tmp_path / "out.onnx", dynamic={"x": {0: "batch"}}).max_relative_error < 0.03
+    model = onnx.load(tmp_path / "out.onnx")
+    assert {t.data_type for t in model.graph.initializer} == {onnx.TensorProto.BFLOAT16}
+
+
+@needs_torch
 def test_a_file_that_fails_at_a_size_of_one_is_written_with_a_note(capsys):
     line = ["convert", "modules.py:Squeezed", "-o", "out.onnx", "--input", "x:2x6", "--dynamic", "x:0=batch"]
     assert main([*line, "--json", "told.json", "-q"]) == 0

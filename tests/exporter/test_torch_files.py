@@ -209,6 +209,9 @@ def test_a_folder_without_transformers(place, capsys, monkeypatch):
     assert "pip install transformers" in capsys.readouterr().err
 
 
+NEEDS_TRANSFORMERS = pytest.mark.skipif(
+    find_spec("transformers") is None, reason="needs transformers: pip install transformers"
+)
 IDS = ["input_ids", "attention_mask"]
 FOLDERS = {
     "BERT": ("BertConfig", "BertForSequenceClassification", {"intermediate_size": 32}, IDS, ["logits"]),
@@ -251,8 +254,46 @@ FOLDERS = {
 }
 
 
+def saved(kind="BertForSequenceClassification", dtype="float32"):
+    """A folder of a small BERT."""
+    import torch
+
+    transformers = importlib.import_module("transformers")
+    common = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    made = getattr(transformers, kind)(transformers.BertConfig(**common, intermediate_size=32))
+    made.to(getattr(torch, dtype)).save_pretrained("model")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers: pip install transformers")
+@NEEDS_TRANSFORMERS
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_that_lacks_weights(place, capsys):
+    """What transformers makes up for them is not written."""
+    saved("BertForMaskedLM")
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
+    assert main(["convert", "model", "-o", "out.onnx", "-q"]) == 2
+    said = capsys.readouterr().err
+    assert "lacks" in said
+    assert "classifier.weight" in said
+    assert not Path("out.onnx").exists()
+
+
+@pytest.mark.slow
+@NEEDS_TRANSFORMERS
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_in_16_bits(place, capsys):
+    saved(dtype="bfloat16")
+    assert main(["convert", "model", "-o", "out.onnx", "-q"]) == 0
+    assert "saved in bfloat16, the file is in fp32" in capsys.readouterr().out
+    assert all(v.dtype != np.float16 for v in initializers().values())
+    assert (
+        ran({"input_ids": np.ones((2, 4), np.int64), "attention_mask": np.ones((2, 4), np.int64)}).dtype == np.float32
+    )
+
+
+@pytest.mark.slow
+@NEEDS_TRANSFORMERS
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row", FOLDERS.values(), ids=FOLDERS)
 def test_hugging_face_folders(row, place, capsys):
