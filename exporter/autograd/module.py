@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from exporter import tensors
 from exporter.autograd import ops  # noqa: F401  (registers the operators)
 from exporter.autograd.dtypes import to_array, to_tensor
-from exporter.autograd.parameters import trainable
+from exporter.autograd.parameters import parted, trainable
 from exporter.autograd.registry import Numbers, Op, Site, Unsupported, Value, entry_of, to_ints, unsupported
 from exporter.errors import ModelError
 from exporter.graph import Body, Graph, Node, check_graph, make_nodes, opsets_of
@@ -126,7 +127,8 @@ class OnnxModule(nn.Module):
         found: dict[str, Value] = dict(self._numbers)
         found |= {name: getattr(*place) for name, place in self._home.items()}
         found.update(feeds)
-        self._walk(self._steps, found, set(wanted))
+        with self._sixteen_bits():
+            self._walk(self._steps, found, set(wanted))
         lost = [n for n in wanted if n not in found]
         if lost:
             raise ModelError(f"the torch module has no tensor '{lost[0]}'.")
@@ -137,6 +139,12 @@ class OnnxModule(nn.Module):
         """Where the weights are."""
         first = next(iter(self._home.values()), None)
         return getattr(*first).device if first is not None else torch.device("cpu")
+
+    def _sixteen_bits(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast as it is, but not to bfloat16 for what computes in float16 itself: torch refuses to mix these."""
+        if onnx.TensorProto.FLOAT16 not in self._kinds.values():
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
 
     def _walk(self, steps: Sequence[_Step], found: dict[str, Value], keep: set[str]) -> None:
         device = self.device
@@ -226,8 +234,10 @@ def to_torch(graph: Graph, train: Callable[[str], bool] | None = None) -> OnnxMo
     """
     check_graph(graph)
     arrays = {name: _array(graph, name) for name in graph.constants}
-    kinds = {name: t.data_type for name, t in graph.constants.items()} | dict(graph.inferred.dtype)
     chosen = trainable(graph, arrays) if train is None else {n for n in graph.constants if train(n)}
+    graph = parted(graph, chosen)
+    arrays |= {name: _array(graph, name) for name in graph.constants if name not in arrays}
+    kinds = {name: t.data_type for name, t in graph.constants.items()} | dict(graph.inferred.dtype)
     outputs = torch_outputs(graph)
     nodes = graph.nodes if len(outputs) == len(graph.outputs) else _needed(graph.nodes, outputs)
     return OnnxModule(nodes, arrays, graph.inputs, outputs, chosen, kinds)
@@ -259,6 +269,8 @@ def _array(graph: Graph, name: str) -> Any:
 def write_back(module: OnnxModule, graph: Graph) -> Graph:
     """A graph with the module's present weights; constants that the module did not change keep their bytes.
 
+    A weight that is a statistic elsewhere, and was changed, is two constants then; see ``parameters.parted``.
+
     Args:
         module: made from this graph, or from one with the same constants.
         graph: stays as it is.
@@ -266,9 +278,7 @@ def write_back(module: OnnxModule, graph: Graph) -> Graph:
     Raises:
         ModelError: a weight is not finite, or no longer has the shape of its constant.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    held = constant_tensors(model)
+    changed = {}
     for name, parameter in module.weights.items():
         old = _array(graph, name)
         new = to_array(parameter.detach(), old.dtype)
@@ -277,7 +287,13 @@ def write_back(module: OnnxModule, graph: Graph) -> Graph:
         if not np.isfinite(new.astype(np.float64)).all() and np.isfinite(old.astype(np.float64)).all():
             raise ModelError(f"the weight '{name}' is no longer finite. Train with a smaller --lr.")
         if new.tobytes() != old.tobytes():
-            tensors.assign(held[name], new)
+            changed[name] = new
+    graph = parted(graph, changed)
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    held = constant_tensors(model)
+    for name, new in changed.items():
+        tensors.assign(held[name], new)
     return dataclasses.replace(
         graph,
         model=model,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
-from exporter.graph import Graph
+from exporter.graph import Graph, Node, make_nodes
+from exporter.inferred import Inferred
+from exporter.protos import all_nodes, constant_tensors, fresh_names, key_of
 
 _NO_WEIGHTS: dict[str, frozenset[int]] = {
     "BatchNormalization": frozenset({3, 4}),
@@ -51,12 +55,68 @@ def trainable(graph: Graph, arrays: Mapping[str, Any]) -> set[str]:
         values = arrays[name]
         if not isinstance(values, np.ndarray) or not _is_float(values):
             continue
-        uses = graph.users.get(name, [])
+        uses = list(_uses(graph, name))
         if values.size == 1 and not any(node.op == "PRelu" for node, _ in uses):
             continue
-        if any(i not in _NO_WEIGHTS.get(node.op, ()) for node, i in uses):
+        if any(_is_weight(node.op, i) for node, i in uses):
             found.add(name)
     return found - _rotary_tables({n: arrays[n] for n in found})
+
+
+def parted(graph: Graph, names: Collection[str]) -> Graph:
+    """A graph in which no constant of ``names`` is a weight of one node and a statistic, a scale or a bound of another.
+
+    Exporters merge equal tensors: the biases and the running means of a new network are the same zeros. The uses that
+    are no weight get a copy, so that the weight can be trained.
+
+    Args:
+        graph: stays as it is; returned where there is no such constant.
+        names: constants that are trained.
+    """
+    uses = {name: [(node, i, _is_weight(node.op, i)) for node, i in _uses(graph, name)] for name in names}
+    both = sorted(name for name, found in uses.items() if len({weight for *_, weight in found}) > 1)
+    if not both:
+        return graph
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    fresh = fresh_names(model)
+    copies = {name: fresh(f"{name}.fixed") for name in both}
+    held = constant_tensors(model)
+    for name, copy in copies.items():
+        model.graph.initializer.add().CopyFrom(held[name])
+        model.graph.initializer[-1].name = copy
+    instead = {(node.key, i): copies[name] for name in both for node, i, weight in uses[name] if not weight}
+    for proto in all_nodes(model.graph):
+        for i in range(len(proto.input)):
+            proto.input[i] = instead.get((key_of(proto), i), proto.input[i])
+    return dataclasses.replace(
+        graph,
+        model=model,
+        nodes=make_nodes(model.graph, graph.opsets),
+        constants=constant_tensors(model),
+        inferred=_with_copies(graph.inferred, copies),
+        static=_with_copies(graph.static, copies),
+    )
+
+
+def _uses(graph: Graph, name: str) -> Iterator[tuple[Node, int]]:
+    """The nodes that read a constant, and by which input; an Identity, which some exporters put before the second use
+    of a tensor, stands for those that read it."""
+    for node, i in graph.users.get(name, []):
+        if node.op == "Identity" and node.outputs[0] in graph.users:
+            yield from _uses(graph, node.outputs[0])
+        else:
+            yield node, i
+
+
+def _is_weight(op: str, i: int) -> bool:
+    return i not in _NO_WEIGHTS.get(op, ())
+
+
+def _with_copies(inferred: Inferred, copies: Mapping[str, str]) -> Inferred:
+    dims = {copy: inferred.dims[name] for name, copy in copies.items() if name in inferred.dims}
+    types = {copy: inferred.dtype[name] for name, copy in copies.items() if name in inferred.dtype}
+    return dataclasses.replace(inferred, dims=inferred.dims | dims, dtype=inferred.dtype | types)
 
 
 def _is_float(values: np.ndarray[Any, Any]) -> bool:

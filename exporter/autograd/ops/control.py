@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from exporter.autograd.dtypes import torch_type
 from exporter.autograd.registry import Site, Value, op
 
 _MOST_TRIPS = 1 << 62
@@ -32,7 +33,16 @@ def _loop(site: Site, trips: Tensor | None, go: Tensor | None, *state: Value) ->
         for found, value in zip(slices, after[1 + len(carried) :], strict=True):
             found.append(value)
         i += 1
-    return *carried, *(torch.stack(found) if found else torch.zeros(0, device=site.device) for found in slices)
+    after_state = 1 + len(carried)
+    return *carried, *(torch.stack(f) if f else _no_slices(site, after_state + k) for k, f in enumerate(slices))
+
+
+def _no_slices(site: Site, number: int) -> Tensor:
+    """What a loop that is not entered gives for an output of its body: none of these, their unknown sizes 0."""
+    body = next(a.g for a in site.node.proto.attribute if a.name == "body")
+    kind = body.output[number].type.tensor_type
+    sizes = [d.dim_value for d in kind.shape.dim]
+    return torch.zeros(0, *sizes, dtype=torch_type(kind.elem_type), device=site.device)
 
 
 @op("Scan")

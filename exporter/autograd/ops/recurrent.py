@@ -42,26 +42,30 @@ def _activations(
     alphas: Sequence[float] | None,
     betas: Sequence[float] | None,
     clip: float | None,
+    unclipped: int = -1,
 ) -> list[Activation]:
-    """The activations of all directions in order; alphas and betas go to those that take one."""  # fmt: skip
+    """The activations of all directions in order; alphas and betas go to those that take one.
+
+    Inputs are clipped, but those of activation ``unclipped`` of each direction's ``len(default)``.
+    """
     chosen = [n.decode() if isinstance(n, bytes) else n for n in names] if names else list(default) * count
     left_alpha, left_beta = list(alphas or ()), list(betas or ())
     found: list[Activation] = []
-    for name in chosen:
+    for number, name in enumerate(chosen):
         key = name.lower()
         if key not in _ACTIVATIONS:
             raise site.refuse(f"its activation '{name}' is not implemented")
         function, alpha, beta = _ACTIVATIONS[key]
         alpha = left_alpha.pop(0) if key in _TAKES_ALPHA and left_alpha else alpha
         beta = left_beta.pop(0) if key in _TAKES_BETA and left_beta else beta
-
-        def run(
-            x: Tensor, function: Callable[[Tensor, float, float], Tensor] = function, a: float = alpha, b: float = beta
-        ) -> Tensor:
-            return function(x if clip is None else x.clamp(-clip, clip), a, b)
-
-        found.append(run)
+        found.append(_clipped(function, alpha, beta, None if number % len(default) == unclipped else clip))
     return found
+
+
+def _clipped(
+    function: Callable[[Tensor, float, float], Tensor], alpha: float, beta: float, clip: float | None
+) -> Activation:
+    return lambda x: function(x if clip is None else x.clamp(-clip, clip), alpha, beta)
 
 
 def _sequence(
@@ -92,7 +96,10 @@ def _recurrent(
     hidden: int,
     prepare: Callable[[int, Tensor], tuple[Tensor, Cell]],
 ) -> tuple[Tensor, ...]:
-    """All directions: (Y, one last state for each initial one), in the layout asked for."""  # fmt: skip
+    """All directions: (Y, one last state for each initial one), in the layout asked for.
+
+    Of a sequence without steps the last states are zero, as in ONNX Runtime.
+    """
     if layout:
         x = x.transpose(0, 1)
         initial = [None if s is None else s.transpose(0, 1) for s in initial]
@@ -107,6 +114,8 @@ def _recurrent(
         lasts.append(last)
     whole = torch.stack(ys, 1)  # [T, D, B, H]
     finals = [torch.stack([last[k] for last in lasts]) for k in range(len(initial))]
+    if lengths is not None:
+        finals = [f * (lengths > 0).to(f)[:, None] for f in finals]
     if layout:
         return whole.permute(2, 0, 1, 3), *(f.transpose(0, 1) for f in finals)
     return whole, *finals
@@ -213,10 +222,13 @@ def _lstm(
     input_forget: int = 0,
     layout: int = 0,
 ) -> tuple[Tensor, ...]:
-    """Gates i, o, f, c in this order; peepholes (``p``) let gates see the cell."""
+    """Gates i, o, f, c in this order; peepholes (``p``) let gates see the cell.
+
+    ONNX Runtime does not clip the cell before its activation, though the standard speaks of all activations.
+    """
     size = r.shape[-1]
     kinds = ["Sigmoid", "Tanh", "Tanh"]
-    functions = _activations(site, activations, kinds, len(w), activation_alpha, activation_beta, clip)
+    functions = _activations(site, activations, kinds, len(w), activation_alpha, activation_beta, clip, unclipped=2)
 
     def prepare(d: int, values: Tensor) -> tuple[Tensor, Cell]:
         gate, candidate, shown = functions[3 * d : 3 * d + 3]

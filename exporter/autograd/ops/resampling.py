@@ -6,15 +6,21 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor
 
 from exporter.autograd.registry import Ints, Site, op
 from runtime.nouns import counted
 
-Position = Callable[[int], float]
+Single = np.float32
 Kernel = Callable[[float], float]
+
+
+_NEARLY = 1e-6
+"""How far from the middle between two elements a place may be to be taken for it, as by ONNX Runtime."""
 
 
 @dataclass(frozen=True)
@@ -28,25 +34,29 @@ class _Axis:
     end: float = 1.0
 
 
-def _position(mode: str, axis: _Axis) -> Position:
-    """The place in the input of an element of the output."""
-    size, out, scale = axis.size, axis.out, axis.scale
+def _positions(mode: str, axis: _Axis) -> NDArray[np.float32]:
+    """The place in the input of every element of the output, in 32 bits and this order, as ONNX Runtime computes it:
+    where a place falls between two elements, the last digit decides which is nearest."""
+    i = np.arange(axis.out, dtype=Single)
+    size, out, scale = Single(axis.size), Single(axis.out), Single(axis.scale)
+    one, half = Single(1), Single(0.5)
     if mode == "align_corners":
-        return lambda i: i * (size - 1) / (scale * size - 1) if out > 1 else 0.0
+        return i * (size - one) / (out - one) if axis.out > 1 else np.zeros_like(i)
     if mode == "asymmetric":
-        return lambda i: i / scale
+        return i / scale
     if mode == "pytorch_half_pixel":
-        return lambda i: (i + 0.5) / scale - 0.5 if out > 1 else 0.0
+        return (i + half) / scale - half if axis.out > 1 else np.zeros_like(i)
     if mode == "half_pixel_symmetric":
-        shift = size / 2 * (1 - out / (scale * size))
-        return lambda i: shift + (i + 0.5) / scale - 0.5
+        shift = size / Single(2) * (one - out / (scale * size))
+        return (shift + (i.astype(np.float64) + 0.5) / float(scale) - 0.5).astype(Single)
     if mode == "tf_half_pixel_for_nn":
-        return lambda i: (i + 0.5) / scale
+        return (i + half) / scale
     if mode == "tf_crop_and_resize":
-        if out > 1:
-            return lambda i: axis.start * (size - 1) + i * (axis.end - axis.start) * (size - 1) / (out - 1)
-        return lambda _: 0.5 * (axis.start + axis.end) * (size - 1)
-    return lambda i: (i + 0.5) / scale - 0.5
+        start, end = Single(axis.start), Single(axis.end)
+        if axis.out > 1:
+            return start * (size - one) + i * (end - start) * (size - one) / (out - one)
+        return np.full_like(i, 0.5 * float((start + end) * (size - one)))
+    return (i + half) / scale - half
 
 
 def _linear(x: float) -> float:
@@ -63,20 +73,26 @@ def _cubic(a: float) -> Kernel:
     return weight
 
 
-def _nearest(mode: str, at: float) -> int:
+def _nearest(mode: str, places: NDArray[np.float32], shrinks: bool) -> NDArray[np.int64]:
+    """The nearest elements; ``simple`` is what operator set 10 and Upsample do, which has no name there."""
+    at = places.astype(np.float64)
+    half = 0.5 + _NEARLY
     if mode == "round_prefer_ceil":
-        return math.floor(at + 0.5)
-    if mode in ("floor", "simple"):
-        return math.floor(at)
-    return math.ceil(at) if mode == "ceil" else math.ceil(at - 0.5)
+        found = np.floor(at + half)
+    elif mode == "floor" or (mode == "simple" and not shrinks):
+        found = np.floor(at)
+    else:
+        found = np.ceil(at) if mode in ("ceil", "simple") else np.ceil(at - half)
+    return found.astype(np.int64)
 
 
-def _matrix(axis: _Axis, place: Position, kernel: Kernel, reach: int, antialias: bool, exclude: bool) -> Tensor:
+def _matrix(
+    axis: _Axis, places: NDArray[np.float32], kernel: Kernel, reach: int, antialias: bool, exclude: bool
+) -> Tensor:
     """Weights [out, size] of an interpolation; what lies outside is taken from the border or left out."""
     shrink = min(axis.scale, 1.0) if antialias else 1.0
     rows = torch.zeros(axis.out, axis.size, dtype=torch.float64)
-    for i in range(axis.out):
-        at = place(i)
+    for i, at in enumerate(places.tolist()):
         low = math.floor(at)
         first, last = low + math.floor(-reach / shrink) + 1, low + math.ceil(reach / shrink)
         total = 0.0
@@ -112,7 +128,9 @@ def _resize(
 ) -> Tensor:
     """Interpolation along one axis after another, each a product with a matrix of weights.
 
-    Before operator set 11 (and in Upsample) the scales come second and coordinates are asymmetric.
+    Before operator set 11 (and in Upsample) the scales come second and coordinates are asymmetric. Where the standard
+    leaves room this is as in ONNX Runtime: sizes and places are computed in 32 bits, nothing happens to an axis whose
+    scale is 1 (with ``antialias``: whose size stays), nor to a tensor whose sizes all stay.
     """
     old = site.node.op == "Upsample" or site.opset < 11
     if old:
@@ -121,15 +139,15 @@ def _resize(
     rounding = nearest_mode or ("simple" if old else "round_prefer_floor")
     where = [a % x.ndim for a in axes] if axes is not None else list(range(x.ndim))
     if sizes:
-        ratios = [n / x.shape[a] for n, a in zip(sizes, where, strict=True)]
+        ratios = [float(Single(n) / Single(x.shape[a])) for n, a in zip(sizes, where, strict=True)]
         if keep_aspect_ratio_policy != "stretch":
             ratio = min(ratios) if keep_aspect_ratio_policy == "not_larger" else max(ratios)
             ratios = [ratio] * len(where)
-            sizes = [math.floor(x.shape[a] * ratio + 0.5) for a in where]
+            sizes = [math.floor(Single(x.shape[a]) * Single(ratio) + 0.5) for a in where]
         outs = list(sizes)
     elif scales is not None and scales.numel():
         ratios = scales.double().tolist()
-        outs = [math.floor(x.shape[a] * r) for a, r in zip(where, ratios, strict=True)]
+        outs = [int(Single(x.shape[a]) * Single(r)) for a, r in zip(where, ratios, strict=True)]
     else:
         raise site.refuse("it has neither scales nor sizes")
     corners = (
@@ -137,22 +155,26 @@ def _resize(
         if roi is not None and how == "tf_crop_and_resize"
         else [0.0] * len(where) + [1.0] * len(where)
     )
+    if all(n == x.shape[a] for n, a in zip(outs, where, strict=True)):
+        return x
     kind = x.dtype
-    wide = x if x.is_floating_point() else x.float()
+    wide = x if kind.is_floating_point else x.float()
     outside: Tensor | None = None
     for k, a in enumerate(where):
         axis = _Axis(x.shape[a], outs[k], ratios[k], corners[k], corners[k + len(where)])
-        place = _position(how, axis)
-        if axis.out == axis.size and axis.scale == 1.0 and how != "tf_crop_and_resize":
+        if axis.scale == 1.0 or (antialias and axis.out == axis.size):
             continue
-        wide = _along(wide, a, axis, place, mode, rounding, cubic_coeff_a, bool(antialias), bool(exclude_outside))
+        places = _positions(how, axis)
+        wide = _along(wide, a, axis, places, mode, rounding, cubic_coeff_a, bool(antialias), bool(exclude_outside))
         if how == "tf_crop_and_resize":
-            beyond = torch.tensor([not 0 <= place(i) <= axis.size - 1 for i in range(axis.out)], device=x.device)
+            beyond = torch.from_numpy((places < 0) | (places > axis.size - 1)).to(x.device)
             beyond = beyond.reshape([-1 if j == a else 1 for j in range(x.ndim)])
             outside = beyond if outside is None else outside | beyond
     if outside is not None:
         wide = torch.where(outside, torch.full_like(wide, extrapolation_value), wide)
-    return wide if kind == wide.dtype else (wide.round().clamp(*_bounds(kind)) if mode != "nearest" else wide).to(kind)
+    if not kind.is_floating_point and mode != "nearest":
+        wide = (wide.round() if antialias else wide.trunc()).clamp(*_bounds(kind))
+    return wide.to(kind)  # under autocast a product is narrower
 
 
 def _bounds(kind: torch.dtype) -> tuple[int, int]:
@@ -163,7 +185,7 @@ def _along(
     x: Tensor,
     a: int,
     axis: _Axis,
-    place: Position,
+    places: NDArray[np.float32],
     mode: str,
     rounding: str,
     cubic: float,
@@ -171,10 +193,10 @@ def _along(
     exclude: bool,
 ) -> Tensor:
     if mode == "nearest":
-        index = [min(max(_nearest(rounding, place(i)), 0), axis.size - 1) for i in range(axis.out)]
-        return x.index_select(a, torch.tensor(index, dtype=torch.int64, device=x.device))
+        index = _nearest(rounding, places, axis.scale < 1).clip(0, axis.size - 1)
+        return x.index_select(a, torch.from_numpy(index).to(x.device))
     kernel, reach = (_cubic(cubic), 2) if mode == "cubic" else (_linear, 1)
-    weights = _matrix(axis, place, kernel, reach, antialias, exclude).to(x.dtype).to(x.device)
+    weights = _matrix(axis, places, kernel, reach, antialias, exclude).to(x.dtype).to(x.device)
     return torch.matmul(x.movedim(a, -1), weights.t()).movedim(-1, a)
 
 

@@ -43,6 +43,30 @@ def test_statistics_scalars_and_bounds_are_not_trained():
     assert set(to_torch(from_model(build(nodes, {"x": ["N", 4]}, ["y"], constants))).weights) == {"w", "g", "b"}
 
 
+@pytest.mark.parametrize("through", [False, True])
+def test_a_tensor_that_is_weight_and_statistic_becomes_two(through):
+    """As exporters merge them: zeros are bias and mean, ones are scale and variance, maybe through an Identity."""
+    constants = weights(w=(4, 4)) | {"one": np.ones(4, np.float32), "zero": np.zeros(4, np.float32)}
+    nodes = [node("MatMul", "x w", "h"), node("Identity", "zero", "same"),
+             node("BatchNormalization", f"h one {'same' if through else 'zero'} same one", "y")]  # fmt: skip
+    graph = from_model(build(nodes, {"x": ["N", 4]}, ["y"], constants))
+    assert write_back(to_torch(graph), graph).model.SerializeToString() == graph.model.SerializeToString()
+    module = to_torch(graph)
+    assert set(module.weights) == {"w", "one", "zero"}
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    module(x).square().sum().backward()
+    assert all(weight.grad.any() for weight in module.weights.values())
+    with torch.no_grad():
+        module.weights["zero"].add_(2)
+        module.weights["one"].mul_(3)
+    after = write_back(module, graph)
+    norm = next(n for n in after.nodes if n.op == "BatchNormalization")
+    assert [after.array(n).mean() for n in norm.inputs[1:] if n in after.constants][-2:] == [0, 1]
+    found = open_session(finished(after).SerializeToString()).run({"x": x.numpy()})["y"]
+    assert np.allclose(found, 3 * (x.numpy() @ constants["w"]) / np.sqrt(1 + 1e-5) + 2, atol=1e-5)
+    assert np.allclose(found, module(x).detach().numpy(), atol=1e-5)
+
+
 AWKWARD = ("a", "a.b", "a..c", "forward", ".lead", "weights", "é %.x", "training")
 
 
@@ -170,6 +194,29 @@ def test_what_is_unknown_is_refused_before_anything_runs(what):
     with pytest.raises(Unsupported, match=message) as caught:
         entry_of(make_nodes(graph, {"": 21, "com.microsoft": 1})[0])
     assert "node_y" in str(caught.value)
+
+
+def test_autocast_of_a_resize():
+    """Its products are narrower than what it is given, and made what that is."""
+    nodes = [node("Conv", "x w", "h"), node("Resize", "h - s", "y", mode="linear")]
+    constants = weights(w=(2, 1, 1, 1)) | {"s": np.array([1, 1, 2, 2], np.float32)}
+    module = to_torch(from_model(build(nodes, {"x": ["N", 1, 4, 4]}, ["y"], constants)))
+    x = torch.rand(2, 1, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(x)
+    found.float().square().sum().backward()
+    assert torch.allclose(found.float(), module(x), atol=0.05)
+
+
+def test_autocast_leaves_float16_alone():
+    """torch does not mix it with bfloat16."""
+    constants = {name: w.astype(np.float16) for name, w in weights(w=(4, 4), c=(1, 4)).items()}
+    nodes = [node("MatMul", "x w", "h"), node("Concat", "h c", "y", axis=0)]
+    module = to_torch(from_model(build(nodes, {"x": [2, 4]}, ["y"], constants, kinds={"x": "h", "y": "h"})))
+    x = torch.rand(2, 4).half()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module(x), module(x))
+        assert module(x).dtype == torch.float16
 
 
 def test_a_missing_input_and_a_wrong_shape_are_named(cnn):
