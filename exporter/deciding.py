@@ -8,8 +8,6 @@ follows from what comes before it, and all that follows from the same choices ag
 
 from __future__ import annotations
 
-from onnx import TensorProto
-
 from exporter.graph import Graph, Node
 from exporter.rounding import CODES, FLOATS, ROOM, shared_tensors
 
@@ -26,7 +24,7 @@ def chooses(node: Node, graph: Graph) -> bool:
     if node.op in _STEPS:
         return True
     kinds = {graph.inferred.dtype.get(name) for name in node.outputs if name}
-    return node.op not in _NO_CHOICE and bool(kinds - {*FLOATS, *CODES, TensorProto.BFLOAT16, None})
+    return node.op not in _NO_CHOICE and bool(kinds - {*FLOATS, *CODES, None})
 
 
 def deciding_tensors(graph: Graph, pruned: Graph, limit: int = ROOM) -> list[str]:

@@ -19,7 +19,7 @@ from exporter.graph import Graph, Node
 from exporter.relative_difference import Array
 
 CODES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16)
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _ROUNDING = ("Round", "Floor", "Ceil")
 """Operators whose results are codes although their type is not (quantization simulated in training)."""
 _QUANTIZED = ("Quantize", "Integer", "NBits", "QLinear", "QGemm", "QAttention", "QEmbed")

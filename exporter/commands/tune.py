@@ -176,12 +176,15 @@ def _training(options: argparse.Namespace) -> TuneOptions:
 
 
 def _text(options: argparse.Namespace, tuned: Tuned) -> str:
+    from exporter.training.agreement import TOLERANCE
+
     steps = tuned.history[-1][0]
+    rounded = " (rounding explains that)" if tuned.difference > TOLERANCE else ""
     lines = [
         f"{options.model} -> {options.output}",
         f"loss on {counted(tuned.held, 'sample')} held out: {tuned.before:.4g} before, {tuned.after:.4g} after "
         f"{tuned.best} of {counted(steps, 'step')} ({tuned.seconds:.1f} s)",
-        f"verified in ONNX Runtime: within {tuned.difference:.1e} of the outputs' standard deviation of torch",
+        f"verified in ONNX Runtime: within {tuned.difference:.1e} of the outputs' standard deviation of torch{rounded}",
     ]
     if tuned.sparse:
         lines.append(f"zeros kept in {counted(len(tuned.sparse), 'sparse weight')}")

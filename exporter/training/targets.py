@@ -14,6 +14,7 @@ from exporter.autograd import OnnxModule, to_torch, torch_outputs
 from exporter.autograd.dtypes import to_array, to_tensor
 from exporter.calibration.cache import content
 from exporter.errors import UsageError
+from exporter.finer import in_types_of
 from exporter.graph import Graph, Node
 from exporter.normalise import serialize_with_data
 from exporter.plan import Plan
@@ -22,6 +23,7 @@ from exporter.training.choosing import choosers, choosing
 from exporter.training.losses import Loss, make_loss, relative_error
 from exporter.training.options import AGREEMENT, check_target
 from exporter.training.outputs import Output, Outputs, judged
+from exporter.widened import is_narrow, widen
 from runtime.backends import open_session
 
 Teacher = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -82,7 +84,8 @@ def matches_of(graph: Graph, teacher: Graph, patterns: Sequence[str], plan: Plan
 def teacher_of(graph: Graph, names: Sequence[str], device: torch.device) -> Teacher:
     """A function that runs a graph without gradients and returns the tensors named.
 
-    On the CPU that is ONNX Runtime, which is two to three times as fast there as torch; elsewhere a torch module.
+    On the CPU that is ONNX Runtime, which is two to three times as fast there as torch; elsewhere a torch module. What
+    is in bfloat16, of which ONNX Runtime has no products there, answers in 32 bits.
     """
     if device.type != "cpu":
         module = to_torch(graph, train=lambda _: False).to(device)
@@ -93,11 +96,14 @@ def teacher_of(graph: Graph, names: Sequence[str], device: torch.device) -> Teac
 
         return in_torch
     probe = onnx.load_model_from_string(serialize_with_data(graph.model, graph.folder))
+    if is_narrow(graph):
+        widen(probe)
     add_outputs(probe, names)
     session = open_session(probe.SerializeToString())
 
     def in_runtime(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = session.run({name: to_array(value) for name, value in inputs.items()}, list(names))
+        feed = in_types_of(session.inputs, {name: to_array(value) for name, value in inputs.items()})
+        found = session.run(feed, list(names))
         return {name: to_tensor(value) for name, value in found.items()}
 
     return in_runtime

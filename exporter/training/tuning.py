@@ -5,21 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from exporter.autograd import OnnxModule, to_torch, write_back
-from exporter.autograd.dtypes import to_array, to_tensor
 from exporter.calibration.cache import content
 from exporter.errors import GoalError, ModelError, UsageError
 from exporter.graph import Graph
-from exporter.model_file import finished
-from exporter.normalise import serialize_with_data
+from exporter.training.agreement import verified
 from exporter.training.augment import augmented
 from exporter.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from exporter.training.devices import placed
@@ -28,7 +24,6 @@ from exporter.training.options import TuneOptions, check_blends
 from exporter.training.scores import Step, batches, rows_in, runs_in, steps_of
 from exporter.training.targets import Target
 from exporter.training.team import ALONE, Team
-from runtime.backends import open_session
 from runtime.nouns import counted
 from runtime.samples import Samples
 from runtime.steps import Count
@@ -52,8 +47,6 @@ _OTHERS = {
 
 _WARM_UP = 0.05
 _LONGEST_GRADIENT = 5.0
-_AGREES = 1e-3
-"""Largest difference between torch and ONNX Runtime, relative to the standard deviation of an output."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +127,7 @@ def tune(
         Unsupported: an operator is not implemented in torch.
         UsageError: too few samples, images are blended where labels judge, the checkpoint is of another run, or batches
             cannot be shared by processes.
-        GoalError: the loss is not a number, or the result differs between torch and ONNX Runtime.
+        GoalError: the loss is not a number, or the model differs between torch and ONNX Runtime, before or after.
     """
     started = time.perf_counter()
     check_blends(options.augment, samples.answers is not None, target.teacher is not None)
@@ -147,6 +140,8 @@ def tune(
         raise UsageError(f"{counted(len(samples), 'sample is', 'samples are')} too few to hold some out{why}.")
     train, held = mixed.part(0, cut), mixed.part(cut, len(mixed))
     module = placed(to_torch(graph), where)
+    size = min(options.batch, 8)
+    verified(graph, module, held, size, "model")
     if not module.weights:
         raise ModelError("the model has no weights that can be trained.")
     run = _begin(module, replace(target, loss=knowing(target.loss, samples.labels)), options, train, team)
@@ -172,7 +167,7 @@ def tune(
     tuned = write_back(module, graph)
     return Tuned(
         tuned, before, run.best, tuple(run.history), run.best_step, len(held), tuple(run.masks),
-        verified(tuned, module, held, min(options.batch, 8)), time.perf_counter() - started, resumed,
+        verified(tuned, module, held, size), time.perf_counter() - started, resumed,
     )  # fmt: skip
 
 
@@ -322,33 +317,3 @@ def _resume(run: _Run) -> int:
                 master.mul_(run.masks[name])
             run.module.weights[name].copy_(master)
     return run.done
-
-
-def verified(graph: Graph, module: OnnxModule, held: Samples, batch: int = 8) -> float:
-    """Compare a graph in ONNX Runtime with the module its weights came from, on one batch.
-
-    Returns:
-        The largest difference of any floating-point output, relative to its standard deviation.
-
-    Raises:
-        GoalError: it is larger than the tolerance.
-    """
-    feeds: Mapping[str, Any] = next(iter(held.batches(batch)))
-    want = open_session(serialize_with_data(finished(graph), graph.folder)).run(feeds)
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which has ten bits
-        got = module.run({n: to_tensor(v).to(module.device) for n, v in feeds.items()})
-    worst = 0.0
-    for name, value in want.items():
-        numbers = np.asarray(value)
-        if numbers.dtype.kind != "f":
-            continue
-        spread = max(float(numbers.astype(np.float64).std()), 1e-3 * float(np.abs(numbers).max(initial=0)), 1e-6)
-        apart = np.abs(to_array(got[name]).astype(np.float64) - numbers.astype(np.float64))
-        worst = max(worst, float(apart.max(initial=0)) / spread)
-    coarse = any(w.dtype != torch.float32 for w in module.weights.values())
-    if worst > (_AGREES if not coarse else 0.05):
-        raise GoalError(
-            f"torch and ONNX Runtime differ on the tuned model by {worst:.1e} of its outputs' standard deviation. "
-            "Nothing was written; please report this with the model."
-        )
-    return worst
