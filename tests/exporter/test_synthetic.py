@@ -70,7 +70,7 @@ def test_enough_are_made_up_where_each_is_a_run(tmp_path):
     graph = graph_of(
         [node("Add", "x flag", "y")], {"x": ("N", 16), "flag": (1,)}, {}, tmp_path
     )  # an input without samples, as merged decoders have
-    assert graph.binding.batch == 2
+    assert graph.batch == 2
     found = calibration_of("synthetic", graph, limit=16)
     assert found.used == 16
 

@@ -631,7 +631,8 @@ def test_inputs_without_a_shape(tmp_path):
     assert found.inputs == ("x[2, 3]",)
     assert shape_of(written.graph.output[0]) == [2, 3]
     with pytest.raises(
-        UsageError, match=r"declares no shape, so none can be made up; give one with --fix or --shape x:\.\.\."
+        UsageError,
+        match=r"declares no shape, so none can be made up; give that of a tensor with --fix or --shape x:\.\.\.",
     ):
         fixed(tmp_path, model, "k=2")
 
