@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from exporter.atomic import obstacle, scratch
 from exporter.calibration.outputs import floats_behind
 from exporter.errors import GoalError, ModelError, UsageError
@@ -256,10 +258,14 @@ def _moved(
         return None, float("inf")
     worst = 0.0
     for got, want in zip(outputs, reference, strict=True):
-        for name, value in want.items():
-            moved = difference(got[name], value, signal(value))
-            if is_float(value):
-                worst = max(worst, moved)
-            elif moved and not behind.get(name):
+        judged: set[str] = set()
+        for name in groups.graph.outputs:
+            if is_float(want[name]):
+                judged.add(name)
+                continue
+            alike = [part for part in behind.get(name, ()) if np.shape(got[part]) == np.shape(want[part])]
+            judged.update(alike)
+            if not alike and difference(got[name], want[name], 1.0):  # the padded axis itself is what is counted
                 return None, float("inf")
+        worst = max([worst, *(difference(got[name], want[name], signal(want[name])) for name in judged)])
     return padded, worst

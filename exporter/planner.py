@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,11 @@ KINDS = ("channels", "neurons", "hidden", "heads", "head_dims", "conv_groups", "
 OPT_IN = ("experts",)
 """Kinds that are cut only where they are asked for by name."""
 
+Shares = dict[int, NDArray[np.float64]]
+"""Damage at each width that a group may have, by its number."""
+
+_GIVEN_BACK = 4
+"""Most times that room which a bound did not see is given back."""
 _REASONS = 3
 _HALF = 0.5
 """Share of the units assumed to stay where the budget is one of multiply-accumulates or parameters."""
@@ -228,20 +233,36 @@ def least_damage(
     start = cost.widths if dense is None else dense
     for relax in (1, 2, 4) if align in AUTOMATIC else (1,):
         widths = Widths(cost, chosen, {g.name: np.ones(g.width) for g in groups}, "local", align, min_width, relax)
+        shares = {n: damage[groups.groups[n].name][widths.allowed[n] - 1] for n in chosen}
+
+        def allocated(goal: float, widths: Widths = widths, shares: Shares = shares) -> NDArray[np.int64]:
+            return allocate(start, widths.allowed, shares, lambda c: measure(widths.repaired(c.copy())), goal)
+
         try:
-            counts = allocate(
-                start,
-                widths.allowed,
-                {n: damage[groups.groups[n].name][widths.allowed[n] - 1] for n in chosen},
-                lambda counts: measure(widths.repaired(counts.copy())),  # noqa: B023  (called within the round)
-                budget.value * whole,
-            )
+            counts = _with_what_is_shared(allocated, widths, cost, budget, whole)
         except OutOfReach as error:
             failure = OutOfReach(f"--{budget.kind} {budget.value:g}", error.left * measure(start) / whole)
             continue
         relaxed = [_relaxed(relax)]
         return widths.repaired(counts), relaxed if relax > 1 else []
     raise failure
+
+
+def _with_what_is_shared(
+    allocated: Callable[[float], NDArray[np.int64]], widths: Widths, cost: CostModel, budget: Budget, whole: float
+) -> NDArray[np.int64]:
+    """Widths for a budget. Of parameters the search counts a vector for each layer that shares it, cut or not: what
+    that was too much is given back, as long as the budget is met."""
+    goal = budget.value * whole
+    counts = allocated(goal)
+    for _ in range(_GIVEN_BACK if budget.kind == "params" else 0):
+        kept = widths.repaired(counts.copy())
+        more = cost.parameters_apart(kept) - cost.parameters(kept)
+        tried = allocated(goal + more) if more > 0 else counts
+        if (tried == counts).all() or cost.parameters(widths.repaired(tried.copy())) > goal:
+            break
+        counts = tried
+    return counts
 
 
 NO_BUDGET = (

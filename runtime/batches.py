@@ -52,7 +52,9 @@ def samples_in(
         if not isinstance(declared, int) and is_batch(spec, axis) and not (axis == 0 and spec.name in steps)
     }
     if not sizes and not steps:
+        ranks = {len(spec.shape) for spec in inputs}
         sizes = {spec.shape[0] for spec in inputs if len(spec.shape) > 1 and isinstance(spec.shape[0], int)}
+        sizes = sizes if 3 not in ranks else set()  # an image, or a sequence, without a batch
         if sizes:
             sizes |= {shape[0] for shape in outputs if shape and isinstance(shape[0], int)}
     return max(*sizes, 1) if len(sizes) == 1 else 1

@@ -309,7 +309,7 @@ def _eight_bits(image: Image, path: Path) -> Image:
     Raises:
         BadRequest: of numbers whose range is not known: whole ones of 32 bits, or fractions.
     """
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # as older Pillows open them
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # as Pillow opens them
         pixels = np.asarray(image).astype(np.float64)
         scaled: Image = pillow().fromarray(np.rint(pixels / _WHITE_16 * 255).astype(np.uint8))
         return scaled

@@ -203,9 +203,10 @@ def _pair(batch: Batch) -> tuple[Numbers, Numbers]:
 def class_axis(shape: Sequence[int], samples: int) -> int | None:
     """The axis along which the classes of an output lie; None where it holds none.
 
-    It is the only one with several places, if there is one; else the last. Of images and volumes it is the second
-    (channels first) or the last: the others are nearer to each other in size. An axis that counts the samples of a run
-    holds no classes: one number for each sample is a score.
+    It is the only one with several places, if there is one; else the last. In images it is the second (channels first)
+    where that is the shorter, or where height and width after it are nearer to each other than what lies before the
+    last; in volumes the same, and where neither is, the second. An axis that counts the samples of a run holds no
+    classes: one number for each sample is a score.
 
     Args:
         shape: of the output.
@@ -217,7 +218,8 @@ def class_axis(shape: Sequence[int], samples: int) -> int | None:
     axis = several[0] if len(several) == 1 else len(shape) - 1
     if len(several) > 1 and len(shape) > 3:
         first, last = _spread(shape[2:]), _spread(shape[1:-1])
-        if first < last or (first == last and (len(shape) > 4 or shape[1] < shape[-1])):
+        shorter = shape[1] < shape[-1] or (len(shape) > 4 and first == last)
+        if (first < last and min(shape[1:]) > 1) or (shorter and not last == 1 < first):
             axis = 1
     return axis if shape[axis] > 1 else None
 

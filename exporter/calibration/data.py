@@ -123,8 +123,10 @@ def calibration_of(
     if metric is None and (why := misfit or _why_no_labels(graph, samples)):
         if strict:
             raise UsageError(f"--calib {text}: the labels do not fit: {why} To judge without: --metric agreement.")
-        notes = (*samples.notes, f"the labels do not fit and are left out: {why}")
-        samples = replace(samples, answers=None, notes=notes)
+        note = f"the labels do not judge, agreement with the original does: {why}"
+        samples = replace(samples, notes=(*samples.notes, note))
+        if samples.answers is not None and samples.answers.dtype.kind == "f" and np.isnan(samples.answers).any():
+            samples = replace(samples, answers=None)
     count = len(samples)
     spare = min(_runs(max(count - limit, count // _JUDGING), run, 1), count - 2 * run) if judged else 0
     also_held = _runs(min(spare // _JUDGING, _MORE_HELD), run) if count > limit else 0

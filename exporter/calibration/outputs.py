@@ -8,6 +8,8 @@ outputs of two models have no rows in common, and what was chosen from is compar
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +19,7 @@ from exporter.rounding import FLOATS
 from exporter.symbols import factors
 from runtime.backends.maps import Keys, keys_of, number_type
 
-Floats = NDArray[np.float64]
+A = TypeVar("A", bound=np.generic)
 
 _SIZES = ("Shape", "Size")
 _PUT_TOGETHER = {"Identity": 1, "Transpose": 1, "Reshape": 1, "Flatten": 1, "Squeeze": 1, "Unsqueeze": 1, "TopK": 1,
@@ -70,7 +72,7 @@ def parts_of(graph: Graph, output: str) -> list[str]:
     return found if len(found) > 1 or (found and instead) else [output]
 
 
-def common(one: Floats, other: Floats) -> tuple[Floats, Floats]:
+def common(one: NDArray[A], other: NDArray[A]) -> tuple[NDArray[A], NDArray[A]]:
     """What two arrays have in common: the first entries of each axis, of unlike ranks of all.
 
     A decoder that stops when it is done takes fewer steps in one model than in another.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def add(commands: Any) -> None:
         "align",
         run,
         "Pad widths the device dislikes with zeros; keep the result only if it is faster.",
-        check_running,
+        partial(check_running, recorded_alone=False),
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help="the ONNX file, from whatever source")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to write")

@@ -72,8 +72,12 @@ def asked_of(options: argparse.Namespace, batch: int | None = None) -> Asked:
     )
 
 
-def check_running(options: argparse.Namespace) -> None:
+def check_running(options: argparse.Namespace, recorded_alone: bool = True) -> None:
     """Refuse what no model could be run with.
+
+    Args:
+        options: of the command.
+        recorded_alone: sizes say nothing beside recorded inputs; else they are for the command's analysis.
 
     Raises:
         BadRequest, BackendMissing: a value is out of range, or no backend has that name.
@@ -82,7 +86,8 @@ def check_running(options: argparse.Namespace) -> None:
     from runtime.latency import check_seconds
     from runtime.runners import check_batch, check_inputs
 
-    check_inputs(asked_of(options))
+    if recorded_alone:
+        check_inputs(asked_of(options))
     check_backend(options.backend)
     check_seconds(options.seconds)
     batch = getattr(options, "batch", None)

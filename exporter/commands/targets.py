@@ -9,6 +9,11 @@ from pathlib import Path
 _KEPT = ("timing_cache",)
 """Written as well, but read first: what a step made is not told by them."""
 _PAGES = (".html", ".htm")
+_GO_ON = ("-o", "--checkpoint")
+"""What these name may be there: the model of an earlier run, and what a run goes on from."""
+_WRITTEN = (".json", ".csv", ".html", ".svg", ".onnx")
+"""Ends of names that files with the weights of a model do not have: the model need not be read to know."""
+_PRECIOUS = (".onnx", ".npz", ".npy", ".pt", ".pt2", ".safetensors", ".engine", ".plan", ".yaml", ".yml")
 
 
 def check_targets(options: argparse.Namespace) -> None:
@@ -34,14 +39,19 @@ def check_targets(options: argparse.Namespace) -> None:
             why = "" if streamed else obstacle(Path(path))
             if why:
                 raise UsageError(f"{option} {path} cannot be written: {why}.")
-            over = _over(Path(path), read)
+            over = _over(Path(path), read) or (_precious(Path(path)) if option not in _GO_ON else "")
             if over:
-                raise UsageError(f"{option} {path} is {over}, which is read; give what is written another name.")
+                raise UsageError(f"{option} {path} is {over}; give what is written another name.")
             if option == "--report" and not streamed and Path(path).suffix.lower() not in _PAGES:
                 raise UsageError(f"--report {path}: a report is HTML; call it {Path(path).with_suffix('.html')}.")
         if place in seen:
             raise UsageError(f"{seen[place]} and {option} both write to {told}; give one of them another file.")
         seen[place] = option
+
+
+def _precious(path: Path) -> str:
+    """What a file is that no report replaces, whoever reads it; empty where there is none."""
+    return "a model, or data, that is there already" if path.suffix.lower() in _PRECIOUS and path.is_file() else ""
 
 
 def _over(path: Path, read: Mapping[Path, str]) -> str:
@@ -51,7 +61,7 @@ def _over(path: Path, read: Mapping[Path, str]) -> str:
     place = path.resolve()
     if place in read:
         return read[place]
-    if not place.is_file():
+    if not place.is_file() or place.suffix in _WRITTEN:
         return ""
     models = (file for file in read if file.suffix == ".onnx" and file.is_file() and place.is_relative_to(file.parent))
     return next((f"the data file of {file.name}" for file in models if place in weight_files(file)), "")

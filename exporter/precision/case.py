@@ -103,7 +103,7 @@ class Case:
         computes no bf16, and fp16 in fp32 from layer to layer, without rounding between: that is looked at too, since
         it is what the file gives there.
         """
-        rounded, outside = rounded_model(self.graph, made.lowered, self.low)
+        rounded, outside = rounded_model(self.graph, made.lowered, self.low, self.keep_io)
         found = self._compared(rounded, outside, self.graph.folder)
         if self.low != TensorProto.FLOAT16:
             return found

@@ -13,22 +13,32 @@ from exporter.graph import Graph
 from exporter.precision.lowering import Operands
 from exporter.precision.rewriting import limit_fills
 from exporter.precision.values import Retyped, convert_values
-from exporter.protos import fresh_names, key_of, set_nodes, subgraphs
+from exporter.protos import all_nodes, fresh_names, key_of, read_instead, set_nodes, subgraphs
 
 SWITCHED_SINCE = 9
 """The operator set from which nodes can be rounded by choice: that of Where."""
 
 
-def rounded_model(graph: Graph, lowered: Mapping[str, Operands], low: int) -> tuple[onnx.ModelProto, Retyped]:
+def rounded_model(
+    graph: Graph, lowered: Mapping[str, Operands], low: int, keep_io: bool = True
+) -> tuple[onnx.ModelProto, Retyped]:
     """A model of fp32 tensors whose lowered nodes read and give rounded numbers, and the constants left outside it.
 
     Args:
         graph: the graph; it stays as it is.
         lowered: operands that are half precision, by the node's first output.
         low: FLOAT16 or BFLOAT16.
+        keep_io: inputs keep their types; else one that any lowered node reads is rounded for all.
     """
     model, retyped = _copied(graph, low)
-    _round(model.graph, _Rounding(graph, model, lowered, low, fresh_names(model), retyped))
+    fresh = fresh_names(model)
+    _round(model.graph, _Rounding(graph, model, lowered, low, fresh, retyped))
+    if not keep_io:
+        read = {node.inputs[k] for node in graph.nodes if node.key in lowered for k in lowered[node.key].inputs}
+        names = {name: fresh(f"{name}.given") for name in graph.inputs if name in read}
+        read_instead(list(all_nodes(model.graph)), names)
+        nodes = [node for name, given in names.items() for node in _casts(name, given, fresh(f"{given}.low"), low)]
+        set_nodes(model.graph, [*nodes, *model.graph.node])
     return model, retyped
 
 
@@ -86,6 +96,14 @@ class _Rounding:
         return self.constants[name]
 
 
+def _casts(name: str, result: str, between: str, low: int) -> list[NodeProto]:
+    """A tensor rounded: to half precision and back."""
+    return [
+        helper.make_node("Cast", [name], [between], to=low),
+        helper.make_node("Cast", [between], [result], to=TensorProto.FLOAT),
+    ]
+
+
 def _round(graph: GraphProto, work: _Rounding) -> None:
     """Round in a graph and what lies in it, in place."""
     nodes: list[NodeProto] = []
@@ -95,10 +113,8 @@ def _round(graph: GraphProto, work: _Rounding) -> None:
         nodes.append(helper.make_node("Where", [flag, rounded, exact], [result]))
 
     def cast(flag: str | None, name: str, result: str) -> None:
-        low = work.fresh(f"{result}.low")
         wide = result if flag is None else work.fresh(f"{result}.wide")
-        nodes.append(helper.make_node("Cast", [name], [low], to=work.low))
-        nodes.append(helper.make_node("Cast", [low], [wide], to=TensorProto.FLOAT))
+        nodes.extend(_casts(name, wide, work.fresh(f"{result}.low"), work.low))
         if flag is not None:
             choose(flag, wide, name, result)
 

@@ -68,10 +68,10 @@ def run_step(step: Step, recipe: Recipe, run: Run, fresh: bool = False, quiet: b
     known = None if fresh else _record(step, recipe, key)
     if known is not None:
         return Done(step, known, True)
-    record = _path(step, recipe)
-    if fresh or _read(record).get("key") != key:
-        _drop_scratch(step)  # of another start
-    write_text(record, json.dumps({"version": 1, "key": key}) + "\n")
+    record, asked = _path(step, recipe), _sum_of(_told([step]))
+    if fresh or _read(record).get("asked", asked) != asked:
+        _drop_scratch(step, recipe)  # of another start
+    write_text(record, json.dumps({"version": 1, "key": key, "asked": asked}) + "\n")
     started = time.perf_counter()
     code = run([step.command, *step.arguments], quiet)
     seconds = time.perf_counter() - started
@@ -83,9 +83,9 @@ def run_step(step: Step, recipe: Recipe, run: Run, fresh: bool = False, quiet: b
             code,
         )
     made = {path: content(path) for path in step.writes if Path(path).exists() and not _scratch(path)}
-    document = {"version": 1, "key": key, "made": made, "seconds": seconds, "command": command_line(step)}
-    write_text(record, json.dumps(document, indent=1) + "\n")
-    _drop_scratch(step)
+    document = {"version": 1, "key": key, "asked": asked, "made": made, "seconds": seconds}
+    write_text(record, json.dumps({**document, "command": command_line(step)}, indent=1) + "\n")
+    _drop_scratch(step, recipe)
     return Done(step, seconds, False)
 
 
@@ -103,11 +103,11 @@ def _scratch(path: str) -> bool:
     return path.endswith(".checkpoint.pt")
 
 
-def _drop_scratch(step: Step) -> None:
-    """Delete what serves to go on with a step after a kill."""
-    for path in step.writes:
-        if _scratch(path):
-            Path(path).unlink(missing_ok=True)
+def _drop_scratch(step: Step, recipe: Recipe) -> None:
+    """Delete what serves to go on with a step after a kill, where the recipe gave it its name."""
+    own = Path(recipe.folder, f"{step.number:02d}-{step.name}.checkpoint.pt")
+    if any(Path(path) == own for path in step.writes):
+        own.unlink(missing_ok=True)
 
 
 def _path(step: Step, recipe: Recipe) -> Path:
@@ -138,13 +138,22 @@ def key_of(*steps: Step) -> str:
 
     What one of them makes for a later one follows from the rest.
     """
+    return _sum_of([source_digest(), _told(steps)])
+
+
+def _told(steps: Sequence[Step]) -> list[Any]:
+    """What steps do with what: their commands, and the content of what they read and none before them makes."""
     made: set[str] = set()
-    told = []
+    told: list[Any] = []
     for step in steps:
         read = {path: content(path) for path in step.reads if path not in made}
         told.append([step.command, list(step.arguments), read])
         made |= set(step.writes)
-    return hashlib.sha256(json.dumps([source_digest(), told], sort_keys=True).encode()).hexdigest()
+    return told
+
+
+def _sum_of(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache

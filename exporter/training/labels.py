@@ -29,7 +29,7 @@ class Facts:
     Attributes:
         kind: the type they are stored in.
         whole: each is a whole number.
-        one_hot: along the last axis all are zero but one, which is one.
+        one_hot: along the second or the last axis all are zero but one, which is one.
         low, high: the least and largest, ``IGNORED`` ones aside; infinite where there are none.
     """
 
@@ -52,7 +52,8 @@ def facts_of(labels: Array) -> Facts:
         whole = labels.dtype.kind != "f" or not (labels % 1 != 0).any()
     held = labels[labels != IGNORED]
     low, high = (float(held.min()), float(held.max())) if held.size else (np.inf, -np.inf)
-    one_hot = whole and labels.ndim > 1 and low >= 0 and high <= 1 and bool((labels.sum(-1) == 1).all())
+    axes = (1, -1) if labels.ndim > 1 and whole and low >= 0 and high <= 1 else ()
+    one_hot = any(bool((labels.sum(axis) == 1).all()) for axis in axes)
     return Facts(str(labels.dtype), whole, one_hot, low, high)
 
 

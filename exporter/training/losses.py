@@ -14,6 +14,7 @@ from exporter.graph import Graph
 from exporter.training.labels import FromLabels, knowing, loss_of
 from exporter.training.options import AGREEMENT, LOSSES
 from exporter.training.outputs import (
+    CHANCES,
     LEAST,
     Output,
     Outputs,
@@ -65,12 +66,13 @@ def _disagreement(output: Output, got: Tensor, want: Tensor, temperature: float)
 def agreement(outputs: Sequence[Output], temperature: float = 1.0) -> Loss:
     """The mean over outputs: KL where they hold classes, relative error elsewhere.
 
-    The loss raises a UsageError where an output differs in shape, or has no classes where it should.
+    The loss raises a UsageError where an output differs in shape, or none has classes where one should.
     """
 
     def loss(got: Outputs, want: Outputs, _: Outputs, __: Tensor | None) -> Tensor:
-        parts = [_disagreement(o, got[o.name], want[o.name], temperature) for o in outputs]
-        weights = torch.tensor([o.weight for o in outputs], device=parts[0].device)
+        able = [o for o in outputs if o.form in ("values", CHANCES) or o.classes(got[o.name].shape) is not None]
+        parts = [_disagreement(o, got[o.name], want[o.name], temperature) for o in able or outputs]
+        weights = torch.tensor([o.weight for o in able or outputs], device=parts[0].device)
         return (torch.stack(parts) * weights).sum() / weights.sum()
 
     return loss

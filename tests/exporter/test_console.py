@@ -214,6 +214,10 @@ def test_one_file_for_two(line, text, tmp_path, monkeypatch, capsys):
         ("prune m.onnx -o d.npz --macs 0.5 --calib d.npz:train", "-o d.npz is the file of --calib"),
         ("eval m.onnx --metric top1 --data d.npz:test --json d.npz", "--json d.npz is the file of --data"),
         ("build m.onnx -o m.engine --backend tensorrt-rtx --timing-cache m.onnx", "--timing-cache m.onnx is the model"),
+        (
+            "eval m.onnx --metric top1 --data d.npz:test --json n.onnx",
+            "--json n.onnx is a model, or data, that is there",
+        ),
         ("quantize m.onnx -o w.bin --precision int8-weight", "-o w.bin is the data file of m.onnx"),
         ("verify n.onnx m.onnx --plan p.json --json p.json", "--json p.json is the file of --plan"),
     ],

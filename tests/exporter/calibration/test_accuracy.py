@@ -141,8 +141,14 @@ def test_labels_that_do_not_fit_are_told(labels, why, two, tmp_path):
     graph = two[0]
     np.savez(tmp_path / "d.npz", x=drawn(100, 0)[0], y=labels)
     found = calibration_of(tmp_path / "d.npz", graph)
-    assert any(re.search(f"the labels do not fit and are left out: .*{why}", note) for note in found.fit.notes)
+    assert any(
+        re.search(f"the labels do not judge, agreement with the original does: .*{why}", note)
+        for note in found.fit.notes
+    )
     assert usual_metric(graph, found.held) == "agreement"
+    assert (found.fit.answers is not None) is ("shape [1, 7]" in why.replace("\\", "")), (
+        "scores may know what to do with them"
+    )
     with pytest.raises(UsageError, match=f"the labels do not fit: .*{why}.*--metric agreement"):
         calibration_of(tmp_path / "d.npz", graph, strict=True)
     assert calibration_of(tmp_path / "d.npz", graph, metric="agreement", strict=True).metric == "agreement"

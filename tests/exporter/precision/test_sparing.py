@@ -97,3 +97,15 @@ def test_old_operator_sets_are_judged_as_a_whole(tmp_path):
     model = build(nodes, {"x": ["n", 4]}, ["y"], weights(v=(4, 4)), opset=8)
     with pytest.raises(GoalError, match=r"more than --max-error 1e-09[\s\S]*--keep-fp32"):
         written(tmp_path, model, max_error=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_an_input_in_half_precision_is_so_for_all(tmp_path, precision):
+    """A node that stays in fp32 reads what another, in half precision, made of the input."""
+    nodes = [node("Relu", "x", "r"), node("Mul", "r small", "y"), node("MatMul", "x w", "z"), node("Neg", "one", "m")]
+    constants = {**weights(w=(4, 4)), "small": np.float32(1e-4), "one": np.ones(4, np.float32)}
+    nodes[-1] = node("Sign", "x", "m")  # exact in any precision
+    model = build(nodes, {"x": ["n", 4]}, ["y", "z", "m"], constants)
+    with pytest.raises(GoalError, match="try --keep-io"):
+        written(tmp_path, model, precision, max_error=1e-4)
+    assert written(tmp_path, model, precision, max_error=1e-4, keep_io=True).error <= 1e-4

@@ -120,3 +120,15 @@ def test_a_step_begins_anew_where_what_it_reads_has_changed(ran):
     assert json.loads(Path("tuned.json").read_text())["resumed_from"] == 0
     left.write_bytes(b"of the last run")
     assert main(["run", "recipe.yaml", "-q", "--fresh"]) == 0
+
+
+def test_a_checkpoint_that_somebody_named_stays(ran):
+    """It is not the recipe's to delete, before a run or after it."""
+    Path("recipe.yaml").write_text(PRUNE + TUNE.replace("epochs: 4", "epochs: 1, checkpoint: mine.checkpoint.pt"))
+    assert main(["run", "recipe.yaml", "-q"]) == 0
+    held = Path("mine.checkpoint.pt").read_bytes()
+    Path("tuned.json").unlink()
+    Path("made/02-tune.onnx").unlink()
+    assert main(["run", "recipe.yaml", "-q"]) == 0
+    assert json.loads(Path("tuned.json").read_text())["resumed_from"] > 0
+    assert len(Path("mine.checkpoint.pt").read_bytes()) == len(held)
