@@ -269,7 +269,8 @@ def load_folder(folder: Path) -> Module:
         raise UsageError(
             f"{folder} lacks {counted(len(lost), 'weight')} of {kind.__name__}, or has other sizes of them: "
             f"{', '.join(lost[:_NAMED])}{' ...' if len(lost) > _NAMED else ''}. They would be random numbers. Name the "
-            'class that was trained in config.json ("architectures"), or save the model again.'
+            'class that was trained in config.json ("architectures"), save the model again, or convert a module that '
+            "you make yourself: file.py:callable."
         )
     with contextlib.suppress(AttributeError, ValueError, RuntimeError):  # grouped products are no operator of ONNX
         module.set_experts_implementation("batched_mm")  # type: ignore[operator]

@@ -179,6 +179,24 @@ def test_matches_torch_at_any_batch(tmp_path):
 
 
 @needs_torch
+def test_bfloat16_inside(tmp_path):
+    """Its rounding shows at outputs of other types too."""
+    import torch
+
+    class Partly(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(6, 6).to(torch.bfloat16)
+
+        def forward(self, x):
+            return self.inner(x.to(torch.bfloat16)).to(torch.float32)
+
+    torch.manual_seed(0)
+    result = convert(Partly().eval(), {"x": torch.randn(64, 6)}, tmp_path / "m.onnx")
+    assert 1e-3 < result.max_relative_error < 0.08
+
+
+@needs_torch
 def test_bfloat16(tmp_path):
     """Compared in 32 bits: ONNX Runtime does not compute in it on a CPU."""
     import torch
