@@ -11,6 +11,8 @@ from runtime.backends.protocol import TensorSpec
 from runtime.demands.following import followed
 
 _BATCH = re.compile(r"batch|^n$|^bs$|^b$", re.IGNORECASE)
+_WITHOUT = 3
+"""Axes of an image without a batch."""
 _RECURRENT = ("LSTM", "GRU", "RNN")
 
 
@@ -34,7 +36,7 @@ def samples_in(
     """How many samples a run has.
 
     The dynamic batch axes say it. A file without any may fix it: then every input of several axes begins with it, and
-    so does every output whose size is known. What an image without a batch becomes does not begin with its rows.
+    so does every output whose size is known. An input of three axes may be an image without a batch: that fixes none.
 
     Args:
         inputs: the model's signature.
@@ -51,10 +53,8 @@ def samples_in(
         for axis, declared in enumerate(spec.shape)
         if not isinstance(declared, int) and is_batch(spec, axis) and not (axis == 0 and spec.name in steps)
     }
-    if not sizes and not steps:
-        ranks = {len(spec.shape) for spec in inputs}
+    if not sizes and not steps and all(len(spec.shape) != _WITHOUT for spec in inputs):
         sizes = {spec.shape[0] for spec in inputs if len(spec.shape) > 1 and isinstance(spec.shape[0], int)}
-        sizes = sizes if 3 not in ranks else set()  # an image, or a sequence, without a batch
         if sizes:
             sizes |= {shape[0] for shape in outputs if shape and isinstance(shape[0], int)}
     return max(*sizes, 1) if len(sizes) == 1 else 1

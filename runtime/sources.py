@@ -16,6 +16,7 @@ from runtime.errors import BadRequest
 from runtime.feeds import Array, is_text, show
 from runtime.meant import instead
 from runtime.model_files import near
+from runtime.parts import split_part
 from runtime.store import SAVE_TEXT, Part, Shapes, check_part, for_all, held_by, holds, part_of, repeated
 
 USUAL_LABELS = ("y", "label", "labels")
@@ -54,12 +55,6 @@ class _Wanted:
 
     def keys(self, names: Iterable[str]) -> list[str]:
         return [f"{name}{self.suffix}" for name in names]
-
-
-def split_part(source: Path) -> tuple[Path, str]:
-    """The file or folder of ``FILE:PART``, and the part; "" where none is named."""
-    base, _, part = str(source).rpartition(":")
-    return (Path(base), part) if base and not source.exists() and Path(base).exists() else (source, "")
 
 
 def find(

@@ -65,11 +65,13 @@ def why_no_labels(graph: Graph, samples: Samples) -> str:
     if answers is None:
         return ""
     session = _session(graph)
-    if answers.dtype.kind == "f" and np.isnan(answers).any():
-        why = "they hold NaN."
-    else:
-        why = _misfit(session, samples, "top1")
+    why = "they hold NaN." if hold_nan(answers) else _misfit(session, samples, "top1")
     return why if why and not _misfit(session, samples, "agreement") else ""
+
+
+def hold_nan(labels: Array) -> bool:
+    """Whether a label is no number."""
+    return labels.dtype.kind == "f" and bool(np.isnan(labels).any())
 
 
 def _misfit(session: Runs, samples: Samples, name: str) -> str:

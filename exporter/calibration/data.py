@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.calibration.accuracy import why_no_labels
+from exporter.calibration.accuracy import hold_nan, why_no_labels
 from exporter.calibration.evidence import HELD_OUT
 from exporter.calibration.outputs import classes_of
 from exporter.errors import UsageError
@@ -125,7 +125,7 @@ def calibration_of(
             raise UsageError(f"--calib {text}: the labels do not fit: {why} To judge without: --metric agreement.")
         note = f"the labels do not judge, agreement with the original does: {why}"
         samples = replace(samples, notes=(*samples.notes, note))
-        if samples.answers is not None and samples.answers.dtype.kind == "f" and np.isnan(samples.answers).any():
+        if samples.answers is not None and hold_nan(samples.answers):
             samples = replace(samples, answers=None)
     count = len(samples)
     spare = min(_runs(max(count - limit, count // _JUDGING), run, 1), count - 2 * run) if judged else 0

@@ -167,7 +167,7 @@ def size(text: str) -> int:
 
 def _from_anywhere(data: str) -> str:
     """Data by their full path; made-up ones are called as before."""
-    from runtime.sources import split_part
+    from runtime.parts import split_part
 
     file, part = split_part(Path(data))
     return f"{file.absolute()}{f':{part}' if part else ''}" if file.exists() else data

@@ -56,13 +56,13 @@ def _precious(path: Path) -> str:
 
 def _over(path: Path, read: Mapping[Path, str]) -> str:
     """What a file to write is already: something the command reads, or the weights of a model among that."""
-    from runtime.model_files import weight_files
-
     place = path.resolve()
     if place in read:
         return read[place]
     if not place.is_file() or place.suffix in _WRITTEN:
         return ""
+    from runtime.model_files import weight_files
+
     models = (file for file in read if file.suffix == ".onnx" and file.is_file() and place.is_relative_to(file.parent))
     return next((f"the data file of {file.name}" for file in models if place in weight_files(file)), "")
 
@@ -80,7 +80,7 @@ def targets(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
 def _sources(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
     """Each file that a command reads, and what the message calls it."""
     from exporter.recipes.keys import READS, keys_of
-    from runtime.sources import split_part
+    from runtime.parts import split_part
 
     for key in keys_of(options.parser).values():
         if key.dest not in READS:

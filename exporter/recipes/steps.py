@@ -13,6 +13,7 @@ from exporter.recipes.keys import READS, Key, arguments, fault, keys_of, parsed
 from exporter.recipes.reading import Given, Problems, entries, read_mapping
 from exporter.recipes.schedules import SCHEDULES, budget_of_round
 from runtime.errors import RunError
+from runtime.parts import split_part
 
 Parsers = Mapping[str, argparse.ArgumentParser]
 
@@ -330,10 +331,8 @@ def _paths(keys: Mapping[str, Key], values: Mapping[str, Any], wanted: Any) -> l
 
 def file_of(text: str) -> Path | None:
     """The file or folder that a value names, without ``:test`` or ``:callable`` after it; None where it is none."""
-    for path in (Path(text), Path(text.rpartition(":")[0] or text)):
-        if path.exists():
-            return path
-    return None
+    path, _ = split_part(Path(text))
+    return path if path.exists() else None
 
 
 def _there(text: str, state: _State) -> bool:

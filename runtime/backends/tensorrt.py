@@ -21,7 +21,7 @@ from runtime.engine.building import build_engine
 from runtime.engine.flavour import PACKAGES, capabilities, installed, load_flavour
 from runtime.engine.loading import Loaded, deserialize, profile_recorder
 from runtime.engine.log import captured, telling
-from runtime.engine.metadata import StaleEngine, check_engine, describe, read_description, write_engine
+from runtime.engine.metadata import StaleEngine, check_engine, describe, is_described, read_description, write_engine
 from runtime.errors import BackendMissing, BadRequest, RunError
 from runtime.model_files import digest_of, near
 
@@ -153,7 +153,7 @@ class EngineSession:
         shapes = {name: array.shape for name, array in arrays.items()}
         if self._kept is None or self._kept[0] != shapes:
             self._kept = None  # its memory goes before more is taken
-            self._kept = shapes, _Bound(self, feeds)
+            self._kept = shapes, _Bound(self, arrays)
         else:
             self._kept[1].fill(arrays)
         bound = self._kept[1]
@@ -293,8 +293,8 @@ def _open(name: str, model: Path | bytes, options: SessionOptions) -> Session:
     if not model.is_file():
         raise BadRequest(f"{model}: no such file.{near(model)}")
     if model.suffix.lower() not in SUFFIXES:
-        file = _engine_of(name, model, flavour.version, device)
-        return EngineSession(deserialize(flavour, file.read_bytes(), str(file)), options, read_description(file))
+        file, engine, known = _engine_of(name, model, flavour.version, device)
+        return EngineSession(deserialize(flavour, engine, str(file)), options, known)
     data = model.read_bytes()
     description = check_engine(model, data, name, flavour.version, device)
     flags = description["flags"] if description is not None else {}
@@ -321,33 +321,38 @@ def _built(name: str, model: bytes) -> bytes:
         return build_engine(file, name, called="a model in memory").engine
 
 
-def _engine_of(name: str, model: Path, version: str, device: cuda.Gpu) -> Path:
-    """An engine for an ONNX file, built once for this content, version and GPU."""
+def _engine_of(name: str, model: Path, version: str, device: cuda.Gpu) -> tuple[Path, bytes, dict[str, Any]]:
+    """An engine for an ONNX file, built once for this content, version and GPU: its file, bytes and description."""
     digest = digest_of(model)
     key = hashlib.sha256("|".join((name, version, device.name, device.capability, digest)).encode()).hexdigest()[:24]
     target = cache_folder() / "engines" / f"{model.stem}-{key}.engine"
-    if target.is_file() and _is_whole(target):
-        return target
+    kept = _kept(target)
+    if kept is not None:
+        return target, *kept
     built = build_engine(model, name)
     command = shlex.join(["secateur", "build", str(model), "-o", str(target), "--backend", name])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_engine(target, built, describe(built, model, command, device))
+        description = describe(built, model, command, device)
+        write_engine(target, built, description)
     except OSError as error:
         raise BadRequest(
             f"the engine for {model} cannot be kept in {target.parent}: {error.strerror}.\n"
             "Name another folder with SECATEUR_CACHE, or build it yourself with: secateur build"
         ) from error
-    return target
+    return target, built.engine, description
 
 
-def _is_whole(engine: Path) -> bool:
-    """Whether a kept engine is the file its description was written for; its name says the rest."""
+def _kept(engine: Path) -> tuple[bytes, dict[str, Any]] | None:
+    """A kept engine and its description, if it is the file that was written for; its name says the rest."""
+    if not engine.is_file():
+        return None
+    data = engine.read_bytes()
     try:
         known = read_description(engine)
-        return known is not None and hashlib.sha256(engine.read_bytes()).hexdigest() == known["engine"]["sha256"]
+        return (data, known) if known is not None and is_described(data, known) else None
     except (StaleEngine, KeyError, TypeError):
-        return False
+        return None
 
 
 def _about(name: str) -> Availability:

@@ -135,8 +135,13 @@ def check_engine(engine: Path, data: bytes, backend: str, version: str, device: 
     return known
 
 
+def is_described(data: bytes, known: Mapping[str, Any]) -> bool:
+    """Whether an engine's bytes are those its description was written for."""
+    return bool(hashlib.sha256(data).hexdigest() == known["engine"]["sha256"])
+
+
 def _changed(known: Mapping[str, Any], data: bytes, backend: str, version: str, device: Gpu | None) -> str:
-    if hashlib.sha256(data).hexdigest() != known["engine"]["sha256"]:
+    if not is_described(data, known):
         return "it is not the file its description was written for"
     if known["backend"] != backend:
         return f"it was built by {known['backend']}, not {backend} (run it with --backend {known['backend']})"

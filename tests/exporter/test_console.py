@@ -205,6 +205,16 @@ def test_one_file_for_two(line, text, tmp_path, monkeypatch, capsys):
     assert text in capsys.readouterr().err
 
 
+def test_targets_are_looked_at_at_once():
+    """Every command does it first, also those that load nothing else."""
+    code = (
+        "import sys; from exporter.cli import parser; from exporter.commands.targets import check_targets; "
+        "check_targets(parser().parse_args('prune a.onnx -o b.onnx --macs .5 --calib d.npz:train'.split())); "
+        "sys.exit('numpy' in sys.modules or 'onnx' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("line", "text"),
     [
